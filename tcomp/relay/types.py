@@ -1,0 +1,101 @@
+"""Tensor types: an element type and a shape of `Dim`s."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from tcomp.errors import GraphError
+from tcomp.relay.dims import Dim, is_static, product, substitute
+
+Array = npt.NDArray[Any]
+
+_NUMPY: dict[str, np.dtype[Any]] = {
+    name: np.dtype(name)
+    for name in (
+        "float16", "float32", "float64", "int8", "int16", "int32", "int64",
+        "uint8", "uint16", "uint32", "uint64", "bool",
+    )
+}  # fmt: skip
+_NUMPY["bfloat16"] = np.dtype(ml_dtypes.bfloat16)
+DTYPES = tuple(_NUMPY)
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+SIGNED_INTEGERS = ("int8", "int16", "int32", "int64")
+UNSIGNED_INTEGERS = ("uint8", "uint16", "uint32", "uint64")
+INTEGERS = SIGNED_INTEGERS + UNSIGNED_INTEGERS
+SHORT_NAMES = {
+    "float16": "f16", "bfloat16": "bf16", "float32": "f32", "float64": "f64", "bool": "bool",
+    "int8": "i8", "int16": "i16", "int32": "i32", "int64": "i64",
+    "uint8": "u8", "uint16": "u16", "uint32": "u32", "uint64": "u64",
+}  # fmt: skip
+
+
+def numpy_dtype(dtype: str) -> np.dtype[Any]:
+    """The numpy dtype called `dtype` (`bfloat16` included)."""
+    try:
+        return _NUMPY[dtype]
+    except KeyError:
+        raise GraphError(f"unsupported element type `{dtype}`; one of {', '.join(DTYPES)}") from None
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """`dtype[shape]`; `f32[batch,3,224,224]` in text."""
+
+    shape: tuple[Dim, ...]
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in _NUMPY:
+            numpy_dtype(self.dtype)
+
+    @property
+    def rank(self) -> int:
+        return len(self.shape)
+
+    @property
+    def is_static(self) -> bool:
+        return is_static(self.shape)
+
+    @property
+    def static_shape(self) -> tuple[int, ...]:
+        """The shape as integers.
+
+        Raises GraphError when a dimension is symbolic.
+        """
+        shape = tuple(d for d in self.shape if isinstance(d, int))
+        if len(shape) != len(self.shape):
+            raise GraphError(f"{self} has a symbolic dimension where numbers are needed; give --input-shape")
+        return shape
+
+    @property
+    def size(self) -> Dim:
+        """Number of elements."""
+        return product(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a dense tensor of this static type."""
+        return int(np.prod(self.static_shape, dtype=np.int64)) * numpy_dtype(self.dtype).itemsize
+
+    def with_shape(self, shape: tuple[Dim, ...]) -> TensorType:
+        return TensorType(shape, self.dtype)
+
+    def with_dtype(self, dtype: str) -> TensorType:
+        return TensorType(self.shape, dtype)
+
+    def substitute(self, values: Mapping[str, Dim]) -> TensorType:
+        return TensorType(tuple(substitute(d, values) for d in self.shape), self.dtype)
+
+    def __str__(self) -> str:
+        return f"{SHORT_NAMES[self.dtype]}[{','.join(str(d) for d in self.shape)}]"
+
+
+def type_of(array: Array) -> TensorType:
+    """The type of a numpy array (bfloat16 through ml_dtypes)."""
+    return TensorType(tuple(int(d) for d in array.shape), array.dtype.name)

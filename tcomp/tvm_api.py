@@ -1,0 +1,28 @@
+# pyright: basic
+"""The only module that imports TVM: what tcomp uses of it, under the names TVM uses.
+
+TVM is untyped for a type checker, so everything here is `Any` on purpose; the typed world starts above.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tvm as _tvm
+from tvm import s_tir as _s_tir
+from tvm import te as _te
+from tvm import tirx as _tirx
+from tvm import topi as _topi
+
+tvm: Any = _tvm
+te: Any = _te
+tirx: Any = _tirx
+s_tir: Any = _s_tir
+topi: Any = _topi
+
+Tensor = Any
+"""A `te.Tensor`."""
+PrimFunc = Any
+"""A `tirx.PrimFunc`."""
+Schedule = Any
+"""A `s_tir.Schedule`."""
