@@ -9,7 +9,7 @@ are plain `int`s, so concrete shapes never see this module's class.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Union
@@ -67,6 +67,9 @@ class DimExpr:
 
     def __mod__(self, other: Dim) -> Dim:
         return self - (self // other) * other
+
+    def __rmod__(self, other: int) -> Dim:
+        return other - (other // self) * self
 
     def __str__(self) -> str:
         text = ""
@@ -136,7 +139,7 @@ def parse_dim(text: str) -> Dim:
         ) from None
 
 
-_OPERATORS = {
+_OPERATORS: dict[type[ast.operator], Callable[[Dim, Dim], Dim]] = {
     ast.Add: lambda a, b: a + b,
     ast.Sub: lambda a, b: a - b,
     ast.Mult: lambda a, b: a * b,

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Union
+from typing import Union, cast
 
 import numpy as np
 
@@ -49,9 +49,9 @@ class Constant(Value):
 
     @staticmethod
     def of(data: Array, name: str = "") -> Constant:
-        array = np.asarray(data)
+        array: Array = np.asarray(data)
         if array.flags.writeable:
-            array = array.view()
+            array = cast(Array, array.view())
             array.flags.writeable = False
         return Constant(type_of(array), name, array)
 

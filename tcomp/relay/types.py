@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import ml_dtypes
 import numpy as np
@@ -96,6 +96,11 @@ class TensorType:
         return f"{SHORT_NAMES[self.dtype]}[{','.join(str(d) for d in self.shape)}]"
 
 
+def dtype_of(array: Array) -> str:
+    """The element type's name, which numpy gives as `dtype.name` (`bfloat16` included)."""
+    return str(cast(Any, array.dtype).name)
+
+
 def type_of(array: Array) -> TensorType:
     """The type of a numpy array (bfloat16 through ml_dtypes)."""
-    return TensorType(tuple(int(d) for d in array.shape), array.dtype.name)
+    return TensorType(tuple(int(d) for d in array.shape), dtype_of(array))

@@ -15,8 +15,8 @@ class Target:
     """Facts about one kind of device.
 
     `isa` names the instruction set that schedules and records are keyed by (`x86-64-v4`): a record made
-    on one CPU of an `isa` builds and is correct on every other. Sizes are bytes; `cache_bytes` is L1 data, L2, and this
-    core's share of L3.
+    on one CPU of an `isa` builds and is correct on every other. `cache_bytes` is L1 data, L2, and this
+    core's share of L3, in bytes.
     """
 
     name: str
