@@ -13,12 +13,14 @@ from tvm import s_tir as _s_tir
 from tvm import te as _te
 from tvm import tirx as _tirx
 from tvm import topi as _topi
+from tvm_ffi import structural as _structural
 
 tvm: Any = _tvm
 te: Any = _te
 tirx: Any = _tirx
 s_tir: Any = _s_tir
 topi: Any = _topi
+structural_map: Any = _structural.structural_map
 
 Tensor = Any
 """A `te.Tensor`."""

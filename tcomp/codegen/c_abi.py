@@ -1,0 +1,140 @@
+"""From scheduled TIR to functions with a plain C ABI: raw pointers in, an `int32` status out.
+
+Everything that becomes machine code goes through `lower`, whether it runs in this process (`jit`) or in
+an artifact (`artifact`): both hold the same code for the same kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+from tcomp.errors import BuildError
+from tcomp.target.target import Target
+from tcomp.tvm_api import PrimFunc, structural_map, tirx, tvm
+
+STACK_BYTES = 16 * 1024
+"""Largest buffer local to a kernel that stays on the stack; larger ones come from the workspace."""
+_PLAIN_C = 1
+"""`calling_conv` of a function that TVM's MakePackedAPI leaves as it is."""
+_PIPELINE = "tcomp_plain_c"
+
+
+def to_c_abi(function: PrimFunc, symbol: str | None = None) -> PrimFunc:
+    """`function(buffers...)` -> `int32 function(pointers...)`; private to its module without a `symbol`.
+
+    Pointers must not alias. The status is 0, or -1 when a workspace or parallel launch fails.
+    """
+    pointers: list[Any] = []
+    declarations: list[Any] = []
+    for buffer in function.params:
+        pointer = tirx.Var(f"{buffer.name}_pointer", tirx.buffer.buffer_data_pointer_type(buffer))
+        pointers.append(pointer)
+        declarations.append(tirx.DeclBuffer(buffer, data=pointer))
+    # No Return here: it would come before the frees of workspaces, and the code after it would be dead.
+    body = tirx.SeqStmt([*declarations, function.body])
+    attrs: dict[str, Any] = dict(function.attrs or {})
+    attrs.pop("global_symbol", None)
+    attrs |= {"calling_conv": _PLAIN_C, "tirx.noalias": True}
+    if symbol is not None:
+        attrs["global_symbol"] = symbol
+    return tirx.PrimFunc(pointers, body, ret_type=tvm.ir.PrimType("int32")).with_attrs(attrs)
+
+
+def packed_entry(function: PrimFunc, kernel: Any, symbol: str) -> PrimFunc:
+    """A function of TVM's own calling convention that only calls `kernel`, the GlobalVar of the plain one."""
+    buffers = [tirx.decl_buffer(p.shape, p.dtype, name=p.name) for p in function.params]
+    status = tvm.ir.Call(kernel, [b.data for b in buffers], ret_ty=tvm.ir.PrimType("int32"))
+    throw = tvm.ir.Call("tirx.tvm_throw_last_error", [], ret_ty="int32")
+    body = tirx.IfThenElse(status != tirx.const(0, "int32"), tirx.Evaluate(throw), None)
+    return tirx.PrimFunc(buffers, body).with_attrs({"global_symbol": symbol, "tirx.noalias": True})
+
+
+def build(functions: Mapping[str, PrimFunc], target: Target, packed: str | None = None) -> Any:
+    """A TVM runtime module with one plain C function for each of `functions`, by symbol.
+
+    With `packed`, the kernels are private to the module, and one more function, of TVM's calling
+    convention and of that name, calls the only kernel there is.
+    Raises BuildError when TVM or LLVM refuses the code.
+    """
+    module: dict[Any, PrimFunc] = {}
+    for symbol, function in functions.items():
+        variable = tvm.ir.GlobalVar(symbol)
+        module[variable] = to_c_abi(function, None if packed else symbol)
+        if packed is not None:
+            module[tvm.ir.GlobalVar(packed)] = packed_entry(function, variable, packed)
+    try:
+        return tirx.build(
+            tvm.IRModule(module), target=tvm.target.Target(dict(target.llvm)), pipeline=_PIPELINE
+        )
+    except Exception as error:  # TVM raises many kinds, all of them meaning that the code cannot be built.
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        names = ", ".join(list(functions)[:3])
+        raise BuildError(
+            f"code generation for {names} on target `{target.name}` failed: {reason[-1]}"
+        ) from error
+
+
+def _nbytes(buffer: Any) -> int | None:
+    """Size of a buffer in bytes, or None when it is dynamic."""
+    if not all(isinstance(d, tirx.IntImm) for d in buffer.shape):
+        return None
+    dtype = tvm.runtime.DataType(str(buffer.dtype))
+    return prod(int(d) for d in buffer.shape) * ((dtype.bits * dtype.lanes + 7) // 8)
+
+
+def _on_stack(statement: Any) -> Any:
+    nbytes = _nbytes(statement.buffer)
+    if nbytes is None or nbytes > STACK_BYTES:
+        return statement
+    return tirx.AllocBuffer(statement.buffer, annotations={"disable_lower_builtin": tirx.const(1, "int32")})
+
+
+def _is_plain(function: Any) -> bool:
+    return isinstance(function, tirx.PrimFunc) and int(function.attrs.get("calling_conv", 0)) == _PLAIN_C
+
+
+def _map_plain(name: str, change: Any) -> Any:
+    """A module pass that applies `change` to every plain C function."""
+
+    def transform(module: Any, context: Any) -> Any:
+        functions = {v: change(f) if _is_plain(f) else f for v, f in module.functions.items()}
+        return tvm.IRModule(functions, attrs=module.attrs)
+
+    return tvm.transform.module_pass(transform, opt_level=0, name=name)
+
+
+def _add_device_scope(function: Any) -> Any:
+    """What LowerTVMBuiltin wants around allocations, and what MakePackedAPI gives to packed functions only.
+
+    It must come after StorageRewrite, which hoists allocations out of such scopes.
+    """
+    body = structural_map(function.body, (tirx.AllocBuffer, _on_stack))
+    body = tirx.AttrStmt("default", "device_type", tirx.const(1, "int32"), body)
+    body = tirx.AttrStmt("default", "device_id", tirx.const(0, "int32"), body)
+    return function.with_body(body).without_attr("tirx.is_entry_func")
+
+
+def _return_zero(function: Any) -> Any:
+    return function.with_body(tirx.SeqStmt([function.body, tirx.Return(tirx.const(0, "int32"))]))
+
+
+def _pipeline() -> tuple[Any, Any, Any]:
+    """TVM's stock lowering, with the steps that plain C functions need after it."""
+    lower, _, finish_device = tirx.compilation_pipeline.get_tir_pipeline("default")
+
+    def finish_host() -> Any:
+        return tvm.ir.transform.Sequential(
+            [
+                _map_plain("AddDeviceScope", _add_device_scope),
+                tirx.transform.LowerTVMBuiltin(),
+                _map_plain("ReturnZero", _return_zero),
+                tirx.transform.LowerIntrin(),
+            ]
+        )
+
+    return lower, finish_host, finish_device
+
+
+tirx.compilation_pipeline.register_tir_pipeline(_PIPELINE, _pipeline)
