@@ -69,7 +69,9 @@ def test_imports_stand_at_the_top(path: Path) -> None:
     for function in ast.walk(tree):
         if isinstance(function, ast.FunctionDef):
             inner = {name.split(".")[0] for name in imports_of(function)}
-            assert inner <= OPTIONAL_HEAVY, f"{path}: `{function.name}` imports {sorted(inner - OPTIONAL_HEAVY)}"
+            assert inner <= OPTIONAL_HEAVY, (
+                f"{path}: `{function.name}` imports {sorted(inner - OPTIONAL_HEAVY)}"
+            )
 
 
 def loaded_by(statement: str) -> set[str]:
