@@ -1,0 +1,160 @@
+"""The machine this runs on, as a target."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tcomp.errors import TargetError
+from tcomp.target.target import TARGETS, Target
+
+CPUINFO_NAMES: Mapping[str, str] = {
+    "abm": "lzcnt", "avx": "avx", "avx2": "avx2", "bmi1": "bmi", "bmi2": "bmi2", "f16c": "f16c", "fma": "fma",
+    "movbe": "movbe", "popcnt": "popcnt", "sse4_1": "sse4.1", "sse4_2": "sse4.2", "ssse3": "ssse3",
+    "avx512f": "avx512f", "avx512bw": "avx512bw", "avx512cd": "avx512cd", "avx512dq": "avx512dq",
+    "avx512vl": "avx512vl", "avx512ifma": "avx512ifma", "avx512vbmi": "avx512vbmi",
+    "avx512_vbmi2": "avx512vbmi2", "avx512_vnni": "avx512vnni", "avx512_bitalg": "avx512bitalg",
+    "avx512_vpopcntdq": "avx512vpopcntdq", "avx512_bf16": "avx512bf16", "avx512_fp16": "avx512fp16",
+    "avx_vnni": "avxvnni", "gfni": "gfni", "vaes": "vaes", "vpclmulqdq": "vpclmulqdq",
+    "amx_tile": "amx-tile", "amx_int8": "amx-int8", "amx_bf16": "amx-bf16",
+}  # fmt: skip
+"""Features that generated code may use: Linux's name -> LLVM's name."""
+
+_V3 = frozenset({"avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe", "popcnt"})
+_V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+
+_INTEL = {
+    **dict.fromkeys((60, 61, 63, 69, 70, 71, 78, 79, 86, 94, 142, 158), "haswell"),
+    85: "skylake-avx512",
+    **dict.fromkeys((106, 108), "icelake-server"),
+    143: "sapphirerapids",
+    207: "emeraldrapids",
+}
+"""Models of family 6 -> tag."""
+
+
+@dataclass(frozen=True)
+class CpuInfo:
+    """What Linux says about the first CPU. `features` have LLVM's names."""
+
+    vendor: str
+    family: int
+    model: int
+    name: str
+    features: frozenset[str]
+
+
+def host_target(cpuinfo: Path = Path("/proc/cpuinfo"), caches: Path | None = None) -> Target:
+    """The target for this machine: its core's tag where it is known, else its x86-64 level.
+
+    Features that the CPU (or a virtual machine around it) hides are switched off in code generation.
+    Raises TargetError on machines below x86-64-v3 (AVX2 and FMA).
+    """
+    if platform.machine() not in ("x86_64", "AMD64"):
+        raise TargetError(
+            f"this machine is {platform.machine()}; `llvm` detects x86-64 only, name a target tag"
+        )
+    cpu = read_cpuinfo(cpuinfo)
+    level = TARGETS[_level(cpu)]
+    core = _core(cpu)
+    base = TARGETS[core] if core is not None and TARGETS[core].isa == level.isa else level
+    hidden = sorted(set(CPUINFO_NAMES.values()) - cpu.features) if base is not level else []
+    attributes = [*base.llvm.get("mattr", ()), *(f"-{name}" for name in hidden)]
+    return replace(
+        base,
+        llvm={**base.llvm, **({"mattr": attributes} if attributes else {})},
+        cache_bytes=_cache_bytes(caches or Path("/sys/devices/system/cpu/cpu0/cache"), base, level),
+        cores=len(os.sched_getaffinity(0)),
+        features=cpu.features,
+        description=cpu.name or base.description,
+    )
+
+
+def read_cpuinfo(path: Path) -> CpuInfo:
+    """Parse the first processor of Linux's `/proc/cpuinfo`.
+
+    Raises TargetError when the file is missing or is not that of an x86 CPU.
+    """
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise TargetError(
+            f"cannot read {path} ({error.strerror}); name a target tag instead of `llvm`"
+        ) from None
+    fields: dict[str, str] = {}
+    for line in text.split("\n\n")[0].splitlines():
+        name, _, value = line.partition(":")
+        fields[name.strip()] = value.strip()
+    if "flags" not in fields:
+        raise TargetError(f"{path} lists no x86 `flags`; name a target tag instead of `llvm`")
+    flags = fields["flags"].split()
+    return CpuInfo(
+        vendor=fields.get("vendor_id", ""),
+        family=int(fields.get("cpu family", "0")),
+        model=int(fields.get("model", "0")),
+        name=fields.get("model name", ""),
+        features=frozenset(CPUINFO_NAMES[f] for f in flags if f in CPUINFO_NAMES),
+    )
+
+
+def _level(cpu: CpuInfo) -> str:
+    if cpu.features >= _V4:
+        return "x86-64-v4"
+    missing = sorted(_V3 - cpu.features)
+    if missing:
+        raise TargetError(
+            f"this CPU ({cpu.name or 'unknown'}) lacks {', '.join(missing)}; x86-64-v3 is the least that works"
+        )
+    return "x86-64-v3"
+
+
+def _core(cpu: CpuInfo) -> str | None:
+    """The tag of the CPU's core, if its family and model are known."""
+    if cpu.vendor == "GenuineIntel" and cpu.family == 6:
+        return _INTEL.get(cpu.model)
+    if cpu.vendor == "AuthenticAMD":
+        if cpu.family == 0x17:
+            return "znver2" if cpu.model >= 0x30 else None
+        if cpu.family == 0x19:
+            return "znver4" if 0x10 <= cpu.model < 0x20 or cpu.model >= 0x60 else "znver3"
+        if cpu.family == 0x1A:
+            return "znver5"
+    return None
+
+
+def _cache_bytes(folder: Path, base: Target, level: Target) -> tuple[int, int, int]:
+    """L1 data, L2 and a share of L3 as Linux reports them, with `base`'s values where it reports none.
+
+    A virtual machine shows the host's whole L3 as if its own few cores shared it alone, so a known
+    core's share of L3 is taken from its tag.
+    """
+    found = {1: base.cache_bytes[0], 2: base.cache_bytes[1], 3: base.cache_bytes[2]}
+    for index in sorted(folder.glob("index*")):
+        try:
+            kind, number = (index / "type").read_text().strip(), int((index / "level").read_text())
+            size = _size((index / "size").read_text().strip())
+            sharing = _count((index / "shared_cpu_list").read_text().strip())
+        except (OSError, ValueError):
+            continue  # Containers hide some of these files; the tag's values stand.
+        if kind == "Instruction" or number not in found or (number == 3 and base is not level):
+            continue
+        found[number] = size // sharing if number == 3 else size
+    return found[1], found[2], found[3]
+
+
+def _size(text: str) -> int:
+    """`48K` -> 49152."""
+    units = {"K": 1024, "M": 1024**2, "G": 1024**3}
+    return int(text[:-1]) * units[text[-1]] if text[-1:] in units else int(text)
+
+
+def _count(cpus: str) -> int:
+    """Number of CPUs in a list such as `0-3,8`."""
+    total = 0
+    for part in cpus.split(","):
+        first, _, last = part.partition("-")
+        total += int(last or first) - int(first) + 1
+    return total

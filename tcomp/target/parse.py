@@ -1,0 +1,107 @@
+"""Targets as users write them: `llvm`, a tag, or a JSON dict."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from difflib import get_close_matches
+from typing import Any, cast
+
+from tcomp.errors import TargetError
+from tcomp.target.host import host_target
+from tcomp.target.target import TARGETS, Target
+
+_LLVM_KEYS = ("mcpu", "mattr", "mtriple")
+_COUNTS = ("cores", "vector_bits", "vector_registers", "fma_ports")
+_KEYS = ("tag", "kind", "name", *_LLVM_KEYS, *_COUNTS, "cache_bytes", "features")
+
+
+def parse_target(text: str) -> Target:
+    """The target that `text` means.
+
+    - `llvm`: this machine, detected.
+    - a tag: `znver4`, `x86-64-v3`.
+    - JSON: `{"tag": "znver4", "cores": 8, "cache_bytes": [32768, 1048576, 4194304]}`: a base tag (without
+      one, the tag that `mcpu` names, or this machine) and the facts that differ from it.
+
+    Raises TargetError for unknown tags, keys and values.
+    """
+    stripped = " ".join(text.split())
+    if stripped == "llvm":
+        return host_target()
+    if stripped.startswith("{"):
+        return _from_json(stripped)
+    return _from_tag(stripped)
+
+
+def _from_tag(tag: str) -> Target:
+    if tag in TARGETS:
+        return TARGETS[tag]
+    known = ["llvm", *TARGETS]
+    near = get_close_matches(tag, known, n=3)
+    hint = f"did you mean {', '.join(f'`{n}`' for n in near)}?" if near else f"one of {', '.join(known)}"
+    raise TargetError(f"unknown target `{tag}`; {hint}")
+
+
+def _from_json(text: str) -> Target:
+    try:
+        loaded = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise TargetError(f"target {text} is not valid JSON: {error}") from None
+    facts = cast("Mapping[str, Any]", loaded)
+    for key in facts:
+        if key not in _KEYS:
+            near = get_close_matches(key, _KEYS, n=1)
+            hint = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(_KEYS)}"
+            raise TargetError(f"unknown key `{key}` in target {text}; {hint}")
+    if facts.get("kind", "llvm") != "llvm":
+        raise TargetError(f"target kind is `{facts['kind']}`; only `llvm` is supported in a JSON target")
+    base = _base(facts)
+    llvm = {**base.llvm, **{k: _llvm_value(k, facts[k]) for k in _LLVM_KEYS if k in facts}}
+    changes: dict[str, Any] = {k: _count(k, facts[k]) for k in _COUNTS if k in facts}
+    if "cache_bytes" in facts:
+        changes["cache_bytes"] = _caches(facts["cache_bytes"])
+    if "features" in facts:
+        changes["features"] = frozenset(_strings("features", facts["features"]))
+    return replace(base, name=str(facts.get("name", base.name)), llvm=llvm, **changes)
+
+
+def _base(facts: Mapping[str, Any]) -> Target:
+    if "tag" in facts:
+        tag = str(facts["tag"])
+        return host_target() if tag == "llvm" else _from_tag(tag)
+    if "mcpu" in facts:
+        return _from_tag(str(facts["mcpu"]))
+    return host_target()
+
+
+def _llvm_value(key: str, value: object) -> str | list[str]:
+    if key == "mattr":
+        return _strings(key, value)
+    if not isinstance(value, str):
+        raise TargetError(f"target key `{key}` is {value!r}; it must be a string")
+    return value
+
+
+def _strings(key: str, value: object) -> list[str]:
+    items = cast("list[object]", value) if isinstance(value, list) else [value]
+    if not all(isinstance(item, str) for item in items):
+        raise TargetError(f"target key `{key}` is {value!r}; it must be a list of strings")
+    return [str(item) for item in items]
+
+
+def _count(key: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise TargetError(f"target key `{key}` is {value!r}; it must be a positive integer")
+    return value
+
+
+def _caches(value: object) -> tuple[int, int, int]:
+    items = cast("list[object]", value) if isinstance(value, list) else []
+    if len(items) != 3:
+        raise TargetError(
+            f"target key `cache_bytes` is {value!r}; it must be [L1 data, L2, share of L3] in bytes"
+        )
+    first, second, third = (_count("cache_bytes", item) for item in items)
+    return first, second, third

@@ -1,0 +1,61 @@
+"""Targets as users write them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tcomp.errors import TargetError
+from tcomp.target.parse import parse_target
+from tcomp.target.target import TARGETS
+
+
+@pytest.mark.parametrize("tag", list(TARGETS))
+def test_tags(tag: str):
+    assert parse_target(tag) is TARGETS[tag]
+
+
+def test_llvm_is_the_host():
+    assert parse_target("llvm").isa.startswith("x86-64-")
+
+
+def test_json_changes_facts_of_its_base():
+    text = (
+        '{"tag": "znver4", "name": "server", "cores": 8, "cache_bytes": [1, 2, 3], "mattr": ["-avx512fp16"]}'
+    )
+    target = parse_target(text)
+    assert (target.name, target.cores, target.cache_bytes) == ("server", 8, (1, 2, 3))
+    assert target.llvm == {**TARGETS["znver4"].llvm, "mattr": ["-avx512fp16"]}
+    assert target.isa == "x86-64-v4"
+
+
+def test_json_with_only_an_mcpu():
+    assert parse_target('{"kind": "llvm", "mcpu": "znver2"}') == TARGETS["znver2"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("znver44", "unknown target `znver44`; did you mean `znver4`"),
+        ("nothing-like-it", "one of llvm, "),
+        ("{", "not valid JSON"),
+        ('{"tag": "znver9"}', "unknown target `znver9`"),
+        ('{"tga": "znver4"}', "unknown key `tga`.*did you mean `tag`"),
+        ('{"kind": "cuda"}', "only `llvm`"),
+        ('{"tag": "znver4", "cores": 0}', "`cores` is 0; it must be a positive integer"),
+        ('{"tag": "znver4", "cores": true}', "positive integer"),
+        ('{"tag": "znver4", "cache_bytes": [1, 2]}', "must be .L1 data"),
+        ('{"tag": "znver4", "mtriple": 3}', "must be a string"),
+        ('{"tag": "znver4", "features": [3]}', "list of strings"),
+    ],
+)
+def test_refuses(text: str, message: str):
+    with pytest.raises(TargetError, match=message):
+        parse_target(text)
+
+
+def test_one_line_errors():
+    with pytest.raises(TargetError) as caught:
+        parse_target(json.dumps({"tag": "znver4", "wrong": 1}, indent=2))
+    assert "\n" not in str(caught.value)
