@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from tcomp.errors import InputError
 from tcomp.relay.builder import make_node
 from tcomp.relay.dims import Dim, DimExpr, substitute, symbols_of
-from tcomp.relay.graph import Attr, Constant, Graph, Value
+from tcomp.relay.graph import Attr, Constant, Graph, Node, Value
 
 
 def specialize(graph: Graph, input_shapes: Mapping[str, Sequence[int]]) -> Graph:
     """`graph` with every symbol replaced that the shapes of the named inputs determine.
 
-    Raises InputError for an unknown input, and for a shape that contradicts a declared one or another input's.
+    Raises InputError for an unknown input, and for a shape that contradicts a declared one or another's.
     """
     values: dict[str, Dim] = {}
     by_name = {v.name: v for v in graph.inputs}
@@ -27,7 +27,7 @@ def specialize(graph: Graph, input_shapes: Mapping[str, Sequence[int]]) -> Graph
 def substitute_symbols(graph: Graph, values: Mapping[str, Dim]) -> Graph:
     """`graph` with symbols replaced in all types and attributes, types inferred again."""
     renamed: dict[Value, Value] = {v: Value(v.type.substitute(values), v.name) for v in graph.inputs}
-    nodes = []
+    nodes: list[Node] = []
     for node in graph.nodes:
         operands = [v if isinstance(v, Constant) else renamed[v] for v in node.inputs]
         attrs = {k: _attr(v, values) for k, v in node.attrs.items()}
