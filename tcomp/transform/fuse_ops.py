@@ -1,0 +1,235 @@
+"""Fusion: group nodes into kernels.
+
+Every group leaves through one node, its exit: what the other members make is read inside the group
+alone. Such groups never form a cycle, since a path from one group's exit back into the group would be a
+cycle among the nodes themselves. The node where all paths from a member meet again is its immediate
+post-dominator; a group grows forward from post-dominator to post-dominator and backwards over producers
+whose readers are all members.
+
+1. Contractions, then reductions, take the elementwise nodes behind them (epilogue).
+2. Reductions take the elementwise nodes in front of them (prologue), which each row reads once.
+3. What is left, elementwise and movement, groups among itself.
+VIEW nodes (reshape) stay between the kernels as aliases.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from tcomp.relay.builder import make_node
+from tcomp.relay.graph import Constant, Graph, Node, Value
+from tcomp.relay.op import OPS, FusionKind
+from tcomp.transform.pass_ import Pass, declare_pass
+
+_INJECTIVE = (FusionKind.ELEMENTWISE, FusionKind.MOVEMENT)
+
+
+@declare_pass
+@dataclass(frozen=True)
+class FuseOps(Pass):
+    """Put every node but views into a `fused` node.
+
+    A kernel is one anchor with prologue and epilogue, or a group of elementwise and movement nodes.
+    `max_depth` bounds the number of nodes of a group. A node of `expensive_flops` or more operations an
+    element is not moved to where it would be computed more than once.
+    """
+
+    name: ClassVar[str] = "fuse-ops"
+    max_depth: int = 48
+    expensive_flops: int = 5
+
+    def transform(self, graph: Graph, stats: Counter[str]) -> Graph:
+        if all(_is_final(node) for node in graph.nodes):
+            return graph
+        groups = _Grouping(graph, self).groups()
+        nodes = [g[0] if _is_final(g[0]) else _fused_node(g, graph) for g in groups]
+        stats["kernels"] += sum(n.op == "fused" for n in nodes)
+        stats["nodes in kernels"] += sum(len(g) for g in groups)
+        return Graph(graph.inputs, tuple(nodes), graph.outputs, graph.name)
+
+
+class _Grouping:
+    """The groups of a graph under construction."""
+
+    def __init__(self, graph: Graph, options: FuseOps) -> None:
+        self._graph = graph
+        self._options = options
+        self._index = {node: i for i, node in enumerate(graph.nodes)}
+        self._post_dominator = _post_dominators(graph)
+        self._group_of: dict[Node, list[Node]] = {}
+        self._outputs = frozenset(graph.outputs)
+
+    def groups(self) -> list[list[Node]]:
+        """Every node in exactly one group; groups and their members in execution order."""
+        nodes = self._graph.nodes
+        for kind in (FusionKind.CONTRACTION, FusionKind.REDUCTION):
+            for node in nodes:
+                if _kind(node) is kind:
+                    self._start(node)
+                    self._grow_epilogue(node)
+        for node in nodes:
+            if _kind(node) is FusionKind.REDUCTION:
+                self._grow_backward(self._group_of[node], (FusionKind.ELEMENTWISE,))
+        for node in nodes:
+            if node not in self._group_of:
+                self._start(node)
+                if _kind(node) in _INJECTIVE:
+                    self._grow_injective(node)
+                    self._grow_backward(self._group_of[node], _INJECTIVE)
+        found = {id(g): sorted(g, key=self._index.__getitem__) for g in self._group_of.values()}
+        return sorted(found.values(), key=lambda group: self._index[group[-1]])
+
+    def _start(self, node: Node) -> None:
+        self._group_of[node] = [node]
+
+    def _join(self, group: list[Node], nodes: Iterable[Node]) -> None:
+        for node in nodes:
+            group.append(node)
+            self._group_of[node] = group
+
+    def _grow_epilogue(self, anchor: Node) -> None:
+        """Take elementwise nodes behind `anchor` that have its output's shape."""
+        if len(anchor.outputs) != 1:
+            return
+        shape = anchor.output.shape
+
+        def fits(node: Node) -> bool:
+            return _kind(node) is FusionKind.ELEMENTWISE and node.output.shape == shape
+
+        self._grow_forward(anchor, fits)
+
+    def _grow_injective(self, start: Node) -> None:
+        """Take elementwise and movement nodes behind `start` where nothing expensive is computed twice."""
+
+        def fits(node: Node) -> bool:
+            return _kind(node) in _INJECTIVE and not self._repeats(self._group_of[start], node)
+
+        self._grow_forward(start, fits)
+
+    def _grow_forward(self, start: Node, fits: Callable[[Node], bool]) -> None:
+        group = self._group_of[start]
+        exit_node = start
+        while True:
+            meeting = self._post_dominator.get(exit_node)
+            if meeting is None or any(v in self._outputs for v in exit_node.outputs):
+                return
+            between = self._between(exit_node, meeting)
+            if between is None or len(group) + len(between) > self._options.max_depth:
+                return
+            if not all(n not in self._group_of and fits(n) for n in between):
+                return
+            self._join(group, between)
+            exit_node = meeting
+
+    def _between(self, start: Node, end: Node) -> list[Node] | None:
+        """The nodes on paths from `start` to `end`, `end` included; None when they are too many."""
+        found: dict[Node, None] = {end: None}
+        stack = [n for v in start.outputs for n in self._graph.users.get(v, ())]
+        while stack:
+            node = stack.pop()
+            if node in found:
+                continue
+            if len(found) >= self._options.max_depth:
+                return None
+            found[node] = None
+            stack += [n for v in node.outputs for n in self._graph.users.get(v, ())]
+        return sorted(found, key=self._index.__getitem__)
+
+    def _grow_backward(self, group: list[Node], kinds: tuple[FusionKind, ...]) -> None:
+        """Take producers that the group alone reads, unless that computes something expensive repeatedly."""
+        members = set(group)
+        stack = [(v, n) for n in group for v in n.inputs]
+        while stack and len(group) < self._options.max_depth:
+            value, reader = stack.pop()
+            producer = self._graph.producers.get(value)
+            if producer is None or producer in self._group_of or _kind(producer) not in kinds:
+                continue
+            if value in self._outputs or not all(user in members for user in self._graph.users[value]):
+                continue
+            if self._repeats([producer], reader):
+                continue
+            self._join(group, [producer])
+            members.add(producer)
+            stack += [(v, producer) for v in producer.inputs]
+
+    def _repeats(self, group: list[Node], node: Node) -> bool:
+        """Whether computing the group inside `node` computes something expensive several times an element."""
+        elements = max(_elements(v) for v in (*node.inputs, *node.outputs))
+        return any(
+            OPS[n.op].flops_per_element >= self._options.expensive_flops and _elements(n.output) < elements
+            for n in group
+        )
+
+
+def _is_final(node: Node) -> bool:
+    """Whether `node` may stand in the optimized graph as it is."""
+    return node.op == "fused" or _kind(node) is FusionKind.VIEW
+
+
+def _kind(node: Node) -> FusionKind:
+    return OPS[node.op].kind
+
+
+def _elements(value: Value) -> int:
+    return int(np.prod(value.type.static_shape, dtype=np.int64)) if value.type.is_static else 0
+
+
+def _post_dominators(graph: Graph) -> Mapping[Node, Node | None]:
+    """For each node, the first node that every path from it to an output passes; None if there is none.
+
+    Cooper, Harvey, Kennedy, "A Simple, Fast Dominance Algorithm", on a graph without cycles: one walk
+    backwards.
+    """
+    depth: dict[Node | None, int] = {None: 0}
+    found: dict[Node, Node | None] = {}
+    outputs = frozenset(graph.outputs)
+
+    def common(a: Node | None, b: Node | None) -> Node | None:
+        while a is not b:
+            if depth[a] < depth[b]:
+                a, b = b, a
+            a = found[a] if a is not None else None
+        return a
+
+    for node in reversed(graph.nodes):
+        users = [n for v in node.outputs for n in graph.users.get(v, ())]
+        meeting: Node | None = None
+        if users and not any(v in outputs for v in node.outputs):
+            meeting = users[0]
+            for user in users[1:]:
+                meeting = common(meeting, user)
+        found[node] = meeting
+        depth[node] = depth[meeting] + 1
+    return found
+
+
+def _fused_node(group: list[Node], graph: Graph) -> Node:
+    """The kernel of `group`: scalar constants stay in its body, everything else comes in as an input."""
+    made = {v for n in group for v in n.outputs}
+    outside: dict[Value, Value] = {}
+    for value in (v for n in group for v in n.inputs):
+        if value not in made and not _is_scalar(value):
+            outside.setdefault(value, Value(value.type))
+    nodes = [
+        Node(n.op, tuple(outside.get(v, v) for v in n.inputs), n.attrs, n.outputs, n.name) for n in group
+    ]
+    results = [v for n in group for v in n.outputs if _is_read_outside(v, group, graph)]
+    body = Graph(tuple(outside.values()), tuple(nodes), tuple(results), "body")
+    name = next((n.name for n in group if _kind(n) not in _INJECTIVE), group[0].name)
+    fused = make_node("fused", list(outside), {"body": body}, name)
+    return Node(fused.op, fused.inputs, fused.attrs, tuple(results), fused.name)
+
+
+def _is_scalar(value: Value) -> bool:
+    return isinstance(value, Constant) and value.data.size == 1
+
+
+def _is_read_outside(value: Value, group: list[Node], graph: Graph) -> bool:
+    if value in graph.outputs:
+        return True
+    return any(user not in group for user in graph.users.get(value, ()))

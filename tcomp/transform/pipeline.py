@@ -1,0 +1,42 @@
+"""What happens to a graph between import and planning, from top to bottom."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+from tcomp.relay.graph import Graph
+from tcomp.target.target import Target
+from tcomp.transform.common_subexpressions import CommonSubexpressions
+from tcomp.transform.dead_code import DeadCode
+from tcomp.transform.fold_constants import FoldConstants
+from tcomp.transform.fuse_ops import FuseOps
+from tcomp.transform.pass_ import Pass
+
+Observe = Callable[[Pass, Graph, Graph, Counter[str]], None]
+
+
+def default_passes(target: Target) -> tuple[Pass, ...]:
+    """The passes that `optimize` runs for `target`, in order."""
+    return (
+        DeadCode(),
+        FoldConstants(),
+        CommonSubexpressions(),
+        FuseOps(),
+    )
+
+
+def run_passes(graph: Graph, passes: Iterable[Pass], observe: Observe | None = None) -> Graph:
+    """Run `passes` in order, each verified; `observe` sees the graph before and after and what was done."""
+    for item in passes:
+        stats: Counter[str] = Counter()
+        after = item.run(graph, stats)
+        if observe is not None:
+            observe(item, graph, after, stats)
+        graph = after
+    return graph
+
+
+def optimize(graph: Graph, target: Target, observe: Observe | None = None) -> Graph:
+    """`graph` as kernels for `target`: its nodes are `fused` groups and views."""
+    return run_passes(graph, default_passes(target), observe)
