@@ -106,7 +106,7 @@ def _level(cpu: CpuInfo) -> str:
     missing = sorted(_V3 - cpu.features)
     if missing:
         raise TargetError(
-            f"this CPU ({cpu.name or 'unknown'}) lacks {', '.join(missing)}; x86-64-v3 is the least that works"
+            f"this CPU ({cpu.name or 'unknown'}) lacks {', '.join(missing)}; tcomp needs x86-64-v3"
         )
     return "x86-64-v3"
 
