@@ -1,0 +1,129 @@
+"""What a planned model is: steps in order, every buffer at a fixed place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, Union
+
+from tcomp.relay.graph import Constant
+from tcomp.relay.types import TensorType
+from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.template import Packing, Scheduled
+
+ALIGNMENT = 64
+"""Every buffer in the arena and every constant starts at a multiple of this many bytes."""
+
+Space = Literal["arena", "weights", "input", "output"]
+
+
+def aligned(nbytes: int) -> int:
+    """`nbytes` rounded up to the alignment."""
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor is: an offset in bytes into the arena or the weights, or a model input or output."""
+
+    space: Space
+    at: int
+
+    def __str__(self) -> str:
+        return f"{self.space}[{self.at}]" if self.space in ("input", "output") else f"{self.space}+{self.at}"
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A named model input or output."""
+
+    name: str
+    type: TensorType
+
+
+@dataclass(frozen=True)
+class Run:
+    """Call kernel number `kernel` with its parameters - inputs, scratch, outputs - at these places."""
+
+    kernel: int
+    arguments: tuple[Place, ...]
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Copy:
+    """Copy bytes: an output that is an input, a constant or another output."""
+
+    source: Place
+    destination: Place
+    nbytes: int
+    name: str = ""
+
+
+Step = Union[Run, Copy]
+
+
+@dataclass(frozen=True)
+class PlannedKernel:
+    """A kernel that one or more steps call."""
+
+    kernel: Kernel
+    scheduled: Scheduled
+
+
+@dataclass(frozen=True)
+class PlannedConstant:
+    """A constant in the weights blob, rearranged by `packing` when the kernel wants it so."""
+
+    constant: Constant
+    packing: Packing | None
+    offset: int
+
+    @property
+    def nbytes(self) -> int:
+        return (self.constant.type if self.packing is None else self.packing.type).nbytes
+
+
+@dataclass(frozen=True)
+class Program:
+    """A model ready for code generation.
+
+    `live_bytes` is the largest sum of tensors alive at one step in this order: no arena can be smaller.
+    """
+
+    name: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    kernels: tuple[PlannedKernel, ...]
+    steps: tuple[Step, ...]
+    constants: tuple[PlannedConstant, ...]
+    arena_bytes: int
+    live_bytes: int
+    weights_bytes: int
+
+    def label(self, step: Step) -> str:
+        """How profiles and messages name `step`."""
+        label = self.kernels[step.kernel].kernel.label if isinstance(step, Run) else "copy"
+        return f"{label} ({step.name})" if step.name else label
+
+    def __str__(self) -> str:
+        lines = [
+            f"program {self.name}: {len(self.steps)} steps, {len(self.kernels)} kernels, "
+            f"arena {self.arena_bytes} bytes (live {self.live_bytes}), weights {self.weights_bytes} bytes"
+        ]
+        lines += [f"  input[{i}] {t.name}: {t.type}" for i, t in enumerate(self.inputs)]
+        lines += [f"  output[{i}] {t.name}: {t.type}" for i, t in enumerate(self.outputs)]
+        lines += [f"  {number}: {self._text(step)}" for number, step in enumerate(self.steps)]
+        return "\n".join(lines)
+
+    def _text(self, step: Step) -> str:
+        if isinstance(step, Copy):
+            return f"copy {step.nbytes} bytes {step.source} -> {step.destination}"
+        outputs = len(self.kernels[step.kernel].kernel.body.outputs)
+        read = ", ".join(map(str, step.arguments[:-outputs]))
+        written = ", ".join(map(str, step.arguments[-outputs:]))
+        return f"k{step.kernel} {self.label(step)}({read}) -> {written}"
+
+
+ScheduledKernels = Mapping[str, Scheduled]
+"""Scheduled kernels by `Kernel.key`."""
