@@ -1,0 +1,135 @@
+"""Scaled dot-product attention: softmax(q k^T scale + mask) v over the last two axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from tcomp.errors import TypeRuleError
+from tcomp.ops.shapes import (
+    accumulator,
+    broadcast_index,
+    broadcast_shapes,
+    cast_tensor,
+    same_dtype,
+    static_shape,
+)
+from tcomp.relay.attributes import number
+from tcomp.relay.graph import Attrs
+from tcomp.relay.op import REQUIRED, Cost, FusionKind, Op, Sample, declare
+from tcomp.relay.types import FLOATS, Array, TensorType, numpy_dtype
+from tcomp.tvm_api import Tensor, te, tirx
+
+
+def _infer(types: Sequence[TensorType], attrs: Attrs) -> list[TensorType]:
+    dtype = same_dtype("attention", types)
+    number(attrs, "scale")
+    query, key, value = types[:3]
+    if dtype not in FLOATS or min(t.rank for t in types[:3]) < 2:
+        raise TypeRuleError("`attention` takes floating-point q[...,S,D], k[...,T,D], v[...,T,E]")
+    if query.shape[-1] != key.shape[-1] or key.shape[-2] != value.shape[-2]:
+        raise TypeRuleError(
+            f"`attention` takes q[...,S,D], k[...,T,D], v[...,T,E], not {query}, {key}, {value}"
+        )
+    batch = broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
+    scores = (*batch, query.shape[-2], key.shape[-2])
+    if len(types) == 4 and broadcast_shapes(scores, types[3].shape) != scores:
+        raise TypeRuleError(f"`attention` mask {types[3]} does not broadcast to the scores {scores}")
+    return [TensorType((*batch, query.shape[-2], value.shape[-1]), dtype)]
+
+
+def _evaluate(arrays: Sequence[Array], attrs: Attrs) -> list[Array]:
+    wide = numpy_dtype(accumulator(arrays[0].dtype.name))
+    query, key, value, *mask = (a.astype(wide, copy=False) for a in arrays)
+    scores = np.matmul(query, np.swapaxes(key, -1, -2)) * wide.type(number(attrs, "scale"))
+    if mask:
+        scores = scores + mask[0]
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    return [np.matmul(weights, value).astype(arrays[0].dtype)]
+
+
+def _compute(inputs: Sequence[Tensor], attrs: Attrs, outputs: Sequence[TensorType]) -> list[Tensor]:
+    query, key, value = inputs[:3]
+    shape, wide = outputs[0].static_shape, accumulator(outputs[0].dtype)
+    length, depth = static_shape(key)[-2:]
+    score_shape = (*shape[:-1], length)
+    scale = tirx.const(number(attrs, "scale"), wide)
+    d, t, u = (te.reduce_axis((0, n), name=s) for n, s in ((depth, "d"), (length, "t"), (length, "u")))
+    highest_axis = te.reduce_axis((0, length), name="h")
+
+    def at(tensor: Tensor, batch: Sequence[Any], row: Any, column: Any) -> Any:
+        return tensor(*broadcast_index(static_shape(tensor)[:-2], batch), row, column).astype(wide)
+
+    def dot(*index: Any) -> Any:
+        *batch, row, column = index
+        return te.sum(at(query, batch, row, d) * at(key, batch, column, d), axis=d)
+
+    products = te.compute(score_shape, dot, name="scores")
+
+    def scaled(*index: Any) -> Any:
+        score = products(*index) * scale
+        if len(inputs) < 4:
+            return score
+        mask = inputs[3]
+        return score + mask(*broadcast_index(static_shape(mask), index)).astype(wide)
+
+    scores = te.compute(score_shape, scaled, name="masked")
+    highest = te.compute(
+        shape[:-1],
+        lambda *row: te.max(scores(*row, highest_axis), axis=highest_axis),
+        name="highest",  # pyright: ignore
+    )
+    weights = te.compute(
+        score_shape,
+        lambda *index: tirx.exp(scores(*index) - highest(*index[:-1])),
+        name="weights",  # pyright: ignore
+    )
+    total = te.compute(shape[:-1], lambda *row: te.sum(weights(*row, u), axis=u), name="total")  # pyright: ignore
+
+    def weighted(*index: Any) -> Any:
+        *batch, row, column = index
+        return te.sum(weights(*batch, row, t) * at(value, batch, t, column), axis=t)
+
+    summed = te.compute(shape, weighted, name="weighted")
+    result = te.compute(shape, lambda *index: summed(*index) / total(*index[:-1]), name="attention")  # pyright: ignore
+    return [cast_tensor(result, outputs[0].dtype)]
+
+
+def _cost(inputs: Sequence[TensorType], attrs: Attrs, outputs: Sequence[TensorType]) -> Cost:
+    (length, depth), out = inputs[1].static_shape[-2:], outputs[0].static_shape
+    rows = prod(out[:-1])
+    flops = rows * length * (2 * depth + 2 * out[-1] + 5)
+    return Cost(flops, sum(t.nbytes for t in (*inputs, *outputs)))
+
+
+def _sample(
+    *shapes: tuple[int, ...], dtype: str = "float32", scale: float = 0.5, tol: float = 1e-5
+) -> Sample:
+    return Sample(tuple(TensorType(s, dtype) for s in shapes), {"scale": scale}, rtol=tol, atol=tol)
+
+
+declare(
+    Op(
+        name="attention",
+        infer=_infer,
+        evaluate=_evaluate,
+        compute=_compute,
+        kind=FusionKind.CONTRACTION,
+        attrs={"scale": REQUIRED},
+        arity=(3, 4),
+        cost=_cost,
+        samples=(
+            _sample((2, 3, 5, 4), (2, 3, 6, 4), (2, 3, 6, 7)),
+            _sample((2, 3, 5, 4), (2, 3, 6, 4), (2, 3, 6, 7), (2, 1, 1, 6), scale=0.25),
+            _sample((5, 4), (6, 4), (6, 3), (5, 6)),
+            _sample((2, 4, 5, 8), (2, 1, 5, 8), (2, 1, 5, 8), scale=0.35),
+            _sample((3, 4), (5, 4), (5, 2), dtype="float64"),
+            _sample((2, 4, 8), (2, 4, 8), (2, 4, 8), dtype="float16", tol=5e-3),
+            _sample((2, 4, 8), (2, 4, 8), (2, 4, 8), dtype="bfloat16", tol=4e-2),
+        ),
+    )
+)

@@ -1,0 +1,75 @@
+"""Shape arithmetic and element-type rules that operator declarations share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tcomp.errors import TypeRuleError
+from tcomp.relay.dims import Dim
+from tcomp.relay.types import TensorType
+from tcomp.tvm_api import Tensor, te
+
+
+def broadcast_shapes(*shapes: Sequence[Dim]) -> tuple[Dim, ...]:
+    """The shape that numpy broadcasting gives.
+
+    Raises TypeRuleError when two dimensions differ and neither is 1; symbols equal only themselves.
+    """
+    rank = max((len(s) for s in shapes), default=0)
+    result: list[Dim] = [1] * rank
+    for shape in shapes:
+        for axis, dim in enumerate(shape, start=rank - len(shape)):
+            if result[axis] == 1:
+                result[axis] = dim
+            elif dim not in (1, result[axis]):
+                text = " and ".join(f"[{','.join(map(str, s))}]" for s in shapes)
+                raise TypeRuleError(f"shapes {text} do not broadcast")
+    return tuple(result)
+
+
+def broadcast_index(shape: Sequence[int], index: Sequence[Any]) -> tuple[Any, ...]:
+    """Where element `index` of a broadcast result lies in an operand of static `shape`."""
+    own = index[len(index) - len(shape) :]
+    return tuple(0 if extent == 1 else at for extent, at in zip(shape, own, strict=True))
+
+
+def same_dtype(op: str, types: Sequence[TensorType]) -> str:
+    """The one element type of all operands."""
+    for other in types[1:]:
+        if other.dtype != types[0].dtype:
+            raise TypeRuleError(f"`{op}` takes operands of one element type; insert a cast")
+    return types[0].dtype
+
+
+def check_axis(op: str, axis: int, rank: int) -> int:
+    """`axis` when it is in [0, rank)."""
+    if not 0 <= axis < rank:
+        raise TypeRuleError(f"`{op}`: axis is {axis}; it must be at least 0 and below the rank, {rank}")
+    return axis
+
+
+def accumulator(dtype: str) -> str:
+    """The element type in which sums of `dtype` products are kept."""
+    return "float32" if dtype in ("float16", "bfloat16") else dtype
+
+
+def static_shape(tensor: Tensor) -> tuple[int, ...]:
+    """A tensor expression's shape as integers."""
+    return tuple(int(extent) for extent in tensor.shape)
+
+
+def element_type(tensor: Tensor) -> str:
+    """A tensor expression's element type."""
+    return str(tensor.dtype)
+
+
+def cast_tensor(tensor: Tensor, dtype: str, name: str = "cast") -> Tensor:
+    """`tensor` with elements converted to `dtype`; itself when they are of it already."""
+    if tensor.dtype == dtype:
+        return tensor
+
+    def element(*index: Any) -> Any:
+        return tensor(*index).astype(dtype)
+
+    return te.compute(tensor.shape, element, name=name)
