@@ -21,6 +21,7 @@ tirx: Any = _tirx
 s_tir: Any = _s_tir
 topi: Any = _topi
 structural_map: Any = _structural.structural_map
+structural_mutate: Any = _structural.structural_mutate
 
 Tensor = Any
 """A `te.Tensor`."""

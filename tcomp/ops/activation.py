@@ -59,7 +59,7 @@ def _mish_reference(x: Array) -> npt.ArrayLike:
 
 def _mish(x: Expression) -> Expression:
     # tanh(log(1 + e)) = (e^2 + 2e) / (e^2 + 2e + 2); above 20 it rounds to 1
-    e = math.exp(tirx.min(tirx.const(20.0, str(x.dtype)), x))
+    e = math.exp(tirx.min(tirx.const(20.0, math.dtype_of(x)), x))
     numerator = e * (e + 2)
     return x * (numerator / (numerator + 2))
 
@@ -69,7 +69,7 @@ def _hard_sigmoid_reference(x: Array, alpha: float, beta: float) -> npt.ArrayLik
 
 
 def _hard_sigmoid(x: Expression, alpha: float, beta: float) -> Expression:
-    one = tirx.const(1, str(x.dtype))
+    one = tirx.const(1, math.dtype_of(x))
     return tirx.min(one, tirx.max(zero_of(x), x * alpha + beta))
 
 
@@ -102,7 +102,7 @@ def _leaky_relu(x: Expression, alpha: float) -> Expression:
 
 
 def _threshold(x: Expression, alpha: float) -> Expression:
-    return tirx.Select(x > tirx.const(alpha, str(x.dtype)), x, zero_of(x))
+    return tirx.Select(x > tirx.const(alpha, math.dtype_of(x)), x, zero_of(x))
 
 
 for _row in (

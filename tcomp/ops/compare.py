@@ -13,6 +13,7 @@ from tcomp.ops.shapes import broadcast_shapes
 from tcomp.relay.graph import Attrs
 from tcomp.relay.op import FusionKind, LayoutRule, Op, Sample, declare
 from tcomp.relay.types import FLOATS, Array, TensorType
+from tcomp.tensor.math import dtype_of
 from tcomp.tvm_api import Tensor, tirx
 
 
@@ -25,7 +26,7 @@ def _is_infinite_reference(x: Array, detect_negative: bool, detect_positive: boo
 
 
 def _is_infinite(x: Expression, detect_negative: bool, detect_positive: bool) -> Expression:
-    dtype = str(x.dtype)
+    dtype = dtype_of(x)
     infinity = tirx.infinity(dtype)
     if detect_negative and detect_positive:
         return tirx.EQ(tirx.abs(x), infinity)

@@ -22,16 +22,16 @@ def erf_reference(x: Array) -> Array:
 
 
 def is_float(x: Expression) -> bool:
-    return "float" in str(x.dtype)
+    return "float" in math.dtype_of(x)
 
 
 def zero_of(x: Expression) -> Expression:
-    return tirx.const(0, str(x.dtype))
+    return tirx.const(0, math.dtype_of(x))
 
 
 def _sign(x: Expression) -> Expression:
-    zero, one = zero_of(x), tirx.const(1, str(x.dtype))
-    nonzero = tirx.Select(x > zero, one, tirx.Select(x < zero, tirx.const(-1, str(x.dtype)), zero))
+    zero, one = zero_of(x), tirx.const(1, math.dtype_of(x))
+    nonzero = tirx.Select(x > zero, one, tirx.Select(x < zero, tirx.const(-1, math.dtype_of(x)), zero))
     return tirx.Select(x != x, x, nonzero) if is_float(x) else nonzero
 
 
@@ -172,7 +172,7 @@ def _cast_reference(x: Array, dtype: str) -> npt.ArrayLike:
 
 
 def _cast(x: Expression, dtype: str) -> Expression:
-    if str(x.dtype) == dtype:
+    if math.dtype_of(x) == dtype:
         return x
     return x != zero_of(x) if dtype == "bool" else x.astype(dtype)
 
@@ -215,8 +215,8 @@ def _clip_reference(x: Array, **bounds: float | None) -> npt.ArrayLike:
 
 def _clip(x: Expression, **bounds: float | None) -> Expression:
     low, high = bounds["min"], bounds["max"]
-    x = x if low is None else tirx.max(tirx.const(low, str(x.dtype)), x)
-    return x if high is None else tirx.min(tirx.const(high, str(x.dtype)), x)
+    x = x if low is None else tirx.max(tirx.const(low, math.dtype_of(x)), x)
+    return x if high is None else tirx.min(tirx.const(high, math.dtype_of(x)), x)
 
 
 declare_pointwise(

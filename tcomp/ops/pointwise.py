@@ -17,10 +17,8 @@ from tcomp.relay.attributes import text
 from tcomp.relay.graph import Attr, Attrs
 from tcomp.relay.op import FusionKind, LayoutRule, Op, Sample, declare
 from tcomp.relay.types import FLOATS, INTEGERS, SIGNED_INTEGERS, Array, TensorType, numpy_dtype
+from tcomp.tensor.math import Expression, dtype_of
 from tcomp.tvm_api import Tensor, te
-
-Expression = Any
-"""A scalar `tirx` expression: one element."""
 
 NUMBERS = FLOATS + INTEGERS
 SIGNED = FLOATS + SIGNED_INTEGERS
@@ -80,7 +78,7 @@ def declare_pointwise(row: Pointwise) -> None:
 
     def compute(inputs: Sequence[Tensor], attrs: Attrs, outputs: Sequence[TensorType]) -> list[Tensor]:
         def element(*operands: Expression) -> Expression:
-            wide = [x.astype(accumulator(str(x.dtype))) for x in operands] if row.wide else operands
+            wide = [x.astype(accumulator(dtype_of(x))) for x in operands] if row.wide else operands
             return row.expression(*wide, **attrs)
 
         return [pointwise(row.name, inputs, outputs[0], element)]

@@ -8,6 +8,11 @@ from tcomp.tvm_api import tirx
 
 Expression = Any
 
+def dtype_of(x: Expression) -> str:
+    """The element type of an expression."""
+    return str(x.ty.dtype)
+
+
 exp = tirx.exp
 log = tirx.log
 sin = tirx.sin
