@@ -1,0 +1,122 @@
+"""The direct convolution template: numbers against the operator's own reference, register use, spaces."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from tcomp.codegen.jit import build_kernel
+from tcomp.relay.builder import GraphBuilder
+from tcomp.relay.evaluate import evaluate
+from tcomp.relay.graph import Value
+from tcomp.relay.types import Array, TensorType
+from tcomp.target.target import TARGETS, Target
+from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.template import template_for
+
+
+def conv2d(
+    data: tuple[int, ...],
+    weight: tuple[int, int, int, int],
+    epilogue: bool = False,
+    constant: bool = True,
+    dtype: str = "float32",
+    **attrs: object,
+) -> Kernel:
+    """A conv2d kernel; with `epilogue`, followed by a bias, a residual of the output's shape, and relu."""
+    builder = GraphBuilder()
+    operands = [builder.input("data", data, dtype), builder.input("weight", weight, dtype)]
+    result: Value = builder.op("conv2d", *operands, **attrs)
+    if epilogue:
+        shape = result.type.static_shape
+        bias = builder.input("bias", (1, shape[1], 1, 1, *shape[4:]), dtype)
+        residual = builder.input("residual", shape, dtype)
+        result = builder.op("relu", builder.op("add", builder.op("add", result, bias), residual))
+    return Kernel(builder.build(result), frozenset({1, 2}) if constant else frozenset())
+
+
+def random_arrays(kernel: Kernel, seed: int = 0) -> list[Array]:
+    """Inputs whose padding lanes are zero as a blocked tensor's are."""
+    generator = np.random.default_rng(seed)
+    return [_random(generator, value.type) for value in kernel.body.inputs]
+
+
+def _random(generator: np.random.Generator, type_: TensorType) -> Array:
+    if type_.dtype.startswith(("int", "uint")):
+        return generator.integers(-4 if type_.dtype.startswith("int") else 0, 5, type_.static_shape).astype(
+            type_.dtype
+        )
+    return generator.standard_normal(type_.static_shape).astype(type_.dtype)
+
+
+def assert_matches(kernel: Kernel, target: Target, config: dict[str, object] | None = None) -> None:
+    arrays = random_arrays(kernel)
+    (found,) = build_kernel(kernel, target, config)(arrays)
+    (expected,) = evaluate(kernel.body, arrays)
+    tolerance = {"float16": 5e-3, "bfloat16": 4e-2}.get(kernel.body.outputs[0].dtype, 1e-5)
+    scale = np.abs(expected.astype(np.float64)).max()
+    assert np.abs(found.astype(np.float64) - expected.astype(np.float64)).max() <= tolerance * scale
+
+
+@pytest.fixture(scope="module")
+def target() -> Target:
+    return TARGETS["x86-64-v3"]
+
+
+BLOCKED = {"data_layout": "NCHW8c", "out_layout": "NCHW8c"}
+
+
+@pytest.mark.parametrize(
+    ("data", "weight", "attrs"),
+    [
+        ((1, 2, 7, 7, 8), (16, 16, 3, 3), {"padding": (1, 1, 1, 1)}),
+        ((2, 2, 6, 8, 8), (24, 16, 1, 1), {}),
+        ((1, 2, 8, 8, 8), (16, 16, 1, 1), {"strides": (2, 2)}),
+        ((1, 2, 8, 8, 8), (16, 16, 3, 3), {"strides": (2, 2), "padding": (1, 1, 1, 1)}),
+        ((1, 2, 9, 8, 8), (20, 12, 3, 2), {"padding": (0, 1, 2, 0), "dilation": (2, 1)}),
+        ((1, 1, 6, 6, 8), (8, 5, 3, 3), {"padding": (1, 1, 1, 1)}),
+    ],
+    ids=["3x3", "1x1", "1x1-strided", "3x3-strided", "ragged-dilated", "few-channels"],
+)
+def test_matches_reference(
+    target: Target, data: tuple[int, ...], weight: tuple[int, int, int, int], attrs: dict[str, object]
+) -> None:
+    assert_matches(conv2d(data, weight, epilogue=True, **BLOCKED, **attrs), target)
+
+
+def test_first_layer_reads_plain_input(target: Target) -> None:
+    attrs = {"strides": (2, 2), "padding": (3, 3, 3, 3), "out_layout": "NCHW8c"}
+    assert_matches(conv2d((1, 3, 20, 20), (16, 3, 7, 7), epilogue=True, **attrs), target)
+
+
+def test_weights_may_be_computed_at_run_time(target: Target) -> None:
+    kernel = conv2d((1, 2, 6, 6, 8), (20, 12, 3, 3), constant=False, padding=(1, 1, 1, 1), **BLOCKED)
+    assert_matches(kernel, target)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16", "int32", "int8"])
+def test_other_dtypes(target: Target, dtype: str) -> None:
+    kernel = conv2d((1, 2, 6, 6, 8), (16, 16, 3, 3), dtype=dtype, padding=(1, 1, 1, 1), **BLOCKED)
+    assert_matches(kernel, target)
+
+
+def test_random_configs_match(target: Target) -> None:
+    kernel = conv2d((1, 2, 8, 8, 8), (32, 16, 3, 3), epilogue=True, padding=(1, 1, 1, 1), **BLOCKED)
+    space = template_for(kernel, target).space(kernel, target)
+    generator = random.Random(1)
+    for _ in range(4):
+        assert_matches(kernel, target, space.random(generator))
+
+
+def test_sums_stay_in_registers() -> None:
+    target = TARGETS["x86-64-v4"]
+    kernel = conv2d(
+        (1, 4, 14, 14, 16), (64, 64, 3, 3), padding=(1,) * 4, data_layout="NCHW16c", out_layout="NCHW16c"
+    )
+    lines = build_kernel(kernel, target).source("asm").splitlines()
+    multiplies = [line for line in lines if "vfmadd" in line and "zmm" in line]
+    spills = [line for line in lines if "zmm" in line and "rsp" in line and "vmov" in line]
+    assert len(multiplies) >= 16
+    assert not spills
