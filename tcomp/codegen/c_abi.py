@@ -11,6 +11,7 @@ from math import prod
 from typing import Any
 
 from tcomp.errors import BuildError
+from tcomp.target.host import CPUINFO_NAMES
 from tcomp.target.target import Target
 from tcomp.tvm_api import PrimFunc, structural_map, tirx, tvm
 
@@ -74,6 +75,12 @@ def build(functions: Mapping[str, PrimFunc], target: Target, packed: str | None 
         raise BuildError(
             f"code generation for {names} on target `{target.name}` failed: {reason[-1]}"
         ) from error
+
+
+def needed_features(target: Target) -> list[str]:
+    """The CPU features that code for `target` may use, by LLVM's names: those worth checking before a run."""
+    enabled = tvm.target.codegen.llvm_get_cpu_features(tvm.target.Target(dict(target.llvm)))
+    return sorted({str(name) for name in enabled} & set(CPUINFO_NAMES.values()))
 
 
 def _nbytes(buffer: Any) -> int | None:

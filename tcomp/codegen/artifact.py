@@ -1,0 +1,219 @@
+"""From an optimized graph to a shared library with a plain C interface."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from tcomp.codegen import c_abi
+from tcomp.codegen.link import RUNTIME, SOURCES, compile_c, find_c_compiler, link
+from tcomp.codegen.model_source import kernel_symbol, model_header, model_source, weights_source
+from tcomp.errors import BuildError
+from tcomp.plan import Program, distinct_kernels, plan
+from tcomp.plan.program import PlannedConstant
+from tcomp.relay.graph import Graph
+from tcomp.relay.types import numpy_dtype
+from tcomp.runtime.stamp import write_stamp
+from tcomp.target.target import Target
+from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.knobs import Config
+from tcomp.tensor.template import Scheduled, schedule
+
+Weights = Literal["embed", "separate"]
+ConfigOf = Callable[[Kernel], "Config | None"]
+_EMBED_LIMIT = 2**31 - 2**26
+"""Code reaches embedded weights by 32-bit offsets."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was compiled, its files and their sizes, and where the seconds went."""
+
+    program: Program
+    library: Path
+    header: Path
+    weights: Path | None
+    library_bytes: int
+    seconds: dict[str, float] = field(default_factory=dict[str, float])
+
+
+def compile_graph(
+    graph: Graph,
+    target: Target,
+    output: Path,
+    config_of: ConfigOf | None = None,
+    weights: Weights = "embed",
+    jobs: int | None = None,
+) -> Report:
+    """Write the library `output`, its header and tcomp.h beside it, and with `separate` its weights.
+
+    `graph` has only kernels and views; `config_of` gives each kernel's schedule configuration, None
+    meaning its template's default. `jobs` bounds the threads that generate code. Files appear complete or
+    not at all.
+    Raises BuildError when code generation, the C compiler or writing fails.
+    """
+    clock = _Clock()
+    compiler = find_c_compiler()
+    with clock.measure("schedule"):
+        scheduled = _schedule_all(graph, target, config_of, jobs)
+    with clock.measure("plan"):
+        program = plan(graph, scheduled)
+    embed = weights == "embed"
+    if embed and program.weights_bytes > _EMBED_LIMIT:
+        raise BuildError(
+            f"{program.weights_bytes} bytes of weights are too many to embed; use separate weights"
+        )
+    try:
+        with _work_folder(output) as name:
+            folder = Path(name)
+            with clock.measure("code"):
+                objects = _kernel_objects(program, target, folder, jobs)
+            with clock.measure("weights"):
+                digest = _write_weights(program, folder / "weights")
+            with clock.measure("link"):
+                _link_library(compiler, program, target, objects, folder, embed, digest)
+            files = _install(program, target, folder, output, embed)
+    except OSError as error:
+        raise BuildError(f"cannot write {error.filename or output}: {error.strerror}") from error
+    return Report(program, output, files.header, files.weights, output.stat().st_size, clock.seconds)
+
+
+@dataclass
+class _Clock:
+    seconds: dict[str, float] = field(default_factory=dict[str, float])
+
+    def measure(self, stage: str) -> _Stage:
+        return _Stage(self, stage)
+
+
+@dataclass
+class _Stage:
+    clock: _Clock
+    name: str
+    start: float = 0.0
+
+    def __enter__(self) -> None:
+        self.start = time.perf_counter()
+
+    def __exit__(self, *exception: object) -> None:
+        self.clock.seconds[self.name] = time.perf_counter() - self.start
+
+
+@dataclass(frozen=True)
+class _Files:
+    header: Path
+    weights: Path | None
+
+
+def _work_folder(output: Path) -> tempfile.TemporaryDirectory[str]:
+    """A folder on the output's file system, so that renaming moves files into place at once."""
+    if not output.parent.is_dir():
+        raise BuildError(f"cannot write {output}: there is no folder {output.parent}")
+    return tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent)
+
+
+def _schedule_all(
+    graph: Graph, target: Target, config_of: ConfigOf | None, jobs: int | None
+) -> dict[str, Scheduled]:
+    def one(kernel: Kernel) -> Scheduled:
+        return schedule(kernel, target, None if config_of is None else config_of(kernel))
+
+    kernels = distinct_kernels(graph)
+    with ThreadPoolExecutor(_jobs(jobs)) as threads:
+        return dict(zip(kernels, threads.map(one, kernels.values()), strict=True))
+
+
+def _jobs(jobs: int | None) -> int:
+    return jobs if jobs is not None else len(os.sched_getaffinity(0))
+
+
+def _kernel_objects(program: Program, target: Target, folder: Path, jobs: int | None) -> list[Path]:
+    """An object file for each kernel. TVM leaves Python's lock while it generates code, so threads help."""
+
+    def one(index: int) -> Path:
+        symbol = kernel_symbol(program, index)
+        planned = program.kernels[index]
+        path = folder / f"{symbol}.o"
+        try:
+            c_abi.build({symbol: planned.scheduled.function}, target).write_to_file(str(path))
+        except BuildError as error:
+            raise BuildError(f"{error}; kernel {planned.kernel.key}") from error
+        return path
+
+    with ThreadPoolExecutor(_jobs(jobs)) as threads:
+        return list(threads.map(one, range(len(program.kernels))))
+
+
+def _write_weights(program: Program, path: Path) -> bytes:
+    """Write every constant, packed, at its offset; answers the BLAKE2b-256 digest of the file."""
+    digest = hashlib.blake2b(digest_size=32)
+    with path.open("wb") as file:
+        for entry in program.constants:
+            padding = bytes(entry.offset - file.tell())
+            data = _packed(entry)
+            for piece in (padding, data):
+                file.write(piece)
+                digest.update(piece)
+        tail = bytes(program.weights_bytes - file.tell())
+        file.write(tail)
+        digest.update(tail)
+    return digest.digest()
+
+
+def _packed(entry: PlannedConstant) -> memoryview:
+    """The bytes of a constant as its kernel wants them."""
+    array = entry.constant.data
+    if entry.packing is not None:
+        array = entry.packing.pack(array)
+        expected = entry.packing.type
+        if array.shape != expected.static_shape or array.dtype != numpy_dtype(expected.dtype):
+            found = f"{array.dtype}{list(array.shape)}"
+            raise BuildError(f"packing {entry.constant.type} gave {found}; its schedule promises {expected}")
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def _link_library(
+    compiler: str,
+    program: Program,
+    target: Target,
+    objects: Sequence[Path],
+    folder: Path,
+    embed: bool,
+    digest: bytes,
+) -> None:
+    features = c_abi.needed_features(target)
+    model = folder / "model.c"
+    model.write_text(model_source(program, target, features, embed, digest))
+    sources = [model, *(SOURCES / name for name in RUNTIME)]
+    if embed and program.weights_bytes:
+        assembly = folder / "embedded.S"
+        assembly.write_text(weights_source(str(folder / "weights")))
+        sources.append(assembly)
+    library = folder / "library"
+    link(compiler, [*compile_c(compiler, sources, folder), *objects], library, folder)
+    write_stamp(library)
+
+
+def _install(program: Program, target: Target, folder: Path, output: Path, embed: bool) -> _Files:
+    """Rename the finished files into place, the library last."""
+    header, interface = output.with_suffix(".h"), output.parent / "tcomp.h"
+    (folder / "model.h").write_text(model_header(program, target))
+    shutil.copyfile(SOURCES / "tcomp.h", folder / "tcomp.h")
+    weights = None
+    if not embed and program.weights_bytes:
+        weights = output.with_suffix(".weights")
+        os.replace(folder / "weights", weights)
+    os.replace(folder / "tcomp.h", interface)
+    os.replace(folder / "model.h", header)
+    os.replace(folder / "library", output)
+    return _Files(header, weights)

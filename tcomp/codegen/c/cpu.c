@@ -1,0 +1,98 @@
+#include "cpu.h"
+
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+
+typedef enum { EAX, EBX, ECX, EDX } cpu_register;
+typedef enum { STATE_NONE, STATE_AVX, STATE_AVX512, STATE_AMX } cpu_state;
+
+typedef struct {
+  const char *name;
+  unsigned leaf, subleaf;
+  cpu_register reg;
+  int bit;
+  cpu_state state;
+} cpu_feature;
+
+/* Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2A, CPUID. */
+static const cpu_feature FEATURES[] = {
+    {"ssse3", 1, 0, ECX, 9, STATE_NONE},
+    {"sse4.1", 1, 0, ECX, 19, STATE_NONE},
+    {"sse4.2", 1, 0, ECX, 20, STATE_NONE},
+    {"movbe", 1, 0, ECX, 22, STATE_NONE},
+    {"popcnt", 1, 0, ECX, 23, STATE_NONE},
+    {"fma", 1, 0, ECX, 12, STATE_AVX},
+    {"avx", 1, 0, ECX, 28, STATE_AVX},
+    {"f16c", 1, 0, ECX, 29, STATE_AVX},
+    {"lzcnt", 0x80000001, 0, ECX, 5, STATE_NONE},
+    {"bmi", 7, 0, EBX, 3, STATE_NONE},
+    {"avx2", 7, 0, EBX, 5, STATE_AVX},
+    {"bmi2", 7, 0, EBX, 8, STATE_NONE},
+    {"avx512f", 7, 0, EBX, 16, STATE_AVX512},
+    {"avx512dq", 7, 0, EBX, 17, STATE_AVX512},
+    {"avx512ifma", 7, 0, EBX, 21, STATE_AVX512},
+    {"avx512cd", 7, 0, EBX, 28, STATE_AVX512},
+    {"avx512bw", 7, 0, EBX, 30, STATE_AVX512},
+    {"avx512vl", 7, 0, EBX, 31, STATE_AVX512},
+    {"avx512vbmi", 7, 0, ECX, 1, STATE_AVX512},
+    {"avx512vbmi2", 7, 0, ECX, 6, STATE_AVX512},
+    {"gfni", 7, 0, ECX, 8, STATE_NONE},
+    {"vaes", 7, 0, ECX, 9, STATE_AVX},
+    {"vpclmulqdq", 7, 0, ECX, 10, STATE_AVX},
+    {"avx512vnni", 7, 0, ECX, 11, STATE_AVX512},
+    {"avx512bitalg", 7, 0, ECX, 12, STATE_AVX512},
+    {"avx512vpopcntdq", 7, 0, ECX, 14, STATE_AVX512},
+    {"amx-bf16", 7, 0, EDX, 22, STATE_AMX},
+    {"avx512fp16", 7, 0, EDX, 23, STATE_AVX512},
+    {"amx-tile", 7, 0, EDX, 24, STATE_AMX},
+    {"amx-int8", 7, 0, EDX, 25, STATE_AMX},
+    {"avxvnni", 7, 1, EAX, 4, STATE_AVX},
+    {"avx512bf16", 7, 1, EAX, 5, STATE_AVX512},
+};
+
+/* Bits of XCR0 that the operating system sets for registers it saves: SSE and AVX, opmask and zmm, tiles. */
+static unsigned long long enabled_state(void) {
+  unsigned eax, ebx, ecx, edx;
+  if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || !(ecx & (1u << 27))) return 0;
+  __asm__ volatile("xgetbv" : "=a"(eax), "=d"(edx) : "c"(0));
+  return ((unsigned long long)edx << 32) | eax;
+}
+
+static int has_feature(const cpu_feature *feature) {
+  static const unsigned long long NEEDED[] = {0, 0x6, 0xe6, 0x60006};
+  unsigned registers[4];
+  if (!__get_cpuid_count(feature->leaf, feature->subleaf, &registers[EAX], &registers[EBX], &registers[ECX],
+                         &registers[EDX]))
+    return 0;
+  unsigned long long needed = NEEDED[feature->state];
+  return (registers[feature->reg] >> feature->bit & 1) && (enabled_state() & needed) == needed;
+}
+
+static int has(const char *name, size_t length) {
+  for (size_t i = 0; i < sizeof FEATURES / sizeof *FEATURES; i++)
+    if (strlen(FEATURES[i].name) == length && memcmp(FEATURES[i].name, name, length) == 0)
+      return has_feature(&FEATURES[i]);
+  return 0;
+}
+#else
+static int has(const char *name, size_t length) {
+  (void)name, (void)length;
+  return 1; /* on other architectures libraries are built for the baseline of their target */
+}
+#endif
+
+int tcomp_cpu_lacks(const char *features, char *missing, size_t missing_bytes) {
+  while (*features != '\0') {
+    size_t length = strcspn(features, ",");
+    if (!has(features, length)) {
+      size_t kept = length < missing_bytes - 1 ? length : missing_bytes - 1;
+      memcpy(missing, features, kept);
+      missing[kept] = '\0';
+      return 1;
+    }
+    features += length + (features[length] == ',');
+  }
+  return 0;
+}

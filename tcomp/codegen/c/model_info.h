@@ -1,0 +1,37 @@
+/* What the generated file of a model (model.c) gives to the runtime. */
+#ifndef TCOMP_MODEL_INFO_H
+#define TCOMP_MODEL_INFO_H
+
+#include "tcomp.h"
+
+#define TCOMP_DIGEST_BYTES 32
+
+/* Where the tensors of one run are. */
+typedef struct {
+  char *arena;
+  const char *weights;
+  void *const *inputs;
+  void *const *outputs;
+  uint64_t *nanoseconds; /* NULL: not profiled */
+} tcomp_frame;
+
+typedef struct {
+  const char *name;
+  const char *target;
+  const char *features;
+  size_t arena_bytes;
+  size_t weights_bytes;
+  const char *weights; /* NULL: separate */
+  unsigned char weights_digest[TCOMP_DIGEST_BYTES];
+  int32_t input_count, output_count, step_count;
+  const tcomp_tensor *inputs, *outputs;
+  const char *const *step_labels;
+  /* Runs all steps; -1 when all went well, else the number of the step that failed. */
+  int32_t (*run)(const tcomp_frame *frame);
+} tcomp_model_info;
+
+extern const tcomp_model_info tcomp_model;
+
+uint64_t tcomp_now(void); /* nanoseconds */
+
+#endif

@@ -1,0 +1,18 @@
+/* Threads and workspaces of one context, and the way TVM-generated kernels reach them. */
+#ifndef TCOMP_POOL_H
+#define TCOMP_POOL_H
+
+#include "tcomp.h"
+
+typedef struct tcomp_pool tcomp_pool;
+
+/* NULL when there is no memory. Threads start with the first parallel kernel. */
+tcomp_pool *tcomp_pool_create(const tcomp_options *options);
+void tcomp_pool_destroy(tcomp_pool *pool);
+void tcomp_pool_set_threads(tcomp_pool *pool, int32_t threads); /* 0: the default */
+int32_t tcomp_pool_threads(const tcomp_pool *pool);
+
+/* Makes `pool` serve the kernels that this thread calls; returns the one before, to be put back. */
+tcomp_pool *tcomp_pool_enter(tcomp_pool *pool);
+
+#endif

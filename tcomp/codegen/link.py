@@ -1,0 +1,89 @@
+"""The C compiler and linker: from objects and C sources to a shared library that needs only libc."""
+
+from __future__ import annotations
+
+import mmap
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from tcomp.errors import BuildError
+from tcomp.runtime.elf import SharedLibrary
+
+SOURCES = Path(__file__).parent / "c"
+RUNTIME = ("context.c", "pool.c", "cpu.c", "blake2b.c")
+ALLOWED_LIBRARIES = ("libc", "libm", "libpthread", "ld-linux-x86-64")
+_COMPILERS = ("cc", "gcc", "clang")
+_EXPORTS = "{ global: tcomp_*; local: *; };\n"
+
+
+def find_c_compiler() -> str:
+    """The path of a C compiler.
+
+    Raises BuildError when there is none.
+    """
+    for name in _COMPILERS:
+        path = shutil.which(name)
+        if path is not None:
+            return path
+    raise BuildError(
+        f"no C compiler found ({', '.join(_COMPILERS)}); install one, such as `apt-get install gcc`"
+    )
+
+
+def compile_c(compiler: str, sources: Sequence[Path], folder: Path) -> list[Path]:
+    """Compile C and assembly `sources` to objects in `folder`.
+
+    Raises BuildError with the compiler's first error line.
+    """
+    flags = ["-std=gnu11", "-O2", "-fPIC", "-fvisibility=hidden", "-ffunction-sections", f"-I{SOURCES}", "-c"]
+    _execute([compiler, *flags, *map(str, sources)], folder)
+    return [folder / source.with_suffix(".o").name for source in sources]
+
+
+def link(compiler: str, objects: Sequence[Path], output: Path, folder: Path) -> None:
+    """Link `objects` into the shared library `output`, which exports the public interface alone.
+
+    Raises BuildError when a symbol is undefined or the library would need more than libc.
+    """
+    exports = folder / "exports.map"
+    exports.write_text(_EXPORTS)
+    flags = [
+        "-shared", "-static-libgcc", f"-Wl,--version-script={exports}", "-Wl,-z,defs", "-Wl,-z,relro,-z,now",
+        "-Wl,-z,noexecstack", "-Wl,--gc-sections", "-Wl,--as-needed", "-Wl,--build-id=none",
+    ]  # fmt: skip
+    _execute([compiler, *flags, "-o", str(output), *map(str, objects), "-lm", "-lpthread"], folder)
+    check_self_contained(output)
+
+
+def check_self_contained(path: Path) -> None:
+    """Raise BuildError when the library at `path` needs anything but libc, libm and the loader."""
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        memoryview(data) as view,
+    ):
+        library = SharedLibrary(str(path), view)
+        needed, symbols = library.needed, library.symbols
+    foreign = [name for name in needed if name.split(".so")[0] not in ALLOWED_LIBRARIES]
+    if foreign:
+        raise BuildError(f"{path.name} needs {', '.join(foreign)}; only libc and libm may be needed")
+    missing = [s.name for s in symbols if not s.defined and s.name.lstrip("_").lower().startswith("tvm")]
+    if missing:
+        raise BuildError(f"{path.name} needs {', '.join(missing)} of TVM's runtime")
+    leaked = [s.name for s in symbols if s.defined and not s.name.startswith("tcomp_")]
+    if leaked:
+        raise BuildError(f"{path.name} exports {', '.join(leaked[:3])}; only tcomp_* may be exported")
+
+
+def _execute(command: Sequence[str], folder: Path) -> None:
+    try:
+        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise BuildError(f"cannot run {command[0]}: {error.strerror}") from None
+    if result.returncode != 0:
+        lines = (result.stderr or result.stdout).strip().splitlines()
+        telling = [line for line in lines if "error" in line or "undefined" in line or "No space" in line]
+        reason = (telling or lines or [f"exit status {result.returncode}"])[0]
+        raise BuildError(f"{Path(command[0]).name} failed: {reason}")

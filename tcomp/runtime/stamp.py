@@ -1,0 +1,87 @@
+"""The stamp in every artifact: ABI version, file size and a digest of the file, checked before loading.
+
+It is a section `.tcomp` of fixed layout: magic (8 bytes), ABI version and stamp size (uint32 each), file
+size (uint64), BLAKE2b-256 digest of the file in which the digest itself is zero.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import struct
+from pathlib import Path
+
+from tcomp.errors import ArtifactError
+from tcomp.runtime.elf import SharedLibrary
+
+ABI_VERSION = 1
+SECTION = ".tcomp"
+MAGIC = b"TCOMPLIB"
+DIGEST_BYTES = 32
+_LAYOUT = "<8sIIQ32s"
+STAMP_BYTES = struct.calcsize(_LAYOUT)
+_DIGEST_AT = STAMP_BYTES - DIGEST_BYTES
+
+
+def write_stamp(path: Path) -> None:
+    """Fill in the stamp that the linker left empty.
+
+    Raises ArtifactError when the file has none.
+    """
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as data:
+        with memoryview(data) as view:
+            offset = _stamp_offset(SharedLibrary(str(path), view))
+            size = len(view)
+        stamp = struct.pack(_LAYOUT, MAGIC, ABI_VERSION, STAMP_BYTES, size, bytes(DIGEST_BYTES))
+        data[offset : offset + STAMP_BYTES] = stamp
+        with memoryview(data) as view:
+            digest = _digest(view, offset)
+        data[offset + _DIGEST_AT : offset + STAMP_BYTES] = digest
+
+
+def check_stamp(path: Path, machine: str) -> None:
+    """Refuse every file that is not a whole artifact of this ABI version for `machine`.
+
+    Raises ArtifactError.
+    """
+    try:
+        with (
+            path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+            memoryview(data) as view,
+        ):
+            _check(SharedLibrary(str(path), view), machine)
+    except ValueError:  # mmap's word for an empty file
+        raise ArtifactError(f"{path} is empty; compile it again") from None
+    except OSError as error:
+        raise ArtifactError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _check(library: SharedLibrary, machine: str) -> None:
+    path = library.path
+    offset = _stamp_offset(library)
+    if library.machine != machine:
+        raise ArtifactError(f"{path} is for {library.machine}, this machine is {machine}; compile for it")
+    magic, version, stamp_bytes, file_bytes, digest = struct.unpack_from(_LAYOUT, library.data, offset)
+    if magic != MAGIC or (version == ABI_VERSION and stamp_bytes != STAMP_BYTES):
+        raise ArtifactError(f"{path} has a damaged stamp; compile it again")
+    if version != ABI_VERSION:
+        raise ArtifactError(
+            f"{path} has ABI version {version}, this runtime reads {ABI_VERSION}; compile it again"
+        )
+    if file_bytes != len(library.data) or digest != _digest(library.data, offset):
+        raise ArtifactError(f"{path} is damaged: its content is not what was compiled; compile it again")
+
+
+def _stamp_offset(library: SharedLibrary) -> int:
+    section = library.section(SECTION)
+    if section is None or section.size < STAMP_BYTES:
+        raise ArtifactError(f"{library.path} is a shared library but no tcomp artifact (section {SECTION})")
+    return section.offset
+
+
+def _digest(data: memoryview, offset: int) -> bytes:
+    digest = hashlib.blake2b(data[: offset + _DIGEST_AT], digest_size=DIGEST_BYTES)
+    digest.update(bytes(DIGEST_BYTES))
+    digest.update(data[offset + STAMP_BYTES :])
+    return digest.digest()
