@@ -58,7 +58,8 @@ class Apply:
     """A node that applies one of `ops`, seen at its only output.
 
     `attrs` gives exact values or predicates. `uses` is the number of reads its output must have.
-    Operands of an operator declared commutative match in either order.
+    Operands of an operator declared commutative match in either order. `variadic` accepts any operands
+    behind those given.
     """
 
     ops: tuple[str, ...]
@@ -66,6 +67,7 @@ class Apply:
     attrs: Mapping[str, AttrTest] = field(default_factory=dict[str, AttrTest])
     uses: int | None = None
     name: str = ""
+    variadic: bool = False
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,9 @@ def _apply_matches(pattern: Apply, value: Value, scope: Scope, bound: Bindings) 
     node = scope.producer(value)
     if node is None or node.op not in pattern.ops or len(node.outputs) != 1:
         return
-    if len(node.inputs) != len(pattern.inputs):
+    if len(node.inputs) != len(pattern.inputs) and not pattern.variadic:
+        return
+    if len(node.inputs) < len(pattern.inputs):
         return
     if pattern.uses is not None and scope.use_count(value) != pattern.uses:
         return
@@ -179,7 +183,7 @@ def _apply_matches(pattern: Apply, value: Value, scope: Scope, bound: Bindings) 
         return
     for with_name in _bind(pattern.name, value, bound):
         yield from _operands_match(pattern.inputs, node.inputs, scope, with_name)
-        if len(node.inputs) == 2 and OPS[node.op].commutative:
+        if len(pattern.inputs) == len(node.inputs) == 2 and OPS[node.op].commutative:
             yield from _operands_match(pattern.inputs, node.inputs[::-1], scope, with_name)
 
 
@@ -195,3 +199,8 @@ def _operands_match(
 
 def _attr_fits(test: AttrTest, found: Attr) -> bool:
     return test(found) if callable(test) else test == found
+
+
+def any_operands(ops: str | tuple[str, ...], *first: Pattern, name: str = "") -> Apply:
+    """A node with `first` and any further operands."""
+    return Apply((ops,) if isinstance(ops, str) else ops, first, {}, None, name, variadic=True)

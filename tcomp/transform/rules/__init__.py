@@ -1,0 +1,1 @@
+"""Rewrite rules as data, by subject; the passes of `tcomp.transform` choose among them."""
