@@ -11,8 +11,13 @@ from tcomp.errors import UsageError
 _SHAPE = re.compile(r"(?P<name>.+):(?P<dims>\d+(?:,\d+)*|)")
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a .onnx or .relay file, or module:function in Python")
+def add_model(parser: argparse.ArgumentParser, optional: bool = False) -> None:
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        nargs="?" if optional else None,
+        help="a .onnx or .relay file, or module:function in Python that returns a graph",
+    )
     parser.add_argument(
         "--input-shape",
         metavar="NAME:1,3,224,224",
