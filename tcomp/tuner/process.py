@@ -1,0 +1,131 @@
+"""The parent's side of a worker process: start it, talk to it with a time limit, bury it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+
+from tcomp.tuner.worker import Reply, Request
+
+_COMMAND = "from tcomp.tuner.worker import main; main()"
+_EXIT_GRACE_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Died:
+    """A worker that ended or had to be ended, instead of an answer."""
+
+    reason: str
+    timed_out: bool = False
+
+
+class WorkerProcess:
+    """One worker process. `stage` names what it is doing, `prepared` the task whose data it holds.
+
+    It is in a session of its own, so that Ctrl-C in a terminal reaches only the parent.
+    """
+
+    def __init__(self, core: int | None, threads: int) -> None:
+        self.core = core
+        self.parent = os.getpid()
+        self.stage = "starting"
+        self.prepared = ""
+        self._limit = self._deadline = float("inf")
+        self._messages = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `stop`)
+        connection, theirs = Pipe()
+        self.connection: Connection[Request, Reply] = connection
+        environment = dict(os.environ) | {
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "TVM_NUM_THREADS": str(threads),
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _COMMAND, str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=self._messages,
+            env=environment,
+            start_new_session=True,
+        )
+        theirs.close()
+
+    def send(self, request: Request, stage: str, seconds: float) -> None:
+        """Send a request that must be answered within `seconds`."""
+        self.stage, self._limit = stage, seconds
+        self._deadline = time.monotonic() + seconds
+        # A worker that died while idle is reported when its answer is waited for.
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self.connection.send(request)
+
+    @property
+    def seconds_left(self) -> float:
+        return max(0.0, self._deadline - time.monotonic())
+
+    def receive(self) -> object:
+        """The answer that is there, or `Died`."""
+        try:
+            return self.connection.recv()
+        except (EOFError, ConnectionResetError):
+            return Died(self._why_it_ended())
+
+    def timed_out(self) -> Died:
+        return Died(f"no answer in {self._limit:g} s while {self.stage}", timed_out=True)
+
+    def _why_it_ended(self) -> str:
+        try:
+            status = self._process.wait(_EXIT_GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            return f"closed its connection while {self.stage}"
+        cause = f"exit status {status}"
+        if status < 0:
+            cause = f"killed by {signal.Signals(-status).name}"
+        message = self._last_message()
+        return f"{cause} while {self.stage}" + (f": {message}" if message else "")
+
+    def _last_message(self) -> str:
+        """The last line on standard error that is not part of a stack trace."""
+        self._messages.seek(0)
+        lines = self._messages.read().decode(errors="replace").splitlines()
+        said = [s for s in map(str.strip, lines) if s and not s.startswith(("File ", "Traceback"))]
+        return said[-1][:200] if said else ""
+
+    def stop(self) -> None:
+        """Kill the process if it lives, and wait for its end."""
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+        self.connection.close()
+        self._messages.close()
+
+
+def next_messages(processes: Sequence[WorkerProcess]) -> list[tuple[WorkerProcess, object]]:
+    """Wait for at least one of busy `processes` to answer, end or pass its time limit."""
+    while True:
+        left = min(p.seconds_left for p in processes)
+        ready = wait([p.connection for p in processes], timeout=left)
+        messages: list[tuple[WorkerProcess, object]] = [
+            (p, p.receive()) for p in processes if p.connection in ready
+        ]
+        answered = {p for p, _ in messages}
+        late = [p for p in processes if p not in answered and p.seconds_left == 0.0]
+        messages += [(p, p.timed_out()) for p in late]
+        if messages:
+            return messages
+
+
+def available_cores() -> list[int | None]:
+    """The cores this process may run on; one unbound place where the system does not say."""
+    if not hasattr(os, "sched_getaffinity"):
+        return [None]
+    return list(sorted(os.sched_getaffinity(0)))

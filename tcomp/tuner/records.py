@@ -1,0 +1,296 @@
+"""Tuning records: one measured trial a JSON line, self-contained, order-free, mergeable with `cat`.
+
+A log is only ever appended to, one line and one `write` a trial, so that a process killed at any moment
+loses at most the line it was writing. A line that cannot be read is skipped and counted with its number.
+The format is described in `docs/log-format.md`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, cast, get_args
+
+from tcomp.errors import RecordError
+from tcomp.tensor.knobs import Config
+
+SCHEMA = 1
+Status = Literal["ok", "build_error", "run_error", "timeout", "wrong", "crash"]
+Phase = Literal["trial", "final"]
+STATUSES: tuple[str, ...] = get_args(Status)
+PHASES: tuple[str, ...] = get_args(Phase)
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one run of a kernel. `spread` is (upper quartile - lower quartile) / median."""
+
+    median: float
+    min: float
+    spread: float
+    runs: int
+
+
+@dataclass(frozen=True)
+class Check:
+    """Largest error against the reference, relative to the output's scale, and what was allowed."""
+
+    max_error: float
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class Record:
+    """One trial of one config of one kernel.
+
+    - `task`: `Kernel.key`; `op`: its label; `isa`: what the code runs on; `target`, `device`: where it ran.
+    - `template`: `name@version`; `config`: values by knob name.
+    - `phase`: `trial`, or `final` for the interleaved re-measurement of winners against the default.
+    - `baseline`: seconds of the default config in the same session, None when it did not run.
+    - `time`: UTC, ISO 8601.
+    """
+
+    task: str
+    op: str
+    target: str
+    isa: str
+    device: str
+    threads: int
+    template: str
+    config: Config
+    status: Status
+    reason: str = ""
+    phase: Phase = "trial"
+    seconds: Times | None = None
+    baseline: float | None = None
+    check: Check | None = None
+    seed: int = 0
+    versions: Mapping[str, str] = field(default_factory=dict[str, str])
+    time: str = ""
+
+    @property
+    def config_key(self) -> str:
+        """The config as canonical text, for equality and sets."""
+        return config_key(self.config)
+
+    @property
+    def median(self) -> float:
+        """Median seconds; infinite when the trial failed."""
+        return self.seconds.median if self.seconds is not None else float("inf")
+
+    @property
+    def relative(self) -> float | None:
+        """Time relative to the default config in the same session; below 1 is faster than it."""
+        if self.seconds is None or not self.baseline:
+            return None
+        return self.seconds.median / self.baseline
+
+    def to_line(self) -> str:
+        """The record as one line of JSON with its checksum, no newline."""
+        content = {"schema": SCHEMA, **asdict(self)}
+        return _dump({**content, "checksum": _checksum(content)})
+
+
+def config_key(config: Config) -> str:
+    """`config` as canonical text."""
+    return json.dumps(dict(config), sort_keys=True, separators=(",", ":"))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A line that was skipped. `newer` when a newer tcomp wrote it."""
+
+    path: Path
+    line: int
+    reason: str
+    newer: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class LogContents:
+    """What a log file holds: records in file order and the lines that were skipped."""
+
+    path: Path
+    records: tuple[Record, ...]
+    problems: tuple[Problem, ...]
+
+    def require_log(self) -> LogContents:
+        """Raise RecordError when the file holds lines and not one of them is a record."""
+        if self.records or not self.problems:
+            return self
+        first = self.problems[0]
+        if first.newer:
+            raise RecordError(f"{first}; upgrade tcomp or tune again into another file")
+        raise RecordError(f"{first}; no line of {self.path} is a tuning record, is it a tuning log?")
+
+
+def read_log(path: Path | str) -> LogContents:
+    """Read a log; unreadable lines become problems.
+
+    Raises RecordError when the file itself cannot be read.
+    """
+    path = Path(path)
+    records: list[Record] = []
+    problems: list[Problem] = []
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    records.append(parse_line(line))
+                except NewerSchema as error:
+                    problems.append(Problem(path, number, str(error), newer=True))
+                except RecordError as error:
+                    problems.append(Problem(path, number, str(error)))
+    except OSError as error:
+        raise RecordError(f"cannot read log {path}: {error.strerror}; give an existing file") from None
+    return LogContents(path, tuple(records), tuple(problems))
+
+
+class NewerSchema(RecordError):
+    """A line written by a newer tcomp."""
+
+
+def parse_line(line: bytes | str) -> Record:
+    """The record on one line.
+
+    Raises RecordError for anything else, NewerSchema when `schema` is above the known one.
+    """
+    content = _json_object(line)
+    if content["schema"] > SCHEMA:
+        raise NewerSchema(f"schema {content['schema']} is newer than the {SCHEMA} this tcomp reads")
+    if content.pop("checksum", None) != _checksum(content):
+        raise RecordError("the checksum does not match (edited or damaged)")
+    try:
+        return _from_json(content)
+    except (KeyError, TypeError, ValueError) as error:
+        raise RecordError(f"not a complete tuning record: {error!r}") from None
+
+
+def _json_object(line: bytes | str) -> dict[str, Any]:
+    try:
+        content: Any = json.loads(line)
+    except (ValueError, RecursionError):
+        raise RecordError("not a line of JSON (cut off or damaged)") from None
+    found = cast("dict[str, Any]", content) if isinstance(content, dict) else {}
+    if type(found.get("schema")) is not int:
+        raise RecordError("JSON, but not a tuning record (no `schema` number)")
+    return found
+
+
+def _from_json(content: dict[str, Any]) -> Record:
+    known = {f.name for f in fields(Record)}
+    values = {k: v for k, v in content.items() if k in known}
+    if values["status"] not in STATUSES or values["phase"] not in PHASES:
+        raise ValueError(f"status {values['status']!r}, phase {values['phase']!r}")
+    if values.get("seconds") is not None:
+        values["seconds"] = Times(**values["seconds"])
+    if values.get("check") is not None:
+        values["check"] = Check(**values["check"])
+    if not isinstance(values["config"], dict) or not isinstance(values["task"], str):
+        raise TypeError("config must be an object and task a string")
+    if values["status"] == "ok" and values.get("seconds") is None:
+        raise ValueError("status ok without seconds")
+    return Record(**values)
+
+
+def _dump(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, separators=(",", ":"), allow_nan=False)
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return f"{zlib.crc32(canonical.encode()):08x}"
+
+
+class LogWriter:
+    """Appends records to a log, each with one `write`, at once.
+
+    A last line that was cut off is ended first, so that it damages no other. Raises RecordError when the
+    file cannot be written, naming it.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        try:
+            self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise RecordError(
+                f"cannot write log {self.path}: {error.strerror}; give a file in a writable folder"
+            ) from None
+        self._line_is_open = self._ends_inside_a_line()
+
+    def _ends_inside_a_line(self) -> bool:
+        size = os.fstat(self._file).st_size
+        return size > 0 and os.pread(self._file, 1, size - 1) != b"\n"
+
+    def append(self, record: Record) -> None:
+        data = record.to_line().encode() + b"\n"
+        if self._line_is_open:
+            data = b"\n" + data
+        try:
+            written = os.write(self._file, data)
+        except OSError as error:
+            raise RecordError(f"cannot write log {self.path}: {error.strerror}") from None
+        self._line_is_open = written < len(data)
+        if self._line_is_open:
+            raise RecordError(
+                f"cannot write log {self.path}: only {written} of {len(data)} bytes; disk full?"
+            )
+
+    def close(self) -> None:
+        os.close(self._file)
+
+    def __enter__(self) -> LogWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def write_log(path: Path | str, records: Iterable[Record]) -> int:
+    """Replace `path` by a log of `records` in one step: written beside, then renamed. Returns their number.
+
+    Raises RecordError when it cannot be written; the old file is untouched then.
+    """
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    count = 0
+    try:
+        try:
+            with beside.open("w", encoding="utf-8") as file:
+                for record in records:
+                    file.write(record.to_line() + "\n")
+                    count += 1
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
+    except OSError as error:
+        raise RecordError(f"cannot write log {path}: {error.strerror}") from None
+    return count
+
+
+def distinct(records: Iterable[Record]) -> Iterator[Record]:
+    """`records` without exact repetitions, as come from concatenating overlapping logs."""
+    seen: set[str] = set()
+    for record in records:
+        line = record.to_line()
+        if line not in seen:
+            seen.add(line)
+            yield record

@@ -1,0 +1,65 @@
+"""Tuning tasks: the distinct kernels of an optimised graph that have something to choose."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+
+from tcomp.relay.graph import Graph
+from tcomp.target.target import Target
+from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.knobs import Space
+from tcomp.tensor.template import template_for
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """One kernel to tune on one target. `weight` is how often the graph runs it."""
+
+    kernel: Kernel
+    target: Target
+    template: str
+    space: Space
+    weight: int = 1
+
+    @staticmethod
+    def of(kernel: Kernel, target: Target, weight: int = 1) -> Task:
+        """The task of `kernel`.
+
+        Raises UnsupportedError when no template accepts it.
+        """
+        template = template_for(kernel, target)
+        return Task(kernel, target, template.id, template.space(kernel, target), weight)
+
+    @property
+    def key(self) -> str:
+        return self.kernel.key
+
+    @property
+    def label(self) -> str:
+        return self.kernel.label
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of one run of the kernel."""
+        return self.kernel.flops
+
+    @cached_property
+    def is_tunable(self) -> bool:
+        """Whether there is more than the default to choose."""
+        return self.space.cardinality > 1
+
+
+def kernels(graph: Graph) -> list[tuple[Kernel, int]]:
+    """The distinct kernels of an optimised graph in order of first use, with their number of uses."""
+    found = [Kernel.of(node) for node in graph.nodes if node.op == "fused"]
+    by_key = {kernel.key: kernel for kernel in reversed(found)}
+    uses = Counter(kernel.key for kernel in found)
+    return [(by_key[key], count) for key, count in uses.items()]
+
+
+def tasks(graph: Graph, target: Target) -> list[Task]:
+    """The tunable tasks of an optimised graph, the heaviest (operations times uses) first."""
+    every = [Task.of(kernel, target, count) for kernel, count in kernels(graph)]
+    return sorted((t for t in every if t.is_tunable), key=lambda t: -t.flops * t.weight)

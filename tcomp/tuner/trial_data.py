@@ -1,0 +1,109 @@
+"""Random inputs for a kernel, its reference outputs, and how a candidate's numbers compare with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isqrt, sqrt
+
+import numpy as np
+
+from tcomp.relay.evaluate import evaluate
+from tcomp.relay.types import FLOATS, Array, TensorType, numpy_dtype
+from tcomp.tensor.kernel import Kernel
+from tcomp.tuner.records import Check
+
+_EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+# Winograd and vector polynomials lose a few digits against summation in order; a missing or repeated
+# term of a reduction of length K shows as 1 / sqrt(K), far above these floors.
+_FLOOR = {"float64": 1e-11, "float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
+_HUGE_ERROR = 1e30
+
+
+@dataclass(frozen=True)
+class TrialData:
+    """Inputs of a kernel and what it must compute from them."""
+
+    inputs: tuple[Array, ...]
+    expected: tuple[Array, ...]
+    tolerance: float
+
+
+def trial_data(kernel: Kernel, seed: int) -> TrialData:
+    """Random inputs from `seed` and the outputs of the numpy evaluator."""
+    rng = np.random.default_rng(seed)
+    length = reduction_length(kernel)
+    largest_index = _largest_index(kernel)
+    inputs = tuple(
+        _random(rng, v.type, 1.0 / sqrt(length) if i in kernel.constant_inputs else 1.0, largest_index)
+        for i, v in enumerate(kernel.body.inputs)
+    )
+    expected = tuple(evaluate(kernel.body, inputs))
+    return TrialData(inputs, expected, tolerance(kernel))
+
+
+def reduction_length(kernel: Kernel) -> int:
+    """How many products are summed into one output element, estimated from the operation counts."""
+    outputs = sum(v.type.nbytes // numpy_dtype(v.dtype).itemsize for v in kernel.body.outputs)
+    return max(1, kernel.flops // max(1, 2 * outputs))
+
+
+def tolerance(kernel: Kernel) -> float:
+    """Allowed error relative to an output's scale, from the coarsest float type and the reduction length."""
+    values = [*kernel.body.inputs, *(v for n in kernel.body.nodes for v in n.outputs)]
+    floats = [v.dtype for v in values if v.dtype in FLOATS]
+    if not floats:
+        return 0.0
+    coarsest = max(floats, key=lambda dtype: _EPSILON[dtype])
+    return max(_FLOOR[coarsest], 4 * _EPSILON[coarsest] * isqrt(reduction_length(kernel)))
+
+
+def compare(data: TrialData, outputs: Sequence[Array]) -> Check:
+    """The largest error of `outputs`, relative to the scale of each expected output."""
+    errors = [_error(e, o, data.tolerance) for e, o in zip(data.expected, outputs, strict=True)]
+    return Check(min(max(errors, default=0.0), _HUGE_ERROR), data.tolerance)
+
+
+def is_wrong(check: Check) -> bool:
+    return check.max_error > check.tolerance
+
+
+def _error(expected: Array, output: Array, allowed: float) -> float:
+    if expected.shape != output.shape or expected.dtype != output.dtype:
+        return _HUGE_ERROR
+    if expected.size == 0:
+        return 0.0
+    if expected.dtype.name not in FLOATS:
+        difference = np.abs(expected.astype(np.float64) - output.astype(np.float64)).max()
+        # Rounding to 8 bits after float arithmetic may fall on the other side.
+        rounds = expected.dtype.itemsize == 1 and expected.dtype != np.bool_ and allowed > 0
+        return 0.0 if difference <= (1.0 if rounds else 0.0) else float(difference)
+    wanted, found = expected.astype(np.float64), output.astype(np.float64)
+    finite = np.isfinite(wanted)
+    if (
+        not np.array_equal(wanted[~finite], found[~finite], equal_nan=True)
+        or not np.isfinite(found[finite]).all()
+    ):
+        return _HUGE_ERROR
+    if not finite.any():
+        return 0.0
+    scale = max(float(np.sqrt(np.mean(np.square(wanted[finite])))), 1e-30)
+    return float(np.abs(wanted[finite] - found[finite]).max()) / scale
+
+
+def _random(rng: np.random.Generator, type_: TensorType, scale: float, largest_index: int) -> Array:
+    shape, dtype = type_.static_shape, numpy_dtype(type_.dtype)
+    if type_.dtype in FLOATS:
+        return ((rng.random(shape, dtype=np.float32) * 2 - 1) * scale).astype(dtype)
+    if type_.dtype == "bool":
+        return rng.random(shape) < 0.5
+    if type_.dtype in ("int8", "uint8"):
+        bounds = np.iinfo(dtype)
+        return rng.integers(bounds.min, bounds.max, shape, dtype=dtype, endpoint=True)
+    return rng.integers(0, largest_index, shape, dtype=dtype, endpoint=True)
+
+
+def _largest_index(kernel: Kernel) -> int:
+    """A value that indexes every axis: wide integers may be indices of a gather."""
+    extents = [d for v in kernel.body.inputs for d in v.type.static_shape]
+    return min([16, *(d - 1 for d in extents if d > 1)])

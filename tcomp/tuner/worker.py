@@ -1,0 +1,297 @@
+"""The worker process: builds, checks and times kernels that may crash, hang or eat memory.
+
+It runs `main` with a socket to its parent, answers one request at a time and ends when the socket closes
+or, on Linux, when the parent dies in any way.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+import resource
+import signal
+import sys
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+from multiprocessing.connection import Connection
+from statistics import median, quantiles
+from typing import Any
+
+from tcomp.codegen.jit import build_scheduled
+from tcomp.target.target import Target
+from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.knobs import Config
+from tcomp.tensor.template import schedule
+from tcomp.tuner.records import Check, Status, Times
+from tcomp.tuner.trial_data import TrialData, compare, is_wrong, trial_data
+
+_KEPT_TASKS = 8
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Setup:
+    """First request: where to run and what to import before anything else."""
+
+    memory_limit: int
+    core: int | None
+    plugins: tuple[str, ...]
+    parent: int
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Make inputs and reference outputs of a kernel ready under the name `task`."""
+
+    task: str
+    kernel: Kernel
+    target: Target
+    seed: int
+
+
+@dataclass(frozen=True)
+class Build:
+    """Schedule and compile the prepared `task` with `config`."""
+
+    task: str
+    config: Config
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Run, check and time what was built last; above `reject_above` seconds it need not be precise."""
+
+    reject_above: float
+    minimum_seconds: float = 0.02
+    repeats: int = 7
+
+
+@dataclass(frozen=True)
+class Race:
+    """Build all `configs` of a prepared task and time them in turns."""
+
+    task: str
+    configs: tuple[Config, ...]
+    rounds: int = 9
+    round_seconds: float = 0.01
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Setup or preparation is done."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """Code is there."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Times of a kernel whose numbers are right."""
+
+    seconds: Times
+    check: Check
+
+
+@dataclass(frozen=True)
+class Raced:
+    """Times and check of each config of a race."""
+
+    results: tuple[tuple[Times, Check], ...]
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A trial that ended in the worker with a reason, and left the worker alive."""
+
+    status: Status
+    reason: str
+    check: Check | None = None
+
+
+Request = Setup | Prepare | Build | Measure | Race
+Reply = Ready | Built | Measured | Raced | Failed
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    kernel: Kernel
+    target: Target
+    data: TrialData
+
+
+class Worker:
+    """Answers requests one after the other."""
+
+    def __init__(self) -> None:
+        self._tasks: OrderedDict[str, _Prepared] = OrderedDict()
+        self._built: _Candidate | None = None
+
+    def answer(self, request: Request) -> Reply:
+        if isinstance(request, Setup):
+            set_up(request)
+            return Ready()
+        if isinstance(request, Prepare):
+            return self._prepare(request)
+        if isinstance(request, Build):
+            return self._build(request)
+        if isinstance(request, Measure):
+            return self._measure(request)
+        return self._race(request)
+
+    def _prepare(self, request: Prepare) -> Reply:
+        if request.task not in self._tasks:
+            try:
+                data = trial_data(request.kernel, request.seed)
+            except Exception as error:
+                return Failed("run_error", one_line(error))
+            self._tasks[request.task] = _Prepared(request.kernel, request.target, data)
+            if len(self._tasks) > _KEPT_TASKS:
+                self._tasks.popitem(last=False)
+        self._tasks.move_to_end(request.task)
+        return Ready()
+
+    def _build(self, request: Build) -> Reply:
+        self._built = None
+        try:
+            self._built = _Candidate(self._tasks[request.task], request.config)
+        except Exception as error:
+            return Failed("build_error", one_line(error))
+        return Built()
+
+    def _measure(self, request: Measure) -> Reply:
+        if self._built is None:
+            raise RuntimeError("measure without a successful build")
+        candidate = self._built
+        try:
+            first = candidate.run()
+            check = candidate.check()
+            if is_wrong(check):
+                return _wrong(check)
+            return Measured(_time(candidate, first, request), check)
+        except Exception as error:
+            return Failed("run_error", one_line(error))
+
+    def _race(self, request: Race) -> Reply:
+        try:
+            candidates = [_Candidate(self._tasks[request.task], c) for c in request.configs]
+            firsts = [c.run() for c in candidates]
+            checks = [c.check() for c in candidates]
+            for check in checks:
+                if is_wrong(check):
+                    return _wrong(check)
+            samples: list[list[float]] = [[] for _ in candidates]
+            numbers = [max(1, round(request.round_seconds / max(f, 1e-9))) for f in firsts]
+            for _ in range(request.rounds):
+                for candidate, number, found in zip(candidates, numbers, samples, strict=True):
+                    found += candidate.time(number, repeat=1)
+        except Exception as error:
+            return Failed("run_error", one_line(error))
+        times = [_times(s, runs=n * len(s)) for s, n in zip(samples, numbers, strict=True)]
+        return Raced(tuple(zip(times, checks, strict=True)))
+
+
+class _Candidate:
+    """A built config with its arguments."""
+
+    def __init__(self, prepared: _Prepared, config: Config) -> None:
+        scheduled = schedule(prepared.kernel, prepared.target, config)
+        self._data = prepared.data
+        self._runner = build_scheduled(prepared.kernel, scheduled, prepared.target)
+        self._arguments: Sequence[Any] | None = None
+
+    def run(self) -> float:
+        """Seconds of one run, after one that is not counted."""
+        self._arguments = self._runner.prepare(self._data.inputs)
+        return self.time(number=1, repeat=1)[0]
+
+    def time(self, number: int, repeat: int) -> list[float]:
+        return self._runner.time_prepared(self._arguments or (), number=number, repeat=repeat)
+
+    def check(self) -> Check:
+        """The error of the outputs of the last run."""
+        arguments = self._arguments or ()
+        first_output = len(arguments) - len(self._data.expected)
+        return compare(self._data, [t.numpy() for t in arguments[first_output:]])
+
+
+def _wrong(check: Check) -> Failed:
+    reason = f"max error {check.max_error:.3g} of the output's scale, allowed {check.tolerance:.3g}"
+    return Failed("wrong", reason, check)
+
+
+def _time(candidate: _Candidate, first: float, request: Measure) -> Times:
+    """Time adaptively: enough runs for `minimum_seconds`, again while the spread stays above 5%.
+
+    Candidates that are known to be slow get one run when that is long, else no second round.
+    """
+    repeats, slow = request.repeats, first > request.reject_above
+    if slow and first * repeats > request.minimum_seconds:
+        return _times([first], runs=1)
+    number = max(1, ceil(request.minimum_seconds / (repeats * max(first, 1e-9))))
+    samples: list[float] = []
+    while True:
+        samples += candidate.time(number, repeats)
+        times = _times(samples, runs=number * len(samples))
+        spent = times.median * times.runs
+        steady = times.spread < 0.05 or times.median > request.reject_above
+        if steady or len(samples) >= 3 * repeats or spent > 10 * request.minimum_seconds:
+            return times
+
+
+def _times(samples: list[float], runs: int) -> Times:
+    middle = median(samples)
+    lower, _, upper = quantiles(samples, n=4) if len(samples) > 1 else (middle,) * 3
+    return Times(middle, min(samples), (upper - lower) / middle if middle > 0 else 0.0, runs)
+
+
+def one_line(error: BaseException) -> str:
+    """The last line of an error's text, where TVM and LLVM say what happened, with its class."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1] if lines else ''}"[:300]
+
+
+def set_up(request: Setup) -> None:
+    """Die with the parent, leave no core files, stay within memory, sit on one core, import plugins."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _die_with_parent(request.parent)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    limit = _address_space() + request.memory_limit
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    if request.core is not None:
+        os.sched_setaffinity(0, {request.core})
+    for plugin in request.plugins:
+        importlib.import_module(plugin)
+
+
+def _die_with_parent(parent: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _address_space() -> int:
+    """Bytes of address space in use."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[0]) * resource.getpagesize()
+
+
+def serve(connection: Connection[Reply, Request]) -> None:
+    """Answer requests until the parent closes the connection."""
+    worker = Worker()
+    while True:
+        try:
+            request = connection.recv()
+        except (EOFError, ConnectionResetError):
+            return
+        connection.send(worker.answer(request))
+
+
+def main() -> None:
+    """Serve on the socket whose file descriptor is the only argument."""
+    serve(Connection(int(sys.argv[1])))
