@@ -65,7 +65,7 @@ def compile_graph(
     clock = _Clock()
     compiler = find_c_compiler()
     with clock.measure("schedule"):
-        scheduled = _schedule_all(graph, target, config_of, jobs)
+        scheduled = _schedule_all(graph, target, config_of)
     with clock.measure("plan"):
         program = plan(graph, scheduled)
     embed = weights == "embed"
@@ -122,15 +122,11 @@ def _work_folder(output: Path) -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent)
 
 
-def _schedule_all(
-    graph: Graph, target: Target, config_of: ConfigOf | None, jobs: int | None
-) -> dict[str, Scheduled]:
-    def one(kernel: Kernel) -> Scheduled:
-        return schedule(kernel, target, None if config_of is None else config_of(kernel))
-
-    kernels = distinct_kernels(graph)
-    with ThreadPoolExecutor(_jobs(jobs)) as threads:
-        return dict(zip(kernels, threads.map(one, kernels.values()), strict=True))
+def _schedule_all(graph: Graph, target: Target, config_of: ConfigOf | None) -> dict[str, Scheduled]:
+    return {
+        key: schedule(kernel, target, None if config_of is None else config_of(kernel))
+        for key, kernel in distinct_kernels(graph).items()
+    }
 
 
 def _jobs(jobs: int | None) -> int:

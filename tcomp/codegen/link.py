@@ -37,7 +37,7 @@ def compile_c(compiler: str, sources: Sequence[Path], folder: Path) -> list[Path
 
     Raises BuildError with the compiler's first error line.
     """
-    flags = ["-std=gnu11", "-O2", "-fPIC", "-fvisibility=hidden", "-ffunction-sections", f"-I{SOURCES}", "-c"]
+    flags = ["-std=gnu11", "-O2", "-fPIC", "-fvisibility=hidden", f"-I{SOURCES}", "-c"]
     _execute([compiler, *flags, *map(str, sources)], folder)
     return [folder / source.with_suffix(".o").name for source in sources]
 
@@ -51,7 +51,7 @@ def link(compiler: str, objects: Sequence[Path], output: Path, folder: Path) -> 
     exports.write_text(_EXPORTS)
     flags = [
         "-shared", "-static-libgcc", f"-Wl,--version-script={exports}", "-Wl,-z,defs", "-Wl,-z,relro,-z,now",
-        "-Wl,-z,noexecstack", "-Wl,--gc-sections", "-Wl,--as-needed", "-Wl,--build-id=none",
+        "-Wl,-z,noexecstack", "-Wl,--as-needed", "-Wl,--build-id=none",
     ]  # fmt: skip
     _execute([compiler, *flags, "-o", str(output), *map(str, objects), "-lm", "-lpthread"], folder)
     check_self_contained(output)

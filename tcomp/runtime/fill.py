@@ -12,7 +12,9 @@ import numpy.typing as npt
 FILLS = ("random", "zeros", "ones")
 
 
-def fill(shape: Sequence[int], dtype: str, how: str = "random", rng: np.random.Generator | None = None) -> npt.NDArray[Any]:
+def fill(
+    shape: Sequence[int], dtype: str, how: str = "random", rng: np.random.Generator | None = None
+) -> npt.NDArray[Any]:
     """An array of `shape` and `dtype`.
 
     `random` is standard normal for floating point and 0 or 1 for integers and booleans, which suits token

@@ -1,0 +1,235 @@
+"""A compiled model as a Python callable on arrays."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from tcomp.errors import ArtifactError, InputError, UsageError
+from tcomp.runtime.library import CBuffer, COptions, TensorInfo, open_library, tensor_info
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Time of one step of a model, in seconds per run."""
+
+    label: str
+    seconds: float
+
+
+class Model:
+    """A loaded artifact with one context: memory and threads of its own.
+
+    Call it with arrays in the order of `inputs`, or by name; numpy arrays and objects with DLPack are read
+    in place. Threads may share a model, and then run one after the other; `new_context` gives a second one
+    that runs at the same time.
+    """
+
+    def __init__(
+        self, library: ctypes.CDLL, path: Path, threads: int = 0, weights: Path | None = None
+    ) -> None:
+        self._library = library
+        self._path = path
+        self._weights = weights
+        self.name: str = library.tcomp_model_name().decode()
+        self.target: str = library.tcomp_target().decode()
+        self.arena_bytes: int = library.tcomp_arena_bytes()
+        self.weights_bytes: int = library.tcomp_weights_bytes()
+        self.inputs = tuple(
+            tensor_info(library.tcomp_input(i).contents) for i in range(library.tcomp_input_count())
+        )
+        self.outputs = tuple(
+            tensor_info(library.tcomp_output(i).contents) for i in range(library.tcomp_output_count())
+        )
+        self._context = _create(library, path, threads, weights)
+        self._finalizer = weakref.finalize(self, library.tcomp_destroy, self._context)
+
+    def __call__(self, *arrays: Any, **named: Any) -> list[Array]:
+        """The outputs, as new arrays.
+
+        Raises InputError when an array differs from its input in shape, dtype or layout.
+        """
+        inputs = self._arguments(arrays, named)
+        outputs = self._empty_outputs()
+        self._run(inputs, outputs)
+        return outputs
+
+    def run_into(self, inputs: Sequence[Any], outputs: Sequence[Array]) -> None:
+        """Run, and write into existing arrays.
+
+        Raises InputError when an array does not fit, or an output cannot be written.
+        """
+        checked = self._arguments(inputs, {})
+        if len(outputs) != len(self.outputs):
+            raise InputError(
+                f"model `{self.name}` has {len(self.outputs)} outputs; {len(outputs)} arrays given"
+            )
+        for index, (info, array) in enumerate(zip(self.outputs, outputs, strict=True)):
+            _check(f"output {index} `{info.name}`", info, array)
+            if not array.flags.writeable:
+                raise InputError(f"output {index} `{info.name}` is a read-only array; give a writable one")
+        self._run(checked, list(outputs))
+
+    def time(self, *arrays: Any, number: int = 1, repeat: int = 5, **named: Any) -> list[float]:
+        """Seconds of one run, averaged over `number` runs, `repeat` times; the first run is not counted."""
+        inputs, outputs = self._arguments(arrays, named), self._empty_outputs()
+        self._run(inputs, outputs)
+        call = self._call_of(inputs, outputs)
+        times: list[float] = []
+        for _ in range(repeat):
+            start = time.perf_counter()
+            for _ in range(number):
+                self._check_status(self._library.tcomp_run(*call))
+            times.append((time.perf_counter() - start) / number)
+        return times
+
+    def profile(self, *arrays: Any, number: int = 1, **named: Any) -> list[StepTime]:
+        """The time of each step, averaged over `number` runs, after one run that is not counted."""
+        inputs, outputs = self._arguments(arrays, named), self._empty_outputs()
+        self._run(inputs, outputs)
+        call = self._call_of(inputs, outputs)
+        count = self._library.tcomp_step_count()
+        nanoseconds = (ctypes.c_uint64 * max(1, count))()
+        for _ in range(number):
+            self._check_status(self._library.tcomp_profile(*call, nanoseconds, count))
+        labels = [self._library.tcomp_step_label(i).decode() for i in range(count)]
+        return [
+            StepTime(label, total / number * 1e-9) for label, total in zip(labels, nanoseconds, strict=False)
+        ]
+
+    @property
+    def threads(self) -> int:
+        """How many threads a run uses."""
+        return self._library.tcomp_threads(self._alive())
+
+    @threads.setter
+    def threads(self, threads: int) -> None:
+        self._check_status(self._library.tcomp_set_threads(self._alive(), threads))
+
+    def new_context(self, threads: int = 0) -> Model:
+        """Another model of the same library, with memory and threads of its own. 0 threads: all CPUs."""
+        return Model(self._library, self._path, threads, self._weights)
+
+    def close(self) -> None:
+        """Free the memory and end the threads; the model cannot be called any more."""
+        self._finalizer()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        inputs = ", ".join(f"{t.name}: {t}" for t in self.inputs)
+        outputs = ", ".join(f"{t.name}: {t}" for t in self.outputs)
+        return f"Model({self.name}, {inputs} -> {outputs}, {self.target})"
+
+    def _alive(self) -> ctypes.c_void_p:
+        if not self._finalizer.alive:
+            raise UsageError(f"model `{self.name}` is closed")
+        return self._context
+
+    def _empty_outputs(self) -> list[Array]:
+        return [np.empty(info.shape, _numpy_dtype(info.dtype)) for info in self.outputs]
+
+    def _arguments(self, arrays: Sequence[Any], named: Mapping[str, Any]) -> list[Array]:
+        """Checked arrays in the order of `inputs`."""
+        names = [info.name for info in self.inputs]
+        unknown = [name for name in named if name not in names[len(arrays) :]]
+        if unknown:
+            problem = "given twice" if unknown[0] in names else f"unknown; inputs are {', '.join(names)}"
+            raise InputError(f"model `{self.name}`: input `{unknown[0]}` is {problem}")
+        missing = [name for name in names[len(arrays) :] if name not in named]
+        if missing or len(arrays) > len(names):
+            wanted = ", ".join(f"{info.name}: {info}" for info in self.inputs)
+            given = len(arrays) + len(named)
+            raise InputError(f"model `{self.name}` takes {len(names)} inputs ({wanted}), {given} given")
+        values = [*arrays, *(named[name] for name in names[len(arrays) :])]
+        checked: list[Array] = []
+        for index, (info, value) in enumerate(zip(self.inputs, values, strict=True)):
+            where = f"input {index} `{info.name}`"
+            array = _as_array(where, info, value)
+            _check(where, info, array)
+            checked.append(array)
+        return checked
+
+    def _call_of(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> tuple[Any, ...]:
+        """Arguments of `tcomp_run`; valid while the arrays live."""
+        return self._alive(), _buffers(inputs), len(inputs), _buffers(outputs), len(outputs)
+
+    def _run(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
+        self._check_status(self._library.tcomp_run(*self._call_of(inputs, outputs)))
+
+    def _check_status(self, status: int) -> None:
+        if status != 0:
+            raise ArtifactError(f"model `{self.name}`: {self._library.tcomp_error(self._context).decode()}")
+
+
+def load(path: str | Path, threads: int = 0, weights: str | Path | None = None) -> Model:
+    """Load a compiled model. `threads` is how many it runs on, 0 meaning all CPUs of this process.
+
+    `weights` is the file with its weights, where they are separate: by default beside the library.
+    Raises ArtifactError for a file that is damaged, for another machine or of another ABI version.
+    """
+    library_path = Path(path)
+    library = open_library(library_path)
+    if library.tcomp_weights_embedded():
+        return Model(library, library_path, threads)
+    return Model(library, library_path, threads, Path(weights or library_path.with_suffix(".weights")))
+
+
+def _create(library: ctypes.CDLL, path: Path, threads: int, weights: Path | None) -> ctypes.c_void_p:
+    options = COptions(struct_bytes=ctypes.sizeof(COptions), threads=threads)
+    if weights is not None:
+        options.weights_path = str(weights).encode()
+    context = ctypes.c_void_p()
+    if library.tcomp_create(ctypes.byref(options), ctypes.byref(context)) != 0:
+        raise ArtifactError(f"{path}: {library.tcomp_error(None).decode()}")
+    return context
+
+
+def _buffers(arrays: Sequence[Array]) -> Any:
+    return (CBuffer * max(1, len(arrays)))(*(CBuffer(a.ctypes.data, a.nbytes) for a in arrays))
+
+
+def _numpy_dtype(dtype: str) -> np.dtype[Any]:
+    return np.dtype(ml_dtypes.bfloat16) if dtype == "bfloat16" else np.dtype(dtype)
+
+
+def _as_array(where: str, info: TensorInfo, value: Any) -> Array:
+    if isinstance(value, (np.ndarray, np.generic)):
+        return np.asarray(cast("Array", value))
+    if not hasattr(value, "__dlpack__"):
+        raise InputError(
+            f"{where} is a {type(value).__name__}; it must be an array of {info}: use numpy.asarray"
+        )
+    try:
+        return cast("Array", np.from_dlpack(value))
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{where} cannot be read through DLPack: {error}; give a numpy array on the CPU"
+        ) from None
+
+
+def _check(where: str, info: TensorInfo, array: Array) -> None:
+    found = f"{array.dtype}[{','.join(map(str, array.shape))}]"
+    if array.shape != info.shape:
+        raise InputError(
+            f"{where} has shape {found}; it must be {info}: reshape it, or compile for its shape"
+        )
+    if array.dtype != _numpy_dtype(info.dtype):
+        raise InputError(f"{where} is {found}; it must be {info}: convert it with .astype")
+    if not array.flags.c_contiguous:
+        raise InputError(f"{where} is not contiguous (strides {array.strides}); use numpy.ascontiguousarray")
