@@ -15,6 +15,7 @@ SOURCES = Path(__file__).parent / "c"
 RUNTIME = ("context.c", "pool.c", "cpu.c", "blake2b.c")
 ALLOWED_LIBRARIES = ("libc", "libm", "libpthread", "ld-linux-x86-64")
 _COMPILERS = ("cc", "gcc", "clang")
+_TELLING = (" error: ", ": undefined reference", "No space left")
 _EXPORTS = "{ global: tcomp_*; local: *; };\n"
 
 
@@ -84,6 +85,6 @@ def _execute(command: Sequence[str], folder: Path) -> None:
         raise BuildError(f"cannot run {command[0]}: {error.strerror}") from None
     if result.returncode != 0:
         lines = (result.stderr or result.stdout).strip().splitlines()
-        telling = [line for line in lines if "error" in line or "undefined" in line or "No space" in line]
+        telling = [line for line in lines if any(word in line for word in _TELLING)]
         reason = (telling or lines or [f"exit status {result.returncode}"])[0]
         raise BuildError(f"{Path(command[0]).name} failed: {reason}")
