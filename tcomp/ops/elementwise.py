@@ -54,7 +54,7 @@ for _row in (
     ),
     Pointwise("reciprocal", lambda x: 1 / x, lambda x: 1 / x, zero_is_finite=False, flops=4, low=0.5, high=4),
     Pointwise("exp", np.exp, math.exp, flops=12, low=-4, high=4),
-    Pointwise("log", np.log, math.log, zero_is_finite=False, flops=16, low=0.01, high=8),
+    Pointwise("log", np.log, math.log_, zero_is_finite=False, flops=16, low=0.01, high=8),
     Pointwise("sin", np.sin, math.sin, flops=14, low=-8, high=8),
     Pointwise("cos", np.cos, math.cos, flops=14, low=-8, high=8),
     Pointwise("tan", np.tan, math.tan, flops=32, low=-1.5, high=1.5),

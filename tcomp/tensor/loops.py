@@ -85,6 +85,12 @@ def vector_loop(extent: int, lanes: int, unroll: int, body: Body) -> list[Statem
     return statements
 
 
+def local(shape: Sequence[int], dtype: str, name: str) -> tuple[Statement, Buffer]:
+    """A buffer that lives as long as the statements after its allocation; small ones lie on the stack."""
+    buffer = tirx.decl_buffer(list(shape), dtype, name=name, scope="local")
+    return tirx.AllocBuffer(buffer), buffer
+
+
 class Elements:
     """Elements of tensors at symbolic indices.
 
@@ -119,9 +125,7 @@ class Elements:
             self._known[key] = self._bound(value, tensor.op.name)
         return self._known[key]
 
-    def expression(
-        self, body: Expression, axes: Sequence[Any], indices: Sequence[Expression]
-    ) -> Expression:
+    def expression(self, body: Expression, axes: Sequence[Any], indices: Sequence[Expression]) -> Expression:
         """`body`, a tensor expression over `axes`, at `indices`."""
         values = {axis.var: index for axis, index in zip(axes, indices, strict=True)}
 
