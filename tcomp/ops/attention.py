@@ -16,11 +16,12 @@ from tcomp.ops.shapes import (
     cast_tensor,
     same_dtype,
     static_shape,
+    widened,
 )
 from tcomp.relay.attributes import number
 from tcomp.relay.graph import Attrs
 from tcomp.relay.op import REQUIRED, Cost, FusionKind, Op, Sample, declare
-from tcomp.relay.types import FLOATS, Array, TensorType, numpy_dtype
+from tcomp.relay.types import FLOATS, Array, TensorType
 from tcomp.tvm_api import Tensor, te, tirx
 
 
@@ -42,9 +43,8 @@ def _infer(types: Sequence[TensorType], attrs: Attrs) -> list[TensorType]:
 
 
 def _evaluate(arrays: Sequence[Array], attrs: Attrs) -> list[Array]:
-    wide = numpy_dtype(accumulator(arrays[0].dtype.name))
-    query, key, value, *mask = (a.astype(wide, copy=False) for a in arrays)
-    scores = np.matmul(query, np.swapaxes(key, -1, -2)) * wide.type(number(attrs, "scale"))
+    query, key, value, *mask = (widened(a) for a in arrays)
+    scores = np.matmul(query, np.swapaxes(key, -1, -2)) * query.dtype.type(number(attrs, "scale"))
     if mask:
         scores = scores + mask[0]
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
@@ -58,8 +58,8 @@ def _compute(inputs: Sequence[Tensor], attrs: Attrs, outputs: Sequence[TensorTyp
     length, depth = static_shape(key)[-2:]
     score_shape = (*shape[:-1], length)
     scale = tirx.const(number(attrs, "scale"), wide)
-    d, t, u = (te.reduce_axis((0, n), name=s) for n, s in ((depth, "d"), (length, "t"), (length, "u")))
-    highest_axis = te.reduce_axis((0, length), name="h")
+    d = te.reduce_axis((0, depth), name="d")
+    highest_axis, total_axis, t = (te.reduce_axis((0, length), name=name) for name in ("h", "u", "t"))
 
     def at(tensor: Tensor, batch: Sequence[Any], row: Any, column: Any) -> Any:
         return tensor(*broadcast_index(static_shape(tensor)[:-2], batch), row, column).astype(wide)
@@ -78,24 +78,32 @@ def _compute(inputs: Sequence[Tensor], attrs: Attrs, outputs: Sequence[TensorTyp
         return score + mask(*broadcast_index(static_shape(mask), index)).astype(wide)
 
     scores = te.compute(score_shape, scaled, name="masked")
-    highest = te.compute(
-        shape[:-1],
-        lambda *row: te.max(scores(*row, highest_axis), axis=highest_axis),
-        name="highest",  # pyright: ignore
-    )
-    weights = te.compute(
-        score_shape,
-        lambda *index: tirx.exp(scores(*index) - highest(*index[:-1])),
-        name="weights",  # pyright: ignore
-    )
-    total = te.compute(shape[:-1], lambda *row: te.sum(weights(*row, u), axis=u), name="total")  # pyright: ignore
+
+    def highest(*row: Any) -> Any:
+        return te.max(scores(*row, highest_axis), axis=highest_axis)
+
+    top = te.compute(shape[:-1], highest, name="highest")
+
+    def exponential(*index: Any) -> Any:
+        return tirx.exp(scores(*index) - top(*index[:-1]))
+
+    weights = te.compute(score_shape, exponential, name="weights")
+
+    def total(*row: Any) -> Any:
+        return te.sum(weights(*row, total_axis), axis=total_axis)
+
+    totals = te.compute(shape[:-1], total, name="total")
 
     def weighted(*index: Any) -> Any:
         *batch, row, column = index
         return te.sum(weights(*batch, row, t) * at(value, batch, t, column), axis=t)
 
-    summed = te.compute(shape, weighted, name="weighted")
-    result = te.compute(shape, lambda *index: summed(*index) / total(*index[:-1]), name="attention")  # pyright: ignore
+    sums = te.compute(shape, weighted, name="weighted")
+
+    def normalized(*index: Any) -> Any:
+        return sums(*index) / totals(*index[:-1])
+
+    result = te.compute(shape, normalized, name="attention")
     return [cast_tensor(result, outputs[0].dtype)]
 
 

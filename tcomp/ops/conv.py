@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 
 from tcomp.errors import TypeRuleError
-from tcomp.ops.shapes import accumulator, cast_tensor, element_type, same_dtype, static_shape
+from tcomp.ops.shapes import accumulator, cast_tensor, element_type, same_dtype, static_shape, widened
 from tcomp.ops.spatial import FIRST, Window, window_attrs
 from tcomp.relay.attributes import integer, text
 from tcomp.relay.dims import Dim
 from tcomp.relay.graph import Attr, Attrs
 from tcomp.relay.layouts import PLAIN, channel_block, from_layout, layout_shape, to_layout
 from tcomp.relay.op import Cost, FusionKind, LayoutRule, Op, Sample, declare
-from tcomp.relay.types import Array, TensorType, numpy_dtype
+from tcomp.relay.types import Array, TensorType
 from tcomp.tvm_api import Tensor, te, tirx
 
 
@@ -54,14 +54,14 @@ def _kernel(weight: TensorType) -> tuple[int, ...]:
 
 def _evaluate(arrays: Sequence[Array], attrs: Attrs) -> list[Array]:
     x, weight = arrays
-    groups, wide = integer(attrs, "groups"), numpy_dtype(accumulator(x.dtype.name))
-    plain = from_layout(x, text(attrs, "data_layout"), weight.shape[1] * groups)
+    groups = integer(attrs, "groups")
+    plain = from_layout(widened(x), text(attrs, "data_layout"), weight.shape[1] * groups)
     window = Window.of(weight.shape[2:], attrs)
     spatial = _static(window.outputs(plain.shape[2:]))
-    padded = window.pad_array(plain.astype(wide, copy=False), spatial, 0)
+    padded = window.pad_array(plain, spatial, 0)
     batch, outputs = x.shape[0], weight.shape[0]
-    kernel = weight.astype(wide, copy=False).reshape(groups, outputs // groups, *weight.shape[1:])
-    total = np.zeros((batch, groups, outputs // groups, prod(spatial)), wide)
+    kernel = widened(weight).reshape(groups, outputs // groups, *weight.shape[1:])
+    total = np.zeros((batch, groups, outputs // groups, prod(spatial)), plain.dtype)
     for offset, view in window.taps(padded, spatial):
         columns = view.reshape(batch, groups, weight.shape[1], -1)
         taps = kernel[(..., *offset)]
@@ -139,16 +139,16 @@ def _extra(attrs: Attrs, rank: int) -> tuple[int, ...]:
 
 def _evaluate_transpose(arrays: Sequence[Array], attrs: Attrs) -> list[Array]:
     x, weight = arrays
-    rank, groups, wide = x.ndim - 2, integer(attrs, "groups"), numpy_dtype(accumulator(x.dtype.name))
+    rank, groups, wide = x.ndim - 2, integer(attrs, "groups"), widened(x)
     window = Window.of(weight.shape[2:], attrs)
     batch, inputs, group_outputs = x.shape[0], weight.shape[0] // groups, weight.shape[1]
     reached = window.needed(x.shape[2:])
     total = np.zeros(
         (batch, groups * group_outputs, *(r + e for r, e in zip(reached, _extra(attrs, rank), strict=True))),
-        wide,
+        wide.dtype,
     )
-    columns = x.astype(wide).reshape(batch, groups, inputs, -1)
-    kernel = weight.astype(wide).reshape(groups, inputs, *weight.shape[1:])
+    columns = wide.reshape(batch, groups, inputs, -1)
+    kernel = widened(weight).reshape(groups, inputs, *weight.shape[1:])
     for offset, view in window.taps(total, x.shape[2:]):
         taps = np.swapaxes(kernel[(..., *offset)], 1, 2)
         view += np.matmul(taps, columns).reshape(view.shape)

@@ -75,7 +75,8 @@ def _infer_gather_elements(types: Sequence[TensorType], attrs: Attrs) -> list[Te
 
 def _evaluate_gather_elements(arrays: Sequence[Array], attrs: Attrs) -> list[Array]:
     x, indices = arrays
-    at: list[Array] = list(np.indices(indices.shape))
+    grid: Array = np.indices(indices.shape)
+    at: list[Array] = [grid[a] for a in range(x.ndim)]
     at[integer(attrs, "axis")] = indices.astype(np.int64)
     return [x[tuple(at)]]
 
@@ -179,10 +180,10 @@ def _infer_reverse(types: Sequence[TensorType], attrs: Attrs) -> list[TensorType
 def _evaluate_reverse(arrays: Sequence[Array], attrs: Attrs) -> list[Array]:
     x, lengths = arrays
     time_first = integer(attrs, "time_axis") == 0
-    result = x.copy()
-    view, source = (np.swapaxes(a, 0, 1) if time_first else a for a in (result, x))
-    for row, length in enumerate(lengths.astype(np.int64)):
-        view[row, :length] = source[row, :length][::-1]
+    result: Array = x.copy()
+    for row, length in enumerate(lengths.tolist()):
+        cut = (slice(length), row) if time_first else (row, slice(length))
+        result[cut] = x[cut][::-1]
     return [result]
 
 

@@ -15,12 +15,13 @@ from tcomp.ops.shapes import (
     cast_tensor,
     same_dtype,
     static_shape,
+    widened,
 )
 from tcomp.relay.attributes import flag
 from tcomp.relay.dims import Dim
 from tcomp.relay.graph import Attrs
 from tcomp.relay.op import Cost, FusionKind, Op, Sample, declare
-from tcomp.relay.types import Array, TensorType, numpy_dtype
+from tcomp.relay.types import Array, TensorType
 from tcomp.tvm_api import Tensor, te
 
 
@@ -29,7 +30,7 @@ def _infer(types: Sequence[TensorType], attrs: Attrs) -> list[TensorType]:
     if dtype == "bool" or min(t.rank for t in types) == 0:
         raise TypeRuleError("`matmul` takes numeric operands of rank 1 or more")
     a, b = (_swapped(t.shape, flag(attrs, name)) for t, name in zip(types, _TRANSPOSES, strict=True))
-    a_columns, b_rows = a[-1], b[-2] if len(b) > 1 else b[0]
+    a_columns, b_rows = a[-1], b[-2:][0]
     if a_columns != b_rows:
         raise TypeRuleError(f"`matmul` contracts {a_columns} columns with {b_rows} rows; they must be equal")
     batch = broadcast_shapes(a[:-2], b[:-2])
@@ -50,9 +51,7 @@ def _evaluate(arrays: Sequence[Array], attrs: Attrs) -> list[Array]:
         np.swapaxes(x, -1, -2) if flag(attrs, name) else x
         for x, name in zip(arrays, _TRANSPOSES, strict=True)
     )
-    dtype = a.dtype
-    wide = numpy_dtype(accumulator(dtype.name))
-    return [np.asarray(np.matmul(a.astype(wide, copy=False), b.astype(wide, copy=False))).astype(dtype)]
+    return [np.asarray(np.matmul(widened(a), widened(b))).astype(a.dtype)]
 
 
 def _compute(inputs: Sequence[Tensor], attrs: Attrs, outputs: Sequence[TensorType]) -> list[Tensor]:

@@ -289,18 +289,15 @@ def _compute_tile(inputs: Sequence[Tensor], attrs: Attrs, outputs: Sequence[Tens
 
 
 def _infer_trilu(types: Sequence[TensorType], attrs: Attrs) -> list[TensorType]:
-    flag(attrs, "upper"), integer(attrs, "k")
+    side, k = "upper" if flag(attrs, "upper") else "lower", integer(attrs, "k")
     if types[0].rank < 2:
-        raise TypeRuleError(f"`trilu` takes matrices, not {types[0]}")
+        raise TypeRuleError(f"`trilu` takes matrices, not {types[0]} (the {side} part from diagonal {k})")
     return [types[0]]
 
 
 def _evaluate_trilu(arrays: Sequence[Array], attrs: Attrs) -> list[Array]:
-    rows, columns = arrays[0].shape[-2:]
-    above = np.arange(columns) - np.arange(rows)[:, None]
-    k = integer(attrs, "k")
-    kept = above >= k if flag(attrs, "upper") else above <= k
-    return [np.where(kept, arrays[0], np.zeros((), arrays[0].dtype))]
+    part = np.triu if flag(attrs, "upper") else np.tril
+    return [part(arrays[0], integer(attrs, "k"))]
 
 
 def _compute_trilu(inputs: Sequence[Tensor], attrs: Attrs, outputs: Sequence[TensorType]) -> list[Tensor]:

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from tcomp.errors import TypeRuleError
-from tcomp.ops.shapes import accumulator, cast_tensor, element_type, static_shape
+from tcomp.ops.shapes import accumulator, cast_tensor, element_type, static_shape, widened
 from tcomp.ops.spatial import FIRST, Window, window_attrs
 from tcomp.relay.attributes import flag, integers, text
 from tcomp.relay.graph import Attr, Attrs
 from tcomp.relay.layouts import PLAIN, channel_block
 from tcomp.relay.op import REQUIRED, Cost, FusionKind, LayoutRule, Op, Sample, declare
-from tcomp.relay.types import FLOATS, Array, TensorType, numpy_dtype
+from tcomp.relay.types import FLOATS, Array, TensorType, numpy_dtype, type_of
 from tcomp.tvm_api import Tensor, te, tirx
 
 
@@ -51,29 +51,28 @@ def _lowest(dtype: str) -> float:
 
 
 def _evaluate_max(arrays: Sequence[Array], attrs: Attrs) -> list[Array]:
-    (x,) = arrays
-    window = _window(attrs)
+    x, window = arrays[0], _window(attrs)
     positions = _positions(x.shape, window, attrs)
-    padded = window.pad_array(x, positions, _lowest(x.dtype.name))
-    views = (view for _, view in window.taps(padded, positions))
-    result = next(views).copy()
-    for view in views:
+    padded = window.pad_array(x, positions, _lowest(type_of(x).dtype))
+    views = [view for _, view in window.taps(padded, positions)]
+    result: Array = views[0].copy()
+    for view in views[1:]:
         np.maximum(result, view, out=result)
     return [result]
 
 
 def _evaluate_average(arrays: Sequence[Array], attrs: Attrs) -> list[Array]:
-    (x,) = arrays
-    window, wide = _window(attrs), numpy_dtype(accumulator(x.dtype.name))
+    x, window = arrays[0], _window(attrs)
+    wide = widened(x)
     positions = _positions(x.shape, window, attrs)
     extents = x.shape[FIRST : FIRST + len(positions)]
-    padded = window.pad_array(x.astype(wide, copy=False), positions, 0)
-    counted = window.pad_array(np.ones((1, 1, *extents), wide), positions, 0)
+    padded = window.pad_array(wide, positions, 0)
+    counted = window.pad_array(np.ones((1, 1, *extents), wide.dtype), positions, 0)
     if flag(attrs, "count_include_pad"):
         inside = tuple(slice(0, e + b + f) for e, b, f in zip(extents, window.begin, window.end, strict=True))
         counted[(slice(None), slice(None), *inside)] = 1
-    total = sum((view for _, view in window.taps(padded, positions)), start=np.zeros((), wide))
-    taps = sum((view for _, view in window.taps(counted, positions)), start=np.zeros((), wide))
+    total = sum((view for _, view in window.taps(padded, positions)), start=np.zeros((), wide.dtype))
+    taps = sum((view for _, view in window.taps(counted, positions)), start=np.zeros((), wide.dtype))
     count = taps.reshape(positions + (1,) * (x.ndim - FIRST - len(positions)))
     return [np.asarray(total / np.maximum(count, 1)).astype(x.dtype)]
 
@@ -113,9 +112,8 @@ def _compute_average(inputs: Sequence[Tensor], attrs: Attrs, outputs: Sequence[T
             _count(window, axis, index[FIRST + axis], extents[axis], shape[FIRST + axis], include_pad)
             for axis in range(rank)
         ]
-        if all(isinstance(c, int) for c in counts):
-            return summed(*index) * tirx.const(1.0 / prod(counts), wide)
-        return summed(*index) / prod(counts, start=tirx.const(1, "int32")).astype(wide)
+        count: Any = prod(counts, start=tirx.const(1, "int32"))
+        return summed(*index) / count.astype(wide)
 
     return [cast_tensor(te.compute(shape, mean, name=f"avg_pool{rank}d"), outputs[0].dtype)]
 

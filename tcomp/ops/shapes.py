@@ -7,7 +7,7 @@ from typing import Any
 
 from tcomp.errors import TypeRuleError
 from tcomp.relay.dims import Dim
-from tcomp.relay.types import TensorType
+from tcomp.relay.types import Array, TensorType, numpy_dtype, type_of
 from tcomp.tvm_api import Tensor, te
 
 
@@ -52,6 +52,11 @@ def check_axis(op: str, axis: int, rank: int) -> int:
 def accumulator(dtype: str) -> str:
     """The element type in which sums of `dtype` products are kept."""
     return "float32" if dtype in ("float16", "bfloat16") else dtype
+
+
+def widened(array: Array) -> Array:
+    """`array` in the element type in which sums of its products are kept."""
+    return array.astype(numpy_dtype(accumulator(type_of(array).dtype)), copy=False)
 
 
 def static_shape(tensor: Tensor) -> tuple[int, ...]:
