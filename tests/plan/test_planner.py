@@ -1,0 +1,121 @@
+"""Whole programs, executed step by step in a byte arena and compared with the graph's own evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_models import chain, diamond, fused
+
+from tcomp.errors import UnsupportedError
+from tcomp.plan import Program, distinct_kernels, plan
+from tcomp.plan.program import ALIGNMENT, Copy, Place
+from tcomp.relay.builder import GraphBuilder
+from tcomp.relay.evaluate import evaluate
+from tcomp.relay.graph import Graph, Value
+from tcomp.relay.types import Array, TensorType, numpy_dtype
+from tcomp.tensor.template import Packing, Scheduled
+
+
+def planned(graph: Graph, scratch: tuple[TensorType, ...] = ()) -> Program:
+    return plan(graph, {key: Scheduled(None, scratch=scratch) for key in distinct_kernels(graph)})
+
+
+def simulate(program: Program, inputs: Sequence[Array]) -> list[Array]:
+    """Run the program's steps on numpy memory; scratch is filled with garbage."""
+    spaces: dict[str, dict[int, Array] | Array] = {
+        "arena": np.full(program.arena_bytes, 0xA5, np.uint8),
+        "weights": np.zeros(program.weights_bytes, np.uint8),
+    }
+    for entry in program.constants:
+        data = entry.constant.data if entry.packing is None else entry.packing.pack(entry.constant.data)
+        raw = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
+        spaces["weights"][entry.offset : entry.offset + raw.size] = raw
+    ins = [np.ascontiguousarray(a).reshape(-1).view(np.uint8) for a in inputs]
+    outs = [np.zeros(t.type.nbytes, np.uint8) for t in program.outputs]
+
+    def memory(place: Place, nbytes: int) -> Array:
+        if place.space in ("input", "output"):
+            return (ins if place.space == "input" else outs)[place.at]
+        assert place.at % ALIGNMENT == 0
+        assert place.at + nbytes <= len(spaces[place.space])
+        return spaces[place.space][place.at : place.at + nbytes]
+
+    def view(place: Place, type_: TensorType) -> Array:
+        return memory(place, type_.nbytes).view(numpy_dtype(type_.dtype)).reshape(type_.static_shape)
+
+    for step in program.steps:
+        if isinstance(step, Copy):
+            memory(step.destination, step.nbytes)[:] = memory(step.source, step.nbytes)
+            continue
+        kernel, scheduled = program.kernels[step.kernel].kernel, program.kernels[step.kernel].scheduled
+        body = kernel.body
+        count, scratch = len(body.inputs), len(scheduled.scratch)
+        for place, type_ in zip(step.arguments[count : count + scratch], scheduled.scratch, strict=True):
+            memory(place, type_.nbytes)[:] = 0x5A
+        operands = [
+            view(place, value.type).copy()
+            for place, value in zip(step.arguments[:count], body.inputs, strict=True)
+        ]
+        for place, value in zip(step.arguments[count + scratch :], body.outputs, strict=True):
+            view(place, value.type)[...] = np.nan
+        results = evaluate(body, operands)
+        for place, result in zip(step.arguments[count + scratch :], results, strict=True):
+            view(place, TensorType(result.shape))[...] = result
+    return [
+        raw.view(numpy_dtype(t.type.dtype)).reshape(t.type.static_shape)
+        for raw, t in zip(outs, program.outputs, strict=True)
+    ]
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> Graph:
+    """Random graphs of elementwise kernels and views; outputs may be anything, repeated too."""
+    builder = GraphBuilder("random")
+    values: list[Value] = [builder.input(f"x{i}", (6, 4)) for i in range(draw(st.integers(1, 2)))]
+    values.append(builder.constant(np.full((6, 4), draw(st.integers(1, 2)), np.float32)))
+    for _ in range(draw(st.integers(1, 10))):
+        left = draw(st.sampled_from(values))
+        if draw(st.integers(0, 3)) == 0:
+            values.append(builder.op("reshape", left, shape=draw(st.sampled_from(((4, 6), (24,), (6, 4))))))
+            continue
+        fitting = [v for v in values if v.shape == left.shape]
+        node = fused(draw(st.sampled_from(("add", "sub", "maximum"))), left, draw(st.sampled_from(fitting)))
+        values.append(builder.add(node).output)
+    return builder.build(*draw(st.lists(st.sampled_from(values), min_size=1, max_size=4)))
+
+
+@settings(deadline=None)
+@given(graphs(), st.sampled_from(((), (TensorType((5,)), TensorType((100,))))))
+def test_programs_compute_what_graphs_do(graph: Graph, scratch: tuple[TensorType, ...]):
+    rng = np.random.default_rng(0)
+    inputs = [rng.standard_normal(v.type.static_shape, np.float32) for v in graph.inputs]
+    program = planned(graph, scratch)
+    for found, expected in zip(simulate(program, inputs), evaluate(graph, inputs), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert program.live_bytes <= program.arena_bytes
+
+
+def test_constants_packed_alike_are_stored_once():
+    graph = diamond()
+    packing = Packing(TensorType((65,)), lambda array: np.append(array, np.float32(0)))
+    keys = distinct_kernels(graph)
+    program = plan(graph, {k: Scheduled(None, {1: packing} if "const" in k else {}) for k in keys})
+    assert [entry.nbytes for entry in program.constants] == [65 * 4]
+    assert program.weights_bytes == 320
+
+
+def test_views_and_passed_through_values_cost_copies_only_where_needed():
+    program = planned(chain())
+    copies = [step for step in program.steps if isinstance(step, Copy)]
+    assert [str(step.source).split("+")[0] for step in copies] == ["weights", "input[0]"]
+
+
+def test_unfused_operators_are_refused():
+    builder = GraphBuilder()
+    x = builder.input("x", (4,))
+    with pytest.raises(UnsupportedError, match="`relu` node is not in a kernel; run the fuse pass"):
+        planned(builder.build(builder.op("relu", x)))
