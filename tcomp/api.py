@@ -4,14 +4,29 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from tcomp.errors import ModelError, UsageError
+from tcomp.codegen.artifact import Report, Weights, compile_graph
+from tcomp.errors import CheckFailed, ModelError, UnsupportedError, UsageError
 from tcomp.frontend.onnx import import_onnx
 from tcomp.relay.graph import Graph
 from tcomp.relay.parser import load_graph
 from tcomp.relay.specialize import specialize
+from tcomp.relay.types import Array
+from tcomp.target.parse import parse_target
+from tcomp.target.target import Target
+from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.knobs import Config
+from tcomp.transform.pipeline import optimize as optimize_graph
+from tcomp.tuner.lookup import Records
+from tcomp.tuner.loop import TaskResult, TuneOptions
+from tcomp.tuner.loop import tune as tune_tasks
+from tcomp.tuner.progress import Progress
+from tcomp.tuner.provenance import device_name
+from tcomp.tuner.task import Task, kernels, tasks
+from tcomp.verification import Tolerance, Verification, verify_model
 
 InputShapes = Mapping[str, Sequence[int]]
 
@@ -34,6 +49,153 @@ def load_model(model: str | Path | Graph, input_shapes: InputShapes | None = Non
     if not function:
         raise UsageError(f"`{model}` is no model; give a .onnx or .relay file, or module:function")
     return specialize(_call(module, function), shapes)
+
+
+def optimize(
+    model: str | Path | Graph, target: str | Target = "llvm", input_shapes: InputShapes | None = None
+) -> Graph:
+    """`model` after all graph passes: its nodes are fused kernels and views."""
+    return static_kernels(load_model(model, input_shapes), as_target(target))
+
+
+def static_kernels(graph: Graph, target: Target) -> Graph:
+    """`graph` optimised for `target`.
+
+    Raises UnsupportedError naming the inputs whose dimensions are symbolic.
+    """
+    symbolic = [f"{v.name}: {v.type}" for v in graph.inputs if not v.type.is_static]
+    if symbolic:
+        raise UnsupportedError(
+            f"input {symbolic[0]} has symbolic dimensions; fix them with --input-shape NAME:1,3,224,224"
+        )
+    return optimize_graph(graph, target)
+
+
+def as_target(target: str | Target) -> Target:
+    """A target, or what its text names."""
+    return parse_target(target) if isinstance(target, str) else target
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Where each kernel's config came from, by kernel label; `configs` by `Kernel.key`."""
+
+    configs: Mapping[str, Config]
+    tuned: int = 0
+    default: int = 0
+    missing: tuple[str, ...] = ()
+    elsewhere: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+
+    def config_of(self, kernel: Kernel) -> Config | None:
+        return self.configs.get(kernel.key)
+
+    def __str__(self) -> str:
+        text = (
+            f"{self.tuned} kernels tuned, {self.default} with nothing to choose, {len(self.missing)} default"
+        )
+        devices = sorted(set(self.elsewhere))
+        return text + (
+            f"; {len(self.elsewhere)} tuned on another CPU: {', '.join(devices)}" if devices else ""
+        )
+
+
+def choose_configs(graph: Graph, target: Target, logs: Sequence[str | Path], threads: int = 1) -> Choices:
+    """The best recorded config of every kernel of the optimised `graph`.
+
+    Raises RecordError when a log cannot be read.
+    """
+    records = Records.load(logs)
+    device = device_name()
+    configs: dict[str, Config] = {}
+    default, missing, elsewhere = 0, list[str](), list[str]()
+    for kernel, _ in kernels(graph):
+        found = records.lookup(kernel, target, threads, device)
+        if found.record is not None:
+            configs[kernel.key] = found.record.config
+            if found.record.device != device:
+                elsewhere.append(found.record.device)
+        elif found.state == "default":
+            default += 1
+        else:
+            missing.append(f"{kernel.label}: {found.note}")
+    problems = tuple(str(p) for p in records.problems)
+    return Choices(configs, len(configs), default, tuple(missing), tuple(elsewhere), problems)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A written artifact: where its configs came from, and the code generator's report."""
+
+    choices: Choices
+    report: Report
+
+
+def compile(
+    model: str | Path | Graph,
+    output: str | Path,
+    target: str | Target = "llvm",
+    logs: Sequence[str | Path] = (),
+    input_shapes: InputShapes | None = None,
+    weights: Weights = "embed",
+    require_tuned: bool = False,
+    threads: int = 1,
+) -> Compiled:
+    """Compile `model` to the shared library `output`, with the configs of `logs` where there are records.
+
+    `threads` selects the records that were measured with that many threads; the library itself runs with
+    any number. Raises CheckFailed when `require_tuned` and a tunable kernel has no record.
+    """
+    chosen = as_target(target)
+    graph = static_kernels(load_model(model, input_shapes), chosen)
+    choices = choose_configs(graph, chosen, logs, threads)
+    if require_tuned and choices.missing:
+        listed = "; ".join(choices.missing)
+        raise CheckFailed(f"{len(choices.missing)} kernels have no usable record: {listed}")
+    return Compiled(choices, compile_graph(graph, chosen, Path(output), choices.config_of, weights))
+
+
+def tune(
+    model: str | Path | Graph,
+    log: str | Path,
+    target: str | Target = "llvm",
+    input_shapes: InputShapes | None = None,
+    options: TuneOptions | None = None,
+    select: Callable[[Task], bool] | None = None,
+    progress: Progress | None = None,
+) -> list[TaskResult]:
+    """Search schedules for the kernels of `model` on this machine, appending every trial to `log`.
+
+    Raises Interrupted on Ctrl-C with every finished trial kept.
+    """
+    chosen = as_target(target)
+    found = tasks(static_kernels(load_model(model, input_shapes), chosen), chosen)
+    return tune_tasks([t for t in found if select is None or select(t)], log, options, progress)
+
+
+def verify(
+    model: str | Path | Graph,
+    target: str | Target = "llvm",
+    logs: Sequence[str | Path] = (),
+    input_shapes: InputShapes | None = None,
+    against: str = "onnxruntime",
+    inputs: Mapping[str, Array] | None = None,
+    tolerance: Tolerance | None = None,
+    seed: int = 0,
+) -> Verification:
+    """Compile `model`, run it, and compare with ONNX Runtime or (`against="reference"`) the evaluator.
+
+    Raises UsageError when ONNX Runtime is asked for and the model is no `.onnx` file.
+    """
+    chosen = as_target(target)
+    graph = load_model(model, input_shapes)
+    path = None
+    if against == "onnxruntime":
+        path = None if isinstance(model, Graph) else Path(model)
+        if path is None or path.suffix != ".onnx":
+            raise UsageError(f"ONNX Runtime cannot run `{model}`; use --against reference")
+    choices = choose_configs(static_kernels(graph, chosen), chosen, logs)
+    return verify_model(graph, chosen, choices.config_of, path, inputs, tolerance, seed)
 
 
 def _call(module: str, function: str) -> Graph:

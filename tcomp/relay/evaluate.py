@@ -10,6 +10,7 @@ from tcomp.errors import GraphError, InputError
 from tcomp.relay.dims import DimExpr
 from tcomp.relay.graph import Constant, Graph, Node, Value
 from tcomp.relay.op import OPS
+from tcomp.relay.specialize import specialize
 from tcomp.relay.types import Array, TensorType, type_of
 
 Observe = Callable[[Node, Sequence[Array]], None]
@@ -20,11 +21,15 @@ def evaluate(
 ) -> list[Array]:
     """The outputs of `graph`, one array each, from its inputs in order or by name.
 
-    `observe` is called with every node and its results. Tensors are dropped after their last use.
+    A graph with symbolic dimensions takes its numbers from the inputs' shapes. `observe` is called with
+    every node and its results. Tensors are dropped after their last use.
     Raises InputError when the inputs do not fit, GraphError when an operator breaks its own type rule.
     """
     arrays = _in_order(graph, inputs)
     _check_inputs(graph, arrays)
+    if not graph.is_static:
+        shapes = [tuple(int(d) for d in a.shape) for a in arrays]
+        graph = specialize(graph, {v.name: s for v, s in zip(graph.inputs, shapes, strict=True)})
     env: dict[Value, Array] = dict(zip(graph.inputs, arrays, strict=True))
     last_use = {v: i for i, node in enumerate(graph.nodes) for v in node.inputs}
     kept = set(graph.outputs)

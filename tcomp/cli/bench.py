@@ -1,0 +1,107 @@
+"""Time a compiled model, or a model compiled on the spot, beside its peers.
+
+The model and its peers run in turns, so that a change of the machine's speed meets all of them; medians
+are quoted, and the ratio of each to the first peer in the same rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from tcomp.api import compile as compile_model
+from tcomp.cli._options import add_logs, add_model, add_target, add_threads, input_shapes, positive
+from tcomp.cli.run import made_inputs
+from tcomp.errors import UsageError
+from tcomp.runtime import Model, load
+from tcomp.runtime.peers import PEERS
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    add_target(parser)
+    add_logs(parser)
+    add_threads(parser, default=1)
+    parser.add_argument(
+        "--against", metavar="PEER,PEER", default="", help=f"also run the model in {', '.join(PEERS)}"
+    )
+    parser.add_argument(
+        "--rounds", metavar="N", type=positive, default=20, help="timed runs of each (default 20)"
+    )
+    parser.add_argument("--per-op", action="store_true", help="show the time of every step")
+    parser.add_argument("--json", action="store_true")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    peers = [p for p in arguments.against.split(",") if p]
+    unknown = [p for p in peers if p not in PEERS]
+    if unknown:
+        raise UsageError(f"unknown peer `{unknown[0]}`; one of {', '.join(PEERS)}")
+    path = Path(arguments.model)
+    if peers and path.suffix != ".onnx":
+        raise UsageError(f"peers run .onnx files, not `{path}`; give the model instead of the artifact")
+    with ExitStack() as stack:
+        model = stack.enter_context(_model(arguments, path, stack))
+        inputs = made_inputs(model, None, "random")
+        runners: dict[str, Callable[[], object]] = {"tcomp": lambda: model(**inputs)}
+        runners |= {p: PEERS[p](path, inputs, arguments.threads) for p in peers}
+        times = interleaved(runners, arguments.rounds)
+        steps = model.profile(number=arguments.rounds, **inputs) if arguments.per_op else []
+    report: dict[str, Any] = {name: summary(seconds, times["tcomp"]) for name, seconds in times.items()}
+    if arguments.json:
+        print(
+            json.dumps({"times": report, "steps": [{"label": s.label, "seconds": s.seconds} for s in steps]})
+        )
+        return 0
+    for name, facts in report.items():
+        ratio = "" if name == "tcomp" else f"   tcomp/{name} {facts['tcomp_ratio']:.3f}"
+        print(f"{name:12} median {facts['median'] * 1e3:9.3f} ms, min {facts['min'] * 1e3:9.3f} ms{ratio}")
+    total = sum(s.seconds for s in steps)
+    for step in sorted(steps, key=lambda s: -s.seconds):
+        print(f"{step.seconds * 1e6:10.1f} us {step.seconds / total:6.1%}  {step.label}")
+    return 0
+
+
+def interleaved(runners: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each runner in each round, all of them running once a round, after a warm-up."""
+    times: dict[str, list[float]] = {name: [] for name in runners}
+    for number in range(rounds + 2):
+        for name, runner in runners.items():
+            start = time.perf_counter()
+            runner()
+            if number >= 2:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def summary(seconds: list[float], ours: list[float]) -> dict[str, float]:
+    """Median and minimum, and the median of the round-by-round ratios of our time to this one."""
+    return {
+        "median": statistics.median(seconds),
+        "min": min(seconds),
+        "tcomp_ratio": statistics.median(a / b for a, b in zip(ours, seconds, strict=True)),
+    }
+
+
+def _model(arguments: argparse.Namespace, path: Path, stack: ExitStack) -> Model:
+    if path.suffix == ".so":
+        return load(path, threads=arguments.threads)
+    library = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "model.so"
+    compiled = compile_model(
+        arguments.model,
+        library,
+        arguments.target,
+        arguments.log,
+        input_shapes(arguments),
+        threads=arguments.threads,
+    )
+    print(compiled.choices, file=sys.stderr)
+    return load(library, threads=arguments.threads)

@@ -1,0 +1,79 @@
+"""Compile a model to a shared library with a plain C interface.
+
+Writes the library, a C header beside it, and tcomp.h. Kernels without a record in a --log use their
+template's default schedule.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+from tcomp.api import compile as compile_model
+from tcomp.cli._options import add_logs, add_model, add_target, add_threads, input_shapes
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    add_target(parser)
+    add_logs(parser)
+    add_threads(parser, default=1)
+    parser.add_argument(
+        "-o", "--output", metavar="FILE.so", type=Path, required=True, help="the library to write"
+    )
+    parser.add_argument(
+        "--weights",
+        choices=("embed", "separate"),
+        default="embed",
+        help="inside the library, or in FILE.weights",
+    )
+    parser.add_argument(
+        "--require-tuned", action="store_true", help="exit 1 when a tunable kernel has no record"
+    )
+    parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    start = time.perf_counter()
+    compiled = compile_model(
+        arguments.model,
+        arguments.output,
+        arguments.target,
+        arguments.log,
+        input_shapes(arguments),
+        arguments.weights,
+        arguments.require_tuned,
+        arguments.threads,
+    )
+    seconds = time.perf_counter() - start
+    choices, report, program = compiled.choices, compiled.report, compiled.report.program
+    for problem in choices.problems:
+        print(f"skipped {problem}", file=sys.stderr)
+    facts = {
+        "library": str(report.library),
+        "library_bytes": report.library_bytes,
+        "kernels": len(program.kernels),
+        "steps": len(program.steps),
+        "tuned": choices.tuned,
+        "default": len(choices.missing),
+        "arena_bytes": program.arena_bytes,
+        "arena_lower_bound": program.live_bytes,
+        "weights_bytes": program.weights_bytes,
+        "seconds": round(seconds, 3),
+    }
+    if arguments.json:
+        print(json.dumps(facts))
+        return 0
+    print(f"{report.library}: {_size(report.library_bytes)}, {len(program.steps)} steps, {choices}")
+    print(
+        f"arena {_size(program.arena_bytes)} (lower bound {_size(program.live_bytes)}), "
+        f"weights {_size(program.weights_bytes)}, {seconds:.1f} s"
+    )
+    return 0
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 1e6:.2f} MB" if nbytes >= 1e5 else f"{nbytes / 1e3:.1f} kB"

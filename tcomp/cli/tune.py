@@ -1,0 +1,135 @@
+"""Search schedules for the kernels of a model on this machine.
+
+Every trial is appended to the log at once. Running the same command again goes on where the log ends;
+Ctrl-C keeps every finished trial and prints the command to resume with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO
+
+from tcomp.api import as_target, static_kernels
+from tcomp.api import load_model as load
+from tcomp.cli._options import add_model, add_target, add_threads, duration, input_shapes, positive
+from tcomp.errors import TargetError, UsageError
+from tcomp.target.host import host_target
+from tcomp.target.target import Target
+from tcomp.tuner.loop import TuneOptions, tune
+from tcomp.tuner.measure import MeasureOptions
+from tcomp.tuner.progress import Event, TaskDone, TaskSkipped, TrialDone, TuningStarted, to_json
+from tcomp.tuner.search.strategy import STRATEGIES
+from tcomp.tuner.task import Task, tasks
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    add_target(parser)
+    add_threads(parser, default=1)
+    parser.add_argument("--log", metavar="FILE", type=Path, help="where trials go (default: MODEL.jsonl)")
+    parser.add_argument("--trials", metavar="N", type=positive, help="trials in all (default: 64 a task)")
+    parser.add_argument("--time-budget", metavar="3m", type=duration, help="stop after this long")
+    parser.add_argument(
+        "--tasks",
+        metavar="all|list|TEXT",
+        default="all",
+        help="`list` them, or tune those whose name has TEXT",
+    )
+    parser.add_argument("--strategy", choices=sorted(STRATEGIES), default="evolutionary")
+    parser.add_argument("--seed", type=int, default=0, help="of the search and of the data")
+    parser.add_argument("--json", action="store_true", help="print one event a line")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    target = as_target(arguments.target)
+    _require_runnable(target)
+    found = tasks(static_kernels(load(arguments.model, input_shapes(arguments)), target), target)
+    if arguments.tasks == "list":
+        _list(found)
+        return 0
+    selected = [t for t in found if arguments.tasks == "all" or arguments.tasks in t.label]
+    if not selected:
+        raise UsageError(f"no task matches `{arguments.tasks}`; see --tasks list")
+    log = arguments.log or Path(Path(arguments.model.replace(":", ".")).stem + ".jsonl")
+    trials = arguments.trials or (None if arguments.time_budget else 64 * len(selected))
+    options = TuneOptions(
+        trials=trials,
+        time_budget=arguments.time_budget,
+        seed=arguments.seed,
+        strategy=arguments.strategy,
+        measure=MeasureOptions(threads=arguments.threads, seed=arguments.seed),
+        resume_command="tcomp " + shlex.join(sys.argv[1:]),
+    )
+    tune(selected, log, options, _reporter(arguments.json, sys.stdout))
+    return 0
+
+
+def _require_runnable(target: Target) -> None:
+    host = host_target()
+    levels = ("x86-64-v3", "x86-64-v4")
+    if target.isa not in levels or levels.index(target.isa) > levels.index(host.isa):
+        raise TargetError(
+            f"target `{target.name}` ({target.isa}) does not run on this machine ({host.isa}), so it cannot be "
+            "tuned here; tune on such a machine and pass its log to `tcomp compile --log`"
+        )
+
+
+def _list(found: list[Task]) -> None:
+    for task in found:
+        size = f"{task.flops / 1e6:.1f} MFLOP x {task.weight}"
+        print(f"{task.label}  {task.template}  {size}  {task.space.cardinality} configs\n    {task.key}")
+
+
+def _reporter(as_json: bool, stream: TextIO) -> Callable[[Event], None]:
+    if as_json:
+        return lambda event: print(json.dumps(to_json(event)), file=stream, flush=True)
+    return _Text(stream)
+
+
+class _Text:
+    """Progress for people: one line that is rewritten on a terminal, a plain line a task elsewhere."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._live = stream.isatty()
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, TuningStarted):
+            known = f", {event.known} known from {event.log}" if event.known else f", log {event.log}"
+            self._line(f"{event.tasks} tasks, {event.trials or 'unlimited'} trials{known}")
+            if event.problems:
+                self._line(f"skipped {event.problems} unreadable lines of {event.log}; see `tcomp log check`")
+        elif isinstance(event, TrialDone):
+            self._trial(event)
+        elif isinstance(event, TaskSkipped):
+            self._line(f"skipped {event.label}: {event.reason}")
+        else:
+            self._done(event)
+
+    def _trial(self, event: TrialDone) -> None:
+        best = "-" if event.best is None else f"{event.best * 1e6:.1f} us"
+        left = "" if event.seconds_left is None else f", {event.seconds_left:.0f} s left"
+        text = (
+            f"task {event.task + 1}/{event.tasks} {event.label}: trial {event.trial}, best {best}, "
+            f"{event.rate:.1f} trials/s{left}"
+        )
+        if self._live:
+            print(f"\r\x1b[K{text[:118]}", end="", file=self._stream, flush=True)
+        elif event.trial % 50 == 0:
+            self._line(text)
+
+    def _done(self, event: TaskDone) -> None:
+        if event.seconds is None:
+            self._line(f"{event.label}: no trial succeeded")
+            return
+        self._line(
+            f"{event.label} x{event.weight}: {event.seconds * 1e6:.1f} us, {event.speedup:.2f}x the default"
+        )
+
+    def _line(self, text: str) -> None:
+        print(f"\r\x1b[K{text}" if self._live else text, file=self._stream, flush=True)

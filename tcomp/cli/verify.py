@@ -1,0 +1,45 @@
+"""Check a compiled model against ONNX Runtime or the numpy evaluator.
+
+Exit status 1, with the first wrong node, pass or kernel, when an output is off by more than
+`atol + rtol * max|expected|`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from tcomp.api import verify
+from tcomp.cli._options import add_logs, add_model, add_target, input_shapes
+from tcomp.cli.run import read_arrays
+from tcomp.verification import Tolerance
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    add_target(parser)
+    add_logs(parser)
+    parser.add_argument("--against", choices=("onnxruntime", "reference"), default="onnxruntime")
+    parser.add_argument(
+        "-i", "--input", metavar="IN.npz", type=Path, help="inputs by name; others are random"
+    )
+    parser.add_argument(
+        "--rtol", type=float, default=1e-4, help="relative to the output's scale (default 1e-4)"
+    )
+    parser.add_argument("--atol", type=float, default=1e-6, help="absolute (default 1e-6)")
+    parser.add_argument("--seed", type=int, default=0, help="of the random inputs")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    outcome = verify(
+        arguments.model,
+        arguments.target,
+        arguments.log,
+        input_shapes(arguments),
+        arguments.against,
+        {} if arguments.input is None else read_arrays(arguments.input),
+        Tolerance(arguments.rtol, arguments.atol),
+        arguments.seed,
+    )
+    print(outcome)
+    return 0 if outcome.passed else 1

@@ -1,0 +1,52 @@
+"""Other runtimes that run the same ONNX file, for timing side by side. Each is installed by the user."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tcomp.errors import UsageError
+
+Runner = Callable[[], object]
+MakeRunner = Callable[[Path, Mapping[str, Any], int], Runner]
+
+
+def onnxruntime_runner(path: Path, inputs: Mapping[str, Any], threads: int) -> Runner:
+    """ONNX Runtime on the CPU with all graph optimisations."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise UsageError("ONNX Runtime is not installed: pip install 'tcomp[verify]'") from None
+    runtime: Any = onnxruntime
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    feeds = dict(inputs)
+    return lambda: session.run(None, feeds)
+
+
+def openvino_runner(path: Path, inputs: Mapping[str, Any], threads: int) -> Runner:
+    """OpenVINO on the CPU in float32, one stream."""
+    try:
+        import openvino
+    except ImportError:
+        raise UsageError("OpenVINO is not installed: pip install openvino") from None
+    runtime: Any = openvino
+    settings = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+    }
+    core = runtime.Core()
+    model = core.read_model(str(path))
+    model.reshape({name: list(array.shape) for name, array in inputs.items()})
+    compiled = core.compile_model(model, "CPU", settings)
+    feeds = dict(inputs)
+    return lambda: compiled(feeds)
+
+
+PEERS: dict[str, MakeRunner] = {"onnxruntime": onnxruntime_runner, "openvino": openvino_runner}
+"""Peers by the name that `tcomp bench --against` takes."""
