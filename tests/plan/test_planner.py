@@ -56,12 +56,11 @@ def simulate(program: Program, inputs: Sequence[Array]) -> list[Array]:
         count, scratch = len(body.inputs), len(scheduled.scratch)
         for place, type_ in zip(step.arguments[count : count + scratch], scheduled.scratch, strict=True):
             memory(place, type_.nbytes)[:] = 0x5A
-        operands = [
-            view(place, value.type).copy()
-            for place, value in zip(step.arguments[:count], body.inputs, strict=True)
-        ]
         for place, value in zip(step.arguments[count + scratch :], body.outputs, strict=True):
-            view(place, value.type)[...] = np.nan
+            view(place, value.type)[...] = np.nan  # Before operands are read: they must not overlap.
+        operands = [
+            view(place, value.type) for place, value in zip(step.arguments[:count], body.inputs, strict=True)
+        ]
         results = evaluate(body, operands)
         for place, result in zip(step.arguments[count + scratch :], results, strict=True):
             view(place, TensorType(result.shape))[...] = result
