@@ -69,7 +69,7 @@ def _declared_type(value: onnx.ValueInfoProto, names: DimNames, given: Sequence[
     if not tensor.HasField("shape"):
         if given is None:
             raise ModelError(
-                f"input `{value.name}` has no shape in the model; give one: --input-shape {value.name}:1,3,224,224"
+                f"input `{value.name}` has no shape in the model; give --input-shape {value.name}:1,3,224,224"
             )
         return TensorType(tuple(given), dtype)
     dims: list[Dim] = []

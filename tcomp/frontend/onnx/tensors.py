@@ -91,7 +91,7 @@ def _read_external(tensor: onnx.TensorProto, folder: Path | None, what: str, dty
         ) from None
     except OSError as error:
         raise ModelError(
-            f"{what}: its external data file {path} cannot be read ({error.strerror}); put it beside the model"
+            f"{what}: external data file {path} cannot be read ({error.strerror}); put it beside the model"
         ) from None
     if length != count * dtype.itemsize or offset < 0 or offset + length > size:
         raise ModelError(

@@ -118,7 +118,7 @@ def _slice(
     return ctx.op("slice", x, begin=tuple(begins), end=tuple(limits), strides=tuple(strides))
 
 
-INFINITE = 2**31 - 1  # exporters write this, or the 64-bit one, for "to the end"
+INFINITE = 10**9  # exporters write this, or the largest int32 or int64, for "to the end"
 
 
 def _bound(position: Dim, size: Dim, lowest: int, offset: int) -> Dim:

@@ -1,0 +1,59 @@
+"""Conversion to and from quantized integers, per tensor, per axis or in blocks."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tcomp.errors import UnsupportedError
+from tcomp.frontend.onnx.axes import normalise_axis
+from tcomp.frontend.onnx.context import Context, OnnxNode
+from tcomp.frontend.onnx.converter import converter
+from tcomp.frontend.onnx.tensors import dtype_of
+from tcomp.relay.dims import Dim
+from tcomp.relay.graph import Value
+
+
+@converter("QuantizeLinear")
+def quantize(ctx: Context, node: OnnxNode) -> Value:
+    """saturate(round(x / scale) + zero_point)."""
+    x, zero = node.input(0), node.optional(2)
+    declared = node.integer("output_dtype", 0)
+    default = "uint8" if declared == 0 else dtype_of(declared, "the result of this QuantizeLinear")
+    dtype = zero.dtype if zero is not None else default
+    scale = _aligned(ctx, node, x, ctx.cast(node.input(1), x.dtype))
+    levels = ctx.cast(ctx.op("round", ctx.op("div", x, scale)), "float32")
+    if zero is not None:
+        levels = ctx.op("add", levels, ctx.cast(_aligned(ctx, node, x, zero), "float32"))
+    limits = np.iinfo(dtype)
+    return ctx.cast(ctx.op("clip", levels, min=float(limits.min), max=float(limits.max)), dtype)
+
+
+@converter("DequantizeLinear")
+def dequantize(ctx: Context, node: OnnxNode) -> Value:
+    """(x - zero_point) * scale."""
+    x, zero = node.input(0), node.optional(2)
+    scale = _aligned(ctx, node, x, node.input(1))
+    levels = ctx.cast(x, scale.dtype)
+    if zero is not None:
+        levels = ctx.op("sub", levels, ctx.cast(_aligned(ctx, node, x, zero), scale.dtype))
+    return ctx.op("mul", levels, scale)
+
+
+def _aligned(ctx: Context, node: OnnxNode, x: Value, parameter: Value) -> Value:
+    """A scale or zero point shaped to broadcast over `x`."""
+    if parameter.type.rank == 0 or parameter.type.size == 1:
+        return ctx.reshape(parameter, ())
+    axis = normalise_axis(node.integer("axis", 1), x)
+    if parameter.type.rank == 1:
+        return ctx.reshape(parameter, (parameter.shape[0], *(1,) * (x.type.rank - axis - 1)))
+    block = node.integer("block_size", 0)
+    if block <= 0:
+        raise UnsupportedError(f"parameters of type {parameter.type} need a block_size")
+    # [.., blocks, ..] -> [.., blocks, block, ..] -> [.., blocks * block, ..], cut to x's size
+    shape: tuple[Dim, ...] = parameter.shape
+    wide = ctx.reshape(parameter, (*shape[: axis + 1], 1, *shape[axis + 1 :]))
+    spread = ctx.broadcast_to(wide, (*shape[: axis + 1], block, *shape[axis + 1 :]))
+    joined = ctx.reshape(spread, (*shape[:axis], shape[axis] * block, *shape[axis + 1 :]))
+    if joined.shape == x.shape:
+        return joined
+    return ctx.op("slice", joined, begin=(0,) * x.type.rank, end=x.shape, strides=(1,) * x.type.rank)
