@@ -7,11 +7,16 @@ from collections.abc import Callable, Iterable
 
 from tcomp.relay.graph import Graph
 from tcomp.target.target import Target
+from tcomp.transform.canonicalize import CanonicalizeContractions, SinkTransposes
 from tcomp.transform.common_subexpressions import CommonSubexpressions
 from tcomp.transform.dead_code import DeadCode
 from tcomp.transform.fold_constants import FoldConstants
+from tcomp.transform.fold_scales import FoldScales
 from tcomp.transform.fuse_ops import FuseOps
+from tcomp.transform.layout import BlockChannels
 from tcomp.transform.pass_ import Pass
+from tcomp.transform.recognize import RecognizeActivations, RecognizeAttention, RecognizeNorms
+from tcomp.transform.simplify import Simplify
 
 Observe = Callable[[Pass, Graph, Graph, Counter[str]], None]
 
@@ -21,6 +26,19 @@ def default_passes(target: Target) -> tuple[Pass, ...]:
     return (
         DeadCode(),
         FoldConstants(),
+        Simplify(),
+        FoldConstants(),
+        CommonSubexpressions(),
+        RecognizeActivations(),
+        RecognizeNorms(),
+        SinkTransposes(),
+        FoldScales(),
+        CanonicalizeContractions(),
+        RecognizeAttention(),
+        Simplify(),
+        FoldConstants(),
+        CommonSubexpressions(),
+        BlockChannels(block=target.lanes("float32")),
         CommonSubexpressions(),
         FuseOps(),
     )
