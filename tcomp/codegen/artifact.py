@@ -18,7 +18,7 @@ import numpy as np
 from tcomp.codegen import c_abi
 from tcomp.codegen.link import RUNTIME, SOURCES, compile_c, find_c_compiler, link
 from tcomp.codegen.model_source import kernel_symbol, model_header, model_source, weights_source
-from tcomp.errors import BuildError
+from tcomp.errors import BuildError, GraphError
 from tcomp.plan import Program, distinct_kernels, plan
 from tcomp.plan.program import PlannedConstant
 from tcomp.relay.graph import Graph
@@ -60,8 +60,9 @@ def compile_graph(
     `graph` has only kernels and views; `config_of` gives each kernel's schedule configuration, None
     meaning its template's default. `jobs` bounds the threads that generate code. Files appear complete or
     not at all.
-    Raises BuildError when code generation, the C compiler or writing fails.
+    Raises GraphError for symbolic shapes, BuildError when code generation, the C compiler or writing fails.
     """
+    _check_static(graph)
     clock = _Clock()
     compiler = find_c_compiler()
     with clock.measure("schedule"):
@@ -113,6 +114,15 @@ class _Stage:
 class _Files:
     header: Path
     weights: Path | None
+
+
+def _check_static(graph: Graph) -> None:
+    for value in graph.inputs:
+        if not value.type.is_static:
+            raise GraphError(
+                f"input `{value.name}` of `{graph.name}` has the symbolic shape {value.type}; "
+                f"give it numbers, as in --input-shape {value.name}:1,3,224,224"
+            )
 
 
 def _work_folder(output: Path) -> tempfile.TemporaryDirectory[str]:

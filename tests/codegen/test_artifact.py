@@ -12,7 +12,8 @@ from small_models import chain, diamond
 
 from tcomp.codegen import link
 from tcomp.codegen.artifact import Report, compile_graph
-from tcomp.errors import BuildError
+from tcomp.errors import BuildError, GraphError
+from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.evaluate import evaluate
 from tcomp.runtime import load
 from tcomp.target.host import host_target
@@ -77,6 +78,13 @@ def test_no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(BuildError, match=r"no C compiler found .* install one"):
         compile_graph(chain(), HOST, tmp_path / "chain.so")
+
+
+def test_symbolic_shapes_are_refused(tmp_path: Path):
+    builder = GraphBuilder("dynamic")
+    x = builder.input("x", ("batch", 3))
+    with pytest.raises(GraphError, match=r"input `x` of `dynamic` has the symbolic shape f32\[batch,3\]"):
+        compile_graph(builder.build(x), HOST, tmp_path / "dynamic.so")
 
 
 def test_a_missing_folder_is_named(tmp_path: Path):
