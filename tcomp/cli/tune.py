@@ -74,8 +74,8 @@ def _require_runnable(target: Target) -> None:
     levels = ("x86-64-v3", "x86-64-v4")
     if target.isa not in levels or levels.index(target.isa) > levels.index(host.isa):
         raise TargetError(
-            f"target `{target.name}` ({target.isa}) does not run on this machine ({host.isa}), so it cannot be "
-            "tuned here; tune on such a machine and pass its log to `tcomp compile --log`"
+            f"target `{target.name}` ({target.isa}) does not run on this machine ({host.isa}) and so cannot "
+            "be tuned here; tune on such a machine and pass its log to `tcomp compile --log`"
         )
 
 

@@ -31,7 +31,7 @@ def onnxruntime_runner(path: Path, inputs: Mapping[str, Any], threads: int) -> R
 def openvino_runner(path: Path, inputs: Mapping[str, Any], threads: int) -> Runner:
     """OpenVINO on the CPU in float32, one stream."""
     try:
-        import openvino
+        import openvino  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise UsageError("OpenVINO is not installed: pip install openvino") from None
     runtime: Any = openvino

@@ -1,0 +1,54 @@
+"""The documentation runs: its Python and shell blocks, page by page, in order."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parent.parent / "docs"
+RECIPES = sorted((DOCS / "recipes").glob("*.md"))
+BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def run(command: list[str], folder: Path) -> None:
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+
+
+def run_page(page: Path, folder: Path) -> None:
+    """Python blocks of a page share their names; shell blocks run between them."""
+    python = ""
+    for language, text in BLOCK.findall(page.read_text(encoding="utf-8")):
+        if language == "python":
+            python += text
+            (folder / "page.py").write_text(python)
+            run([sys.executable, "page.py"], folder)
+        else:
+            for line in text.splitlines():
+                run(shlex.split(line), folder)
+
+
+@pytest.mark.parametrize("page", RECIPES, ids=lambda p: p.stem)
+def test_recipe(page: Path, tmp_path: Path) -> None:
+    run_page(page, tmp_path)
+
+
+@pytest.mark.slow
+def test_tutorial(tmp_path: Path) -> None:
+    run_page(DOCS / "tutorial.md", tmp_path)
+
+
+def test_there_are_four_recipes() -> None:
+    assert [p.stem for p in RECIPES] == [
+        "add-a-pass",
+        "add-a-schedule-template",
+        "add-a-target",
+        "add-an-operator",
+    ]
