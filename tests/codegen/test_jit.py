@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tcomp.codegen import c_abi
 from tcomp.codegen.jit import build_scheduled
 from tcomp.errors import InputError
 from tcomp.relay.graph import Graph, Node, Value
@@ -81,3 +82,17 @@ def test_refuses_other_arrays(arrays: list[np.ndarray], message: str):
     runner = build_scheduled(kernel, scheduled, V3)
     with pytest.raises(InputError, match=message):
         runner(arrays)
+
+
+def test_parallel_loops_and_small_buffers_stay_in_generated_code():
+    """Parallel loops reach the thread pool; a small local buffer lives on the stack, not in the workspace."""
+    x = te.placeholder((64, 256), name="x")
+    y = te.compute((64, 256), lambda i, j: x[i, j] * 3.0, name="y")
+    schedule = s_tir.Schedule(te.create_prim_func([x, y]))
+    block = schedule.get_sblock("y")
+    local = schedule.cache_write(block, 0, "local")
+    schedule.reverse_compute_at(local, schedule.get_loops(block)[0])
+    schedule.parallel(schedule.get_loops(block)[0])
+    code = str(c_abi.build({"kernel": schedule.mod["main"]}, V3).inspect_source("ll"))
+    assert "ParallelLaunch" in code
+    assert "AllocWorkspace" not in code
