@@ -11,12 +11,21 @@ import onnx
 import onnx.checker
 import onnx.defs
 import onnx.inliner
+import onnx.shape_inference
 from google.protobuf.message import DecodeError
 
 from tcomp.errors import ModelError, UnsupportedError
-from tcomp.frontend.onnx.converter import STANDARD_DOMAINS
+from tcomp.frontend.onnx.converter import STANDARD_DOMAINS, find_converter
 
 OLDEST_OPSET = 7
+FUNCTION_DEPTH = 4  # functions may be made of functions
+_NOT_INLINED = ("BlackmanWindow", "HammingWindow", "HannWindow")  # the inliner drops their defaults
+_INLINER_ERRORS = (
+    RuntimeError,
+    ValueError,
+    onnx.checker.ValidationError,
+    onnx.shape_inference.InferenceError,
+)
 
 ModelSource = Union[str, "PathLike[str]", onnx.ModelProto]
 
@@ -48,14 +57,45 @@ def load_model(source: ModelSource) -> LoadedModel:
         path = Path(source)
         name, proto, folder = str(path), _parse(path), path.parent
     opsets = _opsets(name, proto)
+    return LoadedModel(name, _inlined(name, proto, opsets), folder, opsets)
+
+
+def _inlined(name: str, proto: onnx.ModelProto, opsets: dict[str, int]) -> onnx.ModelProto:
+    """Replace calls of model-local functions, and standard operators that have no converter but are
+    functions of simpler ones (Attention, RotaryEmbedding, losses), by their bodies.
+    """
     if proto.functions:
         try:
             proto = onnx.inliner.inline_local_functions(proto)
-        except Exception as error:  # the inliner raises plain RuntimeErrors
-            raise ModelError(
-                f"{name}: model-local functions cannot be inlined: {first_line(error)}"
-            ) from None
-    return LoadedModel(name, proto, folder, opsets)
+        except _INLINER_ERRORS as error:
+            raise ModelError(f"{name}: its functions cannot be inlined: {first_line(error)}") from None
+    for _ in range(FUNCTION_DEPTH):
+        composite = _composite_operators(proto.graph, opsets)
+        if not composite:
+            break
+        try:
+            proto = onnx.inliner.inline_selected_functions(
+                proto, sorted(composite), inline_schema_functions=True
+            )
+        except _INLINER_ERRORS:
+            # Some bodies cannot be built when operands are left out: reported as unsupported operators.
+            break
+    return proto
+
+
+def _composite_operators(graph: onnx.GraphProto, opsets: dict[str, int]) -> set[tuple[str, str]]:
+    """(domain, operator) of the nodes that have no converter but a function body in the standard."""
+    found: set[tuple[str, str]] = set()
+    for node in graph.node:
+        domain = "" if node.domain in STANDARD_DOMAINS else node.domain
+        opset = opsets.get(domain, 1)
+        known = find_converter(domain, node.op_type, opset) is not None or node.op_type in _NOT_INLINED
+        if known or not onnx.defs.has(node.op_type, domain):
+            continue
+        schema = onnx.defs.get_schema(node.op_type, opset, domain)
+        if schema.has_function or schema.has_context_dependent_function:
+            found.add((domain, node.op_type))
+    return found
 
 
 def check_model(model: LoadedModel) -> None:

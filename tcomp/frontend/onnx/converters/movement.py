@@ -198,7 +198,8 @@ def space_to_depth(ctx: Context, node: OnnxNode) -> Value:
     x, b = node.input(0), node.integer("blocksize")
     n, c, h, w = _image(x)
     blocks = ctx.reshape(x, (n, c, h // b, b, w // b, b))
-    return ctx.reshape(ctx.transpose(blocks, (0, 3, 5, 1, 2, 4)), (n, c * b * b, h // b, w // b))
+    order = (0, 3, 5, 1, 2, 4) if node.text("mode", "DCR") == "DCR" else (0, 1, 3, 5, 2, 4)
+    return ctx.reshape(ctx.transpose(blocks, order), (n, c * b * b, h // b, w // b))
 
 
 def _image(x: Value) -> tuple[Dim, Dim, Dim, Dim]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
 from tcomp.errors import ModelError
 from tcomp.frontend.onnx.axes import normalise_axes, normalise_axis
 from tcomp.frontend.onnx.context import Context, OnnxNode
 from tcomp.frontend.onnx.converter import converter
 from tcomp.relay.graph import Value
+from tcomp.relay.types import FLOATS
 
 Reduction = Callable[[Context, Value, "tuple[int, ...]", bool], Value]
 
@@ -18,6 +21,29 @@ def _plain(op: str) -> Reduction:
 
 
 _sum = _plain("reduce_sum")
+
+
+def _extreme(op: str) -> Reduction:
+    """Maximum or minimum: of booleans through uint8; of nothing, the least or greatest number."""
+
+    def reduce(ctx: Context, x: Value, axes: tuple[int, ...], keepdims: bool) -> Value:
+        if not axes:
+            return x
+        if x.dtype == "bool":
+            return ctx.cast(reduce(ctx, ctx.cast(x, "uint8"), axes, keepdims), "bool")
+        if all(x.shape[a] != 0 for a in axes):
+            return ctx.op(op, x, axes=axes, keepdims=keepdims)
+        shape = [1 if a in axes else d for a, d in enumerate(x.shape) if keepdims or a not in axes]
+        return ctx.broadcast_to(_limit(ctx, x.dtype, lowest=op == "reduce_max"), shape)
+
+    return reduce
+
+
+def _limit(ctx: Context, dtype: str, lowest: bool) -> Value:
+    if dtype in FLOATS:
+        return ctx.constant(-np.inf if lowest else np.inf, dtype)
+    limits = np.iinfo(dtype)
+    return ctx.constant(limits.min if lowest else limits.max, dtype)
 
 
 def _sum_of_magnitudes(ctx: Context, x: Value, axes: tuple[int, ...], keepdims: bool) -> Value:
@@ -42,7 +68,7 @@ def _log_sum_exp(ctx: Context, x: Value, axes: tuple[int, ...], keepdims: bool) 
         return x
     dtype = x.dtype
     x = x if dtype.startswith(("float", "bfloat")) else ctx.cast(x, "float64")
-    largest = ctx.op("reduce_max", x, axes=axes)
+    largest = _extreme("reduce_max")(ctx, x, axes, True)
     shift = ctx.op("where", ctx.op("is_inf", largest), ctx.constant(0, x.dtype), largest)
     total = ctx.op("reduce_sum", ctx.op("exp", ctx.op("sub", x, shift)), axes=axes)
     result = ctx.op("add", ctx.op("log", total), shift)
@@ -53,7 +79,7 @@ def _log_sum_exp(ctx: Context, x: Value, axes: tuple[int, ...], keepdims: bool) 
 
 def _in_float(ctx: Context, x: Value, op: str) -> Value:
     """Apply a real function to any number type; integers go through float64."""
-    if x.dtype.startswith(("float", "bfloat")):
+    if x.dtype in FLOATS:
         return ctx.op(op, x)
     return ctx.cast(ctx.op(op, ctx.cast(x, "float64")), x.dtype)
 
@@ -61,8 +87,8 @@ def _in_float(ctx: Context, x: Value, op: str) -> Value:
 _REDUCTIONS: dict[str, Reduction] = {
     "ReduceSum": _sum,
     "ReduceMean": _plain("reduce_mean"),
-    "ReduceMax": _plain("reduce_max"),
-    "ReduceMin": _plain("reduce_min"),
+    "ReduceMax": _extreme("reduce_max"),
+    "ReduceMin": _extreme("reduce_min"),
     "ReduceProd": _plain("reduce_prod"),
     "ReduceL1": _sum_of_magnitudes,
     "ReduceL2": _euclidean,
