@@ -66,7 +66,8 @@ def best_of_each(records: Iterable[Record]) -> list[Record]:
 
 def _default_config(group: Iterable[Record]) -> dict[str, bool | int | str]:
     """The config that the others were compared with: its time is its own baseline."""
-    return next((dict(r.config) for r in group if r.relative == 1.0), {})
+    defaults = [dict(r.config) for r in group if r.relative == 1.0]
+    return defaults[0] if defaults else {}
 
 
 def pruned(records: Iterable[Record], keep: int) -> list[Record]:
