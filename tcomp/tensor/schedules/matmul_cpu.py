@@ -1,0 +1,122 @@
+"""Matrix products on CPUs; see `tcomp.tensor.gemm`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tcomp.target.target import Target
+from tcomp.tensor.epilogue import placeholder_index
+from tcomp.tensor.gemm import Plan, Product, constant_right, fits, schedule_product
+from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.knobs import Choice, Config, Ordered, Space
+from tcomp.tensor.template import TEMPLATES, Scheduled, Template
+
+MAX_TILE_ROWS = 30
+TILE_VECTORS = (1, 2, 3, 4, 6, 8)
+FMA_LATENCY = 4
+PARALLEL_FLOPS = 500_000
+"""Products of fewer operations run on the calling thread: waking others costs more."""
+
+
+class MatmulCpu(Template):
+    """One template for plain and batched products; knobs as in `tcomp.tensor.gemm.Plan`."""
+
+    name = "matmul_cpu"
+
+    def accepts(self, kernel: Kernel, target: Target) -> bool:
+        return fits(kernel)
+
+    def space(self, kernel: Kernel, target: Target) -> Space:
+        product = _product(kernel)
+        most = target.vector_registers
+        tiles = tuple(_tiles(product, target))
+        rows, vectors = min(tiles, key=lambda tile: _cycles(product, target, *tile))
+        inner, block = _blocking(product, target, rows, vectors)
+        constant = constant_right(kernel) is not None
+        row_tiles = -(-product.rows // rows)
+
+        def reason(config: Config) -> str | None:
+            tile = int(config["tile_rows"]), int(config["tile_vectors"])
+            if tile not in tiles:
+                return f"register tile {tile[0]}x{tile[1]} needs more than {most} vector registers"
+            return None
+
+        return Space(
+            (
+                Ordered("tile_rows", tuple(sorted({r for r, _ in tiles})), rows),
+                Ordered("tile_vectors", tuple(sorted({v for _, v in tiles})), vectors),
+                Ordered("unroll", tuple(u for u in (1, 2, 4, 8) if product.depth % u == 0), _unroll(product)),
+                Choice("inner", ("rows", "columns"), inner),
+                Ordered("block", (0, 4, 8, 16, 32, 64), block),
+                Choice("pack_left", (False, True), _packs_left(kernel, product, vectors, target)),
+                Choice("pack_right", (False,) if constant else (False, True), not constant and row_tiles > 1),
+                Choice("parallel", (False, True), _is_parallel(kernel, product, target)),
+            ),
+            reason,
+        )
+
+    def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
+        product = _product(kernel)
+        return schedule_product(kernel, product, Plan.of(product, target, config), target)
+
+
+def _product(kernel: Kernel) -> Product:
+    assert kernel.anchor is not None
+    return Product.of(kernel.anchor)
+
+
+def _lanes(product: Product, target: Target) -> int:
+    return min(target.lanes(product.accumulator), product.columns)
+
+
+def _tiles(product: Product, target: Target) -> Iterator[tuple[int, int]]:
+    """Register tiles (rows, vectors) whose sums fit beside one row of the panel and a broadcast."""
+    lanes = _lanes(product, target)
+    for vectors in TILE_VECTORS:
+        if vectors * lanes <= product.columns:
+            for rows in range(1, min(product.rows, MAX_TILE_ROWS) + 1):
+                if rows * vectors + vectors + 1 <= target.vector_registers:
+                    yield rows, vectors
+
+
+def _cycles(product: Product, target: Target, rows: int, vectors: int) -> float:
+    """Estimated cycles of the whole product by the tightest of FMA ports, FMA latency and loads."""
+    tiles = -(-product.rows // rows) * -(-product.columns // (vectors * _lanes(product, target)))
+    multiply = max(rows * vectors / target.fma_ports, FMA_LATENCY)
+    # A panel comes from the second-level cache, half a register a cycle; broadcasts from the first.
+    load = max((rows + vectors) / 2, 2 * vectors)
+    step = max(multiply, load) + 0.05 * load
+    return tiles * (product.depth * step + 2 * rows * vectors + 20)
+
+
+def _unroll(product: Product) -> int:
+    return next(u for u in (4, 2, 1) if product.depth % u == 0)
+
+
+def _blocking(product: Product, target: Target, rows: int, vectors: int) -> tuple[str, int]:
+    """The inner axis and its block: an outer panel stays in the cache, with a block of the other operand.
+
+    Rows inside read each panel of the right operand from memory once for each block of rows.
+    """
+    nbytes = target.vector_bits // 8 // target.lanes(product.accumulator)
+    left_tile = rows * product.depth * nbytes
+    fitting = target.cache_bytes[1] // 2 // max(1, left_tile)
+    row_tiles = -(-product.rows // rows)
+    if fitting >= row_tiles:
+        return "rows", 0
+    return "rows", max((b for b in (4, 8, 16, 32, 64) if b <= fitting), default=4)
+
+
+def _packs_left(kernel: Kernel, product: Product, vectors: int, target: Target) -> bool:
+    """Pack rows that would otherwise be computed, or gathered from distant addresses, in every panel."""
+    assert kernel.anchor is not None
+    computed = placeholder_index(kernel, kernel.anchor.inputs[0]) is None
+    panels = -(-product.columns // (vectors * _lanes(product, target)))
+    return panels > 1 and (computed or product.transpose_left)
+
+
+def _is_parallel(kernel: Kernel, product: Product, target: Target) -> bool:
+    return target.cores > 1 and kernel.flops >= PARALLEL_FLOPS
+
+
+TEMPLATES.register(MatmulCpu.name, MatmulCpu())

@@ -1,0 +1,145 @@
+"""The matrix product template: numbers against the operator's own reference, register use, spaces."""
+
+from __future__ import annotations
+
+import random
+import re
+
+import numpy as np
+import pytest
+
+from tcomp.codegen.jit import KernelRunner, build_kernel
+from tcomp.relay.builder import GraphBuilder
+from tcomp.relay.evaluate import evaluate
+from tcomp.relay.graph import Value
+from tcomp.relay.types import Array, TensorType, numpy_dtype
+from tcomp.target.target import TARGETS
+from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.knobs import Config
+from tcomp.tensor.template import template_for
+
+AVX512, AVX2 = TARGETS["x86-64-v4"], TARGETS["x86-64-v3"]
+
+
+def matmul(
+    a: tuple[int, ...],
+    b: tuple[int, ...],
+    *epilogue: str,
+    constant: bool = True,
+    dtype: str = "float32",
+    **attrs: bool,
+) -> Kernel:
+    """A product followed by unary operators, `bias` (one value a column) and `residual` (of full shape)."""
+    builder = GraphBuilder()
+    result: Value = builder.op("matmul", builder.input("a", a, dtype), builder.input("b", b, dtype), **attrs)
+    for name in epilogue:
+        if name in ("bias", "residual"):
+            shape = result.type.static_shape
+            other = builder.input(name, shape[-1:] if name == "bias" else shape, dtype)
+            result = builder.op("add", result, other)
+        else:
+            result = builder.op(name, result)
+    return Kernel(builder.build(result), frozenset({1}) if constant else frozenset())
+
+
+def random_arrays(kernel: Kernel, seed: int = 0) -> list[Array]:
+    generator = np.random.default_rng(seed)
+
+    def one(type_: TensorType) -> Array:
+        if "int" in type_.dtype:
+            return generator.integers(-4, 5, type_.static_shape).astype(type_.dtype)
+        return generator.standard_normal(type_.static_shape).astype(numpy_dtype(type_.dtype))
+
+    return [one(v.type) for v in kernel.body.inputs]
+
+
+def assert_matches(kernel: Kernel, target_name: str, config: Config | None = None) -> KernelRunner:
+    arrays = random_arrays(kernel)
+    runner = build_kernel(kernel, TARGETS[target_name], config)
+    tolerance = {"float16": 5e-3, "bfloat16": 4e-2}.get(kernel.body.outputs[0].dtype, 1e-5)
+    for found, expected in zip(runner(arrays), evaluate(kernel.body, arrays), strict=True):
+        wide = expected.astype(np.float64)
+        scale = max(1.0, float(np.abs(wide).max()))
+        assert np.abs(found.astype(np.float64) - wide).max() <= tolerance * scale
+    return runner
+
+
+CASES = {
+    "tail of rows and columns": matmul((100, 64), (64, 100), "relu"),
+    "bias, gelu, residual": matmul((50, 32), (32, 96), "bias", "gelu", "residual"),
+    "leading axes are rows": matmul((2, 25, 48), (48, 80), "bias", "residual", "relu"),
+    "fewer columns than lanes": matmul((33, 40), (40, 10), "bias"),
+    "one row": matmul((1, 64), (64, 200), "bias"),
+    "vectors": matmul((7,), (7,)),
+    "vector by batch": matmul((6,), (2, 6, 3)),
+    "batch by vector": matmul((2, 5, 6), (6,), constant=False),
+    "transposed constant": matmul((40, 24), (56, 24), transpose_b=True),
+    "transposed operands": matmul((24, 40), (56, 24), constant=False, transpose_a=True, transpose_b=True),
+    "computed right": matmul((40, 24), (24, 56), constant=False),
+    "batch": matmul((3, 20, 16), (3, 16, 40), constant=False),
+    "constant batch": matmul((3, 20, 16), (3, 16, 40)),
+    "broadcast batch": matmul((2, 1, 4, 6), (3, 6, 8), "relu", constant=False),
+    "batch, transposed": matmul((2, 3, 20, 16), (3, 40, 16), constant=False, transpose_b=True),
+    "float64": matmul((20, 16), (16, 40), dtype="float64"),
+    "float16": matmul((20, 16), (16, 40), dtype="float16"),
+    "bfloat16": matmul((20, 16), (16, 40), dtype="bfloat16"),
+    "int8": matmul((20, 16), (16, 40), dtype="int8"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_default_matches_reference(case: str) -> None:
+    assert_matches(CASES[case], "x86-64-v4")
+    assert template_for(CASES[case], AVX512).id == "matmul_cpu@1"
+
+
+@pytest.mark.parametrize("case", ["tail of rows and columns", "computed right", "batch"])
+def test_every_knob_matches_reference(case: str) -> None:
+    kernel = CASES[case]
+    space = template_for(kernel, AVX512).space(kernel, AVX512)
+    rng = random.Random(0)
+    for _ in range(6):
+        assert_matches(kernel, "x86-64-v4", space.random(rng))
+
+
+def test_narrow_vectors_match_reference() -> None:
+    assert_matches(CASES["tail of rows and columns"], "x86-64-v3")
+
+
+def test_two_outputs_of_one_product() -> None:
+    builder = GraphBuilder()
+    product = builder.op("matmul", builder.input("a", (20, 16)), builder.input("b", (16, 40)))
+    activated = builder.op("relu", product)
+    assert_matches(Kernel(builder.build(product, activated), frozenset({1})), "x86-64-v4")
+
+
+def hot_loop(assembly: str) -> list[str]:
+    """The instructions of the innermost loop with the most fused multiply-adds."""
+    best: list[str] = []
+    lines = [line.strip() for line in assembly.splitlines()]
+    labels = {line[:-1]: i for i, line in enumerate(lines) if re.fullmatch(r"\.LBB\w+:", line)}
+    for end, line in enumerate(lines):
+        jump = re.match(r"j\w+\s+(\.LBB\w+)$", line)
+        start = labels.get(jump.group(1), end) if jump else end
+        body = lines[start:end]
+        inner = any(re.match(r"\.LBB\w+:", text) for text in body[1:])
+        if not inner and _multiplies(body) > _multiplies(best):
+            best = body
+    return best
+
+
+def _multiplies(instructions: list[str]) -> int:
+    return sum(text.startswith("vfmadd") for text in instructions)
+
+
+@pytest.mark.parametrize("target_name", ["x86-64-v4", "x86-64-v3"])
+def test_sums_stay_in_registers(target_name: str) -> None:
+    kernel = matmul((1024, 256), (256, 1024), "bias", "relu")
+    target = TARGETS[target_name]
+    default = template_for(kernel, target).space(kernel, target).default
+    runner = build_kernel(kernel, target)
+    loop = hot_loop(runner.source())
+    sums = int(default["tile_rows"]) * int(default["tile_vectors"])
+    assert _multiplies(loop) == sums * int(default["unroll"])
+    assert not [text for text in loop if re.search(r"[xyz]mm\d+, \S*\(%rsp", text.replace("\t", " "))]
+    assert "TVMBackendAllocWorkspace" not in runner.source("ll").split("define", 1)[1]
