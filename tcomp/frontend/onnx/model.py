@@ -118,6 +118,10 @@ def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
     graph.node.extend(source.node)
     graph.input.extend(source.input)
     graph.output.extend(source.output)
+    for value in (*graph.input, *graph.output):
+        # The checker insists on shapes; here missing ones are inferred, or asked for.
+        if value.type.WhichOneof("value") == "tensor_type":
+            value.type.tensor_type.shape.SetInParent()
     graph.initializer.extend(
         onnx.TensorProto(name=t.name, data_type=t.data_type, dims=[0]) for t in source.initializer
     )

@@ -1,0 +1,54 @@
+"""How tests get real models: those that `scripts/models.py` has put into `models/`."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from tcomp.relay.graph import Graph
+from tcomp.relay.types import Array, numpy_dtype
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("models_script", ROOT / "scripts" / "models.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+MODELS = _script().MODELS
+
+
+def model_path(name: str) -> Path:
+    """The file of a model; the test is skipped when it has not been fetched."""
+    path = ROOT / "models" / f"{name}.onnx"
+    if not path.exists():
+        pytest.skip(f"models/{name}.onnx is missing: python scripts/models.py {name}")
+    return path
+
+
+def example_inputs(name: str, graph: Graph, seed: int = 0) -> dict[str, Array]:
+    """Random inputs that suit the model: floats in 0..1, valid indices, a mask of ones."""
+    generator = np.random.default_rng(seed)
+    integers = MODELS[name].integers
+    inputs: dict[str, Array] = {}
+    for value in graph.inputs:
+        shape = value.type.static_shape
+        if value.name == "attention_mask":
+            data = np.ones(shape)
+        elif value.name in integers:
+            data = generator.integers(0, integers[value.name], shape)
+        else:
+            data = generator.uniform(0, 1, shape)
+        inputs[value.name] = data.astype(numpy_dtype(value.dtype))
+    return inputs
