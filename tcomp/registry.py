@@ -9,6 +9,7 @@ import importlib
 import pkgutil
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
+from threading import RLock
 from typing import Generic, TypeVar
 
 from tcomp.errors import UsageError
@@ -24,6 +25,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         self._package = package
         self._entries: dict[str, Entry] = {}
         self._discovered = False
+        self._lock = RLock()
 
     def register(self, name: str, entry: Entry) -> Entry:
         if name in self._entries:
@@ -33,12 +35,14 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
 
     def discover(self) -> None:
         """Import every module of the package once."""
-        if self._discovered:
-            return
-        self._discovered = True
-        package = importlib.import_module(self._package)
-        for module in pkgutil.iter_modules(package.__path__, prefix=f"{self._package}."):
-            importlib.import_module(module.name)
+        with self._lock:
+            if self._discovered:
+                return
+            # Set first: a module of the package may look up another's entry while it is imported.
+            self._discovered = True
+            package = importlib.import_module(self._package)
+            for module in pkgutil.iter_modules(package.__path__, prefix=f"{self._package}."):
+                importlib.import_module(module.name)
 
     def __getitem__(self, name: str) -> Entry:
         if name not in self._entries:

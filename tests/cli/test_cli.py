@@ -1,0 +1,168 @@
+"""The command line: exit status, one-line errors, and the whole way from graph to library."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tcomp.cli import commands, main
+from tcomp.relay.builder import GraphBuilder
+from tcomp.relay.dims import symbol
+from tcomp.relay.printer import save_graph
+
+COMMANDS = ["bench", "compile", "log", "opt", "replay", "run", "targets", "tune", "verify"]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A two-layer perceptron with a symbolic batch, as Relay text."""
+    rng = np.random.default_rng(0)
+    b = GraphBuilder("mlp")
+    x = b.input("x", (symbol("batch"), 64))
+    hidden = b.op("matmul", x, b.constant(rng.standard_normal((64, 96)).astype(np.float32), name="w1"))
+    hidden = b.op("relu", b.op("add", hidden, b.constant(np.ones((1, 96), np.float32), name="b1")))
+    out = b.op("matmul", hidden, b.constant(rng.standard_normal((96, 32)).astype(np.float32), name="w2"))
+    path = tmp_path / "mlp.relay"
+    save_graph(b.build(b.op("softmax", out, axis=1)), path)
+    return path
+
+
+def fails(capsys: pytest.CaptureFixture[str], *argv: str, status: int = 2) -> str:
+    """Run a command line that must fail with one line on stderr; returns it."""
+    assert main(argv) == status
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith(f"tcomp {argv[0]}: ")
+    return captured.err
+
+
+def test_every_command_is_there() -> None:
+    assert list(commands()) == COMMANDS
+    assert all(commands().values())
+
+
+def test_help_is_quick() -> None:
+    def seconds() -> float:
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "tcomp", "--help"], check=True, capture_output=True)
+        return time.perf_counter() - start
+
+    assert min(seconds() for _ in range(3)) < 0.3
+
+
+def test_graph_to_library(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    library, outputs = tmp_path / "mlp.so", tmp_path / "out.npz"
+    shape = ["--input-shape", "x:8,64"]
+    assert main(["compile", str(model), *shape, "-o", str(library), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["library_bytes"] == library.stat().st_size
+    assert facts["arena_bytes"] >= facts["arena_lower_bound"]
+    assert {p.name for p in tmp_path.iterdir()} >= {"mlp.so", "mlp.h", "tcomp.h"}
+    assert main(["run", str(library), "-o", str(outputs)]) == 0
+    (scores,) = np.load(outputs).values()
+    np.testing.assert_allclose(scores.sum(axis=1), np.ones(8), rtol=1e-5)
+    assert main(["verify", str(model), *shape, "--against", "reference"]) == 0
+    assert "ok: " in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_tune_replay_and_log(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = str(tmp_path / "mlp.jsonl")
+    shape = ["--input-shape", "x:8,64"]
+    tune = ["tune", str(model), *shape, "--log", log, "--json"]
+    assert main([*tune, "--trials", "6"]) == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert sum(e["event"] == "trial-done" for e in events) == 6
+    assert main([*tune, "--trials", "8"]) == 0
+    again = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert again[0]["known"] == 6
+    assert sum(e["event"] == "trial-done" for e in again) == 2
+    assert main(["replay", str(model), *shape, "--log", log, "--strict"]) == 0
+    assert (
+        main(["compile", str(model), *shape, "--log", log, "--require-tuned", "-o", str(tmp_path / "m.so")])
+        == 0
+    )
+    other = ["--input-shape", "x:9,64", "--log", log]
+    assert main(["replay", str(model), *other, "--strict"]) == 1
+    assert main(["compile", str(model), *other, "--require-tuned", "-o", str(tmp_path / "n.so")]) == 1
+    assert not (tmp_path / "n.so").exists()
+    assert main(["log", "stats", log]) == 0
+    assert main(["log", "check", log]) == 0
+    pruned = str(tmp_path / "small.jsonl")
+    assert main(["log", "prune", log, "-o", pruned]) == 0
+    assert main(["replay", str(model), *shape, "--log", pruned, "--strict"]) == 0
+
+
+def test_symbolic_model_asks_for_shapes(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = fails(capsys, "compile", str(model), "-o", str(tmp_path / "m.so"))
+    assert "batch" in error
+    assert "--input-shape" in error
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["compile", "missing.onnx", "-o", "m.so"], "missing.onnx"),
+        (["compile", "missing.relay", "-o", "m.so"], "missing.relay"),
+        (["compile", "model.txt", "-o", "m.so"], "give a .onnx or .relay file"),
+        (["compile", "nowhere:graph", "-o", "m.so"], "nowhere"),
+        (["opt", "MODEL", "-p", "no-such-pass"], "unknown pass `no-such-pass`"),
+        (["opt", "MODEL", "-p", "simplify{x=1}"], "has no option `x`"),
+        (["opt", "MODEL", "--input-shape", "x"], "does not read as NAME:"),
+        (["opt", "MODEL", "--input-shape", "y:1,2"], "the inputs are x"),
+        (["opt", "MODEL", "--input-shape", "x:1,2"], "contradicts"),
+        (["opt", "MODEL", "--target", "pentium-9"], "pentium-9"),
+        (["verify", "MODEL", "--input-shape", "x:1,64"], "--against reference"),
+        (["run", "MODEL"], "mlp.relay"),
+        (["run", "missing.so"], "missing.so"),
+        (["bench", "MODEL", "--against", "abacus"], "unknown peer `abacus`"),
+        (["log", "show", "missing.jsonl"], "missing.jsonl"),
+        (["tune", "MODEL", "--input-shape", "x:8,64", "--tasks", "lstm"], "no task matches"),
+    ],
+)
+def test_bad_input_is_one_line(
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    argv: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    assert message in fails(capsys, *[str(model) if a == "MODEL" else a for a in argv])
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_unwritable_folder(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "no" / "such" / "folder" / "m.so"
+    error = fails(capsys, "compile", str(model), "--input-shape", "x:8,64", "-o", str(target))
+    assert "there is no folder" in error
+
+
+def test_inputs_that_do_not_fit(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    library = tmp_path / "m.so"
+    assert main(["compile", str(model), "--input-shape", "x:8,64", "-o", str(library)]) == 0
+    capsys.readouterr()
+    for name, array in (("y", np.zeros((8, 64), np.float32)), ("x", np.zeros((8, 63), np.float32))):
+        np.savez(tmp_path / "in.npz", **{name: array})
+        assert name in fails(capsys, "run", str(library), "-i", str(tmp_path / "in.npz"))
+    (tmp_path / "in.npz").write_bytes(b"PK nonsense")
+    assert "in.npz" in fails(capsys, "run", str(library), "-i", str(tmp_path / "in.npz"))
+
+
+def test_opt_prints_what_passes_leave(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["opt", str(model), "-p", ""]) == 0
+    assert "softmax(" in capsys.readouterr().out
+    assert main(["opt", str(model), "--input-shape", "x:8,64", "--stats"]) == 0
+    captured = capsys.readouterr()
+    assert "fused(" in captured.out
+    assert "fuse-ops: " in captured.err
