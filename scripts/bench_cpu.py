@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from models import MODELS, ROOT
 
+from models import MODELS, ROOT
 from tcomp.api import choose_configs, static_kernels
 from tcomp.cli.bench import interleaved, summary
 from tcomp.codegen.artifact import compile_graph

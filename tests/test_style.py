@@ -1,0 +1,36 @@
+"""The house style that tools can check."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def check(*command: str) -> None:
+    done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+
+
+def test_ruff() -> None:
+    check("ruff", "check", "tcomp", "tests", "scripts")
+    check("ruff", "format", "--check", "tcomp", "tests", "scripts")
+
+
+@pytest.mark.slow
+def test_pyright_strict() -> None:
+    check("pyright", "--pythonpath", sys.executable)
+
+
+def test_files_stay_small() -> None:
+    long = {
+        str(path.relative_to(ROOT)): lines
+        for folder in ("tcomp", "scripts", "tests")
+        for path in (ROOT / folder).rglob("*.py")
+        if (lines := len(path.read_text().splitlines())) > 520
+    }
+    assert not long
