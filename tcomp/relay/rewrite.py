@@ -145,14 +145,10 @@ class GraphEditor:
         self._uses[new] = self._uses.get(new, 0) + self._graph.use_count(old)
 
     def finish(self) -> Graph:
-        """The new graph: nodes that its outputs need, outputs under their old names."""
+        """The new graph: the nodes that its outputs need. Outputs may have lost their names."""
         old = self._graph
-        outputs = [self._replaced.get(v, v) for v in old.outputs]
-        producers = dict(self._producers)
-        return keep_output_names(
-            Graph(old.inputs, tuple(topological(outputs, producers)), tuple(outputs), old.name),
-            [v.name for v in old.outputs],
-        )
+        outputs = tuple(self._replaced.get(v, v) for v in old.outputs)
+        return Graph(old.inputs, tuple(topological(outputs, self._producers)), outputs, old.name)
 
 
 def keep_output_names(graph: Graph, names: Sequence[str]) -> Graph:
@@ -196,11 +192,12 @@ def rewrite(graph: Graph, rules: Iterable[Rule], fired: Counter[str] | None = No
     """
     table = _by_operator(rules)
     counts: Counter[str] = Counter() if fired is None else fired
+    names = [v.name for v in graph.outputs]
     for _ in range(MAX_SWEEPS):
         before = counts.total()
         graph = _sweep(graph, table, counts)
         if counts.total() == before:
-            return graph
+            return keep_output_names(graph, names)
     raise GraphError(f"rewriting does not end; rules fired: {dict(counts)}")
 
 
