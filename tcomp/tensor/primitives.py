@@ -134,3 +134,30 @@ def vectorize_rows(schedule: Schedule, block: Any, lanes: int, unroll_rows: bool
     vectorize_loop(schedule, columns, lanes)
     if unroll_rows:
         schedule.unroll(rows)
+
+
+def transpose_square(
+    load: Callable[[int], Expression], store: Callable[[int, Expression], Any], lanes: int, dtype: str
+) -> Any:
+    """Transpose `lanes x lanes` elements in registers: `for i, j: out[j][i] = in[i][j]`.
+
+    `load(i)` is row i as a vector, `store(j, vector)` the statement that stores column j. `lanes` is a
+    power of two. Eklundh's algorithm: log2(lanes) rounds that exchange blocks of pairs of rows.
+    """
+    statements: list[Any] = []
+
+    def bind(value: Expression) -> Expression:
+        vector = tirx.Var("vector", f"{dtype}x{lanes}")
+        statements.append(tirx.Bind(vector, value))
+        return vector
+
+    rows = [bind(load(i)) for i in range(lanes)]
+    step = 1
+    while step < lanes:
+        low = [lane + lanes - step if lane & step else lane for lane in range(lanes)]
+        high = [lane + lanes if lane & step else lane + step for lane in range(lanes)]
+        for i in (i for i in range(lanes) if not i & step):
+            pair = [rows[i], rows[i + step]]
+            rows[i], rows[i + step] = bind(tirx.Shuffle(pair, low)), bind(tirx.Shuffle(pair, high))
+        step *= 2
+    return tirx.SeqStmt([*statements, *(store(i, row) for i, row in enumerate(rows))])

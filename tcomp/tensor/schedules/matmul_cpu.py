@@ -33,7 +33,6 @@ class MatmulCpu(Template):
         rows, vectors = min(tiles, key=lambda tile: _cycles(product, target, *tile))
         inner, block = _blocking(product, target, rows, vectors)
         constant = constant_right(kernel) is not None
-        row_tiles = -(-product.rows // rows)
 
         def reason(config: Config) -> str | None:
             tile = int(config["tile_rows"]), int(config["tile_vectors"])
@@ -49,7 +48,9 @@ class MatmulCpu(Template):
                 Choice("inner", ("rows", "columns"), inner),
                 Ordered("block", (0, 4, 8, 16, 32, 64), block),
                 Choice("pack_left", (False, True), _packs_left(kernel, product, vectors, target)),
-                Choice("pack_right", (False,) if constant else (False, True), not constant and row_tiles > 1),
+                Choice(
+                    "pack_right", (False,) if constant else (False, True), _packs_right(kernel, product, rows)
+                ),
                 Choice("parallel", (False, True), _is_parallel(kernel, product, target)),
             ),
             reason,
@@ -113,6 +114,15 @@ def _packs_left(kernel: Kernel, product: Product, vectors: int, target: Target) 
     computed = placeholder_index(kernel, kernel.anchor.inputs[0]) is None
     panels = -(-product.columns // (vectors * _lanes(product, target)))
     return panels > 1 and (computed or product.transpose_left)
+
+
+def _packs_right(kernel: Kernel, product: Product, rows: int) -> bool:
+    """Pack columns that are computed or lie apart in memory, when more than one row of tiles uses them."""
+    assert kernel.anchor is not None
+    if constant_right(kernel) is not None or -(-product.rows // rows) == 1:
+        return False
+    computed = placeholder_index(kernel, kernel.anchor.inputs[1]) is None
+    return computed or product.transpose_right
 
 
 def _is_parallel(kernel: Kernel, product: Product, target: Target) -> bool:

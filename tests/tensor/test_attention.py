@@ -1,0 +1,84 @@
+"""The attention template against the operator's own reference."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from tcomp.codegen.jit import build_kernel
+from tcomp.relay.builder import GraphBuilder
+from tcomp.relay.evaluate import evaluate
+from tcomp.relay.types import numpy_dtype
+from tcomp.target.target import TARGETS
+from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.knobs import Config
+from tcomp.tensor.template import template_for
+
+AVX512 = TARGETS["x86-64-v4"]
+
+
+def attention(
+    *shapes: tuple[int, ...], dtype: str = "float32", relu: bool = False, transposed: bool = False
+) -> Kernel:
+    """An attention kernel; `transposed` reads the queries from [..., D, S] through a transpose."""
+    builder = GraphBuilder()
+    values = [builder.input(f"x{i}", shape, dtype) for i, shape in enumerate(shapes)]
+    if transposed:
+        axes = (*range(len(shapes[0]) - 2), len(shapes[0]) - 1, len(shapes[0]) - 2)
+        values[0] = builder.op("transpose", values[0], axes=axes)
+    result = builder.op("attention", *values, scale=0.3)
+    return Kernel(builder.build(builder.op("relu", result) if relu else result))
+
+
+def assert_matches(kernel: Kernel, config: Config | None = None, target: str = "x86-64-v4") -> None:
+    generator = np.random.default_rng(0)
+    arrays = [
+        generator.standard_normal(v.type.static_shape).astype(numpy_dtype(v.dtype))
+        for v in kernel.body.inputs
+    ]
+    (found,) = build_kernel(kernel, TARGETS[target], config)(arrays)
+    (expected,) = evaluate(kernel.body, arrays)
+    tolerance = {"float16": 5e-3, "bfloat16": 4e-2}.get(kernel.body.outputs[0].dtype, 1e-5)
+    np.testing.assert_allclose(
+        found.astype(np.float64), expected.astype(np.float64), rtol=tolerance, atol=tolerance
+    )
+
+
+CASES = {
+    "whole tiles": attention((2, 3, 32, 16), (2, 3, 32, 16), (2, 3, 32, 32)),
+    "ragged": attention((2, 37, 20), (2, 45, 20), (2, 45, 23)),
+    "mask": attention((2, 3, 20, 16), (2, 3, 24, 16), (2, 3, 24, 16), (2, 1, 1, 24)),
+    "no batch, square mask": attention((20, 16), (24, 16), (24, 16), (20, 24)),
+    "shared keys": attention((2, 4, 5, 8), (2, 1, 5, 8), (2, 1, 5, 8)),
+    "small": attention((3, 4), (5, 4), (5, 2)),
+    "epilogue": attention((2, 20, 16), (2, 20, 16), (2, 20, 16), relu=True),
+    "computed queries": attention((2, 16, 20), (2, 20, 16), (2, 20, 16), transposed=True),
+    "float64": attention((2, 20, 16), (2, 20, 16), (2, 20, 16), dtype="float64"),
+    "float16": attention((2, 20, 16), (2, 20, 16), (2, 20, 16), dtype="float16"),
+    "bfloat16": attention((2, 20, 16), (2, 20, 16), (2, 20, 16), dtype="bfloat16"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_default_matches_reference(case: str) -> None:
+    assert template_for(CASES[case], AVX512).id == "attention_cpu@1"
+    assert_matches(CASES[case])
+
+
+def test_narrow_vectors_match_reference() -> None:
+    assert_matches(CASES["ragged"], target="x86-64-v3")
+
+
+def test_random_configs_match_reference() -> None:
+    kernel = CASES["ragged"]
+    space = template_for(kernel, AVX512).space(kernel, AVX512)
+    rng = random.Random(0)
+    for _ in range(4):
+        assert_matches(kernel, space.random(rng))
+
+
+def test_long_sequences_are_left_to_other_templates() -> None:
+    kernel = attention((2, 16), (8192, 16), (8192, 16))
+    assert template_for(kernel, AVX512).name != "attention_cpu"
