@@ -1,0 +1,144 @@
+"""Which record to use for a kernel: a read-only store over any number of logs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Literal
+
+from tcomp.errors import RecordError, ScheduleError
+from tcomp.target.target import Target
+from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.knobs import Config, Space
+from tcomp.tensor.template import template_for
+from tcomp.tuner.records import Problem, Record, config_key, read_log
+
+UNVERIFIED = 1.03
+"""A trial that was never raced against the default must have beaten it by this factor to be believed."""
+
+State = Literal["hit", "default", "stale", "missing"]
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """What the records say about one kernel.
+
+    `hit`: `record` has the config to use; `default`: the template leaves nothing to choose; `stale`:
+    there are records, but of another template version or with knob values that are no longer legal;
+    `missing`: no record of a successful trial. `note` says why, or that the record is from elsewhere.
+    """
+
+    state: State
+    record: Record | None = None
+    note: str = ""
+
+
+class Records:
+    """Records of several logs together; their order does not matter."""
+
+    def __init__(self, records: Iterable[Record], problems: Sequence[Problem] = ()) -> None:
+        self.problems = tuple(problems)
+        self._by_task: dict[tuple[str, str, int], list[Record]] = defaultdict(list)
+        self._count = 0
+        for record in records:
+            self._by_task[record.task, record.isa, record.threads].append(record)
+            self._count += 1
+
+    @staticmethod
+    def load(paths: Iterable[Path | str]) -> Records:
+        """The records of log files and of folders of `.jsonl` files; skipped lines are in `problems`.
+
+        Raises RecordError when a file cannot be read or holds lines but no record.
+        """
+        contents = [read_log(file).require_log() for path in paths for file in _files(Path(path))]
+        return Records((r for c in contents for r in c.records), [p for c in contents for p in c.problems])
+
+    def __len__(self) -> int:
+        return self._count
+
+    def best(
+        self, kernel: Kernel, target: Target, threads: int = 1, device: str | None = None
+    ) -> Record | None:
+        """The record whose config to use, or None. See `lookup` for the reason."""
+        return self.lookup(kernel, target, threads, device).record
+
+    def lookup(self, kernel: Kernel, target: Target, threads: int = 1, device: str | None = None) -> Lookup:
+        """The best record of `kernel` for the target's isa, preferably measured on `device`.
+
+        Only records of the current template version whose config is legal count.
+        """
+        template = template_for(kernel, target)
+        space = template.space(kernel, target)
+        if space.cardinality == 1:
+            return Lookup("default", note="nothing to choose")
+        found = self._by_task.get((kernel.key, target.isa, threads), [])
+        if not found:
+            return Lookup("missing", note=self._why_missing(kernel, target, threads))
+        current = [r for r in found if r.template == template.id and _is_legal(space, r.config)]
+        if not current:
+            versions = ", ".join(sorted({r.template for r in found}))
+            return Lookup("stale", note=f"records are of {versions}, the template is {template.id}")
+        record, elsewhere = best_record(current, space.default, device), ""
+        if record is None:
+            return Lookup("missing", note="no trial succeeded")
+        if device is not None and record.device != device:
+            elsewhere = f"measured on {record.device}"
+        return Lookup("hit", record, elsewhere)
+
+    def _why_missing(self, kernel: Kernel, target: Target, threads: int) -> str:
+        others = sorted({(i, t) for k, i, t in self._by_task if k == kernel.key})
+        if not others:
+            return "no record"
+        found = ", ".join(f"{isa} with {t} thread{'s' * (t != 1)}" for isa, t in others)
+        return f"records only for {found}, not for {target.isa} with {threads}"
+
+
+def best_record(records: Iterable[Record], default: Config, device: str | None = None) -> Record | None:
+    """The fastest successful record, of those from `device` if there are any.
+
+    Configs are compared by their time relative to the default's in the same session, so that sessions on
+    a busy and on an idle machine compare. A config that was raced against the default is judged by its
+    races alone, and one that never was needs a margin of `UNVERIFIED`.
+    """
+    ok = [r for r in records if r.status == "ok"]
+    here = [r for r in ok if r.device == device]
+    by_config: dict[str, list[Record]] = defaultdict(list)
+    for record in here or ok:
+        by_config[record.config_key].append(record)
+    default_key = config_key(default)
+    ranked = [(_score(group, key == default_key), key) for key, group in by_config.items()]
+    if not ranked:
+        return None
+    _, key = min(ranked)
+    return min(by_config[key], key=lambda r: (r.phase != "final", r.median, r.time))
+
+
+def _score(group: Sequence[Record], is_default: bool) -> tuple[bool, float]:
+    """Lower is better. Records without a baseline come last, by absolute time."""
+    raced = [r for r in group if r.phase == "final"]
+    relative = [r.relative for r in raced or group if r.relative is not None]
+    if is_default:
+        return False, 1.0
+    if not relative:
+        return True, median(r.median for r in group)
+    return False, median(relative) * (1.0 if raced else UNVERIFIED)
+
+
+def _is_legal(space: Space, config: Config) -> bool:
+    try:
+        space.check(config)
+    except ScheduleError:
+        return False
+    return True
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    files = sorted(path.rglob("*.jsonl"))
+    if not files:
+        raise RecordError(f"folder {path} holds no .jsonl file; give a log, or a folder of logs")
+    return files

@@ -1,0 +1,317 @@
+"""The tuning loop: choose a task, ask its strategy, measure, record, learn; race the winners at the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import inf, sqrt
+from pathlib import Path
+
+from tcomp.errors import Interrupted, RecordError
+from tcomp.tensor.knobs import Config
+from tcomp.tuner.cost_model import CostModel
+from tcomp.tuner.lookup import best_record
+from tcomp.tuner.measure import Measurer, MeasureOptions, Outcome, TaskError, WorkerPool
+from tcomp.tuner.progress import Progress, TaskDone, TaskSkipped, TrialDone, TuningStarted
+from tcomp.tuner.provenance import device_name, now, tool_versions
+from tcomp.tuner.records import LogContents, LogWriter, Phase, Record, config_key, read_log
+from tcomp.tuner.search.strategy import STRATEGIES, Strategy
+from tcomp.tuner.task import Task
+
+RACE_SECONDS = 1.0
+"""Time to keep for the race of one task when the time is limited."""
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """How much to try and how.
+
+    `trials` counts all trials of these tasks in the log, those of earlier runs included. `time_budget`
+    is in seconds. `finalists` configs a task are raced against the default. `resume_command` is what
+    the user can type after an interruption.
+    """
+
+    trials: int | None = 1000
+    time_budget: float | None = None
+    seed: int = 0
+    strategy: str = "evolutionary"
+    batch: int = 8
+    finalists: int = 3
+    measure: MeasureOptions = field(default_factory=MeasureOptions)
+    resume_command: str = ""
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """The published outcome of one task; `record` is None when no trial of it succeeded."""
+
+    task: Task
+    record: Record | None
+    trials: int
+    skipped: str = ""
+
+
+@dataclass
+class _State:
+    """One task while it is tuned."""
+
+    index: int
+    task: Task
+    strategy: Strategy
+    records: list[Record] = field(default_factory=list[Record])
+    best: float = inf
+    default: float | None = None
+    stale_batches: int = 0
+    exhausted: bool = False
+    skipped: str = ""
+
+    @property
+    def default_key(self) -> str:
+        return config_key(self.task.space.default)
+
+    @property
+    def trials(self) -> int:
+        return sum(r.phase == "trial" for r in self.records)
+
+    @property
+    def has_default(self) -> bool:
+        return any(r.config_key == self.default_key for r in self.records)
+
+    @property
+    def urgency(self) -> float:
+        """How much another batch may gain: time spent in the kernel, less as gains stop coming."""
+        if not self.has_default or self.best == inf:
+            return inf
+        return self.task.weight * self.best / (1 + self.stale_batches) / sqrt(1 + self.trials)
+
+
+def tune(
+    tasks: Sequence[Task],
+    log: Path | str,
+    options: TuneOptions | None = None,
+    progress: Progress | None = None,
+    measurer: Measurer | None = None,
+) -> list[TaskResult]:
+    """Tune `tasks`, appending every trial to `log` and continuing from what it holds already.
+
+    Raises Interrupted on Ctrl-C, with every finished trial kept; RecordError when the log cannot be used.
+    """
+    options = options or TuneOptions()
+    log = Path(log)
+    known = _read_known(log)
+    with LogWriter(log) as writer:
+        pool = WorkerPool(options.measure)  # Starts no process before it is used.
+        session: _Session | None = None
+        try:
+            session = _Session(tasks, options, writer, measurer or pool, known, progress)
+            return session.run()
+        except KeyboardInterrupt:
+            done = session.done if session is not None else 0
+            resume = options.resume_command or "tune again with the same log"
+            message = f"interrupted after {done} trials, all of them are in {log}; to go on: {resume}"
+            raise Interrupted(message) from None
+        finally:
+            pool.close()
+
+
+def _read_known(log: Path) -> LogContents:
+    """What the log holds. A file of something else is refused before anything is appended to it."""
+    if not log.exists():
+        return LogContents(log, (), ())
+    contents = read_log(log)
+    if not contents.records and any(not p.newer for p in contents.problems):
+        with log.open("rb") as file:
+            if not file.read(16).lstrip().startswith(b"{"):
+                raise RecordError(f"{log} is not a tuning log; name another file for the trials")
+    return contents
+
+
+class _Session:
+    """One call of `tune`."""
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        options: TuneOptions,
+        writer: LogWriter,
+        measurer: Measurer,
+        known: LogContents,
+        progress: Progress | None,
+    ) -> None:
+        self.options = options
+        self.writer = writer
+        self.measurer = measurer
+        self.report = progress or (lambda event: None)
+        self.started = time.monotonic()
+        self.done = 0
+        self.model = CostModel(options.seed)
+        self.states = [self._state(i, task) for i, task in enumerate(tasks)]
+        self._resume(known)
+
+    def _state(self, index: int, task: Task) -> _State:
+        make = STRATEGIES[self.options.strategy]
+        strategy = make(task.space, self.options.seed + index, self.model.scorer(task))
+        return _State(index, task, strategy)
+
+    def _resume(self, known: LogContents) -> None:
+        """Take over the trials of the log that this session would make itself."""
+        device, threads = device_name(), self.options.measure.threads
+        states = {(s.task.key, s.task.target.isa, s.task.template): s for s in self.states}
+        for record in known.records:
+            state = states.get((record.task, record.isa, record.template))
+            if state is None or record.device != device or record.threads != threads:
+                continue
+            state.records.append(record)
+            if record.phase == "trial":
+                self._learn(state, record)
+        self.known = sum(s.trials for s in self.states)
+        self.report(
+            TuningStarted(
+                len(self.states),
+                self.options.trials or 0,
+                self.known,
+                len(known.problems),
+                str(self.writer.path),
+            )
+        )
+
+    def run(self) -> list[TaskResult]:
+        while not self._is_over():
+            active = [s for s in self.states if not s.exhausted and not s.skipped]
+            if not active:
+                break
+            self._batch(max(active, key=lambda s: (s.urgency, -s.index)))
+        return [self._finish(s) for s in self.states]
+
+    def _is_over(self) -> bool:
+        left = self._seconds_left_in_budget()
+        return self._trials_left() <= 0 or (left is not None and left <= 0)
+
+    def _trials_left(self) -> float:
+        return inf if self.options.trials is None else self.options.trials - self.known - self.done
+
+    def _seconds_left_in_budget(self) -> float | None:
+        """Seconds for trials, what the races need being kept back."""
+        budget = self.options.time_budget
+        if budget is None:
+            return None
+        races = min(RACE_SECONDS * len(self.states), 0.2 * budget)
+        return budget - races - (time.monotonic() - self.started)
+
+    def _batch(self, state: _State) -> None:
+        """Measure the default if that was not done, else what the strategy proposes."""
+        if not state.has_default:
+            configs: list[Config] = [state.task.space.default]
+        else:
+            count = int(min(self.options.batch, self._trials_left()))
+            configs = list(state.strategy.ask(count))
+        if not configs:
+            state.exhausted = True
+            return
+        before = state.best
+        try:
+            for outcome in self.measurer.measure(state.task, configs, state.best):
+                self._record_trial(state, outcome)
+                if self._is_over():
+                    break
+        except TaskError as error:
+            state.skipped = str(error)
+            self.report(TaskSkipped(state.index, state.task.label, state.skipped))
+        state.stale_batches = 0 if state.best < 0.99 * before else state.stale_batches + 1
+
+    def _record_trial(self, state: _State, outcome: Outcome) -> None:
+        if config_key(outcome.config) == state.default_key and outcome.seconds is not None:
+            state.default = outcome.seconds.median
+        self._write(state, outcome, "trial", state.default)
+        self.done += 1
+        self._learn(state, state.records[-1])
+        self._report_trial(state, outcome)
+
+    def _write(self, state: _State, outcome: Outcome, phase: Phase, baseline: float | None) -> None:
+        task, options = state.task, self.options.measure
+        record = Record(
+            task=task.key,
+            op=task.label,
+            target=task.target.name,
+            isa=task.target.isa,
+            device=device_name(),
+            threads=options.threads,
+            template=task.template,
+            config=dict(outcome.config),
+            status=outcome.status,
+            reason=outcome.reason,
+            phase=phase,
+            seconds=outcome.seconds,
+            baseline=baseline,
+            check=outcome.check,
+            seed=options.seed,
+            versions=tool_versions(),
+            time=now(),
+        )
+        self.writer.append(record)
+        state.records.append(record)
+
+    def _learn(self, state: _State, record: Record) -> None:
+        state.strategy.tell(record.config, record.median)
+        self.model.tell(state.task, record.config, record.median)
+        state.best = min(state.best, record.median)
+        if record.config_key == state.default_key and record.seconds is not None:
+            state.default = record.median
+
+    def _report_trial(self, state: _State, outcome: Outcome) -> None:
+        elapsed = time.monotonic() - self.started
+        rate = self.done / max(elapsed, 1e-9)
+        limits = [self._trials_left() / max(rate, 1e-9), self._seconds_left_in_budget()]
+        left = min(s for s in limits if s is not None)
+        self.report(
+            TrialDone(
+                task=state.index,
+                tasks=len(self.states),
+                label=state.task.label,
+                trial=self.known + self.done,
+                trials=self.options.trials or 0,
+                status=outcome.status,
+                reason=outcome.reason,
+                seconds=None if outcome.seconds is None else outcome.median,
+                best=None if state.best == inf else state.best,
+                default=state.default,
+                rate=rate,
+                seconds_left=None if left == inf else max(0.0, left),
+            )
+        )
+
+    def _finish(self, state: _State) -> TaskResult:
+        """Race the best configs that were never raced against the default, then publish."""
+        task = state.task
+        configs = self._finalists(state)
+        if configs:
+            outcomes = self.measurer.race(task, [task.space.default, *configs])
+            if outcomes[0].seconds is not None:
+                for outcome in outcomes:
+                    self._write(state, outcome, "final", outcomes[0].median)
+        record = best_record(state.records, task.space.default, device_name())
+        speedup = record.relative if record is not None else None
+        self.report(
+            TaskDone(
+                task=state.index,
+                label=task.label,
+                key=task.key,
+                weight=task.weight,
+                config=record.config if record is not None else task.space.default,
+                seconds=record.median if record is not None else None,
+                default=state.default,
+                speedup=1.0 / speedup if speedup else 1.0,
+            )
+        )
+        return TaskResult(task, record, state.trials, state.skipped)
+
+    def _finalists(self, state: _State) -> list[Config]:
+        """The configs that look faster than the default and are still to be raced, fastest first."""
+        if state.default is None or state.skipped:
+            return []
+        raced = {r.config_key for r in state.records if r.phase == "final"}
+        trials = sorted((r for r in state.records if r.phase == "trial"), key=lambda r: r.median)
+        best = {r.config_key: r.config for r in reversed(trials) if r.median < state.default}
+        leading = list(reversed(best.items()))[: self.options.finalists]
+        return [config for key, config in leading if key not in raced]

@@ -1,0 +1,79 @@
+"""What tuning reports while it runs. The command line renders these events; `to_json` serves `--json`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Union
+
+from tcomp.tensor.knobs import Config
+
+
+@dataclass(frozen=True)
+class TuningStarted:
+    """`known` trials of these tasks were in the log already; `problems` of its lines were skipped."""
+
+    tasks: int
+    trials: int
+    known: int
+    problems: int
+    log: str
+
+
+@dataclass(frozen=True)
+class TrialDone:
+    """One trial. Seconds are per run of the kernel; `best` and `default` are None until one worked.
+
+    `task` counts from 0; `trial` is the number of this trial among all of `trials`; `rate` is trials a
+    second; `seconds_left` is None when neither the trials nor the time are limited.
+    """
+
+    task: int
+    tasks: int
+    label: str
+    trial: int
+    trials: int
+    status: str
+    reason: str
+    seconds: float | None
+    best: float | None
+    default: float | None
+    rate: float
+    seconds_left: float | None
+
+
+@dataclass(frozen=True)
+class TaskSkipped:
+    """A task that cannot be measured at all."""
+
+    task: int
+    label: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class TaskDone:
+    """The outcome of a task after its best configs were raced against the default.
+
+    `speedup` is the default's time over the best's in the race, 1.0 when the default stays.
+    """
+
+    task: int
+    label: str
+    key: str
+    weight: int
+    config: Config
+    seconds: float | None
+    default: float | None
+    speedup: float
+
+
+Event = Union[TuningStarted, TrialDone, TaskSkipped, TaskDone]
+Progress = Callable[[Event], None]
+
+
+def to_json(event: Event) -> dict[str, Any]:
+    """The event as plain data; `event` names its kind: `trial-done`."""
+    kind = re.sub(r"(?<!^)(?=[A-Z])", "-", type(event).__name__).lower()
+    return {"event": kind, **asdict(event)}

@@ -1,0 +1,34 @@
+"""Where and with what a record was made."""
+
+from __future__ import annotations
+
+import platform
+from datetime import datetime, timezone
+from functools import lru_cache
+from pathlib import Path
+
+import tcomp
+from tcomp.errors import TargetError
+from tcomp.target.host import read_cpuinfo
+from tcomp.tvm_api import tvm
+
+
+@lru_cache(maxsize=1)
+def device_name() -> str:
+    """The CPU's model, exact enough to tell machines apart behind which a hypervisor hides the name."""
+    try:
+        cpu = read_cpuinfo(Path("/proc/cpuinfo"))
+    except TargetError:
+        return f"{platform.processor() or 'unknown'} ({platform.machine()})"
+    return f"{cpu.name} (family {cpu.family} model {cpu.model})"
+
+
+@lru_cache(maxsize=1)
+def tool_versions() -> dict[str, str]:
+    """The versions that decide what code a config becomes."""
+    return {"tcomp": tcomp.__version__, "tvm": str(tvm.__version__)}
+
+
+def now() -> str:
+    """UTC in ISO 8601, to the second."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
