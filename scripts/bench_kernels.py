@@ -1,0 +1,133 @@
+"""How close single kernels come to the core's peak: `python scripts/bench_kernels.py [NAME...]`.
+
+The peak is a compiled loop of independent fused multiply-adds, run before and after every timing of a
+kernel on the same core, so that clock changes and neighbours hit both. One thread. Prints, for each shape
+with its template's default config, the best and the median ratio to the peak, and the build time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from tcomp.codegen.jit import KernelRunner, build_kernel
+from tcomp.relay.builder import GraphBuilder
+from tcomp.relay.graph import Value
+from tcomp.target.host import host_target
+from tcomp.tensor.kernel import Kernel
+
+PEAK_SOURCE = r"""
+#include <time.h>
+typedef float vector __attribute__((vector_size(LANES * 4)));
+double peak(long steps) {
+    vector sums[12], x = {0}, y = {0};
+    struct timespec begin, end;
+    volatile float start = 0.1f;  // unknown to the compiler, which could merge equal chains otherwise
+    for (int i = 0; i < 12; i++) sums[i] = x + start * (i + 1);
+    x += 0.999f; y += 0.0001f;
+    clock_gettime(CLOCK_MONOTONIC, &begin);
+    for (long step = 0; step < steps; step++) {
+#pragma GCC unroll 12
+        for (int i = 0; i < 12; i++) sums[i] = sums[i] * x + y;
+    }
+    clock_gettime(CLOCK_MONOTONIC, &end);
+    for (int i = 1; i < 12; i++) sums[0] += sums[i];
+    volatile float sink = sums[0][0]; (void)sink;
+    return steps * 24.0 * LANES / ((end.tv_sec - begin.tv_sec) + 1e-9 * (end.tv_nsec - begin.tv_nsec));
+}
+"""
+PEAK_STEPS = 50_000
+
+
+def compile_peak(lanes: int, folder: Path) -> Callable[[], float]:
+    """A function that measures the FMA peak of this core, in operations a second."""
+    source, library = folder / "peak.c", folder / "peak.so"
+    source.write_text(PEAK_SOURCE)
+    flags = ["-O3", "-march=native", "-ffp-contract=fast", f"-DLANES={lanes}", "-shared", "-fPIC"]
+    subprocess.run(["cc", *flags, str(source), "-o", str(library)], check=True)
+    peak = ctypes.CDLL(str(library)).peak
+    peak.restype, peak.argtypes = ctypes.c_double, [ctypes.c_long]
+    return lambda: float(peak(PEAK_STEPS))
+
+
+def matmul(a: tuple[int, ...], b: tuple[int, ...], *epilogue: str, constant: bool = True) -> Kernel:
+    builder = GraphBuilder()
+    result: Value = builder.op("matmul", builder.input("a", a), builder.input("b", b))
+    if epilogue:
+        result = builder.op("add", result, builder.input("bias", result.type.static_shape[-1:]))
+    for name in epilogue[1:]:
+        result = builder.op(name, result)
+    return Kernel(builder.build(result), frozenset({1}) if constant else frozenset())
+
+
+def attention(heads: int, length: int, depth: int) -> Kernel:
+    builder = GraphBuilder()
+    operands = [builder.input(name, (heads, length, depth)) for name in "qkv"]
+    return Kernel(builder.build(builder.op("attention", *operands, scale=depth**-0.5)))
+
+
+KERNELS: dict[str, Callable[[], Kernel]] = {
+    "matmul 1024x1024x1024": lambda: matmul((1024, 1024), (1024, 1024)),
+    "bert 128x768x768": lambda: matmul((128, 768), (768, 768), "bias"),
+    "bert 128x768x3072 gelu": lambda: matmul((128, 768), (768, 3072), "bias", "gelu"),
+    "bert 128x3072x768": lambda: matmul((128, 3072), (3072, 768), "bias"),
+    "vit 197x384x1152": lambda: matmul((197, 384), (384, 1152), "bias"),
+    "vit 197x384x1536": lambda: matmul((197, 384), (384, 1536), "bias"),
+    "batch 12x128x64x128": lambda: matmul((12, 128, 64), (12, 64, 128), constant=False),
+    "batch 12x128x128x64": lambda: matmul((12, 128, 128), (12, 128, 64), constant=False),
+    "gemv 1x2048x1000": lambda: matmul((1, 2048), (2048, 1000), "bias"),
+    "attention 12x128x64": lambda: attention(12, 128, 64),
+}
+
+
+def measure(runner: KernelRunner, peak: Callable[[], float], rounds: int) -> tuple[float, float, list[float]]:
+    """Best operations a second of the kernel and of the peak, and the ratio of each round."""
+    generator = np.random.default_rng(0)
+    inputs = runner.kernel.body.inputs
+    arguments = runner.prepare(
+        [generator.standard_normal(v.type.static_shape).astype(v.dtype) for v in inputs]
+    )
+    number = max(1, int(2e-3 / min(runner.time_prepared(arguments, 1, 3))))
+    rates, peaks, ratios = [], [], []
+    for _ in range(rounds):
+        before = peak()
+        rates.append(runner.kernel.flops / min(runner.time_prepared(arguments, number, 1)))
+        peaks.append((before + peak()) / 2)
+        ratios.append(rates[-1] / peaks[-1])
+    return max(rates), max(peaks), ratios
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", help="parts of kernel names; all kernels without any")
+    parser.add_argument("--rounds", type=int, default=20)
+    options = parser.parse_args()
+    target = replace(host_target(), cores=1)
+    with tempfile.TemporaryDirectory() as folder:
+        peak = compile_peak(target.lanes(), Path(folder))
+        for name, make in KERNELS.items():
+            if options.names and not any(part in name for part in options.names):
+                continue
+            begin = time.perf_counter()
+            runner = build_kernel(make(), target)
+            built = time.perf_counter() - begin
+            best, top, ratios = measure(runner, peak, options.rounds)
+            print(
+                f"{name:26s} {best / 1e9:6.1f} of {top / 1e9:6.1f} GFLOP/s  best {best / top:6.1%}"
+                f"  median {statistics.median(ratios):6.1%}"
+                f"  {runner.kernel.flops / best * 1e6:8.1f} us  build {built * 1e3:4.0f} ms",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
