@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Union
+from typing import Any, Union
 
 import onnx
 import onnx.checker
@@ -92,7 +92,9 @@ def _composite_operators(graph: onnx.GraphProto, opsets: dict[str, int]) -> set[
         known = find_converter(domain, node.op_type, opset) is not None or node.op_type in _NOT_INLINED
         if known or not onnx.defs.has(node.op_type, domain):
             continue
-        schema = onnx.defs.get_schema(node.op_type, opset, domain)
+        schema: Any = onnx.defs.get_schema(  # onnx's stubs miss the two properties
+            node.op_type, opset, domain
+        )
         if schema.has_function or schema.has_context_dependent_function:
             found.add((domain, node.op_type))
     return found

@@ -24,9 +24,14 @@ MAX_ELEMENTS = 1024
 def evaluate_symbolic(op: str, operands: Sequence[Array], attrs: Attrs) -> Array | None:
     """The object array of `Dim`s that `op` makes of `operands`, or None when that is not expressible."""
     rule = _RULES.get(op)
-    if rule is None or any(a.size > MAX_ELEMENTS for a in operands):
+    if rule is None or any(a.size > MAX_ELEMENTS for a in operands) or _has_symbols(attrs):
         return None
     return rule(operands, attrs)
+
+
+def _has_symbols(attrs: Attrs) -> bool:
+    """Whether the result's shape itself is symbolic, so that its elements cannot be listed."""
+    return any(isinstance(d, DimExpr) for a in attrs.values() if isinstance(a, tuple) for d in a)
 
 
 def object_array(dims: Sequence[Dim]) -> Array:
@@ -47,13 +52,10 @@ def is_number(array: Array) -> bool:
 def _elementwise(function: Callable[..., Any]) -> SymbolicRule:
     def rule(operands: Sequence[Array], attrs: Attrs) -> Array | None:
         arrays = np.broadcast_arrays(*(np.asarray(a, dtype=object) for a in operands))
-        out = np.empty(arrays[0].shape, dtype=object)
-        for index in np.ndindex(out.shape):
-            element = function(*(a[index] for a in arrays))
-            if element is None:
-                return None
-            out[index] = element
-        return out
+        elements = [function(*operands) for operands in zip(*(a.reshape(-1) for a in arrays), strict=True)]
+        if any(e is None for e in elements):
+            return None
+        return object_array(elements).reshape(arrays[0].shape)
 
     return rule
 
@@ -61,6 +63,22 @@ def _elementwise(function: Callable[..., Any]) -> SymbolicRule:
 def _plain(value: Any) -> Any:
     """numpy scalars as Python numbers, so that DimExpr arithmetic sees ints."""
     return value if isinstance(value, DimExpr) else value.item() if hasattr(value, "item") else value
+
+
+def _add(a: Any, b: Any) -> Any:
+    return _plain(a) + _plain(b)
+
+
+def _subtract(a: Any, b: Any) -> Any:
+    return _plain(a) - _plain(b)
+
+
+def _multiply(a: Any, b: Any) -> Any:
+    return _plain(a) * _plain(b)
+
+
+def _negate(a: Any) -> Any:
+    return _plain(a) * -1
 
 
 def _divide(a: Any, b: Any) -> Any:
@@ -114,6 +132,16 @@ def _slice(operands: Sequence[Array], attrs: Attrs) -> Array | None:
     return operands[0][tuple(index)]
 
 
+def _transpose(operands: Sequence[Array], attrs: Attrs) -> Array | None:
+    result: Array = np.transpose(operands[0], _ints(attrs["axes"]))
+    return result
+
+
+def _broadcast_to(operands: Sequence[Array], attrs: Attrs) -> Array | None:
+    result: Array = np.broadcast_to(operands[0], _ints(attrs["shape"]))
+    return result
+
+
 def _reduce(combine: Callable[[Any, Any], Any], start: int) -> SymbolicRule:
     def rule(operands: Sequence[Array], attrs: Attrs) -> Array | None:
         axes, keepdims = _ints(attrs["axes"]), bool(attrs["keepdims"])
@@ -131,8 +159,6 @@ def _reduce(combine: Callable[[Any, Any], Any], start: int) -> SymbolicRule:
 
 
 def _as_object(result: Any) -> Array:
-    if isinstance(result, np.ndarray) and result.dtype == object:
-        return result
     out = np.empty(np.shape(result), dtype=object)
     out[...] = result
     return out
@@ -147,10 +173,10 @@ def _int(attr: Any) -> int:
 
 
 _RULES: dict[str, SymbolicRule] = {
-    "add": _elementwise(lambda a, b: _plain(a) + _plain(b)),
-    "sub": _elementwise(lambda a, b: _plain(a) - _plain(b)),
-    "mul": _elementwise(lambda a, b: _plain(a) * _plain(b)),
-    "neg": _elementwise(lambda a: _plain(a) * -1),
+    "add": _elementwise(_add),
+    "sub": _elementwise(_subtract),
+    "mul": _elementwise(_multiply),
+    "neg": _elementwise(_negate),
     "div": _elementwise(_divide),
     "equal": _elementwise(_equal),
     "maximum": _elementwise(_same_or_numbers(max)),
@@ -161,8 +187,8 @@ _RULES: dict[str, SymbolicRule] = {
     "gather": _gather,
     "slice": _slice,
     "reshape": lambda operands, attrs: operands[0].reshape(_ints(attrs["shape"])),
-    "transpose": lambda operands, attrs: operands[0].transpose(_ints(attrs["axes"])),
-    "broadcast_to": lambda operands, attrs: np.broadcast_to(operands[0], _ints(attrs["shape"])),
+    "transpose": _transpose,
+    "broadcast_to": _broadcast_to,
     "reduce_prod": _reduce(lambda a, b: a * b, 1),
     "reduce_sum": _reduce(lambda a, b: a + b, 0),
 }

@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from tcomp.errors import ModelError, UnsupportedError
 from tcomp.relay.types import Array, numpy_dtype
 
-_DTYPES = {
+_DTYPES: dict[int, str] = {
     onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.FLOAT16: "float16",
     onnx.TensorProto.BFLOAT16: "bfloat16", onnx.TensorProto.DOUBLE: "float64",
     onnx.TensorProto.INT8: "int8", onnx.TensorProto.INT16: "int16",

@@ -14,6 +14,7 @@ from tcomp.frontend.onnx.converter import converter
 from tcomp.frontend.onnx.tensors import dtype_of
 from tcomp.relay.dims import Dim, product
 from tcomp.relay.graph import Constant, Value
+from tcomp.relay.types import Array
 
 
 @converter("Shape")
@@ -134,7 +135,7 @@ def constant(ctx: Context, node: OnnxNode) -> Value:
 
 @converter("ConstantOfShape")
 def constant_of_shape(ctx: Context, node: OnnxNode) -> Value:
-    element = np.asarray(node.attrs.get("value", np.zeros(1, np.float32))).reshape(())
+    element: Array = np.asarray(node.attrs.get("value", np.zeros(1, np.float32))).reshape(())
     return ctx.broadcast_to(ctx.constant(element), ctx.dims(node.input(0), "shape"))
 
 
@@ -145,7 +146,8 @@ def arange(ctx: Context, node: OnnxNode) -> Value:
     if isinstance(start, Constant) and isinstance(limit, Constant) and isinstance(delta, Constant):
         first, last, step = (v.data.reshape(()).item() for v in (start, limit, delta))
         count = max(math.ceil((last - first) / step), 0)
-        return ctx.constant((first + step * np.arange(count)).astype(start.data.dtype))
+        values: Array = np.asarray(first + step * np.arange(count), start.data.dtype)
+        return ctx.constant(values)
     (step,) = ctx.integers(delta, "delta")
     if step != 1:
         raise UnsupportedError(
