@@ -7,7 +7,7 @@ from typing import Any
 
 import onnx
 
-PASSING = 1290
+PASSING = 1398
 """At least so many node tests pass; fewer means that the loader or the exclusions broke."""
 
 PARAMETERS: dict[str, tuple[int, ...]] = {
