@@ -14,6 +14,8 @@ from tcomp.transform.fold_constants import FoldConstants
 from tcomp.transform.fold_scales import FoldScales
 from tcomp.transform.fuse_ops import FuseOps
 from tcomp.transform.layout import BlockChannels
+from tcomp.transform.merge_matmuls import MergeMatmuls
+from tcomp.transform.lower_resize import LowerResize
 from tcomp.transform.pass_ import Pass
 from tcomp.transform.recognize import RecognizeActivations, RecognizeAttention, RecognizeNorms
 from tcomp.transform.simplify import Simplify
@@ -25,6 +27,7 @@ def default_passes(target: Target) -> tuple[Pass, ...]:
     """The passes that `optimize` runs for `target`, in order."""
     return (
         DeadCode(),
+        LowerResize(),
         FoldConstants(),
         Simplify(),
         FoldConstants(),
@@ -35,6 +38,8 @@ def default_passes(target: Target) -> tuple[Pass, ...]:
         FoldScales(),
         CanonicalizeContractions(),
         RecognizeAttention(),
+        CommonSubexpressions(),
+        MergeMatmuls(),
         Simplify(),
         FoldConstants(),
         CommonSubexpressions(),
