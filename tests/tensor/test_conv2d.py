@@ -86,6 +86,18 @@ def test_matches_reference(
     assert_matches(conv2d(data, weight, epilogue=True, **BLOCKED, **attrs), target)
 
 
+@pytest.mark.parametrize("size", [(6, 6), (5, 13), (3, 14)])
+def test_pointwise_tiles_do_not_wrap_into_the_next_row(target: Target, size: tuple[int, int]) -> None:
+    """Every width of a tile, also of those that divide the pixels and not a row."""
+    kernel = conv2d((1, 2, *size, 8), (16, 16, 1, 1), epilogue=True, **BLOCKED)
+    widths = next(
+        k for k in template_for(kernel, target).space(kernel, target).knobs if k.name == "tile_width"
+    )
+    for width in widths.values:
+        config = {**template_for(kernel, target).space(kernel, target).default, "tile_width": width}
+        assert_matches(kernel, target, {**config, "oc_blocks": 1})
+
+
 def test_first_layer_reads_plain_input(target: Target) -> None:
     attrs = {"strides": (2, 2), "padding": (3, 3, 3, 3), "out_layout": "NCHW8c"}
     assert_matches(conv2d((1, 3, 20, 20), (16, 3, 7, 7), epilogue=True, **attrs), target)

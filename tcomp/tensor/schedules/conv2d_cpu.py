@@ -58,12 +58,13 @@ class Conv2dDirect(Template):
         return conv.groups == 1 and conv.out_block > 1
 
     def space(self, kernel: Kernel, target: Target) -> Space:
-        conv = _geometry(kernel)
-        best = min(_tiles(conv, target), key=lambda tile: _cycles_per_output(conv, tile, target))
-        heights = sorted({t.height for t in _tiles(conv, target)})
-        widths = sorted({t.width for t in _tiles(conv, target)})
-        blocks = sorted({t.oc_blocks for t in _tiles(conv, target)})
-        legal = {(t.height, t.width, t.oc_blocks) for t in _tiles(conv, target)}
+        conv, row = _geometry(kernel), _row(kernel)
+        tiles = tuple(_tiles(conv, row, target))
+        best = min(tiles, key=lambda tile: _cycles_per_output(conv, tile, target))
+        heights = sorted({t.height for t in tiles})
+        widths = sorted({t.width for t in tiles})
+        blocks = sorted({t.oc_blocks for t in tiles})
+        legal = {(t.height, t.width, t.oc_blocks) for t in tiles}
         chunk = conv.reduction_chunk
         unrolls = tuple(u for u in (1, 2, 4, 8) if chunk % u == 0)
 
@@ -71,7 +72,7 @@ class Conv2dDirect(Template):
             tile = _tile_of(config)
             if (tile.height, tile.width, tile.oc_blocks) not in legal:
                 return (
-                    f"register tile {tile.height}x{tile.width}x{tile.oc_blocks} does not divide the output "
+                    f"register tile {tile.height}x{tile.width}x{tile.oc_blocks} does not divide the output's rows "
                     f"or needs more than {target.vector_registers} vector registers"
                 )
             return None
@@ -110,6 +111,12 @@ def _geometry(kernel: Kernel) -> Convolution:
     return replace(conv, in_size=(1, pixels), out_size=(1, pixels))
 
 
+def _row(kernel: Kernel) -> int:
+    """Pixels in one row of the output."""
+    assert kernel.anchor is not None
+    return Convolution.of(kernel.anchor).out_size[1]
+
+
 def _tile_of(config: Config) -> Tile:
     return Tile(int(config["tile_height"]), int(config["tile_width"]), int(config["oc_blocks"]))
 
@@ -119,12 +126,18 @@ def _vectors(conv: Convolution, target: Target) -> int:
     return max(1, -(-conv.out_block // target.lanes(conv.accumulator)))
 
 
-def _tiles(conv: Convolution, target: Target) -> Iterator[Tile]:
-    """Register tiles that divide the output and whose sums fit the registers."""
+def _tiles(conv: Convolution, row: int, target: Target) -> Iterator[Tile]:
+    """Register tiles that divide the output and whose sums fit the registers.
+
+    A tile of flattened pixels is part of one output row or whole rows: one that wrapped into the next row
+    would have no constant extents.
+    """
     height, width = conv.out_size
     vectors = _vectors(conv, target)
     for oc_blocks in _divisors(conv.out_blocks, MAX_OC_BLOCKS):
         for tile_width in _divisors(width, MAX_TILE_PIXELS):
+            if row % tile_width and tile_width % row:
+                continue
             heights = _divisors(height, MAX_TILE_PIXELS) if tile_width == width else (1,)
             for tile_height in heights:
                 tile = Tile(tile_height, tile_width, oc_blocks)
