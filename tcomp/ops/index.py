@@ -180,7 +180,7 @@ def _infer_reverse(types: Sequence[TensorType], attrs: Attrs) -> list[TensorType
 def _evaluate_reverse(arrays: Sequence[Array], attrs: Attrs) -> list[Array]:
     x, lengths = arrays
     time_first = integer(attrs, "time_axis") == 0
-    result: Array = x.copy()
+    result = np.array(x)
     for row, length in enumerate(lengths.tolist()):
         cut = (slice(length), row) if time_first else (row, slice(length))
         result[cut] = x[cut][::-1]

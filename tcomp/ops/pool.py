@@ -55,7 +55,7 @@ def _evaluate_max(arrays: Sequence[Array], attrs: Attrs) -> list[Array]:
     positions = _positions(x.shape, window, attrs)
     padded = window.pad_array(x, positions, _lowest(type_of(x).dtype))
     views = [view for _, view in window.taps(padded, positions)]
-    result: Array = views[0].copy()
+    result = np.array(views[0])
     for view in views[1:]:
         np.maximum(result, view, out=result)
     return [result]
