@@ -3,7 +3,7 @@
 Convolutions and pools take and give blocked tensors. A blocked tensor is known in plain form only where
 something needs it: each plain tensor has at most one blocked form and the other way round, so opposite
 transforms never arise. Elementwise operators, concatenations of whole blocks and spatial reductions
-stay blocked when an operand is blocked; graph inputs and outputs are plain. Channels that are no multiple
+and rows picked by constant indices stay blocked when an operand is blocked; graph inputs and outputs are plain. Channels that are no multiple
 of the block leave lanes of the last block without meaning; operators that would make them infinite or NaN
 take the plain form.
 """
@@ -75,6 +75,8 @@ class _Blocking:
             done = self._concat(node)
         elif node.op in _SPATIAL_REDUCTIONS:
             done = self._reduction(node)
+        elif node.op == "gather":
+            done = self._gather(node)
         else:
             done = False
         if not done:
@@ -180,6 +182,16 @@ class _Blocking:
         if not set(integers(node.attrs, "axes")) <= {2, 3}:
             return False
         self._emit_blocked(node, [self._blocked[x]], node.attrs)
+        return True
+
+    def _gather(self, node: Node) -> bool:
+        """Rows or columns picked by constant indices, as a lowered resize does."""
+        x, indices = node.inputs
+        if x not in self._blocked or integer(node.attrs, "axis") not in (2, 3):
+            return False
+        if not isinstance(indices, Constant) or indices.type.rank != 1:
+            return False
+        self._emit_blocked(node, [self._blocked[x], indices], node.attrs)
         return True
 
     def _keep(self, node: Node) -> None:

@@ -54,6 +54,15 @@ def _merge_constants(name: str) -> Build:
     return build
 
 
+def _scale_of_shift(match: Match) -> Value | None:
+    """(x a + b) c = x (a c) + b c"""
+    a, b, c = (match.data(n) for n in "abc")
+    if not is_float(match["x"]) or not fits_without_growth(a, c) or not fits_without_growth(b, c):
+        return None
+    scaled = match.op("mul", match["x"], match.constant(a * c))
+    return match.op("add", scaled, match.constant(b * c))
+
+
 def _power(match: Match) -> Value | None:
     x, exponent = match["x"], scalar_of(match["c"])
     if exponent is None or not is_float(x) or x.type != match.type:
@@ -216,6 +225,11 @@ STRENGTH_REDUCTIONS = (
 CONSTANT_CHAINS = (
     Rule("add-add", op("add", op("add", _X, _A, uses=1), _B), _merge_constants("add")),
     Rule("mul-mul", op("mul", op("mul", _X, _A, uses=1), _B), _merge_constants("mul")),
+    Rule(
+        "scale-shift",
+        op("mul", op("add", op("mul", _X, _A, uses=1), _B, uses=1), _C),
+        _scale_of_shift,
+    ),
 )
 BROADCASTS = (
     Rule("operand-broadcast", op(_BINARY, op("broadcast_to", _X, name="wide"), _Y), _drop_broadcast),

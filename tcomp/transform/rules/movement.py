@@ -141,6 +141,18 @@ def _gather_one_as_slice(match: Match) -> Value | None:
     return match.op("reshape", cut, shape=match.type.shape)
 
 
+def _slice_of_transpose(match: Match) -> Value | None:
+    """Slice first: the transpose then moves less."""
+    axes, cut = integers(match.node("moved").attrs, "axes"), _static_slice(match.root.attrs)
+    if cut is None:
+        return None
+    begin, end, strides = [0] * len(axes), [0] * len(axes), [1] * len(axes)
+    for axis, (b, e, s) in zip(axes, cut, strict=True):
+        begin[axis], end[axis], strides[axis] = b, e, s
+    part = match.op("slice", match["x"], begin=tuple(begin), end=tuple(end), strides=tuple(strides))
+    return match.op("transpose", part, axes=axes)
+
+
 def _reshape_of_slice(match: Match) -> Value | None:
     """Slice after the reshape: views then stand together and the slice meets what reads it.
 
@@ -244,6 +256,7 @@ SLICES = (
     ),
     Rule("slice-slice", op("slice", op("slice", _X, name="inner", uses=1)), _merge_slices),
     Rule("slice-concat", op("slice", any_operands("concat", name="concat")), _slice_of_concat),
+    Rule("slice-transpose", op("slice", op("transpose", _X, name="moved")), _slice_of_transpose),
     Rule("gather-slice", op("gather", _X, _INDICES), _gather_one_as_slice),
     Rule("reshape-slice", op("reshape", op("slice", _X, uses=1, name="slice")), _reshape_of_slice),
 )

@@ -98,7 +98,8 @@ def _untransposed(match: Match, value: Value, axes: tuple[int, ...]) -> Value | 
         if value.data.size == 1:
             return Constant.of(value.data.reshape(()), value.name)
         data: Array = value.data.reshape((1,) * (len(axes) - value.data.ndim) + value.data.shape)
-        return Constant.of(data.transpose(_inverse(axes)), value.name)
+        moved: Array = np.transpose(data, _inverse(axes))
+        return Constant.of(moved, value.name)
     node = match.editor.producer(value)
     if node is not None and node.op == "transpose" and integers(node.attrs, "axes") == axes:
         return node.inputs[0]
