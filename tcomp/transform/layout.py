@@ -2,10 +2,10 @@
 
 Convolutions and pools take and give blocked tensors. A blocked tensor is known in plain form only where
 something needs it: each plain tensor has at most one blocked form and the other way round, so opposite
-transforms never arise. Elementwise operators, concatenations of whole blocks and spatial reductions
-and rows picked by constant indices stay blocked when an operand is blocked; graph inputs and outputs are plain. Channels that are no multiple
-of the block leave lanes of the last block without meaning; operators that would make them infinite or NaN
-take the plain form.
+transforms never arise. Elementwise operators, concatenations of whole blocks, spatial reductions and
+gathers along a spatial axis stay blocked when an operand is blocked; graph inputs and outputs are plain.
+Channels that are no multiple of the block leave lanes of the last block without meaning; operators that
+would make them infinite or NaN take the plain form.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from tcomp.transform.fold_constants import FoldConstants
 from tcomp.transform.fold_scales import FoldScales
 from tcomp.transform.fuse_ops import FuseOps
 from tcomp.transform.layout import BlockChannels
-from tcomp.transform.merge_matmuls import MergeMatmuls
 from tcomp.transform.lower_resize import LowerResize
+from tcomp.transform.merge_matmuls import MergeMatmuls
 from tcomp.transform.pass_ import Pass
 from tcomp.transform.recognize import RecognizeActivations, RecognizeAttention, RecognizeNorms
 from tcomp.transform.simplify import Simplify
