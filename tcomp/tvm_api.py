@@ -22,6 +22,7 @@ s_tir: Any = _s_tir
 topi: Any = _topi
 structural_map: Any = _structural.structural_map
 structural_mutate: Any = _structural.structural_mutate
+structural_walk: Any = _structural.structural_walk
 
 Tensor = Any
 """A `te.Tensor`."""

@@ -13,12 +13,21 @@ from tcomp.ops.shapes import broadcast_shapes
 from tcomp.relay.graph import Attrs
 from tcomp.relay.op import FusionKind, LayoutRule, Op, Sample, declare
 from tcomp.relay.types import FLOATS, Array, TensorType
-from tcomp.tensor.math import dtype_of
+from tcomp.tensor.math import dtype_of, is_nan
 from tcomp.tvm_api import Tensor, tirx
 
 
+def _comparable(x: Expression) -> Expression:
+    # LLVM compares booleans as numbers only; bfloat16 compares as float32
+    return x.astype({"bool": "int8", "bfloat16": "float32"}.get(dtype_of(x), dtype_of(x)))
+
+
+def _equal(a: Expression, b: Expression) -> Expression:
+    return tirx.EQ(_comparable(a), _comparable(b))
+
+
 def _not_equal(a: Expression, b: Expression) -> Expression:
-    return tirx.NE(a, b)
+    return tirx.NE(_comparable(a), _comparable(b))
 
 
 def _is_infinite_reference(x: Array, detect_negative: bool, detect_positive: bool) -> npt.ArrayLike:
@@ -39,7 +48,7 @@ _SPECIAL = {0: np.array([[1.0, np.inf, -np.inf, np.nan, 0.0, -2.5]], "float32")}
 _SPECIAL_TYPE = (TensorType((1, 6)),)
 
 for _row in (
-    Pointwise("equal", np.equal, tirx.EQ, ANY, 2, "bool", commutative=True, wide=False),
+    Pointwise("equal", np.equal, _equal, ANY, 2, "bool", commutative=True, wide=False),
     Pointwise("not_equal", np.not_equal, _not_equal, ANY, 2, "bool", commutative=True, wide=False),
     Pointwise("less", np.less, tirx.LT, NUMBERS, 2, "bool"),
     Pointwise("less_equal", np.less_equal, tirx.LE, NUMBERS, 2, "bool"),
@@ -47,12 +56,12 @@ for _row in (
     Pointwise("greater_equal", np.greater_equal, tirx.GE, NUMBERS, 2, "bool"),
     Pointwise("logical_and", np.logical_and, tirx.all, BOOL, 2, commutative=True),
     Pointwise("logical_or", np.logical_or, tirx.any, BOOL, 2, commutative=True),
-    Pointwise("logical_xor", np.logical_xor, tirx.NE, BOOL, 2, commutative=True),
+    Pointwise("logical_xor", np.logical_xor, _not_equal, BOOL, 2, commutative=True),
     Pointwise("logical_not", np.logical_not, tirx.Not, BOOL),
     Pointwise(
         "is_nan",
         np.isnan,
-        lambda x: tirx.NE(x, x),
+        is_nan,
         FLOATS,
         result="bool",
         samples=(Sample(_SPECIAL_TYPE, inputs=_SPECIAL),),

@@ -32,7 +32,7 @@ def zero_of(x: Expression) -> Expression:
 def _sign(x: Expression) -> Expression:
     zero, one = zero_of(x), tirx.const(1, math.dtype_of(x))
     nonzero = tirx.Select(x > zero, one, tirx.Select(x < zero, tirx.const(-1, math.dtype_of(x)), zero))
-    return tirx.Select(x != x, x, nonzero) if is_float(x) else nonzero
+    return tirx.Select(math.is_nan(x), x, nonzero) if is_float(x) else nonzero
 
 
 for _row in (
@@ -92,13 +92,11 @@ def _modulo_reference(a: Array, b: Array, fmod: bool) -> npt.ArrayLike:
 def _modulo(a: Expression, b: Expression, fmod: bool) -> Expression:
     if not is_float(a):
         return tirx.truncmod(a, b) if fmod else tirx.floormod(a, b)
-    remainder = tirx.fmod(a, b)
+    remainder = math.fmod(a, b)
     if fmod:
         return remainder
     zero = zero_of(a)
-    return tirx.Select(
-        tirx.all(remainder != zero, (remainder < zero) != (b < zero)), remainder + b, remainder
-    )
+    return tirx.Select(remainder * b < zero, remainder + b, remainder)
 
 
 def _power_reference(a: Array, b: Array) -> npt.ArrayLike:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import prod
-from typing import Any
 
 import numpy as np
 
@@ -14,8 +13,18 @@ from tcomp.relay.attributes import flag, integer
 from tcomp.relay.graph import Attrs
 from tcomp.relay.op import REQUIRED, FusionKind, Op, Sample, declare
 from tcomp.relay.types import FLOATS, INTEGERS, Array, TensorType
-from tcomp.tensor.loops import Buffer, Expression, Statement, constant, local, loop, parallel, sequence
-from tcomp.tvm_api import Tensor, te, tirx
+from tcomp.tensor.loops import (
+    Buffer,
+    Expression,
+    Statement,
+    constant,
+    extern,
+    local,
+    loop,
+    parallel,
+    sequence,
+)
+from tcomp.tvm_api import Tensor, tirx
 
 _NUMBERS = FLOATS + INTEGERS
 
@@ -73,7 +82,7 @@ def _compute_cumsum(inputs: Sequence[Tensor], attrs: Attrs, outputs: Sequence[Te
 
         return _along(shape, axis, row)
 
-    return [te.extern(shape, [inputs[0]], build, dtype=dtype, name="cumsum")]
+    return extern(inputs, [(shape, dtype)], build, "cumsum")
 
 
 declare(
@@ -199,7 +208,7 @@ class _WorstFirstHeap:
 def _compute_topk(inputs: Sequence[Tensor], attrs: Attrs, outputs: Sequence[TensorType]) -> list[Tensor]:
     axis, k, largest = integer(attrs, "axis"), integer(attrs, "k"), flag(attrs, "largest")
     shape = static_shape(inputs[0])
-    result, dtype = outputs[0].static_shape, outputs[0].dtype
+    dtype = outputs[0].dtype
 
     def build(ins: Sequence[Buffer], outs: Sequence[Buffer]) -> Statement:
         def row(at: Callable[[Expression], list[Expression]]) -> Statement:
@@ -213,7 +222,6 @@ def _compute_topk(inputs: Sequence[Tensor], attrs: Attrs, outputs: Sequence[Tens
                 )
 
             def fill(i: Expression) -> Statement:
-                # grow from the back: entries k-1-i.. form no heap yet; the worst moves to the front below
                 return heap.put(i, tirx.BufferLoad(ins[0], at(i)), i.astype("int64"))
 
             def heapify(i: Expression) -> Statement:
@@ -251,8 +259,7 @@ def _compute_topk(inputs: Sequence[Tensor], attrs: Attrs, outputs: Sequence[Tens
 
         return _along(shape, axis, row)
 
-    values, indices = te.extern([result, result], [inputs[0]], build, dtype=[dtype, "int64"], name="topk")
-    return [values, indices]
+    return extern(inputs, [(t.static_shape, t.dtype) for t in outputs], build, "topk")
 
 
 def _sift_up(

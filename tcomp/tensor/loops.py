@@ -7,11 +7,11 @@ inlined, and `loop`, `parallel`, `vector_loop` put it under loops.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from tcomp.tensor.math import dtype_of
-from tcomp.tvm_api import Tensor, structural_mutate, te, tirx, tvm
+from tcomp.tensor.math import convert, dtype_of
+from tcomp.tvm_api import Tensor, structural_mutate, structural_walk, te, tirx, tvm
 
 Expression = Any
 Statement = Any
@@ -20,7 +20,8 @@ Body = Callable[[Expression], Statement]
 
 _SERIAL, _PARALLEL, _VECTORIZED, _UNROLLED = 0, 1, 2, 3
 _LOAD = "te.tensor_load"
-_GUARDS = ("tirx.if_then_else",)
+_GUARD = "tirx.if_then_else"
+_BITWISE = ("tirx.bitwise_and", "tirx.bitwise_or", "tirx.bitwise_xor", "tirx.bitwise_not", "tirx.fabs")
 
 
 def constant(value: float, dtype: str = "int32") -> Expression:
@@ -54,8 +55,38 @@ def parallel(extent: int, body: Body, name: str = "p") -> Statement:
 
 
 def vectorized(lanes: int, body: Body, name: str = "lane") -> Statement:
-    """One vector operation for each operation of `body`."""
-    return _for(lanes, _VECTORIZED, name, body)
+    """One vector operation for each of `body`; a plain loop where an operation has no vector form."""
+    variable = tirx.Var(name, "int32")
+    statement = body(variable if lanes > 1 else constant(0))
+    if lanes == 1:
+        return statement
+    kind = _VECTORIZED if _has_vector_form(statement, variable) else _SERIAL
+    return tirx.For(variable, constant(0), constant(lanes), kind, statement)
+
+
+def _has_vector_form(statement: Statement, lane: Any) -> bool:
+    found: list[bool] = []
+
+    def on_call(call: Any) -> None:
+        name = call.op.name
+        if name == _GUARD:
+            found.append(not _depends_on(call.args[0], lane))
+        elif name not in _BITWISE and not call.op.get_attr("TVectorizable"):
+            found.append(not _depends_on(call, lane))
+
+    structural_walk(statement, (tvm.ir.Call, on_call))
+    return all(found)
+
+
+def _depends_on(expression: Expression, variable: Any) -> bool:
+    # Variables bound to values are taken to depend on the lane.
+    names: list[bool] = []
+    structural_walk(expression, (tvm.ir.Var, lambda v: names.append(v.same_as(variable) or not _is_index(v))))
+    return any(names)
+
+
+def _is_index(variable: Any) -> bool:
+    return not isinstance(variable.ty, tvm.ir.PrimType) or str(variable.ty.dtype) == "int32"
 
 
 def vector_loop(extent: int, lanes: int, unroll: int, body: Body) -> list[Statement]:
@@ -85,6 +116,41 @@ def vector_loop(extent: int, lanes: int, unroll: int, body: Body) -> list[Statem
     return statements
 
 
+class TensorMap(dict[Any, Any]):
+    """A dictionary by tensor identity; `==` of tensors without axes builds an expression instead."""
+
+    def __init__(self, items: Iterable[tuple[Tensor, Any]] = ()) -> None:
+        super().__init__()
+        self._tensors: dict[Any, Tensor] = {}
+        for tensor, value in items:
+            self[tensor] = value
+
+    @staticmethod
+    def _key(tensor: Tensor) -> tuple[int, int]:
+        return hash(tensor.op), int(tensor.value_index)
+
+    def __setitem__(self, tensor: Tensor, value: Any) -> None:
+        self._tensors[self._key(tensor)] = tensor
+        super().__setitem__(self._key(tensor), value)
+
+    def __getitem__(self, tensor: Tensor) -> Any:
+        return super().__getitem__(self._key(tensor))
+
+    def __contains__(self, tensor: object) -> bool:
+        return super().__contains__(self._key(tensor))
+
+    def __delitem__(self, tensor: Tensor) -> None:
+        super().__delitem__(self._key(tensor))
+
+    def tensors(self) -> list[Tensor]:
+        """The keys, in order of insertion."""
+        return [self._tensors[key] for key in self]
+
+    def pairs(self) -> list[tuple[Tensor, Any]]:
+        """The entries, in order of insertion."""
+        return [(self._tensors[key], value) for key, value in dict.items(self)]
+
+
 def local(shape: Sequence[int], dtype: str, name: str) -> tuple[Statement, Buffer]:
     """A buffer that lives as long as the statements after its allocation; small ones lie on the stack."""
     buffer = tirx.decl_buffer(list(shape), dtype, name=name, scope="local")
@@ -99,25 +165,27 @@ class Elements:
     before the statement that uses the result. An `Elements` serves one point of a nest.
     """
 
-    def __init__(self, buffers: Mapping[Tensor, Buffer]) -> None:
+    def __init__(self, buffers: TensorMap) -> None:
         self.statements: list[Statement] = []
         self._buffers = buffers
         self._known: dict[tuple[Any, ...], Expression] = {}
+        self._rows = TensorMap()
         self._analyzer: Any = tvm.sym.Analyzer()
         self._guarded = 0
 
     def bind(self, tensor: Tensor, value: Expression) -> None:
         """Let `value` stand for every element of `tensor` at this point (a reduction's result)."""
-        self._known[(tensor,)] = value
+        self._rows[tensor] = value
 
     def element(self, tensor: Tensor, indices: Sequence[Expression]) -> Expression:
         """The value of `tensor[indices]`."""
-        if (tensor,) in self._known:
-            return self._known[(tensor,)]
+        if tensor in self._rows:
+            return self._rows[tensor]
         at = [self._analyzer.simplify(i) for i in indices]
         if tensor in self._buffers:
-            return tirx.BufferLoad(self._buffers[tensor], at)
-        key = (tensor, *(str(i) for i in at))
+            buffer = self._buffers[tensor]
+            return tirx.BufferLoad(buffer, at) if isinstance(buffer, tvm.ir.Var) else buffer(at)
+        key = (hash(tensor.op), int(tensor.value_index), *(str(i) for i in at))
         if key not in self._known:
             value = self.expression(tensor.op.body[tensor.value_index], tensor.op.axis, at)
             if self._guarded:
@@ -135,7 +203,7 @@ class Elements:
         def on_call(call: Any, mutator: Any) -> Expression:
             if call.op.name == _LOAD:
                 return self.element(call.args[0], [mutator.mutate(i) for i in call.args[1:]])
-            if call.op.name not in _GUARDS:
+            if call.op.name != _GUARD:
                 return mutator.default_mutate(call)
             condition = mutator.mutate(call.args[0])
             self._guarded += 1
@@ -143,7 +211,12 @@ class Elements:
             self._guarded -= 1
             return tirx.if_then_else(condition, *branches)
 
-        return structural_mutate(body, [(tvm.ir.Var, on_variable), (tvm.ir.Call, on_call)])
+        def on_cast(cast: Any, mutator: Any) -> Expression:
+            value = mutator.mutate(cast.value)
+            return convert(value, dtype_of(cast))
+
+        rules = [(tvm.ir.Var, on_variable), (tvm.ir.Call, on_call), (tirx.Cast, on_cast)]
+        return structural_mutate(body, rules)
 
     def store(self, buffer: Buffer, tensor: Tensor, indices: Sequence[Expression]) -> Statement:
         """Store `tensor[indices]` into `buffer`, after what its value needs."""
@@ -154,9 +227,35 @@ class Elements:
     def _bound(self, value: Expression, name: str) -> Expression:
         if isinstance(value, (tvm.ir.Var, tvm.ir.expr.TensorLoad, tirx.FloatImm, tirx.IntImm)):
             return value
-        variable = tirx.Var(name, dtype_of(value))
+        dtype = dtype_of(value)
+        if dtype == "bool":
+            return value
+        if dtype == "bfloat16":  # TVM's legalisation cannot bind it
+            return value
+        variable = tirx.Var(name, dtype)
         self.statements.append(tirx.Bind(variable, value))
         return variable
+
+
+def extern(
+    x: Sequence[Tensor],
+    types: Sequence[tuple[tuple[int, ...], str]],
+    build: Callable[[Sequence[Buffer], Sequence[Buffer]], Statement],
+    name: str,
+) -> list[Tensor]:
+    """Tensors of `types` (shape, element type) that the statement of `build(inputs, outputs)` fills."""
+    sources = [tirx.decl_buffer(t.shape, str(t.dtype), name=f"{name}_input") for t in x]
+    targets = [tirx.decl_buffer(list(shape), dtype, name=f"{name}_output") for shape, dtype in types]
+    result = te.extern(
+        [shape for shape, _ in types],
+        list(x),
+        build,
+        dtype=[dtype for _, dtype in types],
+        name=name,
+        in_buffers=sources,
+        out_buffers=targets,
+    )
+    return [result] if len(types) == 1 else list(result)
 
 
 def buffers_of(tensors: Sequence[Tensor], prefix: str) -> list[Buffer]:

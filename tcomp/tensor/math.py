@@ -25,6 +25,23 @@ def dtype_of(x: Expression) -> str:
     return str(x.ty.dtype)
 
 
+def convert(x: Expression, dtype: str) -> Expression:
+    """x as `dtype`; bfloat16 is widened and rounded (to nearest even) by integer operations on its bits."""
+    source = dtype_of(x)
+    if source == "bfloat16" and dtype != "bfloat16":
+        bits = tirx.reinterpret("uint16", x).astype("uint32")
+        wide = tirx.reinterpret("float32", tirx.shift_left(bits, tirx.const(16, "uint32")))
+        return wide.astype(dtype)
+    if dtype != "bfloat16" or source == dtype:
+        return x.astype(dtype)
+    x = x.astype("float32")
+    bits, sixteen = tirx.reinterpret("uint32", x), tirx.const(16, "uint32")
+    odd = tirx.bitwise_and(tirx.shift_right(bits, sixteen), tirx.const(1, "uint32"))
+    rounded = tirx.shift_right(bits + odd + tirx.const(0x7FFF, "uint32"), sixteen)
+    quiet = tirx.const(0x7FC0, "uint32")
+    return tirx.reinterpret("bfloat16", tirx.Select(is_nan(x), quiet, rounded).astype("uint16"))
+
+
 def exp(x: Expression) -> Expression:
     """e^x within 2 ulp for every x, denormal results, infinities and NaN included."""
     return tirx.exp(x)
@@ -70,12 +87,23 @@ def expm1(x: Expression) -> Expression:
     return exp(x) - 1
 
 
+def fmod(x: Expression, y: Expression) -> Expression:
+    """The remainder of x / y with the sign of x, exact; a call of the C library."""
+    return tirx.call_pure_extern(dtype_of(x), "fmod" if _is_double(x) else "fmodf", x, y)
+
+
+def is_nan(x: Expression) -> Expression:
+    """Whether x is NaN, by its bits: TVM takes `x != x` for false."""
+    if _is_double(x):
+        bits = tirx.bitwise_and(tirx.reinterpret("int64", x), tirx.const(0x7FFFFFFFFFFFFFFF, "int64"))
+        return bits > tirx.const(0x7FF0000000000000, "int64")
+    bits = tirx.bitwise_and(tirx.reinterpret("int32", x), tirx.const(0x7FFFFFFF, "int32"))
+    return bits > tirx.const(0x7F800000, "int32")
+
+
 def log1p(x: Expression) -> Expression:
-    """log(1 + x), relative error below 4e-7 (Kahan's correction of the rounded sum)."""
-    u = x + 1
-    one = _like(x, 1)
-    corrected = tirx.log(u) * (x / tirx.Select(u == one, one, u - 1))
-    return tirx.Select(u == one, x, tirx.Select(u < _like(x, inf), corrected, tirx.log(u)))
+    """log(1 + x), relative error below 4e-7; NaN below -1."""
+    return _call(tirx.log1p, "log1p", x)
 
 
 def power(x: Expression, y: Expression) -> Expression:
@@ -123,7 +151,8 @@ def acosh(x: Expression) -> Expression:
     if _is_double(x):
         return _extern("acosh", x)
     t = x - 1
-    return tirx.Select(x > _like(x, 1e9), log_(x) + log(2), log1p(t + tirx.sqrt(t * (t + 2))))
+    usual = tirx.Select(t < _like(x, 0), _like(x, nan), log1p(t + tirx.sqrt(t * (t + 2))))
+    return tirx.Select(x > _like(x, 1e9), log_(x) + log(2), usual)
 
 
 def atanh(x: Expression) -> Expression:
@@ -252,6 +281,14 @@ def _lower_log(x: Expression) -> Expression:
     return tirx.Select(x > _like(x, 0), positive, otherwise)
 
 
+def _lower_log1p(x: Expression) -> Expression:
+    # Kahan: the logarithm of the rounded 1 + x, corrected for what the rounding lost
+    u = x + 1
+    one = _like(x, 1)
+    corrected = tirx.log(u) * (x / tirx.Select(u == one, one, u - 1))
+    return tirx.Select(u == one, x, tirx.Select(u < _like(x, inf), corrected, tirx.log(u)))
+
+
 def _quadrant(x: Expression) -> tuple[Expression, Expression, Expression]:
     """sin and cos of the rest after n quarter turns, and n modulo 4; the turns are taken off in float64."""
     wide = x.astype(_lanes_of(x, "float64"))
@@ -321,11 +358,12 @@ def _register(name: str, lower: Callable[[Expression], Expression]) -> None:
 for _name, _lower in (
     ("exp", _lower_exp),
     ("log", _lower_log),
+    ("log1p", _lower_log1p),
     ("sin", _lower_sin),
     ("cos", _lower_cos),
     ("tanh", _lower_tanh),
     ("erf", _lower_erf),
 ):
     _register(_name, _lower)
-for _name in ("nearbyint", "fmod", "isnan", "reinterpret"):
+for _name in ("nearbyint", "reinterpret"):
     tvm.ir.register_op_attr(f"tirx.{_name}", "TVectorizable", True, level=99)

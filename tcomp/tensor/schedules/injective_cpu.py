@@ -14,6 +14,7 @@ from tcomp.tensor.loops import (
     Elements,
     Expression,
     Statement,
+    TensorMap,
     buffers_of,
     function,
     loop,
@@ -46,7 +47,7 @@ class InjectiveCpu(Template):
         inputs = placeholders(kernel)
         outputs = lower_body(kernel, inputs)
         input_buffers, output_buffers = buffers_of(inputs, "input"), buffers_of(outputs, "output")
-        buffers = dict(zip(inputs, input_buffers, strict=True))
+        buffers = TensorMap(zip(inputs, input_buffers, strict=True))
         threaded = kernel.nbytes >= _PARALLEL_BYTES
         nests = [
             _nest(tensor, buffer, buffers, target, int(config["unroll"]), threaded)
@@ -58,7 +59,7 @@ class InjectiveCpu(Template):
 def _nest(
     tensor: Tensor,
     output: Buffer,
-    buffers: dict[Tensor, Buffer],
+    buffers: TensorMap,
     target: Target,
     unroll: int,
     threaded: bool,
