@@ -12,8 +12,8 @@ from tcomp.errors import Interrupted, RecordError
 from tcomp.tensor.knobs import Config
 from tcomp.tuner.cost_model import CostModel
 from tcomp.tuner.lookup import best_record
-from tcomp.tuner.measure import Measurer, MeasureOptions, Outcome, TaskError, WorkerPool
-from tcomp.tuner.progress import Progress, TaskDone, TaskSkipped, TrialDone, TuningStarted
+from tcomp.tuner.measure import MeasureOptions, Measurer, Outcome, TaskError, WorkerPool
+from tcomp.tuner.progress import Event, Progress, TaskDone, TaskSkipped, TrialDone, TuningStarted
 from tcomp.tuner.provenance import device_name, now, tool_versions
 from tcomp.tuner.records import LogContents, LogWriter, Phase, Record, config_key, read_log
 from tcomp.tuner.search.strategy import STRATEGIES, Strategy
@@ -21,6 +21,8 @@ from tcomp.tuner.task import Task
 
 RACE_SECONDS = 1.0
 """Time to keep for the race of one task when the time is limited."""
+MAX_RACES = 3
+"""Races of a task when the first ones only show that trials were lucky."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,10 @@ def _read_known(log: Path) -> LogContents:
     return contents
 
 
+def _say_nothing(event: Event) -> None:
+    """The progress callback of a session that nobody watches."""
+
+
 class _Session:
     """One call of `tune`."""
 
@@ -142,7 +148,7 @@ class _Session:
         self.options = options
         self.writer = writer
         self.measurer = measurer
-        self.report = progress or (lambda event: None)
+        self.report: Progress = progress or _say_nothing
         self.started = time.monotonic()
         self.done = 0
         self.model = CostModel(options.seed)
@@ -284,12 +290,13 @@ class _Session:
     def _finish(self, state: _State) -> TaskResult:
         """Race the best configs that were never raced against the default, then publish."""
         task = state.task
-        configs = self._finalists(state)
-        if configs:
+        for _ in range(MAX_RACES):
+            configs = self._finalists(state)
+            if not configs:
+                break
             outcomes = self.measurer.race(task, [task.space.default, *configs])
-            if outcomes[0].seconds is not None:
-                for outcome in outcomes:
-                    self._write(state, outcome, "final", outcomes[0].median)
+            for outcome in outcomes:
+                self._write(state, outcome, "final", outcomes[0].seconds and outcomes[0].median)
         record = best_record(state.records, task.space.default, device_name())
         speedup = record.relative if record is not None else None
         self.report(
@@ -307,11 +314,14 @@ class _Session:
         return TaskResult(task, record, state.trials, state.skipped)
 
     def _finalists(self, state: _State) -> list[Config]:
-        """The configs that look faster than the default and are still to be raced, fastest first."""
-        if state.default is None or state.skipped:
+        """Configs to race: none once the best record is of a race or of the default, else the fastest."""
+        default = state.task.space.default
+        best = best_record(state.records, default, device_name())
+        if state.default is None or state.skipped or best is None:
+            return []
+        if best.phase == "final" or best.config_key == state.default_key:
             return []
         raced = {r.config_key for r in state.records if r.phase == "final"}
-        trials = sorted((r for r in state.records if r.phase == "trial"), key=lambda r: r.median)
-        best = {r.config_key: r.config for r in reversed(trials) if r.median < state.default}
-        leading = list(reversed(best.items()))[: self.options.finalists]
-        return [config for key, config in leading if key not in raced]
+        trials = (r for r in state.records if r.phase == "trial" and r.config_key not in raced)
+        fastest = sorted(trials, key=lambda r: r.relative or inf)[: self.options.finalists]
+        return [r.config for r in fastest if r.config_key != state.default_key]

@@ -1,0 +1,183 @@
+"""The loop and its strategies against a recorded device, and against real workers with Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import mean
+
+import pytest
+from fake_template import fake_graph, fake_kernel
+from recorded import SPACE, RecordedDevice, seconds
+
+from tcomp.errors import Interrupted, RecordError
+from tcomp.target.target import Target
+from tcomp.tuner.loop import TuneOptions, tune
+from tcomp.tuner.measure import MeasureOptions
+from tcomp.tuner.progress import Event, TaskDone, TrialDone, to_json
+from tcomp.tuner.records import config_key, read_log
+from tcomp.tuner.search.strategy import STRATEGIES
+from tcomp.tuner.task import Task, tasks
+
+
+def recorded_task(target: Target) -> Task:
+    return Task(fake_kernel(), target, "fake@1", SPACE)
+
+
+def best_of(target: Target, tmp_path: Path, strategy: str, seed: int, trials: int = 64) -> float:
+    log = tmp_path / f"{strategy}{seed}.jsonl"
+    options = TuneOptions(trials=trials, seed=seed, strategy=strategy)
+    (result,) = tune([recorded_task(target)], log, options, measurer=RecordedDevice())
+    assert result.record is not None
+    return result.record.median
+
+
+def test_evolution_beats_random_at_equal_trials(target: Target, tmp_path: Path) -> None:
+    seeds = range(5)
+    evolved = mean(best_of(target, tmp_path, "evolutionary", s) for s in seeds)
+    drawn = mean(best_of(target, tmp_path, "random", s) for s in seeds)
+    optimum = min(map(seconds, SPACE))
+    assert evolved < drawn
+    assert evolved < 1.05 * optimum
+
+
+def test_the_default_is_trial_zero_and_no_config_repeats(target: Target, tmp_path: Path) -> None:
+    device = RecordedDevice()
+    tune([recorded_task(target)], tmp_path / "log.jsonl", TuneOptions(trials=80), measurer=device)
+    assert device.measured[0] == SPACE.default
+    assert len({config_key(c) for c in device.measured}) == len(device.measured) == 80
+
+
+def test_a_seed_decides_everything(target: Target, tmp_path: Path) -> None:
+    runs: list[list[str]] = []
+    for name in ("a", "b"):
+        device = RecordedDevice()
+        log = tmp_path / f"{name}.jsonl"
+        tune([recorded_task(target)], log, TuneOptions(trials=60, seed=3), measurer=device)
+        runs.append([config_key(c) for c in device.measured])
+    assert runs[0] == runs[1]
+
+
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+def test_small_spaces_are_exhausted(strategy: str, target: Target, tmp_path: Path) -> None:
+    space = type(SPACE)(SPACE.knobs[-2:])
+    chosen: list[str] = []
+    search = STRATEGIES[strategy](space, 0, None)
+    while batch := search.ask(5):
+        for config in batch:
+            chosen.append(config_key(config))
+            search.tell(config, 1.0)
+    assert sorted(chosen) == sorted(config_key(c) for c in space)
+
+
+def test_an_interrupted_run_resumes_where_it_stopped(target: Target, tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    options = TuneOptions(trials=60, resume_command="tcomp tune m.onnx")
+    first = RecordedDevice(stop_after=21)
+    with pytest.raises(Interrupted, match=r"21 trials.*tcomp tune m\.onnx"):
+        tune([recorded_task(target)], log, options, measurer=first)
+    assert len(read_log(log).records) == 21
+    second = RecordedDevice()
+    tune([recorded_task(target)], log, options, measurer=second)
+    assert len(second.measured) == 39
+    assert not {config_key(c) for c in first.measured} & {config_key(c) for c in second.measured}
+
+
+def test_winners_are_raced_before_they_are_published(target: Target, tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    events: list[Event] = []
+    (result,) = tune([recorded_task(target)], log, TuneOptions(trials=40), events.append, RecordedDevice())
+    assert result.record is not None
+    assert result.record.phase == "final"
+    assert result.record.baseline == seconds(SPACE.default)
+    finals = [r for r in read_log(log).records if r.phase == "final"]
+    assert any(r.config == SPACE.default for r in finals)
+    (done,) = (e for e in events if isinstance(e, TaskDone))
+    assert done.speedup == pytest.approx(seconds(SPACE.default) / result.record.median)
+
+
+def test_a_winner_that_loses_its_race_is_not_published(target: Target, tmp_path: Path) -> None:
+    class Lucky(RecordedDevice):
+        def race(self, task: Task, configs: object) -> list[object]:  # type: ignore[override]
+            return [self._outcome(SPACE.default) for _ in configs]  # type: ignore[attr-defined]
+
+    options = TuneOptions(trials=20, finalists=20)
+    (result,) = tune([recorded_task(target)], tmp_path / "l.jsonl", options, measurer=Lucky())
+    assert result.record is not None
+    assert result.record.relative == 1.0
+
+
+def test_events_are_plain_data(target: Target, tmp_path: Path) -> None:
+    events: list[Event] = []
+    tune([recorded_task(target)], tmp_path / "log", TuneOptions(trials=9), events.append, RecordedDevice())
+    kinds = [json.loads(json.dumps(to_json(e)))["event"] for e in events]
+    assert kinds == ["tuning-started", *["trial-done"] * 9, "task-done"]
+    last = [e for e in events if isinstance(e, TrialDone)][-1]
+    assert (last.trial, last.seconds_left) == (9, 0.0)
+
+
+def test_a_file_of_something_else_is_not_appended_to(target: Target, tmp_path: Path) -> None:
+    model = tmp_path / "model.onnx"
+    model.write_bytes(b"\x08\x07\x12\x07pytorch")
+    with pytest.raises(RecordError, match="not a tuning log"):
+        tune([recorded_task(target)], model, measurer=RecordedDevice())
+    assert model.read_bytes() == b"\x08\x07\x12\x07pytorch"
+
+
+def test_tasks_of_a_graph_have_weights(target: Target) -> None:
+    found = tasks(fake_graph(64, 128, 64), target)
+    assert [(t.kernel.body.inputs[0].shape, t.weight) for t in found] == [((64,), 2), ((128,), 1)]
+
+
+def test_real_workers_tune_a_fake_kernel(target: Target, options: MeasureOptions, tmp_path: Path) -> None:
+    task = Task.of(fake_kernel(65536), target)
+    (result,) = tune([task], tmp_path / "log.jsonl", TuneOptions(trials=10, measure=options))
+    assert result.record is not None
+    assert result.trials == 10
+
+
+CTRL_C = """
+import sys
+from fake_template import fake_kernel
+from tcomp.errors import Interrupted
+from tcomp.target.host import host_target
+from tcomp.tuner.loop import TuneOptions, tune
+from tcomp.tuner.measure import MeasureOptions
+from tcomp.tuner.task import Task
+options = TuneOptions(trials=None, measure=MeasureOptions(plugins=("fake_template",), trial_seconds=30))
+try:
+    tune([Task.of(fake_kernel(), host_target())], sys.argv[1], options, lambda e: print(e, flush=True))
+except Interrupted as error:
+    print(error)
+    sys.exit(error.exit_status)
+"""
+
+
+def test_ctrl_c_keeps_every_trial_and_leaves_no_process(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    process = subprocess.Popen(
+        [sys.executable, "-c", CTRL_C, str(log)],
+        cwd=Path(__file__).parent,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    seen = 0
+    for line in process.stdout:
+        seen += "TrialDone" in line
+        if seen == 2:
+            break
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.send_signal(signal.SIGINT)
+    rest = process.stdout.read()
+    assert process.wait(20) == 130
+    process.stdout.close()
+    assert "all of them are in" in rest
+    assert len(read_log(log).records) == seen + rest.count("TrialDone")
+    time.sleep(0.2)
+    assert children
+    assert not [c for c in children if Path(f"/proc/{c}").exists()]

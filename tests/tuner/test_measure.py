@@ -1,0 +1,102 @@
+"""Kernels that crash, hang, eat memory or compute nonsense cost one trial each and nothing else."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fake_template import fake_kernel
+
+from tcomp.errors import BuildError
+from tcomp.target.target import Target
+from tcomp.tuner.measure import MeasureOptions, WorkerPool
+from tcomp.tuner.task import Task
+
+INFINITY = float("inf")
+
+
+def test_each_misbehaviour_has_its_status_and_measuring_goes_on(
+    target: Target, options: MeasureOptions
+) -> None:
+    expected = {
+        "ok": "ok",
+        "wrong": "wrong",
+        "crash": "crash",
+        "hang": "timeout",
+        "eat": "crash",
+        "refuse": "build_error",
+    }
+    task = Task.of(fake_kernel(), target)
+    configs = [{"work": 8, "behaviour": b} for b in (*expected, "ok")]
+    with WorkerPool(options) as pool:
+        outcomes = list(pool.measure(task, configs, INFINITY))
+    assert [o.status for o in outcomes] == [*expected.values(), "ok"]
+    by_status = {o.status: o for o in outcomes}
+    assert by_status["wrong"].check is not None
+    assert by_status["wrong"].check.max_error > 0.1
+    assert "1.5 s while measuring" in by_status["timeout"].reason
+    assert "SIGSEGV" in by_status["crash"].reason
+    assert "refused on purpose" in by_status["build_error"].reason
+    assert all((o.seconds is not None) == (o.status == "ok") for o in outcomes)
+
+
+def test_times_rank_kernels_by_their_work(target: Target, options: MeasureOptions) -> None:
+    task = Task.of(fake_kernel(65536), target)
+    configs = [{"work": w, "behaviour": "ok"} for w in (32, 1)]
+    with WorkerPool(replace(options, workers=2)) as pool:
+        measured = {o.config["work"]: o.median for o in pool.measure(task, configs, INFINITY)}
+        raced = [o.median for o in pool.race(task, configs)]
+    assert measured[32] > 2 * measured[1]
+    assert raced[0] > 2 * raced[1]
+
+
+def test_a_worker_that_cannot_start_is_reported(options: MeasureOptions, target: Target) -> None:
+    task = Task.of(fake_kernel(), target)
+    with (
+        WorkerPool(replace(options, plugins=("no_such_module",))) as pool,
+        pytest.raises(BuildError, match="no_such_module"),
+    ):
+        list(pool.measure(task, [task.space.default], INFINITY))
+
+
+def _children(process: int) -> list[int]:
+    return [int(p) for p in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_workers_die_with_a_killed_parent() -> None:
+    code = (
+        "from fake_template import fake_kernel; from tcomp.target.host import host_target\n"
+        "from tcomp.tuner.measure import MeasureOptions, WorkerPool; from tcomp.tuner.task import Task\n"
+        "pool = WorkerPool(MeasureOptions(plugins=('fake_template',), trial_seconds=60))\n"
+        "task = Task.of(fake_kernel(), host_target())\n"
+        "list(pool.measure(task, [{'work': 8, 'behaviour': 'ok'}], 1.0)); print('ready', flush=True)\n"
+        "list(pool.measure(task, [{'work': 8, 'behaviour': 'hang'}], 1.0))\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=Path(__file__).parent, stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    with parent.stdout:
+        assert parent.stdout.readline() == "ready\n"
+    time.sleep(0.5)  # The worker is in the kernel that sleeps by now.
+    (worker,) = _children(parent.pid)
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    deadline = time.monotonic() + 5
+    while _runs(worker) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _runs(worker)
+
+
+def _runs(process: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text()
+    except FileNotFoundError:
+        return False
