@@ -43,11 +43,25 @@ def _sink_reshape(match: Match) -> Value | None:
     if view is None or not match.type.is_static:
         return None
     x = view.inputs[0]
-    producer = match.editor.producer(x)
-    if producer is None or OPS[producer.op].kind not in _COMPUTED or match.editor.use_count(x) != 1:
+    if not _can_sink(match, x) or any(_would_return(match, v, x) for v in match.root.inputs):
         return None
     result = _rebuild(match, [_viewed(match, v, x.type.static_shape) for v in match.root.inputs])
     return None if result is None else match.op("reshape", result, shape=match.type.shape)
+
+
+def _can_sink(match: Match, x: Value) -> bool:
+    """Whether a reshape of `x` is one that moves down: `x` is computed, for that reshape alone."""
+    producer = match.editor.producer(x)
+    return producer is not None and OPS[producer.op].kind in _COMPUTED and match.editor.use_count(x) == 1
+
+
+def _would_return(match: Match, value: Value, x: Value) -> bool:
+    """Whether `value`, viewed as `x` is, gets a reshape that would sink in turn, and so without end."""
+    node = match.editor.producer(value)
+    while node is not None and node.op == "reshape":
+        value = node.inputs[0]
+        node = match.editor.producer(value)
+    return value.shape != x.shape and value.type.size == x.type.size and _can_sink(match, value)
 
 
 def _viewed(match: Match, value: Value, shape: tuple[int, ...]) -> Value | None:
