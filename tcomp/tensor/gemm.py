@@ -342,7 +342,7 @@ def schedule_tiles(schedule: Schedule, outputs: Sequence[str], plan: Plan, heavy
     blocks = [schedule.get_sblock(name) for name in outputs]
     if heavy:
         # The sums move to memory once, so that the rows of the epilogue need not be unrolled.
-        copy = schedule.cache_read(blocks[0], 0, "local")
+        copy = schedule.cache_read(blocks[0], _read_of(schedule, blocks[0], sums), "local")
         schedule.reverse_compute_at(copy, inner)
         vectorize_rows(schedule, copy, plan.lanes)
     for output in blocks:
@@ -359,6 +359,12 @@ def schedule_tiles(schedule: Schedule, outputs: Sequence[str], plan: Plan, heavy
     if plan.parallel:
         tiles = [*batch, block, outer]
         schedule.parallel(schedule.fuse(*tiles))
+
+
+def _read_of(schedule: Schedule, consumer: Any, producer: Any) -> int:
+    """Which of the consumer's reads is what the producer writes."""
+    written = schedule.get(producer).writes[0].source
+    return next(i for i, read in enumerate(schedule.get(consumer).reads) if read.source.same_as(written))
 
 
 def _schedule_copy(schedule: Schedule, name: str, plan: Plan, target: Target) -> None:

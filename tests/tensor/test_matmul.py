@@ -29,14 +29,15 @@ def matmul(
     dtype: str = "float32",
     **attrs: bool,
 ) -> Kernel:
-    """A product followed by unary operators, `bias` (one value a column) and `residual` (of full shape)."""
+    """A product followed by unary operators, `bias` or `bias first` (one value a column) and `residual` (of full shape)."""
     builder = GraphBuilder()
     result: Value = builder.op("matmul", builder.input("a", a, dtype), builder.input("b", b, dtype), **attrs)
     for name in epilogue:
-        if name in ("bias", "residual"):
+        if name in ("bias", "bias first", "residual"):
             shape = result.type.static_shape
-            other = builder.input(name, shape[-1:] if name == "bias" else shape, dtype)
-            result = builder.op("add", result, other)
+            other = builder.input(name, shape if name == "residual" else shape[-1:], dtype)
+            operands = (other, result) if name == "bias first" else (result, other)
+            result = builder.op("add", *operands)
         else:
             result = builder.op(name, result)
     return Kernel(builder.build(result), frozenset({1}) if constant else frozenset())
@@ -67,6 +68,7 @@ def assert_matches(kernel: Kernel, target_name: str, config: Config | None = Non
 CASES = {
     "tail of rows and columns": matmul((100, 64), (64, 100), "relu"),
     "bias, gelu, residual": matmul((50, 32), (32, 96), "bias", "gelu", "residual"),
+    "bias read before the product": matmul((50, 32), (32, 96), "bias first", "gelu"),
     "leading axes are rows": matmul((2, 25, 48), (48, 80), "bias", "residual", "relu"),
     "fewer columns than lanes": matmul((33, 40), (40, 10), "bias"),
     "one row": matmul((1, 64), (64, 200), "bias"),
