@@ -1,6 +1,7 @@
 """A schedule template for tests whose `behaviour` knob crashes, hangs, eats memory or computes nonsense.
 
-It serves kernels whose body is called `fake`. Workers import it as a plugin.
+It serves kernels whose body is called `fake`, and with good behaviour only those called `tame`. Workers
+import it as a plugin.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from tcomp.tvm_api import s_tir, te, tirx
 BEHAVIOURS = ("ok", "wrong", "crash", "hang", "eat", "refuse")
 
 
-def fake_kernel(size: int = 256) -> Kernel:
+def fake_kernel(size: int = 256, name: str = "fake") -> Kernel:
     """relu on a vector."""
-    builder = GraphBuilder("fake")
+    builder = GraphBuilder(name)
     x = builder.input("x", (size,))
     return Kernel(builder.build(builder.op("relu", x)))
 
@@ -56,10 +57,13 @@ class FakeTemplate(Template):
     priority = 1000
 
     def accepts(self, kernel: Kernel, target: Target) -> bool:
-        return kernel.body.name == "fake"
+        return kernel.body.name in ("fake", "tame")
 
     def space(self, kernel: Kernel, target: Target) -> Space:
         work = Ordered("work", (1, 2, 4, 8, 16, 32), default=8)
+        if kernel.body.name == "tame":
+            variants = Ordered("variant", tuple(range(64)), default=0)
+            return Space((work, variants, Choice("behaviour", ("ok",), default="ok")))
         return Space((work, Choice("behaviour", BEHAVIOURS, default="ok")))
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
@@ -16,8 +18,9 @@ from recorded import SPACE, RecordedDevice, seconds
 
 from tcomp.errors import Interrupted, RecordError
 from tcomp.target.target import Target
+from tcomp.tensor.knobs import Config
 from tcomp.tuner.loop import TuneOptions, tune
-from tcomp.tuner.measure import MeasureOptions
+from tcomp.tuner.measure import MeasureOptions, Outcome
 from tcomp.tuner.progress import Event, TaskDone, TrialDone, to_json
 from tcomp.tuner.records import config_key, read_log
 from tcomp.tuner.search.strategy import STRATEGIES
@@ -102,8 +105,9 @@ def test_winners_are_raced_before_they_are_published(target: Target, tmp_path: P
 
 def test_a_winner_that_loses_its_race_is_not_published(target: Target, tmp_path: Path) -> None:
     class Lucky(RecordedDevice):
-        def race(self, task: Task, configs: object) -> list[object]:  # type: ignore[override]
-            return [self._outcome(SPACE.default) for _ in configs]  # type: ignore[attr-defined]
+        def race(self, task: Task, configs: Sequence[Config]) -> list[Outcome]:
+            default = self._outcome(SPACE.default)
+            return [replace(default, config=c) for c in configs]
 
     options = TuneOptions(trials=20, finalists=20)
     (result,) = tune([recorded_task(target)], tmp_path / "l.jsonl", options, measurer=Lucky())
@@ -134,7 +138,7 @@ def test_tasks_of_a_graph_have_weights(target: Target) -> None:
 
 
 def test_real_workers_tune_a_fake_kernel(target: Target, options: MeasureOptions, tmp_path: Path) -> None:
-    task = Task.of(fake_kernel(65536), target)
+    task = Task.of(fake_kernel(65536, "tame"), target)
     (result,) = tune([task], tmp_path / "log.jsonl", TuneOptions(trials=10, measure=options))
     assert result.record is not None
     assert result.trials == 10
@@ -150,7 +154,7 @@ from tcomp.tuner.measure import MeasureOptions
 from tcomp.tuner.task import Task
 options = TuneOptions(trials=None, measure=MeasureOptions(plugins=("fake_template",), trial_seconds=30))
 try:
-    tune([Task.of(fake_kernel(), host_target())], sys.argv[1], options, lambda e: print(e, flush=True))
+    tune([Task.of(fake_kernel(name="tame"), host_target())], sys.argv[1], options, lambda e: print(e, flush=True))
 except Interrupted as error:
     print(error)
     sys.exit(error.exit_status)

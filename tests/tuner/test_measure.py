@@ -21,6 +21,7 @@ from tcomp.tuner.task import Task
 INFINITY = float("inf")
 
 
+@pytest.mark.slow
 def test_each_misbehaviour_has_its_status_and_measuring_goes_on(
     target: Target, options: MeasureOptions
 ) -> None:
@@ -69,6 +70,7 @@ def _children(process: int) -> list[int]:
     return [int(p) for p in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_workers_die_with_a_killed_parent() -> None:
     code = (
