@@ -18,8 +18,8 @@ from tcomp.relay.attributes import integer, one_of
 from tcomp.relay.graph import Attr, Attrs
 from tcomp.relay.op import Cost, FusionKind, Op, Sample, declare
 from tcomp.relay.types import Array, TensorType
-from tcomp.tensor.loops import Buffer, Expression, Statement, loop, sequence
-from tcomp.tvm_api import Tensor, te, tirx
+from tcomp.tensor.loops import Buffer, Expression, Statement, extern, loop, sequence
+from tcomp.tvm_api import Tensor, tirx
 
 REDUCTIONS = ("none", "add", "mul", "max", "min")
 _ARRAY_UPDATE: dict[str, Any] = {"add": np.add, "mul": np.multiply, "max": np.maximum, "min": np.minimum}
@@ -111,7 +111,7 @@ def _scatter(
 
         return sequence([loop(prod(shape), copy, "copy"), loop(prod(update_shape), apply, "update")])
 
-    return [te.extern(shape, list(inputs), build, dtype=output.dtype, name=name)]
+    return extern(inputs, [(shape, output.dtype)], build, name)
 
 
 def _unravel(flat: Expression, shape: Sequence[int]) -> list[Expression]:
