@@ -1,3 +1,4 @@
+# pyright: reportUnknownLambdaType=false, reportUnknownArgumentType=false
 """Arithmetic, transcendental, bitwise and conversion operators, elementwise with numpy broadcasting."""
 
 from __future__ import annotations
@@ -172,6 +173,9 @@ def _cast_reference(x: Array, dtype: str) -> npt.ArrayLike:
 def _cast(x: Expression, dtype: str) -> Expression:
     if math.dtype_of(x) == dtype:
         return x
+    if math.dtype_of(x) == "bool":
+        # TVM's interval analysis stops at a vector of comparisons unless it is a condition.
+        return tirx.Select(x, tirx.const(1, dtype), tirx.const(0, dtype))
     return x != zero_of(x) if dtype == "bool" else x.astype(dtype)
 
 

@@ -20,8 +20,7 @@ Body = Callable[[Expression], Statement]
 
 _SERIAL, _PARALLEL, _VECTORIZED, _UNROLLED = 0, 1, 2, 3
 _LOAD = "te.tensor_load"
-_GUARD = "tirx.if_then_else"
-_BITWISE = ("tirx.bitwise_and", "tirx.bitwise_or", "tirx.bitwise_xor", "tirx.bitwise_not", "tirx.fabs")
+_GUARD = "prim.if_then_else"
 
 
 def constant(value: float, dtype: str = "int32") -> Expression:
@@ -71,7 +70,7 @@ def _has_vector_form(statement: Statement, lane: Any) -> bool:
         name = call.op.name
         if name == _GUARD:
             found.append(not _depends_on(call.args[0], lane))
-        elif name not in _BITWISE and not call.op.get_attr("TVectorizable"):
+        elif not call.op.get_attr("TVectorizable"):
             found.append(not _depends_on(call, lane))
 
     structural_walk(statement, (tvm.ir.Call, on_call))
@@ -81,7 +80,11 @@ def _has_vector_form(statement: Statement, lane: Any) -> bool:
 def _depends_on(expression: Expression, variable: Any) -> bool:
     # Variables bound to values are taken to depend on the lane.
     names: list[bool] = []
-    structural_walk(expression, (tvm.ir.Var, lambda v: names.append(v.same_as(variable) or not _is_index(v))))
+
+    def on_variable(found: Any) -> None:
+        names.append(bool(found.same_as(variable)) or not _is_index(found))
+
+    structural_walk(expression, (tvm.ir.Var, on_variable))
     return any(names)
 
 
@@ -148,7 +151,7 @@ class TensorMap(dict[Any, Any]):
 
     def pairs(self) -> list[tuple[Tensor, Any]]:
         """The entries, in order of insertion."""
-        return [(self._tensors[key], value) for key, value in dict.items(self)]
+        return [(self._tensors[key], value) for key, value in self.items()]
 
 
 def local(shape: Sequence[int], dtype: str, name: str) -> tuple[Statement, Buffer]:
