@@ -1,11 +1,10 @@
-"""What all convolution templates share: geometry, packed weights, the padded copy of the input."""
+"""What convolution templates share: geometry, and weights packed in panels of output channels."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import gcd, prod
-from typing import Any
+from math import gcd
 
 import numpy as np
 
@@ -13,8 +12,11 @@ from tcomp.relay.attributes import integer, integers, text
 from tcomp.relay.graph import Node
 from tcomp.relay.layouts import channel_block
 from tcomp.relay.types import Array, TensorType
+from tcomp.tensor.anchored import Anchored
+from tcomp.tensor.loops import Buffer, Expression, Statement, loop, parallel, sequence, vector_loop
+from tcomp.tensor.primitives import Tiles
 from tcomp.tensor.template import Packing
-from tcomp.tvm_api import Tensor, te, tirx
+from tcomp.tvm_api import tirx
 
 
 def accumulator_dtype(dtype: str) -> str:
@@ -49,7 +51,6 @@ class Convolution:
     def of(node: Node) -> Convolution:
         """The convolution that a static `conv1d`, `conv2d` or `conv3d` node computes."""
         data, weight = node.inputs[0].type.static_shape, node.inputs[1].type.static_shape
-        out = node.output.type.static_shape
         rank = len(weight) - 2
         groups = integer(node.attrs, "groups")
         padding = integers(node.attrs, "padding")
@@ -60,7 +61,7 @@ class Convolution:
             out_channels=weight[0],
             groups=groups,
             in_size=data[2 : 2 + rank],
-            out_size=out[2 : 2 + rank],
+            out_size=node.output.type.static_shape[2 : 2 + rank],
             kernel=weight[2:],
             strides=integers(node.attrs, "strides"),
             dilation=integers(node.attrs, "dilation"),
@@ -85,96 +86,144 @@ class Convolution:
         return self.kernel == ones and self.strides == ones and not self.is_padded
 
     @property
+    def is_depthwise(self) -> bool:
+        """Every output channel reads the one input channel of its own number."""
+        return 1 < self.groups == self.in_channels == self.out_channels
+
+    @property
+    def group_inputs(self) -> int:
+        return self.in_channels // self.groups
+
+    @property
+    def group_outputs(self) -> int:
+        return self.out_channels // self.groups
+
+    @property
     def out_blocks(self) -> int:
         return -(-self.out_channels // self.out_block)
 
     @property
-    def in_blocks(self) -> int:
-        return -(-self.in_channels // self.in_block)
+    def merged_groups(self) -> int:
+        """Groups that are computed as one, so that a vector of output channels has one set of inputs.
+
+        The weights between different groups are zero then. Products with them are wasted, but vectors
+        stay whole: four groups of 4 channels are one of 16.
+        """
+        merged = self.out_block // gcd(self.out_block, self.group_outputs)
+        return merged if self.groups % merged == 0 else self.groups
+
+    @property
+    def reduced_channels(self) -> int:
+        """Input channels that one output channel reads, those of merged groups included."""
+        return self.group_inputs * self.merged_groups
 
     @property
     def reduction_chunk(self) -> int:
         """Input channels of the innermost reduction loop: a whole block, or the largest part of one that
         divides a ragged channel count; 1 for a plain layout."""
-        common = gcd(self.in_channels, self.in_block)
-        return common if common >= min(4, self.in_block) else self.in_block
+        common = gcd(self.reduced_channels, self.in_block)
+        if common < min(4, self.in_block) and self.groups == self.merged_groups:
+            return self.in_block
+        return common
 
     @property
     def reduction_chunks(self) -> int:
-        return -(-self.in_channels // self.reduction_chunk)
+        return -(-self.reduced_channels // self.reduction_chunk)
+
+    def first_input(self, out_channel: Expression) -> Expression:
+        """The first input channel that the (merged) group of `out_channel` reads."""
+        if self.merged_groups == self.groups:
+            return 0
+        return out_channel // (self.group_outputs * self.merged_groups) * self.reduced_channels
+
+    def read(
+        self, buffer: Buffer, n: Expression, channel: Expression, at: Sequence[Expression]
+    ) -> Expression:
+        """The element of `channel` at spatial position `at` of a buffer in the input's layout."""
+        if self.in_block == 1:
+            return tirx.BufferLoad(buffer, [n, channel, *at])
+        return tirx.BufferLoad(buffer, [n, channel // self.in_block, *at, channel % self.in_block])
+
+    def position(self, out: Sequence[Expression], tap: Sequence[Expression]) -> list[Expression]:
+        """Position in the padded input that output position `out` reads at kernel position `tap`."""
+        return [o * s + k * d for o, s, k, d in zip(out, self.strides, tap, self.dilation, strict=True)]
+
+    def padded_input(self, anchored: Anchored, lanes: int) -> tuple[list[Statement], Buffer]:
+        """The input with zeros around it, and the statements that copy it where that is necessary."""
+        blocks = [0] if self.in_block > 1 else []
+        return anchored.copy(
+            anchored.operands[0],
+            [0, 0, *self.pad_begin, *blocks],
+            [0, 0, *self.pad_end, *blocks],
+            tirx.const(0, self.accumulator),
+            lanes,
+        )
+
+
+@dataclass(frozen=True)
+class WeightPanels:
+    """Weights as `[panels, chunks, kernel..., chunk, panel]`: what the register tile of one panel of
+    output channels reads, in order. Panels overlap as `channels` does; missing channels are zero."""
+
+    conv: Convolution
+    channels: Tiles
+    """Tiles of output channels, in units of whole blocks."""
 
     @property
-    def taps(self) -> int:
-        """Kernel positions."""
-        return prod(self.kernel)
+    def width(self) -> int:
+        """Output channels of one panel."""
+        return self.channels.size * self.conv.out_block
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        conv = self.conv
+        return (self.channels.count, conv.reduction_chunks, *conv.kernel, conv.reduction_chunk, self.width)
+
+    @property
+    def packing(self) -> Packing:
+        return Packing(TensorType(self.shape, self.conv.dtype), self._pack)
+
+    def _pack(self, weights: Array) -> Array:
+        conv, rank = self.conv, len(self.conv.kernel)
+        chunks, chunk, block = conv.reduction_chunks, conv.reduction_chunk, conv.out_block
+        dense: Array = np.zeros((conv.out_blocks * block, chunks * chunk, *conv.kernel), weights.dtype)
+        inputs, outputs = conv.group_inputs, conv.group_outputs
+        for group in range(conv.groups):
+            first = group % conv.merged_groups * inputs
+            rows = slice(group * outputs, (group + 1) * outputs)
+            dense[rows, first : first + inputs] = weights[rows]
+        bases = [int(self.channels.base(t)) * block for t in range(self.channels.count)]
+        panels = np.stack([dense[b : b + self.width] for b in bases])
+        split: Array = panels.reshape(len(bases), self.width, chunks, chunk, *conv.kernel)
+        return np.ascontiguousarray(np.transpose(split, (0, 2, *range(4, 4 + rank), 3, 1)))
+
+    def pack_in_kernel(self, anchored: Anchored, lanes: int) -> tuple[list[Statement], Buffer]:
+        """As `packing`, at run time, for weights that are not constant."""
+        conv, shape = self.conv, self.shape
+        zero, no_padding = tirx.const(0, conv.accumulator), [0] * (len(shape) - 2)
+        statements, source = anchored.copy(
+            anchored.operands[1], no_padding, no_padding, zero, lanes, "weights"
+        )
+        target = anchored.add_scratch(shape, conv.accumulator, "packed_weights")
+
+        def store(index: Sequence[Expression]) -> Statement:
+            out = self.channels.base(index[0]) * conv.out_block + index[-1]
+            channel = index[1] * conv.reduction_chunk + index[-2]
+            group = out // conv.group_outputs % conv.merged_groups
+            within = channel - group * conv.group_inputs
+            inside = tirx.all(within >= 0, within < conv.group_inputs, out < conv.out_channels)
+            value = tirx.BufferLoad(source, [out, within, *index[2:-2]]).astype(conv.accumulator)
+            return tirx.BufferStore(target, tirx.if_then_else(inside, value, zero), list(index))
+
+        def nest(index: tuple[Expression, ...]) -> Statement:
+            if len(index) == len(shape) - 1:
+                return sequence(vector_loop(shape[-1], 1, 1, lambda i: store([*index, i])))
+            make = parallel if anchored.threaded and not index else loop
+            return make(shape[len(index)], lambda i: nest((*index, i)))
+
+        return [*statements, nest(())], target
 
 
-def pad_input(conv: Convolution, data: Tensor, name: str = "padded_input") -> Tensor:
-    """A copy of `data` ([N, C, spatial...] or [N, C/c, spatial..., c]) with zeros around it."""
-    rank = len(conv.in_size)
-    shape = [int(d) for d in data.shape]
-    padded = [
-        *shape[:2],
-        *(b + s + e for b, s, e in zip(conv.pad_begin, conv.in_size, conv.pad_end, strict=True)),
-        *shape[2 + rank :],
-    ]
-    zero = tirx.const(0, data.dtype)
-
-    def element(*index: Any) -> Any:
-        inside: list[Any] = []
-        source: list[Any] = list(index)
-        for axis in range(rank):
-            begin, size, end = conv.pad_begin[axis], conv.in_size[axis], conv.pad_end[axis]
-            source[2 + axis] = index[2 + axis] - begin
-            inside += [index[2 + axis] >= begin] if begin else []
-            inside += [index[2 + axis] < begin + size] if end else []
-        value = data(*source)
-        return tirx.if_then_else(tirx.all(*inside), value, zero) if inside else value
-
-    return te.compute(padded, element, name=name)
-
-
-def pack_dense_weights(conv: Convolution, oc_blocks: int) -> Packing:
-    """Packing of ungrouped `[O, I, kernel...]` weights to `[O/tile, I/chunk, kernel..., chunk, tile]`.
-
-    `tile` is `oc_blocks` output blocks; channels beyond the true counts are zero.
-    """
-    tile = oc_blocks * conv.out_block
-    tiles = -(-conv.out_blocks // oc_blocks)
-    chunks, chunk = conv.reduction_chunks, conv.reduction_chunk
-    shape = (tiles, chunks, *conv.kernel, chunk, tile)
-    rank = len(conv.kernel)
-
-    def pack(weights: Array) -> Array:
-        padded: Array = np.zeros((tiles * tile, chunks * chunk, *conv.kernel), weights.dtype)
-        padded[: conv.out_channels, : conv.in_channels] = weights
-        split: Array = padded.reshape(tiles, tile, chunks, chunk, *conv.kernel)
-        axes = (0, 2, *range(4, 4 + rank), 3, 1)
-        return np.ascontiguousarray(np.transpose(split, axes))
-
-    return Packing(TensorType(shape, conv.dtype), pack)
-
-
-def pack_dense_weights_in_kernel(conv: Convolution, weights: Tensor, oc_blocks: int) -> Tensor:
-    """As `pack_dense_weights`, computed at run time for weights that are not constant."""
-    shape = pack_dense_weights(conv, oc_blocks).type.static_shape
-    tile, chunk = shape[-1], conv.reduction_chunk
-
-    def element(*index: Any) -> Any:
-        out, channel = index[0] * tile + index[-1], index[1] * chunk + index[-2]
-        inside = ragged_guard(out, conv.out_channels, shape[0] * tile)
-        inside += ragged_guard(channel, conv.in_channels, shape[1] * chunk)
-        value = weights(out, channel, *index[2:-2])
-        return tirx.if_then_else(tirx.all(*inside), value, tirx.const(0, weights.dtype)) if inside else value
-
-    return te.compute(shape, element, name="packed_weights")
-
-
-def ragged_guard(index: Any, true_extent: int, padded_extent: int) -> list[Any]:
-    """The condition that `index` is a true one, where the padded extent holds more."""
-    return [index < true_extent] if true_extent < padded_extent else []
-
-
-def input_position(conv: Convolution, out: Sequence[Any], tap: Sequence[Any]) -> list[Any]:
-    """Indices into the padded input that output position `out` reads at kernel position `tap`."""
-    return [o * s + k * d for o, s, k, d in zip(out, conv.strides, tap, conv.dilation, strict=True)]
+def dense_steps(conv: Convolution) -> tuple[int, ...]:
+    """Extents of the reduction: input channel chunks, kernel positions, channels of a chunk."""
+    return (conv.reduction_chunks, *conv.kernel, conv.reduction_chunk)

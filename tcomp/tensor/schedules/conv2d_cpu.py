@@ -1,4 +1,4 @@
-"""Direct 2-d convolution into blocked output, for constant or computed weights, on CPUs.
+"""Direct convolution into blocked output on CPUs: over 1 to 3 spatial axes, grouped or not.
 
 The register tile is `tile_height x tile_width` output pixels by `oc_blocks` channel blocks. One step of
 the reduction loads the weights of the channel blocks and multiplies them with one broadcast input
@@ -8,33 +8,30 @@ scalar a pixel. A 1x1 convolution without strides runs over the flattened pixels
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from math import gcd, prod
 
-from tcomp.relay.graph import Node
-from tcomp.relay.types import TensorType
 from tcomp.target.target import Target
-from tcomp.tensor.convolution import (
-    Convolution,
-    input_position,
-    pack_dense_weights,
-    pack_dense_weights_in_kernel,
-    pad_input,
-)
-from tcomp.tensor.epilogue import epilogue_fits, inline_between, placeholder_index
+from tcomp.tensor.anchored import Anchored
+from tcomp.tensor.convolution import Convolution, WeightPanels, dense_steps
+from tcomp.tensor.epilogue import epilogue_fits, placeholder_index
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
-from tcomp.tensor.lower import lower_body, placeholders
-from tcomp.tensor.template import TEMPLATES, Packing, Scheduled, Template
-from tcomp.tvm_api import Schedule, Tensor, s_tir, te
+from tcomp.tensor.loops import Buffer, Expression
+from tcomp.tensor.primitives import Tiles
+from tcomp.tensor.register_tile import Index, Point, Reduction, RegisterTile, tile_nest
+from tcomp.tensor.template import TEMPLATES, Scheduled, Template
+from tcomp.tvm_api import tirx
 
+OPERATORS = ("conv1d", "conv2d", "conv3d")
 MAX_TILE_PIXELS = 28
 MAX_OC_BLOCKS = 8
+FMA_LATENCY = 4
 
 
 @dataclass(frozen=True)
-class Tile:
-    """The register tile."""
+class _Tile:
+    """The register tile: pixels (rows by columns) and channel blocks."""
 
     height: int
     width: int
@@ -48,254 +45,184 @@ class Tile:
 class Conv2dDirect(Template):
     """Direct convolution, register tiled; see the module's text."""
 
-    name = "conv2d_direct_cpu"
+    name = "conv_direct_cpu"
 
     def accepts(self, kernel: Kernel, target: Target) -> bool:
         anchor = kernel.anchor
-        if anchor is None or anchor.op != "conv2d" or not epilogue_fits(kernel):
+        if anchor is None or anchor.op not in OPERATORS or not epilogue_fits(kernel):
             return False
-        conv = Convolution.of(anchor)
-        return conv.groups == 1 and conv.out_block > 1
+        return Convolution.of(anchor).out_block > 1
 
     def space(self, kernel: Kernel, target: Target) -> Space:
-        conv, row = _geometry(kernel), _row(kernel)
-        tiles = tuple(_tiles(conv, row, target))
-        best = min(tiles, key=lambda tile: _cycles_per_output(conv, tile, target))
-        heights = sorted({t.height for t in tiles})
-        widths = sorted({t.width for t in tiles})
-        blocks = sorted({t.oc_blocks for t in tiles})
-        legal = {(t.height, t.width, t.oc_blocks) for t in tiles}
-        chunk = conv.reduction_chunk
-        unrolls = tuple(u for u in (1, 2, 4, 8) if chunk % u == 0)
+        conv = _convolution(kernel)
+        tiles = list(_tiles(conv, target))
+        best = min(tiles, key=lambda tile: _cycles(conv, tile, target))
+        legal = set(tiles)
 
         def reason(config: Config) -> str | None:
             tile = _tile_of(config)
-            if (tile.height, tile.width, tile.oc_blocks) not in legal:
+            if tile not in legal:
                 return (
-                    f"register tile {tile.height}x{tile.width}x{tile.oc_blocks} does not divide the output's rows "
-                    f"or needs more than {target.vector_registers} vector registers"
+                    f"register tile {tile.height}x{tile.width}x{tile.oc_blocks} breaks a row or a group, or "
+                    f"needs more than {target.vector_registers} vector registers"
                 )
             return None
 
         return Space(
             (
-                Ordered("tile_height", tuple(heights), best.height),
-                Ordered("tile_width", tuple(widths), best.width),
-                Ordered("oc_blocks", tuple(blocks), best.oc_blocks),
+                Ordered("tile_height", tuple(sorted({t.height for t in tiles})), best.height),
+                Ordered("tile_width", tuple(sorted({t.width for t in tiles})), best.width),
+                Ordered("oc_blocks", tuple(sorted({t.oc_blocks for t in tiles})), best.oc_blocks),
                 Choice("order", ("weights", "pixels"), _order(conv, best, target)),
-                Ordered("unroll", unrolls, 1),
-                Choice("unroll_kernel", (False, True), conv.reduction_chunk == 1 and conv.kernel[1] > 1),
+                Ordered("unroll", tuple(u for u in (1, 2, 4, 8) if conv.reduction_chunk % u == 0), 1),
+                Choice("unroll_kernel", (False, True), conv.reduction_chunk == 1),
             ),
             reason,
         )
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
-        tile = _tile_of(config)
-        stages = _Stages(kernel, tile)
-        schedule = s_tir.Schedule(
-            te.create_prim_func(stages.parameters).with_attr("tirx.noalias", True), enable_check=False
+        """1. Pack weights and pad the input where necessary. 2. One nest over register tiles."""
+        assert kernel.anchor is not None
+        conv, lanes = _convolution(kernel), target.lanes(_convolution(kernel).accumulator)
+        tile = _register_tile(conv, _tile_of(config), str(config["order"]), lanes)
+        panels = WeightPanels(conv, tile.axes[1])
+        weights = placeholder_index(kernel, kernel.anchor.inputs[1])
+        constant = weights is not None and weights in kernel.constant_inputs
+        packing = {weights: panels.packing} if constant and weights is not None else {}
+        anchored = Anchored(kernel, packing)
+        copies, data = conv.padded_input(anchored, lanes)
+        if constant:
+            packed = anchored.buffer_of(anchored.operands[1])
+        else:
+            pack, packed = panels.pack_in_kernel(anchored, lanes)
+            copies += pack
+        reduction = _reduction(conv, data, packed, config)
+        nest = tile_nest(
+            tile,
+            reduction,
+            lambda index, value: anchored.finish(_output_index(conv, index), value),
+            anchored.threaded,
         )
-        _schedule_tile(schedule, stages, tile, config, target)
-        for stage in stages.copies:
-            _schedule_copy(schedule, stage)
-        return Scheduled(schedule.mod["main"], stages.packing, stages.scratch)
+        return anchored.scheduled([*copies, nest])
 
 
-def _geometry(kernel: Kernel) -> Convolution:
-    """The kernel's convolution; pointwise ones as one row of all pixels."""
+def _convolution(kernel: Kernel) -> Convolution:
     assert kernel.anchor is not None
-    conv = Convolution.of(kernel.anchor)
-    if not conv.is_pointwise:
-        return conv
-    pixels = conv.out_size[0] * conv.out_size[1]
-    return replace(conv, in_size=(1, pixels), out_size=(1, pixels))
+    return Convolution.of(kernel.anchor)
 
 
-def _row(kernel: Kernel) -> int:
-    """Pixels in one row of the output."""
-    assert kernel.anchor is not None
-    return Convolution.of(kernel.anchor).out_size[1]
+def _tile_of(config: Config) -> _Tile:
+    return _Tile(int(config["tile_height"]), int(config["tile_width"]), int(config["oc_blocks"]))
 
 
-def _tile_of(config: Config) -> Tile:
-    return Tile(int(config["tile_height"]), int(config["tile_width"]), int(config["oc_blocks"]))
+def _pixels(conv: Convolution) -> tuple[int, ...]:
+    """The output's spatial extents, flattened where the convolution does not look at neighbours."""
+    return (prod(conv.out_size),) if conv.is_pointwise else conv.out_size
 
 
 def _vectors(conv: Convolution, target: Target) -> int:
     """Vector registers of one channel block."""
-    return max(1, -(-conv.out_block // target.lanes(conv.accumulator)))
+    return conv.out_block // gcd(conv.out_block, target.lanes(conv.accumulator))
 
 
-def _tiles(conv: Convolution, row: int, target: Target) -> Iterator[Tile]:
-    """Register tiles that divide the output and whose sums fit the registers.
-
-    A tile of flattened pixels is part of one output row or whole rows: one that wrapped into the next row
-    would have no constant extents.
-    """
-    height, width = conv.out_size
+def _tiles(conv: Convolution, target: Target) -> Iterator[_Tile]:
+    """Register tiles whose sums fit beside the weights of one step and a broadcast input."""
+    *_, height, width = (1, *_pixels(conv))
     vectors = _vectors(conv, target)
-    for oc_blocks in _divisors(conv.out_blocks, MAX_OC_BLOCKS):
-        for tile_width in _divisors(width, MAX_TILE_PIXELS):
-            if row % tile_width and tile_width % row:
-                continue
-            heights = _divisors(height, MAX_TILE_PIXELS) if tile_width == width else (1,)
+    merged_outputs = conv.group_outputs * conv.merged_groups
+    for oc_blocks in range(1, min(MAX_OC_BLOCKS, conv.out_blocks) + 1):
+        if conv.merged_groups < conv.groups and merged_outputs % (oc_blocks * conv.out_block):
+            continue
+        for tile_width in range(1, min(MAX_TILE_PIXELS, width) + 1):
+            heights = range(1, min(MAX_TILE_PIXELS // width, height) + 1) if tile_width == width else (1,)
             for tile_height in heights:
-                tile = Tile(tile_height, tile_width, oc_blocks)
-                one_pixel = tile.pixels == oc_blocks == 1
-                if _registers(tile, vectors) <= target.vector_registers or one_pixel:
+                tile = _Tile(tile_height, tile_width, oc_blocks)
+                registers = (tile.pixels + 1) * oc_blocks * vectors + 1
+                if registers <= target.vector_registers or tile.pixels == oc_blocks == 1:
                     yield tile
 
 
-def _registers(tile: Tile, vectors: int) -> int:
-    """Vector registers in use: the sums, the weights of one reduction step, and one broadcast input."""
-    return (tile.pixels + 1) * tile.oc_blocks * vectors + 1
+def _cycles(conv: Convolution, tile: _Tile, target: Target) -> float:
+    """Estimated cycles of the whole convolution, by the tightest of FMA ports, FMA latency and loads.
 
-
-def _divisors(number: int, most: int) -> tuple[int, ...]:
-    return tuple(d for d in range(1, min(number, most) + 1) if number % d == 0)
-
-
-def _cycles_per_output(conv: Convolution, tile: Tile, target: Target) -> float:
-    """Estimated cycles of one reduction step for one output vector, by the tighter of FMA and load ports.
-
-    A chain of FMAs has a latency of four cycles, so that fewer sums than `4 * ports` leave ports idle.
+    A step loads the weights, from the second-level cache unless the panel fits the first, and one
+    broadcast input a pixel.
     """
+    *outer, height, width = (1, *_pixels(conv))
     vectors = _vectors(conv, target) * tile.oc_blocks
-    sums = vectors * tile.pixels
-    multiply = max(sums / target.fma_ports, 4.0)
+    steps = prod(dense_steps(conv))
+    tiles = (
+        prod(outer)
+        * -(-height // tile.height)
+        * -(-width // tile.width)
+        * -(-conv.out_blocks // tile.oc_blocks)
+    )
+    multiply = max(vectors * tile.pixels / target.fma_ports, FMA_LATENCY)
     load = (vectors + tile.pixels) / 2
-    weights_from_l2 = vectors * target.vector_bits / 8 / 32
-    return (max(multiply, load, weights_from_l2) + 0.05 * load + 0.5) / sums
+    panel = steps * vectors * target.vector_bits // 8
+    far = vectors * target.vector_bits / 8 / 32 if panel > target.cache_bytes[0] // 2 else 0.0
+    step = max(multiply, load, far) + 0.05 * load + 0.2 * far
+    return tiles * (steps * step + 2 * vectors * tile.pixels + 20)
 
 
-def _order(conv: Convolution, tile: Tile, target: Target) -> str:
-    """Which operand stays in the cache: the panel of weights, or the input pixels."""
-    return "weights"
+def _order(conv: Convolution, tile: _Tile, target: Target) -> str:
+    """Which operand stays in the cache while the other one is walked: the operand walked anew for every
+    tile of the other should be the smaller one."""
+    itemsize = target.vector_bits // 8 // target.lanes(conv.accumulator)
+    weights = conv.out_blocks * conv.out_block * prod(dense_steps(conv)) * itemsize
+    pixels = prod(conv.in_size) * conv.in_channels * itemsize
+    return "pixels" if weights < pixels and weights <= target.cache_bytes[1] // 2 else "weights"
 
 
-class _Stages:
-    """The tensor expressions of the kernel: copies, sums (`sums`), epilogue, in parameter order."""
-
-    def __init__(self, kernel: Kernel, tile: Tile) -> None:
-        self.kernel = kernel
-        self.tile = tile
-        self.copies: list[str] = []
-        self.packing: dict[int, Packing] = {}
-        self.scratch: tuple[TensorType, ...] = ()
-        self._scratch_tensors: list[Tensor] = []
-        assert kernel.anchor is not None
-        self.conv = _geometry(kernel)
-        weights = placeholder_index(kernel, kernel.anchor.inputs[1])
-        if weights is not None and weights in kernel.constant_inputs:
-            self.packing[weights] = pack_dense_weights(self.conv, tile.oc_blocks)
-        inputs = placeholders(kernel, {i: p.type for i, p in self.packing.items()})
-        outputs = lower_body(kernel, inputs, self._anchor)
-        self.parameters = [*inputs, *self._scratch_tensors, *outputs]
-
-    def _anchor(self, node: Node, operands: Sequence[Tensor]) -> list[Tensor]:
-        data, weights = operands
-        conv = Convolution.of(node)
-        if conv.is_padded or placeholder_index(self.kernel, node.inputs[0]) is None:
-            data = self._copy("padded_input", pad_input(conv, data))
-        if not self.packing:
-            weights = self._copy(
-                "packed_weights", pack_dense_weights_in_kernel(conv, weights, self.tile.oc_blocks)
-            )
-        return [_convolve(self.conv, node, data, weights, self.tile)]
-
-    def _copy(self, name: str, stage: Tensor) -> Tensor:
-        self.copies.append(name)
-        self._scratch_tensors.append(stage)
-        self.scratch += (TensorType(tuple(int(d) for d in stage.shape), str(stage.dtype)),)
-        return stage
+def _register_tile(conv: Convolution, tile: _Tile, order: str, lanes: int) -> RegisterTile:
+    *outer, width = _pixels(conv)
+    sizes = [1] * len(outer) + [tile.width]
+    if outer:
+        sizes[-2] = tile.height
+    spatial = [Tiles.of(extent, size) for extent, size in zip((*outer, width), sizes, strict=True)]
+    axes = [
+        Tiles.of(conv.batch, 1),
+        Tiles.of(conv.out_blocks, tile.oc_blocks),
+        *spatial,
+        Tiles.of(conv.out_block, conv.out_block),
+    ]
+    pixels = list(range(2, 2 + len(spatial)))
+    walk = [0, 1, *pixels] if order == "weights" else [0, *pixels, 1]
+    return RegisterTile.of(axes, [*walk, len(axes) - 1], lanes, inside=[0, *pixels, 1])
 
 
-def _convolve(conv: Convolution, node: Node, data: Tensor, weights: Tensor, tile: Tile) -> Tensor:
-    """Sums in `[N, O/c, H, W, c]` of `conv`'s (maybe flattened) pixels, then the node's own output."""
-    chunk = conv.reduction_chunk
-    outer = te.reduce_axis((0, conv.reduction_chunks), "channel_chunk")
-    taps = [te.reduce_axis((0, k), f"tap{i}") for i, k in enumerate(conv.kernel)]
-    inner = te.reduce_axis((0, chunk), "channel")
-    flat, in_width = conv.is_pointwise, node.inputs[0].type.static_shape[3]
-
-    def read(n: Any, h: Any, w: Any) -> Any:
-        position = [w // in_width, w % in_width] if flat else input_position(conv, (h, w), taps)
-        channel = outer * chunk + inner
-        if conv.in_block == 1:
-            return data(n, channel, *position)
-        return data(n, channel // conv.in_block, *position, channel % conv.in_block)
-
-    def multiply(n: Any, o: Any, h: Any, w: Any, v: Any) -> Any:
-        lane = o % tile.oc_blocks * conv.out_block + v
-        weight = weights(o // tile.oc_blocks, outer, *taps, inner, lane)
-        product = read(n, h, w).astype(conv.accumulator) * weight.astype(conv.accumulator)
-        return te.sum(product, axis=[outer, *taps, inner])
-
-    shape = (conv.batch, conv.out_blocks, *conv.out_size, conv.out_block)
-    sums = te.compute(shape, multiply, name="sums")
-    _, _, _, width, _ = node.output.type.static_shape
-
-    def convolved(n: Any, o: Any, h: Any, w: Any, v: Any) -> Any:
-        value = sums(n, o, 0, h * width + w, v) if flat else sums(n, o, h, w, v)
-        return value.astype(node.output.dtype)
-
-    return te.compute(node.output.type.static_shape, convolved, name="convolved")
-
-
-def _schedule_tile(schedule: Schedule, stages: _Stages, tile: Tile, config: Config, target: Target) -> None:
-    """1. Inline the epilogue. 2. Tile the output. 3. Compute the sums of a tile in registers."""
-    sums = schedule.get_sblock("sums")
-    final, *others = inline_between(schedule, {"sums", *stages.copies})
-    n, o, h, w, v = schedule.get_loops(final)
-    if stages.conv.is_pointwise:
-        w = schedule.fuse(h, w)
-        h = schedule.add_unit_loop(w)
-    o_tile, o_in = schedule.split(o, [None, tile.oc_blocks])
-    h_tile, h_in = schedule.split(h, [None, tile.height])
-    w_tile, w_in = schedule.split(w, [None, tile.width])
-    by_weights = config["order"] == "weights"
-    outer = [n, o_tile, h_tile, w_tile] if by_weights else [n, h_tile, w_tile, o_tile]
-    schedule.reorder(*outer, h_in, w_in, o_in, v)
-    schedule.set_scope(sums, 0, "local")
-    schedule.compute_at(sums, outer[-1], preserve_unit_loops=True)
-    for other in others:
-        schedule.reverse_compute_at(other, outer[-1], preserve_unit_loops=True)
-    chunk, tap, channel = _register_loops(schedule, sums)
-    for block in (final, *others):
-        _unroll_and_vectorize(schedule, block)
+def _reduction(conv: Convolution, data: Buffer, weights: Buffer, config: Config) -> Reduction:
+    steps = dense_steps(conv)
+    written = [1] * len(steps)
+    written[-1] = int(config["unroll"])
     if config["unroll_kernel"]:
-        schedule.unroll(tap)
-    if int(config["unroll"]) > 1:
-        _, step = schedule.split(channel, [None, int(config["unroll"])])
-        schedule.unroll(step)
-    initial = schedule.decompose_reduction(sums, chunk)
-    _unroll_and_vectorize(schedule, initial)
-    schedule.parallel(schedule.fuse(*outer[:-1]))
+        written[-2] = steps[-2]
+
+    def update(total: Expression, point: Point, step: Index) -> Expression:
+        n, _, *pixel, _ = point.index
+        chunk, *taps, channel = step
+        source = conv.first_input(point.bases[1] * conv.out_block) + chunk * conv.reduction_chunk + channel
+        at = _unflatten(conv, pixel) if conv.is_pointwise else conv.position(pixel, taps)
+        lane = point.places[1] * conv.out_block + point.places[-1]
+        weight = tirx.BufferLoad(weights, [point.tiles[1], *step, lane])
+        wide = conv.accumulator
+        return total + conv.read(data, n, source, at).astype(wide) * weight.astype(wide)
+
+    return Reduction(steps, tuple(written), conv.accumulator, tirx.const(0, conv.accumulator), update)
 
 
-def _register_loops(schedule: Schedule, sums: Any) -> list[Any]:
-    """Order the tile's loops as reduction outside, pixels by channel blocks by lanes inside."""
-    *tile, chunk, tap_h, tap_w, channel = schedule.get_loops(sums)[-9:]
-    _, o, h, w, v = tile
-    schedule.reorder(chunk, tap_h, tap_w, channel, h, w, o, v)
-    for loop in (h, w, o):
-        schedule.unroll(loop)
-    schedule.vectorize(v)
-    return [chunk, tap_w, channel]
+def _unflatten(conv: Convolution, pixel: Sequence[Expression]) -> list[Expression]:
+    (flat,) = pixel
+    at: list[Expression] = []
+    for extent in reversed(conv.out_size[1:]):
+        at.insert(0, flat % extent)
+        flat = flat // extent
+    return [flat, *at]
 
 
-def _unroll_and_vectorize(schedule: Schedule, block: Any) -> None:
-    *_, first, second, third, lanes = schedule.get_loops(block)
-    for loop in (first, second, third):
-        schedule.unroll(loop)
-    schedule.vectorize(lanes)
-
-
-def _schedule_copy(schedule: Schedule, stage: str) -> None:
-    """A vectorised copy, parallel over its outer axes."""
-    loops = schedule.get_loops(schedule.get_sblock(stage))
-    schedule.vectorize(loops[-1])
-    schedule.parallel(schedule.fuse(*loops[:2]))
+def _output_index(conv: Convolution, index: Sequence[Expression]) -> list[Expression]:
+    n, block, *pixel, lane = index
+    return [n, block, *(_unflatten(conv, pixel) if conv.is_pointwise else pixel), lane]
 
 
 TEMPLATES.register(Conv2dDirect.name, Conv2dDirect())

@@ -1,0 +1,171 @@
+"""Kernels whose anchor is computed by a hand-made nest: buffers, copies of operands, the fused epilogue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
+
+from tcomp.relay.graph import Node
+from tcomp.relay.types import TensorType
+from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.loops import (
+    Buffer,
+    Elements,
+    Expression,
+    Statement,
+    TensorMap,
+    buffers_of,
+    function,
+    loop,
+    parallel,
+    sequence,
+    vector_loop,
+)
+from tcomp.tensor.lower import AnchorCompute, lower_body, placeholders
+from tcomp.tensor.math import dtype_of
+from tcomp.tensor.template import Packing, Scheduled
+from tcomp.tvm_api import Tensor, te, tirx
+
+PARALLEL_FLOPS = 500_000
+"""Kernels of fewer operations run on the calling thread: waking others costs more."""
+
+
+class Anchored:
+    """The tensors and buffers of one kernel.
+
+    `value` is the tensor that the nest computes: the anchor's output, or what `anchor` made of it.
+    `operands` are the anchor's operands; where `buffer_of` has none for one, a prologue computes it.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        packing: Mapping[int, Packing] | None = None,
+        anchor: Callable[[Node, Sequence[Tensor]], tuple[Tensor, Sequence[Tensor]]] | None = None,
+    ) -> None:
+        self.kernel = kernel
+        self.packing = dict(packing or {})
+        self.operands: list[Tensor] = []
+        self._inputs = placeholders(kernel, {i: p.type for i, p in self.packing.items()})
+        self._input_buffers = buffers_of(self._inputs, "input")
+        self._buffers = TensorMap(zip(self._inputs, self._input_buffers, strict=True))
+        self._scratch: list[Buffer] = []
+        self.value: Tensor = None
+        self._outputs = lower_body(kernel, self._inputs, self._replace(anchor))
+        self._output_buffers = buffers_of(self._outputs, "output")
+
+    def _replace(
+        self, anchor: Callable[[Node, Sequence[Tensor]], tuple[Tensor, Sequence[Tensor]]] | None
+    ) -> AnchorCompute:
+        def compute(node: Node, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+            self.operands = list(operands)
+            if anchor is not None:
+                self.value, results = anchor(node, operands)
+                return results
+            self.value = te.placeholder(node.output.type.static_shape, node.output.dtype, name="anchor")
+            return [self.value]
+
+        return compute
+
+    @property
+    def threaded(self) -> bool:
+        """Whether the kernel is worth waking other threads for."""
+        return self.kernel.flops + self.kernel.nbytes >= PARALLEL_FLOPS
+
+    def buffer_of(self, tensor: Tensor) -> Buffer | None:
+        """The buffer that holds `tensor`; None when it is computed."""
+        if tensor not in self._buffers:
+            return None
+        return self._buffers[tensor]
+
+    def add_scratch(self, shape: Sequence[int], dtype: str, name: str) -> Buffer:
+        """A buffer that the caller provides, uninitialised."""
+        buffer = tirx.decl_buffer(list(shape), dtype, name=name)
+        self._scratch.append(buffer)
+        return buffer
+
+    def finish(self, index: Sequence[Expression], value: Expression) -> Statement:
+        """Store the outputs at `index`, `value` being the element of `self.value` there."""
+        stores: list[Statement] = []
+        for tensor, buffer in zip(self._outputs, self._output_buffers, strict=True):
+            elements = Elements(self._buffers)
+            elements.bind(self.value, value.astype(str(self.value.dtype)))
+            stores.append(elements.store(buffer, tensor, index))
+        return sequence(stores)
+
+    def copy(
+        self,
+        tensor: Tensor,
+        begin: Sequence[int],
+        end: Sequence[int],
+        fill: Expression,
+        lanes: int,
+        name: str = "padded",
+    ) -> tuple[list[Statement], Buffer]:
+        """`tensor` in memory with `begin` and `end` elements of `fill` around it on each axis.
+
+        The copy has `fill`'s element type. There is no statement, and the buffer is the operand's own, when
+        there is nothing to do. Negative padding crops.
+        """
+        own = self.buffer_of(tensor)
+        if own is not None and not any(begin) and not any(end):
+            return [], own
+        extents = [int(d) for d in tensor.shape]
+        shape = [b + d + e for b, d, e in zip(begin, extents, end, strict=True)]
+        target = self.add_scratch(shape, dtype_of(fill), name)
+        rows = len(shape) - (2 if shape[-1] <= lanes and not begin[-1] and not end[-1] else 1)
+
+        def element(index: Sequence[Expression]) -> Statement:
+            source = [i - b for i, b in zip(index, begin, strict=True)]
+            elements = Elements(self._buffers)
+            value = elements.element(tensor, source).astype(dtype_of(fill))
+            return sequence([*elements.statements, tirx.BufferStore(target, value, list(index))])
+
+        def blank(index: Sequence[Expression]) -> Statement:
+            return tirx.BufferStore(target, fill, list(index))
+
+        def run(
+            outer: list[Expression], first: int, count: int, body: Callable[..., Statement]
+        ) -> list[Statement]:
+            """`body` at `count` positions from `first` of the row axis."""
+            if count <= 0:
+                return []
+            if rows == len(shape) - 1:
+                return vector_loop(count, lanes, 4, lambda i: body([*outer, i + first]))
+            return [
+                loop(
+                    count,
+                    lambda i: sequence(
+                        vector_loop(shape[-1], lanes, 4, lambda v: body([*outer, i + first, v]))
+                    ),
+                )
+            ]
+
+        def row(number: Expression) -> Statement:
+            outer: list[Expression] = []
+            for extent in reversed(shape[:rows]):
+                outer.insert(0, number % extent if extent > 1 else 0)
+                number = number // extent if extent > 1 else number
+            inside = [
+                condition
+                for i, b, d, e in zip(outer, begin, extents, end, strict=False)
+                for condition in ([i >= b] if b > 0 else []) + ([i < b + d] if e > 0 else [])
+            ]
+            left, right = max(begin[rows], 0), max(end[rows], 0)
+            filled = sequence(
+                run(outer, 0, left, blank)
+                + run(outer, left, shape[rows] - left - right, element)
+                + run(outer, shape[rows] - right, right, blank)
+            )
+            if not inside:
+                return filled
+            return tirx.IfThenElse(tirx.all(*inside), filled, sequence(run(outer, 0, shape[rows], blank)))
+
+        make = parallel if self.threaded else loop
+        return [make(prod(shape[:rows]), row, "row")], target
+
+    def scheduled(self, statements: Sequence[Statement]) -> Scheduled:
+        """The function that runs `statements`."""
+        parameters = [*self._input_buffers, *self._scratch, *self._output_buffers]
+        scratch = tuple(TensorType(tuple(int(d) for d in b.shape), str(b.dtype)) for b in self._scratch)
+        return Scheduled(function(parameters, sequence(statements)), self.packing, scratch)

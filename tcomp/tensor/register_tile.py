@@ -1,0 +1,174 @@
+"""A nest that keeps a tile of the output in registers over the whole reduction.
+
+Convolution-like templates state their loops through it: what one step of the reduction does to one sum,
+and what happens with a finished sum. Tiles overlap at the end of an axis (see `primitives.Tiles`), so
+that no loop has a rest and no store a predicate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import gcd, prod
+
+from tcomp.tensor.loops import Expression, Statement, local, loop, parallel, sequence, unrolled, vectorized
+from tcomp.tensor.primitives import Tiles
+from tcomp.tvm_api import tirx
+
+Index = Sequence[Expression]
+
+
+@dataclass(frozen=True)
+class RegisterTile:
+    """How the output is tiled: one `Tiles` an axis, the last axis being that of vectors of `lanes`.
+
+    `order` lists the axes whose tiles are walked from the outermost to the innermost loop. All of these
+    loops are one, so that threads share them evenly. `inside` lists all axes but the last in the order in
+    which the elements of a tile are written out: what the innermost of them shares (a broadcast input)
+    is needed in a register only once at a time, what the outermost shares stays in registers throughout.
+    """
+
+    axes: tuple[Tiles, ...]
+    order: tuple[int, ...]
+    inside: tuple[int, ...]
+    lanes: int
+
+    @staticmethod
+    def of(
+        axes: Sequence[Tiles], order: Sequence[int], vector_lanes: int, inside: Sequence[int] | None = None
+    ) -> RegisterTile:
+        """`lanes` is the widest vector that divides the last axis of the tile; `inside` in order of axes."""
+        written = range(len(axes) - 1) if inside is None else inside
+        return RegisterTile(tuple(axes), tuple(order), tuple(written), gcd(axes[-1].size, vector_lanes))
+
+    @property
+    def count(self) -> int:
+        """Tiles of the whole output."""
+        return prod(t.count for t in self.axes)
+
+    @property
+    def size(self) -> int:
+        """Elements of one tile."""
+        return prod(t.size for t in self.axes)
+
+    def numbers(self, number: Expression) -> list[Expression]:
+        """The place of tile `number` among the tiles of every axis."""
+        found: list[Expression] = [0] * len(self.axes)
+        for axis in reversed(self.order):
+            count = self.axes[axis].count
+            if count > 1:
+                found[axis], number = number % count, number // count
+        return found
+
+
+@dataclass(frozen=True)
+class Point:
+    """One element of the output: on every axis its tile, the tile's first element, its place in the tile."""
+
+    tiles: tuple[Expression, ...]
+    bases: tuple[Expression, ...]
+    places: tuple[Expression, ...]
+
+    @property
+    def index(self) -> list[Expression]:
+        """The element's place in the output."""
+        return [b + p for b, p in zip(self.bases, self.places, strict=True)]
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """What is summed up: `update(sum, point, step)` at every `step` of `extents`, from `initial`.
+
+    Axes whose extent is in `unroll` above 1 have that many steps of their loop written out; `unroll`
+    divides the extent.
+    """
+
+    extents: tuple[int, ...]
+    unroll: tuple[int, ...]
+    dtype: str
+    initial: Expression
+    update: Callable[[Expression, Point, Index], Expression]
+
+
+def tile_nest(
+    tile: RegisterTile,
+    reduction: Reduction,
+    finish: Callable[[Index, Expression], Statement],
+    threaded: bool,
+) -> Statement:
+    """For every tile: sums start at `initial`, go through the reduction, and end in `finish(index, sum)`."""
+
+    def one_tile(number: Expression) -> Statement:
+        numbers = tile.numbers(number)
+        allocation, sums = local([tile.size], reduction.dtype, "sums")
+
+        def everywhere(body: Callable[[Point, Expression], Statement]) -> Statement:
+            return _positions(tile, numbers, body)
+
+        def step(taken: Index) -> Statement:
+            return everywhere(
+                lambda point, at: tirx.BufferStore(
+                    sums, reduction.update(tirx.BufferLoad(sums, [at]), point, taken), [at]
+                )
+            )
+
+        return sequence(
+            [
+                allocation,
+                everywhere(lambda _, at: tirx.BufferStore(sums, reduction.initial, [at])),
+                _steps(reduction, step),
+                everywhere(lambda point, at: finish(point.index, tirx.BufferLoad(sums, [at]))),
+            ]
+        )
+
+    return (parallel if threaded else loop)(tile.count, one_tile, "tile")
+
+
+def _positions(
+    tile: RegisterTile, numbers: Index, body: Callable[[Point, Expression], Statement]
+) -> Statement:
+    """`body(index, place in the tile)` over the tile: vectors of lanes, everything else written out."""
+    *outer, last = [t.size for t in tile.axes]
+    bases = tuple(t.base(n) for t, n in zip(tile.axes, numbers, strict=True))
+
+    def nest(places: dict[int, Expression]) -> Statement:
+        if len(places) < len(outer):
+            axis = tile.inside[len(places)]
+            return unrolled(outer[axis], lambda i: nest({**places, axis: i}))
+
+        def lane_at(vector: Expression, lane: Expression) -> Statement:
+            here = (*(places[axis] for axis in range(len(outer))), vector * tile.lanes + lane)
+            at: Expression = 0
+            for size, place in zip((*outer, last), here, strict=True):
+                at = at * size + place
+            return body(Point(tuple(numbers), bases, here), at)
+
+        return unrolled(
+            last // tile.lanes, lambda vector: vectorized(tile.lanes, lambda lane: lane_at(vector, lane))
+        )
+
+    return nest({})
+
+
+def _steps(reduction: Reduction, step: Callable[[Index], Statement]) -> Statement:
+    if not prod(reduction.extents):
+        return tirx.Evaluate(0)
+
+    def nest(taken: tuple[Expression, ...]) -> Statement:
+        if len(taken) == len(reduction.extents):
+            return step(taken)
+        extent, written = reduction.extents[len(taken)], reduction.unroll[len(taken)]
+        return loop(
+            extent // written,
+            lambda i: unrolled(written, lambda u: nest((*taken, i * written + u))),
+            "step",
+        )
+
+    return nest(())
+
+
+def vector_tile(extent: int, lanes: int, vectors: int) -> Tiles:
+    """Tiles of `vectors` vectors of an axis; of one narrower vector on an axis shorter than a vector."""
+    while lanes > extent:
+        lanes //= 2
+    return Tiles.of(extent, lanes * max(1, min(vectors, extent // lanes)))
