@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pytest
 
@@ -23,12 +25,12 @@ SHAPES = [((2, 3, 21, 35), "NCHW"), ((2, 2, 10, 9), "NCHW"), ((1, 2, 13, 19, 16)
 
 
 def pool(
-    op: str, shape: tuple[int, ...], dtype: str = "float32", epilogue: bool = False, **attrs: Attr
+    op: str, shape: tuple[int, ...], attrs: Mapping[str, Attr], layout: str = "NCHW", epilogue: bool = False
 ) -> Kernel:
     builder = GraphBuilder()
-    result = builder.op(op, builder.input("x", shape, dtype), **attrs)
+    result = builder.op(op, builder.input("x", shape, "float32"), **attrs, data_layout=layout)
     if epilogue:
-        residual = builder.input("residual", result.type.static_shape, dtype)
+        residual = builder.input("residual", result.type.static_shape, "float32")
         result = builder.op("relu", builder.op("add", result, residual))
     return Kernel(builder.build(result), frozenset())
 
@@ -48,29 +50,33 @@ def assert_matches(kernel: Kernel, tile: int | None = None) -> None:
 @pytest.mark.parametrize("attrs", WINDOWS)
 @pytest.mark.parametrize("op", ["max_pool2d", "avg_pool2d"])
 def test_matches_reference(op: str, attrs: dict[str, Attr], shape: tuple[int, ...], layout: str) -> None:
-    assert_matches(pool(op, shape, epilogue=True, data_layout=layout, **attrs))
+    assert_matches(pool(op, shape, attrs, layout, epilogue=True))
 
 
 @pytest.mark.parametrize("tile", [1, 2, 8, 16])
 @pytest.mark.parametrize(("shape", "layout"), SHAPES)
 def test_every_tile_matches(shape: tuple[int, ...], layout: str, tile: int) -> None:
-    assert_matches(pool("avg_pool2d", shape, data_layout=layout, count_include_pad=True, **WINDOWS[3]), tile)
+    assert_matches(pool("avg_pool2d", shape, {**WINDOWS[3], "count_include_pad": True}, layout), tile)
 
 
 @pytest.mark.parametrize("op", ["max_pool3d", "avg_pool3d"])
 def test_three_axes(op: str) -> None:
     assert_matches(
-        pool(op, (1, 2, 7, 8, 20), kernel=(3, 2, 3), strides=(2, 1, 1), padding=(1, 0, 1, 1, 1, 1))
+        pool(
+            op,
+            (1, 2, 7, 8, 20),
+            {"kernel": (3, 2, 3), "strides": (2, 1, 1), "padding": (1, 0, 1, 1, 1, 1)},
+        )
     )
 
 
 def test_window_of_padding_alone() -> None:
     """A window that holds no element of the input is the lowest value."""
-    assert_matches(pool("max_pool1d", (1, 1, 3), kernel=(2,), strides=(2,), padding=(2, 2)))
+    assert_matches(pool("max_pool1d", (1, 1, 3), {"kernel": (2,), "strides": (2,), "padding": (2, 2)}))
 
 
 def test_results_stay_in_registers() -> None:
-    kernel = pool("max_pool2d", (1, 4, 56, 56, 16), data_layout="NCHW16c", **WINDOWS[0])
+    kernel = pool("max_pool2d", (1, 4, 56, 56, 16), WINDOWS[0], "NCHW16c")
     lines = build_kernel(kernel, TARGETS["x86-64-v4"]).source("asm").splitlines()
     assert sum("vmaxps" in line and "zmm" in line for line in lines) >= 12
     assert not [line for line in lines if "zmm" in line and "rsp" in line and "vmov" in line]
