@@ -25,6 +25,8 @@ from tcomp.tuner.loop import TaskResult, TuneOptions
 from tcomp.tuner.loop import tune as tune_tasks
 from tcomp.tuner.progress import Progress
 from tcomp.tuner.provenance import device_name
+from tcomp.tuner.replay import ReplayReport
+from tcomp.tuner.replay import replay as replay_graph
 from tcomp.tuner.task import Task, kernels, tasks
 from tcomp.verification import Tolerance, Verification, verify_model
 
@@ -171,6 +173,24 @@ def tune(
     chosen = as_target(target)
     found = tasks(static_kernels(load_model(model, input_shapes), chosen), chosen)
     return tune_tasks([t for t in found if select is None or select(t)], log, options, progress)
+
+
+def replay(
+    model: str | Path | Graph,
+    target: str | Target = "llvm",
+    logs: Sequence[str | Path] = (),
+    input_shapes: InputShapes | None = None,
+    threads: int = 1,
+) -> tuple[ReplayReport, tuple[str, ...]]:
+    """Look up and build every kernel of `model` from `logs`, measuring nothing.
+
+    Answers the report and the log lines that were skipped. Raises RecordError when a log cannot be read.
+    """
+    chosen = as_target(target)
+    records = Records.load(logs)
+    graph = static_kernels(load_model(model, input_shapes), chosen)
+    report = replay_graph(graph, chosen, records, threads, device_name())
+    return report, tuple(str(p) for p in records.problems)
 
 
 def verify(
