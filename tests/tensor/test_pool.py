@@ -28,7 +28,8 @@ def pool(
     op: str, shape: tuple[int, ...], attrs: Mapping[str, Attr], layout: str = "NCHW", epilogue: bool = False
 ) -> Kernel:
     builder = GraphBuilder()
-    result = builder.op(op, builder.input("x", shape, "float32"), **attrs, data_layout=layout)
+    every: dict[str, Attr] = {**attrs, "data_layout": layout}
+    result = builder.op(op, builder.input("x", shape, "float32"), name="", **every)
     if epilogue:
         residual = builder.input("residual", result.type.static_shape, "float32")
         result = builder.op("relu", builder.op("add", result, residual))
