@@ -1,3 +1,4 @@
+# pyright: reportUnknownLambdaType=false, reportUnknownArgumentType=false
 """Activation functions: each one elementwise operator, so that it stays one step of an epilogue."""
 
 from __future__ import annotations

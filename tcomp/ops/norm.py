@@ -1,3 +1,4 @@
+# pyright: reportUnknownLambdaType=false, reportUnknownArgumentType=false
 """Normalisations: batch, layer, group (instance), root mean square, and local response."""
 
 from __future__ import annotations
@@ -111,7 +112,12 @@ def normalised(
         squares.shape, lambda *i: 1 / tirx.sqrt(squares(*i) * inverse + epsilon), name="inverse_deviation"
     )
     statistics.append(root)
-    return statistics, (lambda e, m, r: (e - m) * r) if centre else (lambda e, r: e * r)
+
+    def normalise(element: Any, *statistic: Any) -> Any:
+        *mean, inverse_deviation = statistic
+        return (element - mean[0] if mean else element) * inverse_deviation
+
+    return statistics, normalise
 
 
 def _declare_row_norm(
@@ -181,15 +187,18 @@ def _row_types(
     return (TensorType(shape, dtype), *[TensorType(row, dtype)] * count)
 
 
-_LOOSE = {"rtol": 1e-4, "atol": 1e-4}
+def _row_sample(types: tuple[TensorType, ...], **attrs: Attr) -> Sample:
+    return Sample(types, attrs, rtol=1e-4, atol=1e-4)
+
+
 _declare_row_norm(
     "layer_norm",
     True,
     (2, 3),
     (
-        Sample(_row_types((3, 5, 40), (40,), 2), {"axis": 2}, **_LOOSE),
-        Sample(_row_types((2, 3, 37), (3, 37), 2), {"axis": 1}, **_LOOSE),
-        Sample(_row_types((4, 18), (18,), 1), {"axis": 1, "epsilon": 1e-3}, **_LOOSE),
+        _row_sample(_row_types((3, 5, 40), (40,), 2), axis=2),
+        _row_sample(_row_types((2, 3, 37), (3, 37), 2), axis=1),
+        _row_sample(_row_types((4, 18), (18,), 1), axis=1, epsilon=1e-3),
         Sample(_row_types((3, 64), (64,), 2, "bfloat16"), {"axis": 1}, rtol=3e-2, atol=3e-2),
     ),
 )
@@ -198,8 +207,8 @@ _declare_row_norm(
     False,
     (2, 2),
     (
-        Sample(_row_types((3, 5, 40), (40,), 1), {"axis": 2}, **_LOOSE),
-        Sample(_row_types((2, 3, 37), (3, 37), 1), {"axis": 1}, **_LOOSE),
+        _row_sample(_row_types((3, 5, 40), (40,), 1), axis=2),
+        _row_sample(_row_types((2, 3, 37), (3, 37), 1), axis=1),
         Sample(_row_types((3, 64), (64,), 1, "float16"), {"axis": 1}, rtol=4e-3, atol=4e-3),
     ),
 )
@@ -257,9 +266,9 @@ declare(
         arity=(3, 3),
         flops_per_element=8,
         samples=(
-            Sample(_channel_types((2, 6, 5, 7), 2), {"groups": 3}, **_LOOSE),
-            Sample(_channel_types((2, 4, 9), 2), {"groups": 4}, **_LOOSE),
-            Sample(_channel_types((2, 8), 2), {"groups": 2}, **_LOOSE),
+            _row_sample(_channel_types((2, 6, 5, 7), 2), groups=3),
+            _row_sample(_channel_types((2, 4, 9), 2), groups=4),
+            _row_sample(_channel_types((2, 8), 2), groups=2),
         ),
     )
 )

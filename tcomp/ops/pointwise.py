@@ -16,7 +16,7 @@ from tcomp.ops.shapes import accumulator, broadcast_index, broadcast_shapes, sta
 from tcomp.relay.attributes import text
 from tcomp.relay.graph import Attr, Attrs
 from tcomp.relay.op import FusionKind, LayoutRule, Op, Sample, declare
-from tcomp.relay.types import FLOATS, INTEGERS, SIGNED_INTEGERS, Array, TensorType, numpy_dtype
+from tcomp.relay.types import FLOATS, INTEGERS, SIGNED_INTEGERS, Array, TensorType, numpy_dtype, type_of
 from tcomp.tensor.math import Expression, dtype_of
 from tcomp.tvm_api import Tensor, te
 
@@ -70,10 +70,12 @@ def declare_pointwise(row: Pointwise) -> None:
         return [TensorType(broadcast_shapes(*(t.shape for t in types)), dtype)]
 
     def evaluate(arrays: Sequence[Array], attrs: Attrs) -> list[Array]:
-        dtype = arrays[0].dtype.name
+        dtype = type_of(arrays[0]).dtype
         if row.result != SAME:
             dtype = text(attrs, row.result[1:]) if row.result.startswith("@") else row.result
-        operands = [a.astype(accumulator(a.dtype.name), copy=False) for a in arrays] if row.wide else arrays
+        operands = (
+            [a.astype(accumulator(type_of(a).dtype), copy=False) for a in arrays] if row.wide else arrays
+        )
         return [np.asarray(row.reference(*operands, **attrs)).astype(numpy_dtype(dtype), copy=False)]
 
     def compute(inputs: Sequence[Tensor], attrs: Attrs, outputs: Sequence[TensorType]) -> list[Tensor]:

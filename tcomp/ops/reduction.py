@@ -1,3 +1,4 @@
+# pyright: reportUnknownLambdaType=false, reportUnknownArgumentType=false
 """Reductions over axes, softmax, and the sequential scans: arg-reductions, cumsum, topk."""
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from tcomp.ops.shapes import accumulator, check_axis, static_shape
 from tcomp.relay.attributes import flag, integer
 from tcomp.relay.graph import Attrs
 from tcomp.relay.op import REQUIRED, FusionKind, Op, Sample, declare
-from tcomp.relay.types import FLOATS, INTEGERS, Array, TensorType
+from tcomp.relay.types import FLOATS, INTEGERS, Array, TensorType, type_of
 from tcomp.tensor.loops import (
     Buffer,
     Expression,
@@ -54,7 +54,7 @@ def _infer_cumsum(types: Sequence[TensorType], attrs: Attrs) -> list[TensorType]
 
 def _evaluate_cumsum(arrays: Sequence[Array], attrs: Attrs) -> list[Array]:
     axis, reverse = integer(attrs, "axis"), flag(attrs, "reverse")
-    x = arrays[0].astype(accumulator(arrays[0].dtype.name), copy=False)
+    x = arrays[0].astype(accumulator(type_of(arrays[0]).dtype), copy=False)
     x = np.flip(x, axis) if reverse else x
     total = np.cumsum(x, axis=axis, dtype=x.dtype)
     if flag(attrs, "exclusive"):
@@ -122,7 +122,7 @@ def _infer_topk(types: Sequence[TensorType], attrs: Attrs) -> list[TensorType]:
 
 def _evaluate_topk(arrays: Sequence[Array], attrs: Attrs) -> list[Array]:
     x, axis, k = arrays[0], integer(attrs, "axis"), integer(attrs, "k")
-    wide = x.astype(accumulator(x.dtype.name), copy=False)
+    wide = x.astype(accumulator(type_of(x).dtype), copy=False)
     if flag(attrs, "largest"):
         # a stable descending order: reverse, sort ascending, reverse back
         order = np.flip(x.shape[axis] - 1 - np.argsort(np.flip(wide, axis), axis=axis, kind="stable"), axis)

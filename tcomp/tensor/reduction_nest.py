@@ -99,9 +99,11 @@ def _read_by(reader: Tensor) -> list[Tensor]:
 
 def _calls_function(tensor: Tensor) -> bool:
     found: list[bool] = []
-    structural_walk(
-        tensor.op.body[0], (tvm.ir.Call, lambda call: found.append(call.op.name in _TRANSCENDENTAL))
-    )
+
+    def on_call(call: Any) -> None:
+        found.append(call.op.name in _TRANSCENDENTAL)
+
+    structural_walk(tensor.op.body[0], (tvm.ir.Call, on_call))
     return any(found)
 
 

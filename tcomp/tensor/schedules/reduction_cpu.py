@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.knobs import Config, Space
+from tcomp.tensor.knobs import Config, Ordered, Space
 from tcomp.tensor.schedules.rows_cpu import reduction_nest, reduction_space
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
 
 
 class ReductionCpu(Template):
     """Steps: share outer rows (or strips of the innermost axis) among threads; vectorise across the
-    innermost kept axis; reduce in registers.
+    innermost kept axis, `vectors` registers wide; reduce in registers.
     """
 
     name = "reduction_cpu"
@@ -21,10 +21,10 @@ class ReductionCpu(Template):
         return space is not None and not space.innermost_is_column
 
     def space(self, kernel: Kernel, target: Target) -> Space:
-        return Space(())
+        return Space((Ordered("vectors", (1, 2, 4, 8), 4),))
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
-        return reduction_nest(kernel, target, 1, horizontal=False)
+        return reduction_nest(kernel, target, int(config["vectors"]), horizontal=False)
 
 
 TEMPLATES.register(ReductionCpu.name, ReductionCpu())

@@ -39,7 +39,7 @@ def reduction_nest(kernel: Kernel, target: Target, unroll: int, horizontal: bool
         space,
         TensorMap(zip(outputs, output_buffers, strict=True)),
         TensorMap(zip(inputs, input_buffers, strict=True)),
-        target.lanes(),
+        target.lanes() * (1 if horizontal else unroll),
         unroll,
         kernel.nbytes >= _PARALLEL_BYTES,
     )

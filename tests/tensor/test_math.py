@@ -1,0 +1,68 @@
+"""Vectorised functions: error bounds over dense samples, special values, no calls left in vector code."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from tcomp.codegen.jit import KernelRunner, build_kernel
+from tcomp.relay.builder import GraphBuilder
+from tcomp.relay.op import OPS
+from tcomp.target.target import TARGETS
+from tcomp.tensor.kernel import Kernel
+
+SPECIAL = np.array([np.inf, -np.inf, np.nan, 0.0, -0.0, 1e-40, 1e-45, 3e38, -3e38], "float32")
+SAMPLES = np.concatenate(
+    [np.linspace(-110, 88, 40001), np.linspace(-10, 10, 40001), np.linspace(-1, 1, 4001), SPECIAL]
+).astype("float32")
+# operator -> greatest relative error, greatest absolute error: a result may use either
+BOUNDS = {
+    "exp": (1.3e-7, 1e-44),
+    "log": (1.3e-7, 1e-9),
+    "tanh": (4e-7, 0.0),
+    "erf": (4e-7, 1e-44),
+    "sigmoid": (4e-7, 1e-37),
+    "sin": (2e-7, 2e-7),
+    "cos": (2e-7, 2e-7),
+    "asin": (3e-7, 0.0),
+    "acos": (3e-7, 4e-7),
+    "atan": (3e-7, 0.0),
+    "sinh": (1e-6, 1e-44),
+    "cosh": (5e-7, 0.0),
+    "asinh": (1e-6, 1e-44),
+    "acosh": (2e-6, 0.0),
+    "atanh": (1e-6, 1e-44),
+}
+
+
+def unary_kernel(name: str, size: int) -> KernelRunner:
+    builder = GraphBuilder()
+    graph = builder.build(builder.op(name, builder.input("x", (size,))))
+    return build_kernel(Kernel(graph), TARGETS["x86-64-v4"])
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_error_is_within_the_stated_bound(name: str) -> None:
+    x = SAMPLES if name not in ("sin", "cos") else SAMPLES[np.abs(SAMPLES) < 1e8]
+    (got,) = unary_kernel(name, x.size)([x])
+    with np.errstate(all="ignore"):
+        exact = np.asarray(OPS[name].evaluate([x.astype("float64")], {})[0])
+        rounded = exact.astype("float32")
+    assert np.array_equal(np.isnan(got), np.isnan(rounded))
+    finite = np.isfinite(rounded)
+    assert np.array_equal(got[~finite & ~np.isnan(rounded)], rounded[~finite & ~np.isnan(rounded)])
+    relative, absolute = BOUNDS[name]
+    error = np.abs(got[finite].astype("float64") - exact[finite])
+    worst = np.argmax(error - relative * np.abs(exact[finite]))
+    assert np.all(error <= relative * np.abs(exact[finite]) + absolute), (x[finite][worst], error[worst])
+
+
+@pytest.mark.parametrize("name", ["exp", "log", "tanh", "erf", "sigmoid", "sin", "gelu", "mish", "softplus"])
+def test_vector_code_makes_no_calls(name: str) -> None:
+    source = unary_kernel(name, 1024).source("ll")
+    body = source[source.index("_internal_kernel") :] if "_internal_kernel" in source else source
+    assert "<16 x float>" in body
+    assert not re.findall(r"call [^\n]*@(?:expf?|logf?|log1pf?|tanhf?|erff?|sinf?|cosf?)\(", source)
+    assert not re.findall(r"call <\d+ x float> @llvm\.(?:exp|log|tanh|sin|cos)", source)
