@@ -129,7 +129,7 @@ def _work_folder(output: Path) -> tempfile.TemporaryDirectory[str]:
     """A folder on the output's file system, so that renaming moves files into place at once."""
     if not output.parent.is_dir():
         raise BuildError(f"cannot write {output}: there is no folder {output.parent}")
-    return tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent)
+    return tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent.absolute())
 
 
 def _schedule_all(graph: Graph, target: Target, config_of: ConfigOf | None) -> dict[str, Scheduled]:
