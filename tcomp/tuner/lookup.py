@@ -77,7 +77,7 @@ class Records:
         found = self._by_task.get((kernel.key, target.isa, threads), [])
         if not found:
             return Lookup("missing", note=self._why_missing(kernel, target, threads))
-        current = [r for r in found if r.template == template.id and _is_legal(space, r.config)]
+        current = [r for r in found if r.template == template.id and is_legal(space, r.config)]
         if not current:
             versions = ", ".join(sorted({r.template for r in found}))
             return Lookup("stale", note=f"records are of {versions}, the template is {template.id}")
@@ -100,15 +100,16 @@ def best_record(records: Iterable[Record], default: Config, device: str | None =
     """The fastest successful record, of those from `device` if there are any.
 
     Configs are compared by their time relative to the default's in the same session, so that sessions on
-    a busy and on an idle machine compare. A config that was raced against the default is judged by its
-    races alone, and one that never was needs a margin of `UNVERIFIED`.
+    a busy and on an idle machine compare. Once there were races against the default, only raced configs
+    count, by their races alone; before, a config needs a margin of `UNVERIFIED` over the default.
     """
     ok = [r for r in records if r.status == "ok"]
     here = [r for r in ok if r.device == device]
-    by_config: dict[str, list[Record]] = defaultdict(list)
-    for record in here or ok:
-        by_config[record.config_key].append(record)
     default_key = config_key(default)
+    raced = [r for r in here or ok if r.phase == "final"]
+    by_config: dict[str, list[Record]] = defaultdict(list)
+    for record in raced or here or ok:
+        by_config[record.config_key].append(record)
     ranked = [(_score(group, key == default_key), key) for key, group in by_config.items()]
     if not ranked:
         return None
@@ -118,16 +119,16 @@ def best_record(records: Iterable[Record], default: Config, device: str | None =
 
 def _score(group: Sequence[Record], is_default: bool) -> tuple[bool, float]:
     """Lower is better. Records without a baseline come last, by absolute time."""
-    raced = [r for r in group if r.phase == "final"]
-    relative = [r.relative for r in raced or group if r.relative is not None]
+    relative = [r.relative for r in group if r.relative is not None]
     if is_default:
         return False, 1.0
     if not relative:
         return True, median(r.median for r in group)
-    return False, median(relative) * (1.0 if raced else UNVERIFIED)
+    return False, median(relative) * (UNVERIFIED if group[0].phase == "trial" else 1.0)
 
 
-def _is_legal(space: Space, config: Config) -> bool:
+def is_legal(space: Space, config: Config) -> bool:
+    """Whether `config` is one of `space`: its knobs, known values, legal together."""
     try:
         space.check(config)
     except ScheduleError:

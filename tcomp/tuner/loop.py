@@ -11,7 +11,7 @@ from pathlib import Path
 from tcomp.errors import Interrupted, RecordError
 from tcomp.tensor.knobs import Config
 from tcomp.tuner.cost_model import CostModel
-from tcomp.tuner.lookup import best_record
+from tcomp.tuner.lookup import UNVERIFIED, best_record, is_legal
 from tcomp.tuner.measure import MeasureOptions, Measurer, Outcome, TaskError, WorkerPool
 from tcomp.tuner.progress import Event, Progress, TaskDone, TaskSkipped, TrialDone, TuningStarted
 from tcomp.tuner.provenance import device_name, now, tool_versions
@@ -168,6 +168,8 @@ class _Session:
             state = states.get((record.task, record.isa, record.template))
             if state is None or record.device != device or record.threads != threads:
                 continue
+            if not is_legal(state.task.space, record.config):
+                continue
             state.records.append(record)
             if record.phase == "trial":
                 self._learn(state, record)
@@ -314,14 +316,15 @@ class _Session:
         return TaskResult(task, record, state.trials, state.skipped)
 
     def _finalists(self, state: _State) -> list[Config]:
-        """Configs to race: none once the best record is of a race or of the default, else the fastest."""
-        default = state.task.space.default
-        best = best_record(state.records, default, device_name())
+        """The fastest configs that were never raced and look faster than what would be published."""
+        best = best_record(state.records, state.task.space.default, device_name())
         if state.default is None or state.skipped or best is None:
             return []
-        if best.phase == "final" or best.config_key == state.default_key:
-            return []
-        raced = {r.config_key for r in state.records if r.phase == "final"}
-        trials = (r for r in state.records if r.phase == "trial" and r.config_key not in raced)
-        fastest = sorted(trials, key=lambda r: r.relative or inf)[: self.options.finalists]
-        return [r.config for r in fastest if r.config_key != state.default_key]
+        bar = (best.relative or 1.0) if best.phase == "final" else 1.0
+        raced = {r.config_key for r in state.records if r.phase == "final"} | {state.default_key}
+        trials = {r.config_key: r for r in state.records if r.phase == "trial"}
+        promising = [
+            r for k, r in trials.items() if k not in raced and (r.relative or inf) * UNVERIFIED < bar
+        ]
+        fastest = sorted(promising, key=lambda r: r.relative or inf)
+        return [r.config for r in fastest[: self.options.finalists]]

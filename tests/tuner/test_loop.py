@@ -152,9 +152,11 @@ from tcomp.target.host import host_target
 from tcomp.tuner.loop import TuneOptions, tune
 from tcomp.tuner.measure import MeasureOptions
 from tcomp.tuner.task import Task
+def print_event(event):
+    print(event, flush=True)
 options = TuneOptions(trials=None, measure=MeasureOptions(plugins=("fake_template",), trial_seconds=30))
 try:
-    tune([Task.of(fake_kernel(name="tame"), host_target())], sys.argv[1], options, lambda e: print(e, flush=True))
+    tune([Task.of(fake_kernel(name="tame"), host_target())], sys.argv[1], options, print_event)
 except Interrupted as error:
     print(error)
     sys.exit(error.exit_status)
