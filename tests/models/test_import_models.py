@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from zoo import MODELS, example_inputs, model_path
+from zoo import MODELS, example_inputs, model_path, parameters
 
 from tcomp.frontend.onnx import import_onnx
 from tcomp.relay.dims import symbols_of
@@ -22,8 +22,7 @@ def reference(name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]
     return dict(zip((o.name for o in session.get_outputs()), session.run(None, inputs), strict=True))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", parameters())
 def test_model_equals_onnxruntime(name: str) -> None:
     """Within 1e-4 of each output's scale, outputs under the names of the file."""
     graph = import_onnx(model_path(name), MODELS[name].input_shapes)

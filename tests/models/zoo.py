@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 
+from tcomp.codegen.artifact import Report
 from tcomp.relay.graph import Graph
 from tcomp.relay.types import Array, numpy_dtype
+from tcomp.runtime import Model
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,14 +31,31 @@ def _script() -> ModuleType:
     return module
 
 
-MODELS = _script().MODELS
+_SCRIPT = _script()
+MODELS = _SCRIPT.MODELS
 
 
-def model_path(name: str) -> Path:
-    """The file of a model; the test is skipped when it has not been fetched."""
-    path = ROOT / "models" / f"{name}.onnx"
+@dataclass(frozen=True)
+class CompiledModel:
+    """A model of the zoo, compiled and loaded."""
+
+    report: Report
+    model: Model
+
+
+def parameters(names: Iterable[str] = MODELS) -> list[Any]:
+    """Test parameters: the models of the slow tests, and all others, which only `-m zoo` selects."""
+    tested = set(_SCRIPT.TESTED)
+    return [pytest.param(n, marks=pytest.mark.slow if n in tested else pytest.mark.zoo) for n in names]
+
+
+def model_path(name: str, suffix: str = ".onnx") -> Path:
+    """A file of a model; the test fails when it has not been fetched."""
+    path = ROOT / "models" / f"{name}{suffix}"
     if not path.exists():
-        pytest.skip(f"models/{name}.onnx is missing: python scripts/models.py {name}")
+        pytest.fail(
+            f"models/{path.name} is missing: python scripts/models.py {name}, or --tests", pytrace=False
+        )
     return path
 
 

@@ -1,0 +1,36 @@
+"""Real models, compiled once for all tests that run them; `zoo` tests run only when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from zoo import MODELS, CompiledModel, model_path
+
+import tcomp
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The models that only `-m zoo` runs take many minutes: without it they are deselected."""
+    if "zoo" in config.option.markexpr:
+        return
+    zoo = [item for item in items if item.get_closest_marker("zoo") is not None]
+    if zoo:
+        config.hook.pytest_deselected(items=zoo)
+        items[:] = [item for item in items if item not in zoo]
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], CompiledModel]:
+    """Compile a model of `models/` with every default, for the shapes that its entry names."""
+    done: dict[str, CompiledModel] = {}
+
+    def get(name: str) -> CompiledModel:
+        if name not in done:
+            source = model_path(name)
+            output = tmp_path_factory.mktemp("compiled") / f"{name}.so"
+            result = tcomp.compile(source, output, input_shapes=MODELS[name].input_shapes)
+            done[name] = CompiledModel(result.report, tcomp.load(output))
+        return done[name]
+
+    return get
