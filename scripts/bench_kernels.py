@@ -75,7 +75,86 @@ def attention(heads: int, length: int, depth: int) -> Kernel:
     return Kernel(builder.build(builder.op("attention", *operands, scale=depth**-0.5)))
 
 
+def conv(
+    channels: int, size: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1
+) -> Callable[[], Kernel]:
+    """A square convolution with bias and relu in blocked layout, its input plain when it has few channels."""
+
+    def make() -> Kernel:
+        builder = GraphBuilder()
+        block = host_target().lanes()
+        blocked = f"NCHW{block}c"
+        plain = channels < block
+        shape = (1, channels, size, size) if plain else (1, -(-channels // block), size, size, block)
+        result = builder.op(
+            "conv2d",
+            builder.input("data", shape),
+            builder.input("weight", (outputs, channels // groups, kernel, kernel)),
+            strides=(stride, stride),
+            padding=(kernel // 2,) * 4,
+            groups=groups,
+            data_layout="NCHW" if plain else blocked,
+            out_layout=blocked,
+        )
+        bias = builder.input("bias", (1, -(-outputs // block), 1, 1, block))
+        return Kernel(builder.build(builder.op("relu", builder.op("add", result, bias))), frozenset({1, 2}))
+
+    return make
+
+
+RESNET50 = {
+    "3x224 7x7/2 64": conv(3, 224, 64, 7, 2),
+    "64x56 1x1 64": conv(64, 56, 64),
+    "64x56 3x3 64": conv(64, 56, 64, 3),
+    "64x56 1x1 256": conv(64, 56, 256),
+    "256x56 1x1 64": conv(256, 56, 64),
+    "256x56 1x1 128": conv(256, 56, 128),
+    "128x56 3x3/2 128": conv(128, 56, 128, 3, 2),
+    "256x56 1x1/2 512": conv(256, 56, 512, 1, 2),
+    "128x28 3x3 128": conv(128, 28, 128, 3),
+    "128x28 1x1 512": conv(128, 28, 512),
+    "512x28 1x1 128": conv(512, 28, 128),
+    "512x28 1x1 256": conv(512, 28, 256),
+    "256x28 3x3/2 256": conv(256, 28, 256, 3, 2),
+    "512x28 1x1/2 1024": conv(512, 28, 1024, 1, 2),
+    "256x14 3x3 256": conv(256, 14, 256, 3),
+    "256x14 1x1 1024": conv(256, 14, 1024),
+    "1024x14 1x1 256": conv(1024, 14, 256),
+    "1024x14 1x1 512": conv(1024, 14, 512),
+    "512x14 3x3/2 512": conv(512, 14, 512, 3, 2),
+    "1024x14 1x1/2 2048": conv(1024, 14, 2048, 1, 2),
+    "512x7 3x3 512": conv(512, 7, 512, 3),
+    "512x7 1x1 2048": conv(512, 7, 2048),
+    "2048x7 1x1 512": conv(2048, 7, 512),
+}
+MOBILENET_V2 = {
+    "3x224 3x3/2 32": conv(3, 224, 32, 3, 2),
+    "32x112 3x3 depthwise": conv(32, 112, 32, 3, 1, 32),
+    "32x112 1x1 16": conv(32, 112, 16),
+    "16x112 1x1 96": conv(16, 112, 96),
+    "96x112 3x3/2 depthwise": conv(96, 112, 96, 3, 2, 96),
+    "96x56 1x1 24": conv(96, 56, 24),
+    "24x56 1x1 144": conv(24, 56, 144),
+    "144x56 3x3 depthwise": conv(144, 56, 144, 3, 1, 144),
+    "144x56 1x1 24": conv(144, 56, 24),
+    "144x28 1x1 32": conv(144, 28, 32),
+    "32x28 1x1 192": conv(32, 28, 192),
+    "192x28 3x3 depthwise": conv(192, 28, 192, 3, 1, 192),
+    "192x28 1x1 32": conv(192, 28, 32),
+    "64x14 1x1 384": conv(64, 14, 384),
+    "384x14 3x3 depthwise": conv(384, 14, 384, 3, 1, 384),
+    "384x14 1x1 96": conv(384, 14, 96),
+    "96x14 1x1 576": conv(96, 14, 576),
+    "576x14 1x1 96": conv(576, 14, 96),
+    "160x7 1x1 960": conv(160, 7, 960),
+    "960x7 1x1 160": conv(960, 7, 160),
+    "960x7 1x1 320": conv(960, 7, 320),
+    "320x7 1x1 1280": conv(320, 7, 1280),
+}
+
 KERNELS: dict[str, Callable[[], Kernel]] = {
+    **{f"resnet50 {name}": make for name, make in RESNET50.items()},
+    **{f"mobilenetv2 {name}": make for name, make in MOBILENET_V2.items()},
     "matmul 1024x1024x1024": lambda: matmul((1024, 1024), (1024, 1024)),
     "bert 128x768x768": lambda: matmul((128, 768), (768, 768), "bias"),
     "bert 128x768x3072 gelu": lambda: matmul((128, 768), (768, 3072), "bias", "gelu"),
@@ -122,7 +201,7 @@ def main() -> None:
             built = time.perf_counter() - begin
             best, top, ratios = measure(runner, peak, options.rounds)
             print(
-                f"{name:26s} {best / 1e9:6.1f} of {top / 1e9:6.1f} GFLOP/s  best {best / top:6.1%}"
+                f"{name:36s} {best / 1e9:6.1f} of {top / 1e9:6.1f} GFLOP/s  best {best / top:6.1%}"
                 f"  median {statistics.median(ratios):6.1%}"
                 f"  {runner.kernel.flops / best * 1e6:8.1f} us  build {built * 1e3:4.0f} ms",
                 flush=True,

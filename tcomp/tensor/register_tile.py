@@ -8,7 +8,7 @@ that no loop has a rest and no store a predicate.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import gcd, prod
 
 from tcomp.tensor.loops import Expression, Statement, local, loop, parallel, sequence, unrolled, vectorized
@@ -102,26 +102,110 @@ def tile_nest(
         numbers = tile.numbers(number)
         allocation, sums = local([tile.size], reduction.dtype, "sums")
 
-        def everywhere(body: Callable[[Point, Expression], Statement]) -> Statement:
-            return _positions(tile, numbers, body)
+        def clear(_: Point, at: Expression) -> Statement:
+            return tirx.BufferStore(sums, reduction.initial, [at])
 
-        def step(taken: Index) -> Statement:
-            return everywhere(
-                lambda point, at: tirx.BufferStore(
-                    sums, reduction.update(tirx.BufferLoad(sums, [at]), point, taken), [at]
-                )
-            )
+        def end(point: Point, at: Expression) -> Statement:
+            return finish(point.index, tirx.BufferLoad(sums, [at]))
 
         return sequence(
             [
                 allocation,
-                everywhere(lambda _, at: tirx.BufferStore(sums, reduction.initial, [at])),
-                _steps(reduction, step),
-                everywhere(lambda point, at: finish(point.index, tirx.BufferLoad(sums, [at]))),
+                _positions(tile, numbers, clear),
+                _steps(reduction, lambda taken: _update(tile, reduction, numbers, sums, taken)),
+                _positions(tile, numbers, end),
             ]
         )
 
     return (parallel if threaded else loop)(tile.count, one_tile, "tile")
+
+
+def passes_nest(
+    tile: RegisterTile,
+    reduction: Reduction,
+    finish: Callable[[Index, Expression], Statement],
+    threaded: bool,
+    kept: int,
+    steps: int,
+) -> Statement:
+    """As `tile_nest`, with the reduction cut into passes of `steps` of its first axis.
+
+    The tiles of all axes after the first `kept` ones of `tile.order` are walked once a pass, with partial
+    sums in memory between the passes: what the reduction reads at the kept axes' place (a part of a panel
+    of weights) is then small enough to stay in the nearest cache over that walk. `steps` divides the
+    extent of the reduction's first axis.
+    """
+    outer = RegisterTile(tile.axes, tile.order[:kept], tile.inside, tile.lanes)
+    inner = RegisterTile(tile.axes, tile.order[kept:], tile.inside, tile.lanes)
+    outer_count = prod(tile.axes[a].count for a in outer.order)
+    inner_count = prod(tile.axes[a].count for a in inner.order)
+
+    def one_panel(number: Expression) -> Statement:
+        own = outer.numbers(number)
+        keep, partial = local([inner_count * tile.size], reduction.dtype, "partial")
+
+        def tiles(body: Callable[[Index, Expression], Statement]) -> Statement:
+            """`body(tile numbers, first partial sum)` for each tile of the walk."""
+
+            def one_tile(walked: Expression) -> Statement:
+                numbers = [own[a] if a in outer.order else n for a, n in enumerate(inner.numbers(walked))]
+                return body(numbers, walked * tile.size)
+
+            return loop(inner_count, one_tile, "tile")
+
+        def clear(numbers: Index, first: Expression) -> Statement:
+            return _positions(
+                tile, numbers, lambda _, at: tirx.BufferStore(partial, reduction.initial, [first + at])
+            )
+
+        def advance(done: Expression) -> Callable[[Index, Expression], Statement]:
+            def body(numbers: Index, first: Expression) -> Statement:
+                allocation, sums = local([tile.size], reduction.dtype, "sums")
+
+                def move(target: Any, source: Any, shifts: tuple[Expression, Expression]) -> Statement:
+                    return _positions(
+                        tile,
+                        numbers,
+                        lambda _, at: tirx.BufferStore(
+                            target, tirx.BufferLoad(source, [at + shifts[1]]), [at + shifts[0]]
+                        ),
+                    )
+
+                one_pass = replace(reduction, extents=(steps, *reduction.extents[1:]))
+                work = _steps(
+                    one_pass,
+                    lambda taken: _update(
+                        tile, reduction, numbers, sums, [done * steps + taken[0], *taken[1:]]
+                    ),
+                )
+                return sequence(
+                    [allocation, move(sums, partial, (0, first)), work, move(partial, sums, (first, 0))]
+                )
+
+            return body
+
+        def end(numbers: Index, first: Expression) -> Statement:
+            return _positions(
+                tile,
+                numbers,
+                lambda point, at: finish(point.index, tirx.BufferLoad(partial, [first + at])),
+            )
+
+        passes = loop(reduction.extents[0] // steps, lambda done: tiles(advance(done)), "pass")
+        return sequence([keep, tiles(clear), passes, tiles(end)])
+
+    return (parallel if threaded else loop)(outer_count, one_panel, "panel")
+
+
+def _update(tile: RegisterTile, reduction: Reduction, numbers: Index, sums: Any, taken: Index) -> Statement:
+    """One step of the reduction for every sum of a tile."""
+    return _positions(
+        tile,
+        numbers,
+        lambda point, at: tirx.BufferStore(
+            sums, reduction.update(tirx.BufferLoad(sums, [at]), point, taken), [at]
+        ),
+    )
 
 
 def _positions(

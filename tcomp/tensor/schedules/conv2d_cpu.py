@@ -11,15 +11,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import gcd, prod
 
+import numpy as np
+
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.convolution import Convolution, WeightPanels, dense_steps
 from tcomp.tensor.epilogue import epilogue_fits, placeholder_index
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
-from tcomp.tensor.loops import Buffer, Expression
+from tcomp.tensor.loops import Buffer, Expression, Statement
 from tcomp.tensor.primitives import Tiles
-from tcomp.tensor.register_tile import Index, Point, Reduction, RegisterTile, tile_nest
+from tcomp.tensor.register_tile import Index, Point, Reduction, RegisterTile, passes_nest, tile_nest
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
 from tcomp.tvm_api import tirx
 
@@ -27,6 +29,10 @@ OPERATORS = ("conv1d", "conv2d", "conv3d")
 MAX_TILE_PIXELS = 28
 MAX_OC_BLOCKS = 8
 FMA_LATENCY = 4
+MOST_SHARING_PIXELS = 13
+"""Pixels of a tile up to which loads of weights from beyond the first-level cache hold multiplications up."""
+STACK_BYTES = 16 * 1024
+"""Room for the partial sums of one panel between the passes over a cut reduction."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,8 @@ class Conv2dDirect(Template):
         tiles = list(_tiles(conv, target))
         best = min(tiles, key=lambda tile: _cycles(conv, tile, target))
         legal = set(tiles)
+        order, chunks = _order(conv, best, target), conv.reduction_chunks
+        cut = _pass_chunks(conv, best, target) if order == "weights" else 0
 
         def reason(config: Config) -> str | None:
             tile = _tile_of(config)
@@ -66,6 +74,10 @@ class Conv2dDirect(Template):
                     f"register tile {tile.height}x{tile.width}x{tile.oc_blocks} breaks a row or a group, or "
                     f"needs more than {target.vector_registers} vector registers"
                 )
+            if int(config["pass_chunks"]) and config["order"] != "weights":
+                return "passes over the reduction need the order `weights`"
+            if int(config["pass_chunks"]) and _partial_bytes(conv, tile) > STACK_BYTES:
+                return f"partial sums of a panel need more than {STACK_BYTES} bytes"
             return None
 
         return Space(
@@ -73,9 +85,10 @@ class Conv2dDirect(Template):
                 Ordered("tile_height", tuple(sorted({t.height for t in tiles})), best.height),
                 Ordered("tile_width", tuple(sorted({t.width for t in tiles})), best.width),
                 Ordered("oc_blocks", tuple(sorted({t.oc_blocks for t in tiles})), best.oc_blocks),
-                Choice("order", ("weights", "pixels"), _order(conv, best, target)),
+                Choice("order", ("weights", "pixels"), order),
+                Ordered("pass_chunks", (0, *(c for c in range(1, chunks) if chunks % c == 0)), cut),
                 Ordered("unroll", tuple(u for u in (1, 2, 4, 8) if conv.reduction_chunk % u == 0), 1),
-                Choice("unroll_kernel", (False, True), conv.reduction_chunk == 1),
+                Choice("unroll_kernel", (False, True), False),
             ),
             reason,
         )
@@ -97,12 +110,15 @@ class Conv2dDirect(Template):
             pack, packed = panels.pack_in_kernel(anchored, lanes)
             copies += pack
         reduction = _reduction(conv, data, packed, config)
-        nest = tile_nest(
-            tile,
-            reduction,
-            lambda index, value: anchored.finish(_output_index(conv, index), value),
-            anchored.threaded,
-        )
+
+        def finish(index: Sequence[Expression], value: Expression) -> Statement:
+            return anchored.finish(_output_index(conv, index), value)
+
+        chunks = int(config["pass_chunks"])
+        if chunks:
+            nest = passes_nest(tile, reduction, finish, anchored.threaded, kept=2, steps=chunks)
+        else:
+            nest = tile_nest(tile, reduction, finish, anchored.threaded)
         return anchored.scheduled([*copies, nest])
 
 
@@ -172,6 +188,28 @@ def _order(conv: Convolution, tile: _Tile, target: Target) -> str:
     weights = conv.out_blocks * conv.out_block * prod(dense_steps(conv)) * itemsize
     pixels = prod(conv.in_size) * conv.in_channels * itemsize
     return "pixels" if weights < pixels and weights <= target.cache_bytes[1] // 2 else "weights"
+
+
+def _partial_bytes(conv: Convolution, tile: _Tile) -> int:
+    """Partial sums of one panel: every register tile of its pixels."""
+    *outer, height, width = (1, *_pixels(conv))
+    tiles = prod(outer) * -(-height // tile.height) * -(-width // tile.width)
+    itemsize = np.dtype(conv.accumulator).itemsize
+    return tiles * tile.pixels * tile.oc_blocks * conv.out_block * itemsize
+
+
+def _pass_chunks(conv: Convolution, tile: _Tile, target: Target) -> int:
+    """Reduction chunks of one pass so that their weights stay in the first-level cache; 0 for one pass.
+
+    Worth it when a walk over the pixels reuses the weights a few times, and few pixels share each load.
+    """
+    panel = prod(dense_steps(conv)) * tile.oc_blocks * conv.out_block * np.dtype(conv.accumulator).itemsize
+    near = target.cache_bytes[0] * 3 // 4
+    if panel <= near or _partial_bytes(conv, tile) > STACK_BYTES or tile.pixels > MOST_SHARING_PIXELS:
+        return 0
+    chunks = conv.reduction_chunks
+    fitting = [c for c in range(1, chunks) if chunks % c == 0 and panel * c <= near * chunks]
+    return max(fitting, default=0)
 
 
 def _register_tile(conv: Convolution, tile: _Tile, order: str, lanes: int) -> RegisterTile:

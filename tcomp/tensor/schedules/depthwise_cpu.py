@@ -58,8 +58,9 @@ class DepthwiseCpu(Template):
         vectors = conv.out_block // gcd(conv.out_block, target.lanes(conv.accumulator))
         most = max(1, (target.vector_registers - 4) // vectors // 2)
         widths = tuple(range(1, min(most, conv.out_size[-1]) + 1))
-        # Few tiles first, then tiles that overlap little.
-        fewest = -(-conv.out_size[-1] // widths[-1])
+        # Border tiles and inner ones are written out apart: long rows take shorter tiles, for less code.
+        longest = widths[-1] if conv.out_size[-1] <= 2 * widths[-1] else min(widths[-1], 8)
+        fewest = -(-conv.out_size[-1] // longest)
         return Space((Ordered("tile_width", widths, -(-conv.out_size[-1] // fewest)),))
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
