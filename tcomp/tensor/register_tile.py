@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import gcd, prod
+from typing import Any
 
 from tcomp.tensor.loops import Expression, Statement, local, loop, parallel, sequence, unrolled, vectorized
 from tcomp.tensor.primitives import Tiles
