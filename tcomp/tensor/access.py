@@ -45,7 +45,7 @@ def access_of(tensor: Tensor, buffers: TensorMap) -> Access:
     def on_load(load: Any) -> None:
         found.append(_strides(load, variables))
 
-    for expression in [*(s.value for s in elements.statements), value]:
+    for expression in [*elements.statements, value]:
         structural_walk(expression, (tvm.ir.expr.TensorLoad, on_load))
     linear = tuple(tuple(s) for s in found if s is not None)
     return Access(shape, linear, len(linear) == len(found))

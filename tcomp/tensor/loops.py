@@ -55,12 +55,39 @@ def parallel(extent: int, body: Body, name: str = "p") -> Statement:
 
 def vectorized(lanes: int, body: Body, name: str = "lane") -> Statement:
     """One vector operation for each of `body`; a plain loop where an operation has no vector form."""
-    variable = tirx.Var(name, "int32")
-    statement = body(variable if lanes > 1 else constant(0))
     if lanes == 1:
-        return statement
+        return body(constant(0))
+    variable = tirx.Var(name, "int32")
+    statement = body(variable)
     kind = _VECTORIZED if _has_vector_form(statement, variable) else _SERIAL
-    return tirx.For(variable, constant(0), constant(lanes), kind, statement)
+    allocations, statement = _values_in_lanes(statement, variable, lanes)
+    return sequence([*allocations, tirx.For(variable, constant(0), constant(lanes), kind, statement)])
+
+
+def _values_in_lanes(statement: Statement, lane: Expression, lanes: int) -> tuple[list[Statement], Statement]:
+    """Keep the float values bound in `statement` in buffers, a lane each, that LLVM turns into registers.
+
+    TVM's analysers substitute bound variables by their values, so a chain of operators which each read their
+    operand twice would take exponential time; what lies in a buffer they leave alone.
+    """
+    allocations: list[Statement] = []
+    places: dict[str, Buffer] = {}
+
+    def on_bind(bind: Any, mutator: Any) -> Statement:
+        value = mutator.mutate(bind.value)
+        if not dtype_of(value).startswith("float"):
+            return tirx.Bind(bind.var, value)
+        allocate, place = local((lanes,), dtype_of(value), str(bind.var.name))
+        allocations.append(allocate)
+        places[repr(bind.var.__chandle__())] = place
+        return tirx.BufferStore(place, value, [lane])
+
+    def on_variable(variable: Any, mutator: Any) -> Expression:
+        place = places.get(repr(variable.__chandle__()))
+        return variable if place is None else tirx.BufferLoad(place, [lane])
+
+    changed = structural_mutate(statement, [(tirx.Bind, on_bind), (tvm.ir.Var, on_variable)])
+    return allocations, changed
 
 
 def _has_vector_form(statement: Statement, lane: Any) -> bool:

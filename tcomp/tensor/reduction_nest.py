@@ -27,11 +27,11 @@ from tcomp.tensor.loops import (
     vector_loop,
     vectorized,
 )
+from tcomp.tensor.math import FUNCTIONS
 from tcomp.tensor.row_space import Index, RowSpace
 from tcomp.tvm_api import Tensor, structural_mutate, structural_walk, te, tirx, tvm
 
 _LOAD = "te.tensor_load"
-_TRANSCENDENTAL = ("tirx.exp", "tirx.log", "tirx.tanh", "tirx.erf", "tirx.sin", "tirx.cos", "tirx.pow")
 _PARALLEL_ROWS = 16
 """Rows are spread over threads by the first axis alone when it has so many entries."""
 
@@ -101,7 +101,7 @@ def _calls_function(tensor: Tensor) -> bool:
     found: list[bool] = []
 
     def on_call(call: Any) -> None:
-        found.append(call.op.name in _TRANSCENDENTAL)
+        found.append(call.op.name in FUNCTIONS)
 
     structural_walk(tensor.op.body[0], (tvm.ir.Call, on_call))
     return any(found)
