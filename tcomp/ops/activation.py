@@ -32,7 +32,7 @@ def _softplus_reference(x: Array) -> npt.ArrayLike:
 
 
 def _softplus(x: Expression) -> Expression:
-    return tirx.max(zero_of(x), x) + math.log1p(math.exp(-tirx.abs(x)))
+    return tirx.max(zero_of(x), x) + math.log_(math.exp(-tirx.abs(x)) + 1)
 
 
 def _gelu_reference(x: Array, approximate: str) -> npt.ArrayLike:
