@@ -12,7 +12,8 @@ ROOT = Path(__file__).parent.parent
 
 
 def check(*command: str) -> None:
-    done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, check=False)
+    full = [sys.executable, "-m", *command]
+    done = subprocess.run(full, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
 
 

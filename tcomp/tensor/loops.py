@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from tcomp.tensor.math import convert, dtype_of
-from tcomp.tvm_api import Tensor, structural_mutate, structural_walk, te, tirx, tvm
+from tcomp.tvm_api import Tensor, structural_map, structural_mutate, structural_walk, te, tirx, tvm
 
 Expression = Any
 Statement = Any
@@ -58,10 +58,18 @@ def vectorized(lanes: int, body: Body, name: str = "lane") -> Statement:
     if lanes == 1:
         return body(constant(0))
     variable = tirx.Var(name, "int32")
-    statement = body(variable)
+    statement = _within_lanes(body(variable), variable, lanes)
     kind = _VECTORIZED if _has_vector_form(statement, variable) else _SERIAL
     allocations, statement = _values_in_lanes(statement, variable, lanes)
     return sequence([*allocations, tirx.For(variable, constant(0), constant(lanes), kind, statement)])
+
+
+def _within_lanes(statement: Statement, lane: Expression, lanes: int) -> Statement:
+    """`lane // 16 -> 0` and the like, so that what does not depend on the lane does not mention it."""
+    analyzer = tvm.sym.Analyzer()
+    analyzer.bind(lane, tvm.ir.Range(0, lanes))
+    divisions = (tirx.FloorDiv, tirx.FloorMod)
+    return structural_map(statement, (divisions, analyzer.simplify))
 
 
 def _values_in_lanes(statement: Statement, lane: Expression, lanes: int) -> tuple[list[Statement], Statement]:

@@ -29,7 +29,7 @@ def matmul(
     dtype: str = "float32",
     **attrs: bool,
 ) -> Kernel:
-    """A product followed by unary operators, `bias` or `bias first` (one value a column) and `residual` (of full shape)."""
+    """A product followed by unary operators, `bias` or `bias first` (one a column), `residual` (full)."""
     builder = GraphBuilder()
     result: Value = builder.op("matmul", builder.input("a", a, dtype), builder.input("b", b, dtype), **attrs)
     for name in epilogue:
