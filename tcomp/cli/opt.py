@@ -26,9 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_target(parser)
     parser.add_argument("-p", "--passes", metavar="PIPELINE", help="`pass{option=value},pass`; default: all")
     parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="write here instead of printing")
-    parser.add_argument(
-        "--list-passes", action="store_true", help="list the passes in pipeline order and stop"
-    )
+    parser.add_argument("--list-passes", action="store_true", help="list all passes and stop")
     parser.add_argument("--stats", action="store_true", help="say on stderr what each pass did")
     parser.add_argument("--print-after-all", action="store_true", help="print the graph after each pass")
 
