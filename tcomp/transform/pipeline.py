@@ -10,6 +10,7 @@ from tcomp.target.target import Target
 from tcomp.transform.canonicalize import CanonicalizeContractions, SinkTransposes
 from tcomp.transform.common_subexpressions import CommonSubexpressions
 from tcomp.transform.dead_code import DeadCode
+from tcomp.transform.flush_subnormals import FlushSubnormals
 from tcomp.transform.fold_constants import FoldConstants
 from tcomp.transform.fold_scales import FoldScales
 from tcomp.transform.fuse_ops import FuseOps
@@ -43,6 +44,7 @@ def default_passes(target: Target) -> tuple[Pass, ...]:
         Simplify(),
         FoldConstants(),
         CommonSubexpressions(),
+        FlushSubnormals(),
         BlockChannels(block=target.lanes("float32")),
         CommonSubexpressions(),
         FuseOps(),
