@@ -1,8 +1,10 @@
 """How close single kernels come to the core's peak: `python scripts/bench_kernels.py [NAME...]`.
 
-The peak is a compiled loop of independent fused multiply-adds, run before and after every timing of a
-kernel on the same core, so that clock changes and neighbours hit both. One thread. Prints, for each shape
-with its template's default config, the best and the median ratio to the peak, and the build time.
+The peak is a compiled loop of independent fused multiply-adds in registers, run before and after every
+timing of a kernel on the same core. Kernels take turns over many rounds, so that slow and quiet moments of
+the machine meet all of them: on a core that shares its caches with a neighbour, kernels lose a quarter of
+their speed where the peak loop loses nothing. One thread. Prints, for each shape with its template's default
+config, the best and the median ratio to the peak, and the build time.
 """
 
 from __future__ import annotations
@@ -13,9 +15,10 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +26,7 @@ from tcomp.codegen.jit import KernelRunner, build_kernel
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.graph import Value
 from tcomp.target.host import host_target
+from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
 
 PEAK_SOURCE = r"""
@@ -168,44 +172,73 @@ KERNELS: dict[str, Callable[[], Kernel]] = {
 }
 
 
-def measure(runner: KernelRunner, peak: Callable[[], float], rounds: int) -> tuple[float, float, list[float]]:
-    """Best operations a second of the kernel and of the peak, and the ratio of each round."""
-    generator = np.random.default_rng(0)
-    inputs = runner.kernel.body.inputs
-    arguments = runner.prepare(
-        [generator.standard_normal(v.type.static_shape).astype(v.dtype) for v in inputs]
-    )
-    number = max(1, int(2e-3 / min(runner.time_prepared(arguments, 1, 3))))
-    rates, peaks, ratios = [], [], []
-    for _ in range(rounds):
+@dataclass
+class Timed:
+    """A built kernel with its arguments, and what was measured so far: rates in operations a second."""
+
+    name: str
+    runner: KernelRunner
+    build_seconds: float
+    arguments: Sequence[Any] = ()
+    number: int = 1
+    rates: list[float] = field(default_factory=list)
+    ratios: list[float] = field(default_factory=list)
+    """Of a rate to the peak measured around it."""
+
+    @staticmethod
+    def build(name: str, kernel: Kernel, target: Target) -> Timed:
+        begin = time.perf_counter()
+        timed = Timed(name, build_kernel(kernel, target), time.perf_counter() - begin)
+        generator = np.random.default_rng(0)
+        timed.arguments = timed.runner.prepare(
+            [generator.standard_normal(v.type.static_shape).astype(v.dtype) for v in kernel.body.inputs]
+        )
+        timed.number = max(1, int(2e-3 / min(timed.runner.time_prepared(timed.arguments, 1, 3))))
+        return timed
+
+    def measure(self, peak: Callable[[], float]) -> float:
+        """One more time between two of the peak; the peak."""
         before = peak()
-        rates.append(runner.kernel.flops / min(runner.time_prepared(arguments, number, 1)))
-        peaks.append((before + peak()) / 2)
-        ratios.append(rates[-1] / peaks[-1])
-    return max(rates), max(peaks), ratios
+        seconds = min(self.runner.time_prepared(self.arguments, self.number, 1))
+        top = (before + peak()) / 2
+        self.rates.append(self.runner.kernel.flops / seconds)
+        self.ratios.append(self.rates[-1] / top)
+        return top
+
+    def row(self, peak: float) -> str:
+        best, median = max(self.rates), statistics.median(self.ratios)
+        return (
+            f"| {self.name} | {best / 1e9:.1f} | {best / peak:.1%} | {median:.1%} "
+            f"| {self.runner.kernel.flops / best * 1e6:.1f} | {self.build_seconds * 1e3:.0f} |"
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", help="parts of kernel names; all kernels without any")
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=40)
     options = parser.parse_args()
     target = replace(host_target(), cores=1)
+    chosen = {
+        name: make
+        for name, make in KERNELS.items()
+        if not options.names or any(part in name for part in options.names)
+    }
+    if not chosen:
+        parser.error(f"no kernel's name has {' or '.join(options.names)} in it")
     with tempfile.TemporaryDirectory() as folder:
         peak = compile_peak(target.lanes(), Path(folder))
-        for name, make in KERNELS.items():
-            if options.names and not any(part in name for part in options.names):
-                continue
-            begin = time.perf_counter()
-            runner = build_kernel(make(), target)
-            built = time.perf_counter() - begin
-            best, top, ratios = measure(runner, peak, options.rounds)
-            print(
-                f"{name:36s} {best / 1e9:6.1f} of {top / 1e9:6.1f} GFLOP/s  best {best / top:6.1%}"
-                f"  median {statistics.median(ratios):6.1%}"
-                f"  {runner.kernel.flops / best * 1e6:8.1f} us  build {built * 1e3:4.0f} ms",
-                flush=True,
-            )
+        kernels = [Timed.build(name, make(), target) for name, make in chosen.items()]
+        peaks = [kernel.measure(peak) for _ in range(options.rounds) for kernel in kernels]
+    top = max(peaks)
+    print(f"FMA peak {top / 1e9:.1f} GFLOP/s, median {statistics.median(peaks) / 1e9:.1f}\n")
+    print("| kernel | GFLOP/s | best | median | us | build ms |\n|---|---|---|---|---|---|")
+    print("\n".join(kernel.row(top) for kernel in kernels))
+    best = statistics.geometric_mean(max(kernel.rates) / top for kernel in kernels)
+    median = statistics.geometric_mean(statistics.median(kernel.ratios) for kernel in kernels)
+    print(f"\ngeometric mean: best {best:.1%}, median {median:.1%}")
 
 
 if __name__ == "__main__":
