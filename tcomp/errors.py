@@ -9,9 +9,15 @@ from __future__ import annotations
 
 
 class TcompError(Exception):
-    """Base of all errors that tcomp raises on purpose."""
+    """Base of all errors that tcomp raises on purpose.
+
+    Messages quote files and arguments, so line ends and control characters in them are shown escaped.
+    """
 
     exit_status = 2
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
 
 
 class UsageError(TcompError):

@@ -18,10 +18,10 @@ import numpy as np
 
 from tcomp.codegen.artifact import compile_graph
 from tcomp.codegen.jit import build_kernel
-from tcomp.errors import UnsupportedError, UsageError
+from tcomp.errors import InputError, UnsupportedError, UsageError
 from tcomp.relay.evaluate import evaluate
 from tcomp.relay.graph import Constant, Graph, Node, Value
-from tcomp.relay.types import FLOATS, Array
+from tcomp.relay.types import FLOATS, Array, numpy_dtype
 from tcomp.runtime import load
 from tcomp.runtime.fill import fill
 from tcomp.target.target import Target
@@ -91,7 +91,8 @@ def verify_model(
 ) -> Verification:
     """Compile `graph`, run it and compare; with `onnx_path` against ONNX Runtime, else the evaluator.
 
-    Inputs that are not given are random. Raises UsageError for unknown inputs.
+    Inputs that are not given are random. Raises UsageError for unknown inputs, InputError for those that do
+    not fit, UnsupportedError when ONNX Runtime refuses the model.
     """
     tolerance = tolerance or Tolerance()
     arrays = _inputs(graph, inputs or {}, seed)
@@ -132,7 +133,7 @@ class OnnxReference:
         self._path = path
 
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:
-        return self._session(str(self._path)).run(None, dict(inputs))
+        return self._run(str(self._path), inputs)
 
     def intermediates(self, inputs: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:
         """The named intermediate tensors that the file's graph produces; others are left out."""
@@ -143,14 +144,20 @@ class OnnxReference:
         wanted = [n for n in names if n in produced]
         del model.graph.output[:]
         model.graph.output.extend(onnx.ValueInfoProto(name=n) for n in wanted)
-        results = self._session(model.SerializeToString()).run(None, dict(inputs))
+        results = self._run(model.SerializeToString(), inputs)
         return dict(zip(wanted, results, strict=True))
 
-    def _session(self, model: str | bytes) -> Any:
+    def _run(self, model: str | bytes, inputs: Mapping[str, Array]) -> list[Array]:
         options = self._runtime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4
         options.intra_op_num_threads = 1
-        return self._runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        try:
+            session = self._runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            return session.run(None, dict(inputs))
+        except Exception as error:  # its kinds have no common base
+            raise UnsupportedError(
+                f"ONNX Runtime cannot run {self._path}: {str(error)[:300]}; use --against reference"
+            ) from None
 
 
 def first_bad_import(
@@ -217,6 +224,11 @@ def _inputs(graph: Graph, given: Mapping[str, Array], seed: int) -> dict[str, Ar
         raise UsageError(f"there is no input `{unknown[0]}`; the inputs are {', '.join(names)}")
     if not graph.is_static:
         raise UnsupportedError("the model has symbolic dimensions; give --input-shape for its inputs")
+    for value in graph.inputs:
+        array = given.get(value.name)
+        if array is not None and (array.shape, array.dtype) != (value.shape, numpy_dtype(value.dtype)):
+            found = f"{array.dtype}{list(array.shape)}"
+            raise InputError(f"input `{value.name}` is {found}; it must be {value.type}")
     rng = np.random.default_rng(seed)
     return {
         v.name: given[v.name] if v.name in given else fill(v.type.static_shape, v.dtype, "random", rng)

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "tcomp"
 LAYERS = [
-    {"errors", "registry", "tvm_api"},
+    {"errors", "files", "registry", "tvm_api"},
     {"target", "relay"},
     {"runtime"},
     {"tensor"},

@@ -45,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         subparsers[chosen].set_defaults(run=module.run)
     arguments = parser.parse_args(argv)
     try:
-        return int(arguments.run(arguments))
+        status = int(arguments.run(arguments))
+        sys.stdout.flush()
+        return status
     except TcompError as error:
         print(f"tcomp {chosen}: {error}", file=sys.stderr)
         return error.exit_status
@@ -53,9 +55,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"tcomp {chosen}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader went away (`tcomp opt model.onnx | head`); Python would complain again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader went away (`tcomp opt model.onnx | head`).
+        _drop_output()
         return 141
+    except OSError as error:
+        _drop_output()
+        what = error.filename or "input or output"
+        print(f"tcomp {chosen}: {what} failed: {error.strerror or error}", file=sys.stderr)
+        return 2
+    except MemoryError:
+        print(f"tcomp {chosen}: out of memory; give smaller shapes, or a machine with more", file=sys.stderr)
+        return 2
+
+
+def _drop_output() -> None:
+    """Send what is left in the buffer of stdout nowhere: Python would complain about it again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:

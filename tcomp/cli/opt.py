@@ -57,5 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         save_graph(graph, arguments.output)
     except OSError as error:
-        raise UsageError(f"cannot write {arguments.output}: {error.strerror}") from None
+        raise UsageError(
+            f"cannot write {error.filename}: {error.strerror}; give a file in a writable folder with room"
+        ) from None
     return 0

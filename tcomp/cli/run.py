@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import zipfile
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +16,7 @@ import numpy as np
 
 from tcomp.cli._options import add_threads
 from tcomp.errors import InputError, UsageError
+from tcomp.files import written_beside
 from tcomp.runtime import Model, load
 from tcomp.runtime.fill import FILLS, fill
 
@@ -33,10 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
         outputs = model(**made_inputs(model, arguments.input, arguments.fill))
         named = {info.name: array for info, array in zip(model.outputs, outputs, strict=True)}
     if arguments.output is not None:
-        try:
-            np.savez(arguments.output, **cast("Any", named))
-        except OSError as error:
-            raise UsageError(f"cannot write {arguments.output}: {error.strerror}") from None
+        _write_arrays(arguments.output, named)
         return 0
     for name, array in named.items():
         values = array.astype(np.float64)
@@ -64,13 +64,35 @@ def made_inputs(model: Model, path: Path | None, how: str) -> dict[str, Any]:
     }
 
 
+def _write_arrays(path: Path, named: Mapping[str, Any]) -> None:
+    try:
+        with written_beside(path) as beside, beside.open("wb") as file:
+            np.savez(file, **cast("Any", named))
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {path}: {error.strerror}; give a file in a writable folder with room"
+        ) from None
+
+
+_DAMAGED = (
+    OSError,
+    ValueError,
+    EOFError,
+    AttributeError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
 def read_arrays(path: Path) -> dict[str, Any]:
     """The arrays of an .npz file by name.
 
     Raises InputError when it cannot be read.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise InputError(f"cannot read {path} as .npz: {error}; write it with numpy.savez") from None
+    except _DAMAGED as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)[:200]
+        raise InputError(f"cannot read {path} as .npz: {reason}; write it with numpy.savez") from None

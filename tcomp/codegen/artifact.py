@@ -85,7 +85,9 @@ def compile_graph(
                 _link_library(compiler, program, target, objects, folder, embed, digest)
             files = _install(program, target, folder, output, embed)
     except OSError as error:
-        raise BuildError(f"cannot write {error.filename or output}: {error.strerror}") from error
+        raise BuildError(
+            f"cannot write {output}: {error.strerror}; give a file in a writable folder with room"
+        ) from error
     return Report(program, output, files.header, files.weights, output.stat().st_size, clock.seconds)
 
 
@@ -128,7 +130,9 @@ def _check_static(graph: Graph) -> None:
 def _work_folder(output: Path) -> tempfile.TemporaryDirectory[str]:
     """A folder on the output's file system, so that renaming moves files into place at once."""
     if not output.parent.is_dir():
-        raise BuildError(f"cannot write {output}: there is no folder {output.parent}")
+        raise BuildError(f"cannot write {output}: there is no folder {output.parent}; make it first")
+    if output.exists() and not output.is_file():
+        raise BuildError(f"cannot write {output}: it is a folder or a device; give the name of a file")
     return tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent.absolute())
 
 
@@ -151,7 +155,7 @@ def _kernel_objects(program: Program, target: Target, folder: Path, jobs: int | 
         planned = program.kernels[index]
         path = folder / f"{symbol}.o"
         try:
-            c_abi.build({symbol: planned.scheduled.function}, target).write_to_file(str(path))
+            path.write_bytes(c_abi.object_code({symbol: planned.scheduled.function}, target))
         except BuildError as error:
             raise BuildError(f"{error}; kernel {planned.kernel.key}") from error
         return path

@@ -6,6 +6,7 @@ an artifact (`artifact`): both hold the same code for the same kernel.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from math import prod
 from typing import Any
@@ -75,6 +76,18 @@ def build(functions: Mapping[str, PrimFunc], target: Target, packed: str | None 
         raise BuildError(
             f"code generation for {names} on target `{target.name}` failed: {reason[-1]}"
         ) from error
+
+
+def object_code(functions: Mapping[str, PrimFunc], target: Target) -> bytes:
+    """The ELF object of `functions`. LLVM ends the process when a disk is full, so it writes to memory.
+
+    Raises BuildError as `build` does.
+    """
+    module = build(functions, target)
+    memory = os.memfd_create("tcomp-object")
+    with os.fdopen(memory, "rb") as file:
+        module.write_to_file(f"/proc/self/fd/{memory}", "o")
+        return file.read()
 
 
 def needed_features(target: Target) -> list[str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tcomp.errors import TypeRuleError
+from tcomp.errors import TypeRuleError, UnsupportedError
 from tcomp.ops.shapes import widened
 from tcomp.relay.attributes import dims, flag, integers, number, numbers, one_of
 from tcomp.relay.graph import Attr, Attrs
@@ -25,6 +25,10 @@ COORDINATE_MODES = (
     "half_pixel", "pytorch_half_pixel", "half_pixel_symmetric", "align_corners", "asymmetric",
     "tf_crop_and_resize",
 )  # fmt: skip
+
+
+_LONGEST_AXIS = 1 << 24
+"""Positions and weights are computed for every element of an axis when compiling."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +45,16 @@ class Taps:
 
 def axis_taps(attrs: Attrs, axis: int, extent: int, length: int) -> Taps | None:
     """The taps of a resize from `extent` to `length` elements along `axis`; None when nothing changes."""
+    if length > _LONGEST_AXIS:
+        raise UnsupportedError(
+            f"`resize` of an axis to {length} elements; at most {_LONGEST_AXIS} are supported"
+        )
+    crops = attrs["coordinate_mode"] == "tf_crop_and_resize"
+    if length == extent and numbers(attrs, "scales")[axis] == 1 and not crops:
+        return None
     at = _coordinates(attrs, axis, extent, length)
     inside = np.ones(length, np.bool_)
-    if attrs["coordinate_mode"] == "tf_crop_and_resize":
+    if crops:
         inside = (at >= 0) & (at <= extent - 1)
     if attrs["mode"] == "nearest":
         indices = _nearest(at, one_of(attrs, "nearest_mode", NEAREST_MODES))[None]

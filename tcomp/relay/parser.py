@@ -45,7 +45,7 @@ def parse_graph(text: str, weights: Mapping[str, Array] | None = None, source: s
 def load_graph(path: Path) -> Graph:
     """Read what `save_graph` wrote: `path` and, if the text names weights, `path` + `.safetensors`."""
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ParseError(f"cannot read Relay text {path}: {error}") from None
     stored = weights_path(path)
@@ -137,7 +137,7 @@ class _Parser:
         self._advance()
         attrs = self._attrs() if self._at_token("{") else {}
         types = self._types() if self._at_token(":") else None
-        name = str(json.loads(self._take("string"))) if self._kind == "string" else ""
+        name = self._unquoted(self._take("string")) if self._kind == "string" else ""
         try:
             node = make_node(op, operands, attrs, name, [_hint(x) for x in labels])
         except TcompError as error:
@@ -177,7 +177,7 @@ class _Parser:
             return {"true": True, "false": False, "none": None}[token]
         if kind == "string":
             self._advance()
-            return str(json.loads(token))
+            return self._unquoted(token)
         if kind == "dim":
             self._advance()
             return parse_dim(token[1:-1])
@@ -243,7 +243,13 @@ class _Parser:
         if kind not in ("word", "number", "string"):
             self._fail("a name")
         self._advance()
-        return str(json.loads(token)) if kind == "string" else token
+        return self._unquoted(token) if kind == "string" else token
+
+    def _unquoted(self, token: str) -> str:
+        try:
+            return str(json.loads(token))
+        except ValueError:
+            raise ParseError(f"{self._where()}: {token} is not a JSON string") from None
 
     def _advance(self) -> None:
         match = _TOKEN.match(self._text, self._at)

@@ -24,8 +24,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file  # pyright: ignore[reportUnknownVariableType]
 
+from tcomp.files import written_beside
 from tcomp.relay.dims import DimExpr
 from tcomp.relay.graph import Attr, Constant, Graph, Node, Value, subgraphs
 from tcomp.relay.op import OPS
@@ -53,11 +55,20 @@ def weights_of(graph: Graph) -> dict[str, Constant]:
 
 
 def save_graph(graph: Graph, path: Path) -> None:
-    """Write `path` (Relay text) and, when there are large constants, `path` + `.safetensors`."""
+    """Write `path` (Relay text) and, when there are large constants, `path` + `.safetensors`.
+
+    Raises OSError when they cannot be written.
+    """
     printer = _Printer(graph)
     if printer.weights:
-        save_file({n: _storable(c.data) for n, c in printer.weights.items()}, weights_path(path))
-    path.write_text(printer.text())
+        stored = {n: _storable(c.data) for n, c in printer.weights.items()}
+        with written_beside(weights_path(path)) as beside:
+            try:
+                save_file(stored, beside)
+            except SafetensorError as error:
+                raise OSError(None, str(error)) from None
+    with written_beside(path) as beside:
+        beside.write_text(printer.text(), encoding="utf-8")
 
 
 def weights_path(path: Path) -> Path:

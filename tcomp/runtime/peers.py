@@ -23,7 +23,10 @@ def onnxruntime_runner(path: Path, inputs: Mapping[str, Any], threads: int) -> R
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    try:
+        session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its kinds have no common base
+        raise UsageError(f"ONNX Runtime cannot run {path}: {str(error)[:300]}") from None
     feeds = dict(inputs)
     return lambda: session.run(None, feeds)
 

@@ -9,7 +9,10 @@ from __future__ import annotations
 import hashlib
 import mmap
 import struct
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from tcomp.errors import ArtifactError
 from tcomp.runtime.elf import SharedLibrary
@@ -28,15 +31,23 @@ def write_stamp(path: Path) -> None:
 
     Raises ArtifactError when the file has none.
     """
-    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as data:
-        with memoryview(data) as view:
-            offset = _stamp_offset(SharedLibrary(str(path), view))
-            size = len(view)
-        stamp = struct.pack(_LAYOUT, MAGIC, ABI_VERSION, STAMP_BYTES, size, bytes(DIGEST_BYTES))
-        data[offset : offset + STAMP_BYTES] = stamp
-        with memoryview(data) as view:
+    with path.open("r+b") as file:
+        with _mapped(file) as view:
+            offset, size = _stamp_offset(SharedLibrary(str(path), view)), len(view)
+        file.seek(offset)
+        file.write(struct.pack(_LAYOUT, MAGIC, ABI_VERSION, STAMP_BYTES, size, bytes(DIGEST_BYTES)))
+        file.flush()
+        with _mapped(file) as view:
             digest = _digest(view, offset)
-        data[offset + _DIGEST_AT : offset + STAMP_BYTES] = digest
+        file.seek(offset + _DIGEST_AT)
+        file.write(digest)
+
+
+@contextmanager
+def _mapped(file: IO[bytes]) -> Generator[memoryview, None, None]:
+    """The file's content, read-only: writing through a map of a full disk would kill the process."""
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data, memoryview(data) as view:
+        yield view
 
 
 def check_stamp(path: Path, machine: str) -> None:
@@ -45,11 +56,7 @@ def check_stamp(path: Path, machine: str) -> None:
     Raises ArtifactError.
     """
     try:
-        with (
-            path.open("rb") as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
-            memoryview(data) as view,
-        ):
+        with path.open("rb") as file, _mapped(file) as view:
             _check(SharedLibrary(str(path), view), machine)
     except ValueError:  # mmap's word for an empty file
         raise ArtifactError(f"{path} is empty; compile it again") from None

@@ -12,8 +12,10 @@ from tcomp.errors import TargetError
 from tcomp.target.host import host_target
 from tcomp.target.target import TARGETS, Target
 
+_LLVM_LLVM_KEYS = ("mcpu", "mattr", "mtriple")
 _LLVM_KEYS = ("mcpu", "mattr", "mtriple")
 _COUNTS = ("cores", "vector_bits", "vector_registers", "fma_ports")
+_ALLOWED = {"vector_bits": (128, 256, 512), "vector_registers": (16, 32)}
 _KEYS = ("tag", "kind", "name", *_LLVM_KEYS, *_COUNTS, "cache_bytes", "features")
 
 
@@ -59,6 +61,8 @@ def _from_json(text: str) -> Target:
         raise TargetError(f"target kind is `{facts['kind']}`; only `llvm` is supported in a JSON target")
     base = _base(facts)
     llvm = {**base.llvm, **{k: _llvm_value(k, facts[k]) for k in _LLVM_KEYS if k in facts}}
+    if not str(llvm.get("mtriple", "x86_64")).startswith("x86_64"):
+        raise TargetError(f"target key `mtriple` is {llvm['mtriple']!r}; only x86_64 is supported")
     changes: dict[str, Any] = {k: _count(k, facts[k]) for k in _COUNTS if k in facts}
     if "cache_bytes" in facts:
         changes["cache_bytes"] = _caches(facts["cache_bytes"])
@@ -94,6 +98,8 @@ def _strings(key: str, value: object) -> list[str]:
 def _count(key: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise TargetError(f"target key `{key}` is {value!r}; it must be a positive integer")
+    if value not in _ALLOWED.get(key, (value,)):
+        raise TargetError(f"target key `{key}` is {value}; it must be one of {_ALLOWED[key]}")
     return value
 
 

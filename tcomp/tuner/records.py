@@ -8,15 +8,17 @@ The format is described in `docs/log-format.md`.
 from __future__ import annotations
 
 import json
+import math
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, cast, get_args
+from types import TracebackType, UnionType
+from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from tcomp.errors import RecordError
+from tcomp.files import written_beside
 from tcomp.tensor.knobs import Config
 
 SCHEMA = 1
@@ -188,19 +190,44 @@ def _json_object(line: bytes | str) -> dict[str, Any]:
 
 
 def _from_json(content: dict[str, Any]) -> Record:
-    known = {f.name for f in fields(Record)}
-    values = {k: v for k, v in content.items() if k in known}
-    if values["status"] not in STATUSES or values["phase"] not in PHASES:
-        raise ValueError(f"status {values['status']!r}, phase {values['phase']!r}")
-    if values.get("seconds") is not None:
-        values["seconds"] = Times(**values["seconds"])
-    if values.get("check") is not None:
-        values["check"] = Check(**values["check"])
-    if not isinstance(values["config"], dict) or not isinstance(values["task"], str):
-        raise TypeError("config must be an object and task a string")
+    """Unknown fields are left out; known ones must have their field's type."""
+    values = _typed(Record, content)
+    for name, kind in (("seconds", Times), ("check", Check)):
+        if isinstance(content.get(name), dict):
+            values[name] = kind(**_typed(kind, content[name]))
     if values["status"] == "ok" and values.get("seconds") is None:
         raise ValueError("status ok without seconds")
     return Record(**values)
+
+
+_HINTS = {kind: get_type_hints(kind) for kind in (Record, Times, Check)}
+
+
+def _typed(kind: type[Record | Times | Check], content: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of `content` for the fields of `kind`.
+
+    Raises TypeError naming the first that has another type than its field.
+    """
+    values = {name: content[name] for name in _HINTS[kind] if name in content}
+    for name, value in values.items():
+        if not _fits(value, _HINTS[kind][name]):
+            raise TypeError(f"{name} is {value!r}")
+    return values
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value out of JSON has the type `hint`; objects stand for dataclasses."""
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if get_origin(hint) in (Union, UnionType):
+        return any(_fits(value, option) for option in get_args(hint))
+    if get_origin(hint) is Mapping:
+        if not isinstance(value, dict):
+            return False
+        return all(_fits(v, get_args(hint)[1]) for v in cast("dict[str, Any]", value).values())
+    if hint is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return isinstance(value, dict) if is_dataclass(hint) else type(value) is hint
 
 
 def _dump(content: Mapping[str, Any]) -> str:
@@ -268,21 +295,16 @@ def write_log(path: Path | str, records: Iterable[Record]) -> int:
     Raises RecordError when it cannot be written; the old file is untouched then.
     """
     path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     count = 0
     try:
-        try:
-            with beside.open("w", encoding="utf-8") as file:
-                for record in records:
-                    file.write(record.to_line() + "\n")
-                    count += 1
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, path)
-        finally:
-            beside.unlink(missing_ok=True)
+        with written_beside(path) as beside, beside.open("w", encoding="utf-8") as file:
+            for record in records:
+                file.write(record.to_line() + "\n")
+                count += 1
     except OSError as error:
-        raise RecordError(f"cannot write log {path}: {error.strerror}") from None
+        raise RecordError(
+            f"cannot write log {path}: {error.strerror}; give a file in a writable folder with room"
+        ) from None
     return count
 
 

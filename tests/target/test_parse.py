@@ -47,6 +47,9 @@ def test_json_with_only_an_mcpu():
         ('{"tag": "znver4", "cores": true}', "positive integer"),
         ('{"tag": "znver4", "cache_bytes": [1, 2]}', "must be .L1 data"),
         ('{"tag": "znver4", "mtriple": 3}', "must be a string"),
+        ('{"mtriple": "aarch64-linux-gnu"}', "only x86_64"),
+        ('{"vector_bits": 7}', "`vector_bits` is 7; it must be one of"),
+        ('{"vector_registers": 1}', "`vector_registers` is 1; it must be one of"),
         ('{"tag": "znver4", "features": [3]}', "list of strings"),
     ],
 )

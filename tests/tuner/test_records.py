@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,30 @@ def test_any_cut_of_a_line_is_refused(length: int) -> None:
 def test_an_edited_line_is_refused() -> None:
     with pytest.raises(RecordError, match="checksum"):
         parse_line(SAMPLE.to_line().replace('"work":4', '"work":8'))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("task", None), ("threads", "1"), ("threads", True), ("template", {"a": 1}), ("status", []),
+        ("config", [1]), ("config", {"work": None}), ("baseline", [1]), ("baseline", float("nan")),
+        ("seconds", 1.0), ("seconds", {"median": "x", "min": 1.0, "spread": 0.0, "runs": 1}),
+        ("seconds", {"median": 1.0}), ("seconds", None), ("check", {}), ("versions", {"a": 1}),
+    ],
+)  # fmt: skip
+def test_a_field_of_another_type_is_refused(field: str, value: object) -> None:
+    """Also when the checksum is right: a program may have written it."""
+    content = {**json.loads(SAMPLE.to_line()), field: value}
+    del content["checksum"]
+    line = json.dumps({**content, "checksum": records_checksum(content)})
+    with pytest.raises(RecordError, match="not a complete tuning record"):
+        parse_line(line)
+
+
+def records_checksum(content: dict[str, object]) -> str:
+    """As docs/log-format.md states it."""
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return f"{zlib.crc32(canonical.encode()):08x}"
 
 
 def test_bad_lines_are_counted_with_their_numbers(tmp_path: Path) -> None:

@@ -55,6 +55,8 @@ def import_onnx(
         message = str(error)
         prefix = "" if message.startswith(model.name) else f"{model.name}: "
         raise type(error)(prefix + message) from None
+    except UnicodeDecodeError:
+        raise ModelError(f"{model.name} is damaged: a text in it is not UTF-8; export it again") from None
 
 
 class _Importer:

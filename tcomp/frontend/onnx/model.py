@@ -56,8 +56,18 @@ def load_model(source: ModelSource) -> LoadedModel:
     else:
         path = Path(source)
         name, proto, folder = str(path), _parse(path), path.parent
+    if not all(_is_text(node) for node in proto.graph.node):
+        raise ModelError(f"{name} is damaged: a node has a name that is not UTF-8; export it again")
     opsets = _opsets(name, proto)
     return LoadedModel(name, _inlined(name, proto, opsets), folder, opsets)
+
+
+def _is_text(node: onnx.NodeProto) -> bool:
+    """Whether the node's names decode; protobuf looks at them when they are read, not when it parses."""
+    try:
+        return all(type(n) is str for n in (node.op_type, node.domain, node.name, *node.input, *node.output))
+    except UnicodeDecodeError:
+        return False
 
 
 def _inlined(name: str, proto: onnx.ModelProto, opsets: dict[str, int]) -> onnx.ModelProto:
@@ -89,12 +99,14 @@ def _composite_operators(graph: onnx.GraphProto, opsets: dict[str, int]) -> set[
     for node in graph.node:
         domain = "" if node.domain in STANDARD_DOMAINS else node.domain
         opset = opsets.get(domain, 1)
-        known = find_converter(domain, node.op_type, opset) is not None or node.op_type in _NOT_INLINED
-        if known or not onnx.defs.has(node.op_type, domain):
+        if find_converter(domain, node.op_type, opset) is not None or node.op_type in _NOT_INLINED:
             continue
-        schema: Any = onnx.defs.get_schema(  # onnx's stubs miss the two properties
-            node.op_type, opset, domain
-        )
+        try:
+            schema: Any = onnx.defs.get_schema(  # onnx's stubs miss the two properties
+                node.op_type, opset, domain
+            )
+        except onnx.defs.SchemaError:  # unknown, or newer than the model's opset
+            continue
         if schema.has_function or schema.has_context_dependent_function:
             found.add((domain, node.op_type))
     return found

@@ -45,7 +45,9 @@ def _split(ctx: Context, node: OnnxNode, sizes: tuple[int, ...] | None) -> list[
     x = node.input(0)
     axis = normalise_axis(node.integer("axis", 0), x)
     if sizes is None:
-        parts = node.integer("num_outputs", len(node.output_names))
+        parts = len(node.output_names)
+        if node.integer("num_outputs", parts) != parts:
+            raise ModelError(f"num_outputs is {node.integer('num_outputs')}, but it has {parts} outputs")
         total = static_dim(x, axis, "the size it splits")
         size = -(-total // parts)
         sizes = tuple(max(min(size, total - i * size), 0) for i in range(parts))

@@ -1,0 +1,234 @@
+"""Every command on damaged files, full and read-only disks, and killed at any moment.
+
+Whatever happens, a command answers with exit status 0, 1 or 2, one line on stderr when it is 2, and files
+that are whole or absent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fuzzing import altered, damaged, small_model
+
+from tcomp.cli import main
+from tcomp.runtime import load
+
+SHAPE = ["--input-shape", "x:1,2,4,4"]
+LOG = Path(__file__).parents[2] / "tuning_logs/x86-64-v4/magika.jsonl"
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model as ONNX, Relay text and library, its inputs, and a log."""
+    folder = tmp_path_factory.mktemp("files")
+    (folder / "small.onnx").write_bytes(small_model().SerializeToString())
+    (folder / "small.jsonl").write_bytes(b"".join(LOG.read_bytes().splitlines(keepends=True)[:6]))
+    np.savez(folder / "in.npz", x=np.zeros((1, 2, 4, 4), np.float32))
+    source = [str(folder / "small.onnx"), *SHAPE]
+    assert main(["opt", *source, "-p", "", "-o", str(folder / "small.relay")]) == 0
+    assert main(["compile", *source, "--weights", "separate", "-o", str(folder / "small.so")]) == 0
+    return folder
+
+
+def answers(capsys: Capture, *argv: str) -> int:
+    """Run a command line; its exit status, after checking that an error is one line."""
+    capsys.readouterr()
+    status = main(argv)
+    error = capsys.readouterr().err
+    assert status in (0, 1, 2)
+    if status == 2:
+        assert error.count("\n") == 1, error
+        assert error.startswith(f"tcomp {argv[0]}: ")
+    return status
+
+
+@pytest.mark.parametrize(
+    ("file", "argv"),
+    [
+        ("small.onnx", ["opt", "FILE", *SHAPE]),
+        ("small.onnx", ["tune", "FILE", *SHAPE, "--tasks", "list"]),
+        ("small.relay", ["opt", "FILE"]),
+        ("small.relay.safetensors", ["opt", "small.relay"]),
+        ("small.jsonl", ["log", "best", "FILE"]),
+        ("small.jsonl", ["log", "prune", "FILE", "-o", "pruned.jsonl"]),
+        ("small.so", ["run", "FILE"]),
+        ("small.weights", ["run", "small.so"]),
+        ("in.npz", ["run", "small.so", "-i", "FILE"]),
+    ],
+)
+def test_damaged_files(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+    file: str,
+    argv: list[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    refused = 0
+    for seed in range(20):
+        # A new name each time: overwriting a library that is loaded would end this process.
+        victim = tmp_path / (f"{seed}.so" if file == "small.so" else file)
+        victim.write_bytes(damaged((folder / file).read_bytes(), random.Random(seed)))
+        refused += answers(capsys, *[str(victim) if a == "FILE" else a for a in argv]) == 2
+    assert refused > 5 or file == "small.jsonl"  # bad lines of a log are skipped
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_altered_models(folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    model = small_model()
+    path = tmp_path / "altered.onnx"
+    statuses: list[int] = []
+    for seed in range(60):
+        path.write_bytes(altered(model, random.Random(seed)).SerializeToString())
+        statuses.append(answers(capsys, "opt", str(path), *(SHAPE if seed % 3 else [])))
+    assert statuses.count(2) > 30
+    assert statuses.count(0) > 3
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["compile", "FOLDER/small.onnx", *SHAPE, "-o", "TMP"],
+        ["compile", "TMP/a.onnx", "-o", "TMP/m.so"],
+        ["opt", "FOLDER/small.onnx", "-o", "TMP"],
+        ["opt", "FOLDER/small.onnx", "-o", "TMP/none/m.relay"],
+        ["run", "FOLDER/small.so", "-o", "TMP"],
+        ["run", "FOLDER/small.so", "-o", "TMP/none/o.npz"],
+        ["run", "TMP"],
+        ["run", "FOLDER/small.so", "-i", "TMP"],
+        ["log", "show", "TMP"],
+        ["log", "merge", "FOLDER/small.jsonl", "-o", "TMP"],
+        ["tune", "FOLDER/small.onnx", *SHAPE, "--log", "TMP"],
+        ["replay", "FOLDER/small.onnx", *SHAPE, "--log", "TMP"],
+    ],
+)
+def test_folders_for_files(folder: Path, tmp_path: Path, capsys: Capture, argv: list[str]) -> None:
+    (tmp_path / "a.onnx").mkdir()
+    given = [a.replace("FOLDER", str(folder)).replace("TMP", str(tmp_path)) for a in argv]
+    assert answers(capsys, *given) == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["a.onnx"]
+
+
+@contextmanager
+def mounted(path: Path, options: str) -> Iterator[Path]:
+    """A file system in memory at `path`; skips the test where mounting is not permitted."""
+    path.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", path], capture_output=True).returncode:
+        pytest.skip("mounting a file system needs privileges that this process has not")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", path], check=True)
+
+
+WRITERS = {
+    "compile": ["compile", "FOLDER/small.onnx", *SHAPE, "-o", "DISK/m.so"],
+    "run": ["run", "FOLDER/small.so", "-o", "DISK/o.npz"],
+    "opt": ["opt", "FOLDER/small.onnx", "-o", "DISK/m.relay"],
+    "merge": ["log", "merge", "FOLDER/small.jsonl", "-o", "DISK/m.jsonl"],
+    "tune": ["tune", "FOLDER/small.onnx", *SHAPE, "--log", "DISK/t.jsonl", "--trials", "1"],
+}
+
+
+def writes(folder: Path, disk: Path, name: str) -> list[str]:
+    return [a.replace("FOLDER", str(folder)).replace("DISK", str(disk)) for a in WRITERS[name]]
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_read_only_disk(folder: Path, tmp_path: Path, capsys: Capture, name: str) -> None:
+    with mounted(tmp_path / "disk", "size=1m,ro") as disk:
+        assert answers(capsys, *writes(folder, disk, name)) == 2
+
+
+@pytest.mark.parametrize("name", ["compile", "run", "opt", "merge"])
+def test_a_full_disk(folder: Path, tmp_path: Path, capsys: Capture, name: str) -> None:
+    with mounted(tmp_path / "disk", "size=4k") as disk:
+        (disk / "full").write_bytes(bytes(4096))
+        assert answers(capsys, *writes(folder, disk, name)) == 2
+        assert [p.name for p in disk.iterdir()] == ["full"]
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_while_compiling(folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    """Objects, C files, the linked library: whichever does not fit, nothing of them stays."""
+    statuses: list[int] = []
+    for pages in range(5, 60, 13):
+        with mounted(tmp_path / f"disk{pages}", f"size={4 * pages}k") as disk:
+            statuses.append(answers(capsys, *writes(folder, disk, "compile")))
+            assert len(list(disk.iterdir())) == (0 if statuses[-1] else 3)
+    assert statuses == sorted(statuses, reverse=True)
+    assert {0, 2} == set(statuses)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_a_full_standard_output(folder: Path) -> None:
+    command = [sys.executable, "-m", "tcomp", "log", "show", str(folder / "small.jsonl")]
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "No space left" in result.stderr
+
+
+@pytest.mark.slow
+def test_killed_while_compiling(folder: Path, tmp_path: Path) -> None:
+    """kill -9 at any moment: the library that was there still runs, or the new one does."""
+    output = tmp_path / "m.so"
+    command = [
+        sys.executable,
+        "-m",
+        "tcomp",
+        "compile",
+        str(folder / "small.onnx"),
+        *SHAPE,
+        "-o",
+        str(output),
+    ]
+    start = time.monotonic()
+    subprocess.run(command, check=True, capture_output=True)
+    duration = time.monotonic() - start
+    x = np.zeros((1, 2, 4, 4), np.float32)
+    (expected,) = load(output, threads=1)(x)
+    killed = 0
+    for moment in np.linspace(0.2, 1.05, 14) * duration:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(float(moment))
+        except subprocess.TimeoutExpired:
+            os.kill(process.pid, signal.SIGKILL)
+            killed += 1
+        process.wait()
+        np.testing.assert_array_equal(load(output, threads=1)(x)[0], expected)
+        assert {p.name for p in tmp_path.iterdir() if not p.name.startswith(".")} == {
+            "m.so",
+            "m.h",
+            "tcomp.h",
+        }
+    assert killed > 5
+
+
+def test_a_log_of_a_newer_schema(folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    """One that only a newer tcomp reads is refused where its records are needed; mixed ones are counted."""
+    log = tmp_path / "log.jsonl"
+    log.write_text(json.dumps({"schema": 99}) + "\n")
+    model = [str(folder / "small.onnx"), *SHAPE]
+    assert main(["compile", *model, "--log", str(log), "-o", str(tmp_path / "m.so")]) == 2
+    assert "upgrade tcomp" in capsys.readouterr().err
+    with log.open("ab") as file:
+        file.write((folder / "small.jsonl").read_bytes() + b'{"cut')
+    assert main(["replay", *model, "--log", str(log)]) == 0
+    assert capsys.readouterr().err.count("skipped") == 2
