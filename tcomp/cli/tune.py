@@ -22,7 +22,7 @@ from tcomp.target.host import host_target
 from tcomp.target.target import Target
 from tcomp.tuner.loop import TuneOptions, tune
 from tcomp.tuner.measure import MeasureOptions
-from tcomp.tuner.progress import Event, TaskDone, TaskSkipped, TrialDone, TuningStarted, to_json
+from tcomp.tuner.progress import Event, Stopping, TaskDone, TaskSkipped, TrialDone, TuningStarted, to_json
 from tcomp.tuner.search.strategy import STRATEGIES
 from tcomp.tuner.task import Task, tasks
 
@@ -106,6 +106,8 @@ class _Text:
                 self._line(f"skipped {event.problems} unreadable lines of {event.log}; see `tcomp log check`")
         elif isinstance(event, TrialDone):
             self._trial(event)
+        elif isinstance(event, Stopping):
+            self._line("stopping after the trials that run now; Ctrl-C again stops at once")
         elif isinstance(event, TaskSkipped):
             self._line(f"skipped {event.label}: {event.reason}")
         else:

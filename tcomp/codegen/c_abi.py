@@ -21,6 +21,10 @@ STACK_BYTES = 16 * 1024
 _PLAIN_C = 1
 """`calling_conv` of a function that TVM's MakePackedAPI leaves as it is."""
 _PIPELINE = "tcomp_plain_c"
+_TENSOR_DATA, _ANY_VALUE = 1, 15
+"""Fields of DLTensor and of TVM's argument slots, by their numbers in TVM's `TVMStructFieldKind`."""
+_OBJECT_HEADER_BYTES = 24
+"""What precedes the DLTensor in a TVM tensor object."""
 
 
 def to_c_abi(function: PrimFunc, symbol: str | None = None) -> PrimFunc:
@@ -45,12 +49,25 @@ def to_c_abi(function: PrimFunc, symbol: str | None = None) -> PrimFunc:
 
 
 def packed_entry(function: PrimFunc, kernel: Any, symbol: str) -> PrimFunc:
-    """A function of TVM's own calling convention that only calls `kernel`, the GlobalVar of the plain one."""
-    buffers = [tirx.decl_buffer(p.shape, p.dtype, name=p.name) for p in function.params]
-    status = tvm.ir.Call(kernel, [b.data for b in buffers], ret_ty=tvm.ir.PrimType("int32"))
+    """A function that TVM finds under `symbol` and that only calls `kernel`, the GlobalVar of the plain one.
+
+    Its arguments are TVM tensors. They are not checked here (`KernelRunner` does): checks as TVM emits
+    them take as long to compile as a small kernel.
+    """
+    handle = tvm.ir.PointerType(tvm.ir.PrimType("void"))
+    names = ("self", "arguments", "count", "result")
+    parameters = [tirx.Var(n, "int32" if n == "count" else handle) for n in names]
+    pointers: list[Any] = []
+    for index, buffer in enumerate(function.params):
+        held = tirx.tvm_struct_get(parameters[1], index, _ANY_VALUE, handle)
+        tensor = tirx.handle_add_byte_offset(held, _OBJECT_HEADER_BYTES)
+        data = tirx.tvm_struct_get(tensor, 0, _TENSOR_DATA, handle)
+        pointers.append(tirx.reinterpret(tirx.buffer.buffer_data_pointer_type(buffer), data))
+    status = tvm.ir.Call(kernel, pointers, ret_ty=tvm.ir.PrimType("int32"))
+    attrs = {"calling_conv": _PLAIN_C, "global_symbol": f"__tvm_ffi_{symbol}"}
     throw = tvm.ir.Call("tirx.tvm_throw_last_error", [], ret_ty="int32")
     body = tirx.IfThenElse(status != tirx.const(0, "int32"), tirx.Evaluate(throw), None)
-    return tirx.PrimFunc(buffers, body).with_attrs({"global_symbol": symbol, "tirx.noalias": True})
+    return tirx.PrimFunc(parameters, body, ret_type=tvm.ir.PrimType("int32")).with_attrs(attrs)
 
 
 def build(functions: Mapping[str, PrimFunc], target: Target, packed: str | None = None) -> Any:

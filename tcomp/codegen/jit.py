@@ -35,8 +35,16 @@ class KernelRunner:
         Raises InputError when `arrays` differ from the kernel's inputs in count, shape or dtype.
         """
         arguments = self.prepare(arrays)
-        self.library[_ENTRY](*arguments)
+        self.run_prepared(arguments)
         return [_to_numpy(tensor) for tensor in arguments[len(arguments) - len(self.kernel.body.outputs) :]]
+
+    def load(self) -> None:
+        """Make the machine code now; without this the first run does."""
+        self.library[_ENTRY]
+
+    def run_prepared(self, arguments: Sequence[Any]) -> None:
+        """One run with arguments that `prepare` made."""
+        self.library[_ENTRY](*arguments)
 
     def time(self, arrays: Sequence[Array], number: int = 1, repeat: int = 3) -> list[float]:
         """Seconds of one run, averaged over `number` runs, `repeat` times; the first run is not counted."""

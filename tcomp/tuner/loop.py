@@ -11,9 +11,10 @@ from pathlib import Path
 from tcomp.errors import Interrupted, RecordError
 from tcomp.tensor.knobs import Config
 from tcomp.tuner.cost_model import CostModel
+from tcomp.tuner.interrupts import Interrupts
 from tcomp.tuner.lookup import UNVERIFIED, best_record, is_legal
 from tcomp.tuner.measure import MeasureOptions, Measurer, Outcome, TaskError, WorkerPool
-from tcomp.tuner.progress import Event, Progress, TaskDone, TaskSkipped, TrialDone, TuningStarted
+from tcomp.tuner.progress import Event, Progress, Stopping, TaskDone, TaskSkipped, TrialDone, TuningStarted
 from tcomp.tuner.provenance import device_name, now, tool_versions
 from tcomp.tuner.records import LogContents, LogWriter, Phase, Record, config_key, read_log
 from tcomp.tuner.search.strategy import STRATEGIES, Strategy
@@ -102,14 +103,20 @@ def tune(
     options = options or TuneOptions()
     log = Path(log)
     known = _read_known(log)
-    with LogWriter(log) as writer:
-        pool = WorkerPool(options.measure)  # Starts no process before it is used.
-        session: _Session | None = None
+    report = progress or _say_nothing
+    done = 0
+
+    def count(event: Event) -> None:
+        nonlocal done
+        done += isinstance(event, TrialDone)
+        report(event)
+
+    with LogWriter(log) as writer, Interrupts(lambda: report(Stopping())) as interrupts:
+        pool = WorkerPool(options.measure, interrupts.check)  # Starts no process before it is used.
         try:
-            session = _Session(tasks, options, writer, measurer or pool, known, progress)
+            session = _Session(tasks, options, writer, measurer or pool, known, count, interrupts)
             return session.run()
         except KeyboardInterrupt:
-            done = session.done if session is not None else 0
             resume = options.resume_command or "tune again with the same log"
             message = f"interrupted after {done} trials, all of them are in {log}; to go on: {resume}"
             raise Interrupted(message) from None
@@ -143,12 +150,14 @@ class _Session:
         writer: LogWriter,
         measurer: Measurer,
         known: LogContents,
-        progress: Progress | None,
+        report: Progress,
+        interrupts: Interrupts,
     ) -> None:
         self.options = options
         self.writer = writer
         self.measurer = measurer
-        self.report: Progress = progress or _say_nothing
+        self.report = report
+        self.interrupts = interrupts
         self.started = time.monotonic()
         self.done = 0
         self.model = CostModel(options.seed)
@@ -190,7 +199,13 @@ class _Session:
             if not active:
                 break
             self._batch(max(active, key=lambda s: (s.urgency, -s.index)))
+            self._stop_if_asked()
         return [self._finish(s) for s in self.states]
+
+    def _stop_if_asked(self) -> None:
+        """Between two batches or races, the first Ctrl-C is enough."""
+        if self.interrupts.requested:
+            raise KeyboardInterrupt
 
     def _is_over(self) -> bool:
         left = self._seconds_left_in_budget()
@@ -296,6 +311,7 @@ class _Session:
             configs = self._finalists(state)
             if not configs:
                 break
+            self._stop_if_asked()
             outcomes = self.measurer.race(task, [task.space.default, *configs])
             for outcome in outcomes:
                 self._write(state, outcome, "final", outcomes[0].seconds and outcomes[0].median)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -55,9 +55,9 @@ class Measurer(Protocol):
 class MeasureOptions:
     """How trials run.
 
-    `trial_seconds` limits each of build and measurement, `memory_limit` (bytes) what a worker may
-    allocate beyond its own code. A config whose first run takes over `reject_factor` times the best
-    known time is not timed further. `plugins` are modules that workers import first.
+    `trial_seconds` limits each of build and measurement, `memory_limit` (bytes) the physical memory of a
+    worker. A config whose first runs take over `abandon_factor` times the best known time is not timed
+    further. `plugins` are modules that workers import first.
     """
 
     workers: int = 1
@@ -65,7 +65,7 @@ class MeasureOptions:
     trial_seconds: float = 10.0
     start_seconds: float = 120.0
     memory_limit: int = 4 * GIB
-    reject_factor: float = 3.0
+    abandon_factor: float = 1.3
     seed: int = 0
     plugins: tuple[str, ...] = ()
 
@@ -73,11 +73,15 @@ class MeasureOptions:
 class WorkerPool:
     """Measures in disposable processes; one of them measures at a time, the others build meanwhile.
 
-    Close it, or use it as a context manager: no process is left behind.
+    `tick` is called often while answers are waited for; what it raises ends the waiting. Close it, or use
+    it as a context manager: no process is left behind.
     """
 
-    def __init__(self, options: MeasureOptions | None = None) -> None:
+    def __init__(
+        self, options: MeasureOptions | None = None, tick: Callable[[], None] = lambda: None
+    ) -> None:
         self.options = options or MeasureOptions()
+        self._tick = tick
         self._processes: list[WorkerProcess] = []
         # With several threads a kernel needs all the cores, so workers are not bound to one.
         self._cores = available_cores() if self.options.threads == 1 else [None]
@@ -102,7 +106,7 @@ class WorkerPool:
             while todo or running:
                 self._assign(task, todo, running)
                 self._start_measuring(running, best)
-                for process, message in next_messages(self._busy()):
+                for process, message in next_messages(self._busy(), self._tick):
                     outcome = self._handle(task, process, message, running)
                     if outcome is not None:
                         best = min(best, outcome.median)
@@ -117,7 +121,7 @@ class WorkerPool:
         try:
             seconds = self.options.trial_seconds * (1 + len(configs))
             process.send(Race(task.key, tuple(configs)), "racing", seconds)
-            ((_, message),) = next_messages([process])
+            ((_, message),) = next_messages([process], self._tick)
             if isinstance(message, Raced):
                 process.stage = "idle"
                 return [Outcome(c, "ok", "", *m) for c, m in zip(configs, message.results, strict=True)]
@@ -147,7 +151,7 @@ class WorkerPool:
 
     def _start(self) -> WorkerProcess:
         core = self._cores[len(self._processes) % len(self._cores)]
-        process = WorkerProcess(core, self.options.threads)
+        process = WorkerProcess(core, self.options.threads, self.options.memory_limit)
         self._processes.append(process)
         setup = Setup(self.options.memory_limit, core, self.options.plugins, process.parent)
         process.send(setup, "starting", self.options.start_seconds)
@@ -164,7 +168,7 @@ class WorkerPool:
         while process.stage != "idle" or process.prepared != task.key:
             if process.stage == "idle":
                 self._prepare(process, task)
-            ((_, message),) = next_messages([process])
+            ((_, message),) = next_messages([process], self._tick)
             self._handle(task, process, message, {})
         return process
 
@@ -175,7 +179,7 @@ class WorkerPool:
             return
         built = next((p for p in running if p.stage == "built"), None)
         if built is not None:
-            request = Measure(self.options.reject_factor * best)
+            request = Measure(self.options.abandon_factor * best)
             built.send(request, "measuring", self.options.trial_seconds)
 
     def _handle(
@@ -209,7 +213,7 @@ class WorkerPool:
             return message
         if isinstance(message, Died):
             self._discard(process)
-            return Failed("timeout" if message.timed_out else "crash", message.reason)
+            return Failed(message.status, message.reason)
         raise TypeError(f"unexpected answer of a measuring process: {message!r}")
 
     def _discard(self, process: WorkerProcess) -> None:

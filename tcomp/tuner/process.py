@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 
-from tcomp.tuner.worker import Reply, Request
+from tcomp.tuner.records import Status
+from tcomp.tuner.worker import OUT_OF_MEMORY, Reply, Request
 
 _COMMAND = "from tcomp.tuner.worker import main; main()"
 _EXIT_GRACE_SECONDS = 2.0
+_POLL_SECONDS = 0.03
+"""How often the memory of workers and the wish of the user to stop are looked at."""
 
 
 @dataclass(frozen=True)
 class Died:
     """A worker that ended or had to be ended, instead of an answer."""
 
+    status: Status
     reason: str
-    timed_out: bool = False
 
 
 class WorkerProcess:
@@ -34,8 +39,9 @@ class WorkerProcess:
     It is in a session of its own, so that Ctrl-C in a terminal reaches only the parent.
     """
 
-    def __init__(self, core: int | None, threads: int) -> None:
+    def __init__(self, core: int | None, threads: int, memory_limit: int) -> None:
         self.core = core
+        self.memory_limit = memory_limit
         self.parent = os.getpid()
         self.stage = "starting"
         self.prepared = ""
@@ -77,10 +83,25 @@ class WorkerProcess:
         try:
             return self.connection.recv()
         except (EOFError, ConnectionResetError):
-            return Died(self._why_it_ended())
+            reason = self._why_it_ended()
+            return Died("memory" if any(m in reason for m in OUT_OF_MEMORY) else "crash", reason)
 
-    def timed_out(self) -> Died:
-        return Died(f"no answer in {self._limit:g} s while {self.stage}", timed_out=True)
+    def beyond_limits(self) -> Died | None:
+        """Why the process must be ended although it has not answered, if it must."""
+        if time.monotonic() > self._deadline:
+            return Died("timeout", f"no answer in {self._limit:g} s while {self.stage}")
+        if self._resident_bytes() > self.memory_limit:
+            mebibytes = self.memory_limit >> 20
+            return Died("memory", f"took more than the memory limit of {mebibytes} MiB while {self.stage}")
+        return None
+
+    def _resident_bytes(self) -> int:
+        """Physical memory in use; 0 where the system does not say."""
+        try:
+            pages = Path(f"/proc/{self._process.pid}/statm").read_text().split()[1]
+        except (OSError, IndexError):
+            return 0
+        return int(pages) * resource.getpagesize()
 
     def _why_it_ended(self) -> str:
         try:
@@ -109,17 +130,23 @@ class WorkerProcess:
         self._messages.close()
 
 
-def next_messages(processes: Sequence[WorkerProcess]) -> list[tuple[WorkerProcess, object]]:
-    """Wait for at least one of busy `processes` to answer, end or pass its time limit."""
+def next_messages(
+    processes: Sequence[WorkerProcess], tick: Callable[[], None]
+) -> list[tuple[WorkerProcess, object]]:
+    """Wait for at least one of busy `processes` to answer, end, or pass its limit of time or memory.
+
+    `tick` is called many times a second meanwhile.
+    """
     while True:
+        tick()
         left = min(p.seconds_left for p in processes)
-        ready = wait([p.connection for p in processes], timeout=left)
+        ready = wait([p.connection for p in processes], timeout=min(left, _POLL_SECONDS))
         messages: list[tuple[WorkerProcess, object]] = [
             (p, p.receive()) for p in processes if p.connection in ready
         ]
         answered = {p for p, _ in messages}
-        late = [p for p in processes if p not in answered and p.seconds_left == 0.0]
-        messages += [(p, p.timed_out()) for p in late]
+        ended = [(p, p.beyond_limits()) for p in processes if p not in answered]
+        messages += [(p, died) for p, died in ended if died is not None]
         if messages:
             return messages
 

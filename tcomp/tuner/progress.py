@@ -44,6 +44,11 @@ class TrialDone:
 
 
 @dataclass(frozen=True)
+class Stopping:
+    """The user asked to stop; the batch in flight is finished first. A second request stops at once."""
+
+
+@dataclass(frozen=True)
 class TaskSkipped:
     """A task that cannot be measured at all."""
 
@@ -69,7 +74,7 @@ class TaskDone:
     speedup: float
 
 
-Event = Union[TuningStarted, TrialDone, TaskSkipped, TaskDone]
+Event = Union[TuningStarted, TrialDone, Stopping, TaskSkipped, TaskDone]
 Progress = Callable[[Event], None]
 
 

@@ -22,7 +22,7 @@ from tcomp.files import written_beside
 from tcomp.tensor.knobs import Config
 
 SCHEMA = 1
-Status = Literal["ok", "build_error", "run_error", "timeout", "wrong", "crash"]
+Status = Literal["ok", "build_error", "run_error", "timeout", "memory", "wrong", "crash"]
 Phase = Literal["trial", "final"]
 STATUSES: tuple[str, ...] = get_args(Status)
 PHASES: tuple[str, ...] = get_args(Phase)

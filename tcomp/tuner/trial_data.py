@@ -78,7 +78,17 @@ def _error(expected: Array, output: Array, allowed: float) -> float:
         # Rounding to 8 bits after float arithmetic may fall on the other side.
         rounds = expected.dtype.itemsize == 1 and expected.dtype != np.bool_ and allowed > 0
         return 0.0 if difference <= (1.0 if rounds else 0.0) else float(difference)
-    wanted, found = expected.astype(np.float64), output.astype(np.float64)
+    exact = np.result_type(expected.dtype, np.float32)
+    wanted, found = expected.astype(exact, copy=False), output.astype(exact, copy=False)
+    with np.errstate(invalid="ignore", over="ignore"):
+        error = np.abs(wanted - found).max()
+    if not np.isfinite(error):
+        return _error_beside_infinities(wanted, found)
+    return float(error) / _scale(wanted)
+
+
+def _error_beside_infinities(wanted: Array, found: Array) -> float:
+    """As `_error`: infinities and NaN must be where they are expected, the rest may differ."""
     finite = np.isfinite(wanted)
     if (
         not np.array_equal(wanted[~finite], found[~finite], equal_nan=True)
@@ -87,8 +97,12 @@ def _error(expected: Array, output: Array, allowed: float) -> float:
         return _HUGE_ERROR
     if not finite.any():
         return 0.0
-    scale = max(float(np.sqrt(np.mean(np.square(wanted[finite])))), 1e-30)
-    return float(np.abs(wanted[finite] - found[finite]).max()) / scale
+    return float(np.abs(wanted[finite] - found[finite]).max()) / _scale(wanted[finite])
+
+
+def _scale(values: Array) -> float:
+    """The root mean square."""
+    return max(float(np.sqrt(np.mean(np.square(values, dtype=np.float64)))), 1e-30)
 
 
 def _random(rng: np.random.Generator, type_: TensorType, scale: float, largest_index: int) -> Array:

@@ -13,12 +13,10 @@ import resource
 import signal
 import sys
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 from multiprocessing.connection import Connection
 from statistics import median, quantiles
-from typing import Any
 
 from tcomp.codegen.jit import build_scheduled
 from tcomp.target.target import Target
@@ -30,6 +28,11 @@ from tcomp.tuner.trial_data import TrialData, compare, is_wrong, trial_data
 
 _KEPT_TASKS = 8
 _PR_SET_PDEATHSIG = 1
+OUT_OF_MEMORY = ("bad_alloc", "MemoryError", "Cannot allocate memory", "Failed to allocate")
+"""What C++, Python, the system and TVM say when memory is refused."""
+_ADDRESS_SPACE_FACTOR = 2
+"""Address space of a worker per byte of its memory limit: the parent ends it at the limit, by name, before
+that; this stops what grows faster than the parent looks."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +65,11 @@ class Build:
 
 @dataclass(frozen=True)
 class Measure:
-    """Run, check and time what was built last; above `reject_above` seconds it need not be precise."""
+    """Run, check and time what was built last; above `abandon_above` seconds it need not be precise."""
 
-    reject_above: float
-    minimum_seconds: float = 0.02
-    repeats: int = 7
+    abandon_above: float
+    minimum_seconds: float = 0.012
+    repeats: int = 5
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,7 @@ class Worker:
             try:
                 data = trial_data(request.kernel, request.seed)
             except Exception as error:
-                return Failed("run_error", one_line(error))
+                return _failed("run_error", error)
             self._tasks[request.task] = _Prepared(request.kernel, request.target, data)
             if len(self._tasks) > _KEPT_TASKS:
                 self._tasks.popitem(last=False)
@@ -160,7 +163,7 @@ class Worker:
         try:
             self._built = _Candidate(self._tasks[request.task], request.config)
         except Exception as error:
-            return Failed("build_error", one_line(error))
+            return _failed("build_error", error)
         return Built()
 
     def _measure(self, request: Measure) -> Reply:
@@ -168,18 +171,20 @@ class Worker:
             raise RuntimeError("measure without a successful build")
         candidate = self._built
         try:
-            first = candidate.run()
+            candidate.run()
             check = candidate.check()
             if is_wrong(check):
                 return _wrong(check)
-            return Measured(_time(candidate, first, request), check)
+            return Measured(_time(candidate, request), check)
         except Exception as error:
-            return Failed("run_error", one_line(error))
+            return _failed("run_error", error)
 
     def _race(self, request: Race) -> Reply:
         try:
             candidates = [_Candidate(self._tasks[request.task], c) for c in request.configs]
-            firsts = [c.run() for c in candidates]
+            for candidate in candidates:
+                candidate.run()
+            firsts = [c.time(number=1, repeat=1)[0] for c in candidates]
             checks = [c.check() for c in candidates]
             for check in checks:
                 if is_wrong(check):
@@ -190,33 +195,32 @@ class Worker:
                 for candidate, number, found in zip(candidates, numbers, samples, strict=True):
                     found += candidate.time(number, repeat=1)
         except Exception as error:
-            return Failed("run_error", one_line(error))
+            return _failed("run_error", error)
         times = [_times(s, runs=n * len(s)) for s, n in zip(samples, numbers, strict=True)]
         return Raced(tuple(zip(times, checks, strict=True)))
 
 
 class _Candidate:
-    """A built config with its arguments."""
+    """A built config with its machine code and its arguments."""
 
     def __init__(self, prepared: _Prepared, config: Config) -> None:
         scheduled = schedule(prepared.kernel, prepared.target, config)
         self._data = prepared.data
         self._runner = build_scheduled(prepared.kernel, scheduled, prepared.target)
-        self._arguments: Sequence[Any] | None = None
-
-    def run(self) -> float:
-        """Seconds of one run, after one that is not counted."""
+        self._runner.load()
         self._arguments = self._runner.prepare(self._data.inputs)
-        return self.time(number=1, repeat=1)[0]
+
+    def run(self) -> None:
+        self._runner.run_prepared(self._arguments)
 
     def time(self, number: int, repeat: int) -> list[float]:
-        return self._runner.time_prepared(self._arguments or (), number=number, repeat=repeat)
+        """Seconds of one run, averaged over `number`, `repeat` times, after a run that is not counted."""
+        return self._runner.time_prepared(self._arguments, number=number, repeat=repeat)
 
     def check(self) -> Check:
         """The error of the outputs of the last run."""
-        arguments = self._arguments or ()
-        first_output = len(arguments) - len(self._data.expected)
-        return compare(self._data, [t.numpy() for t in arguments[first_output:]])
+        first_output = len(self._arguments) - len(self._data.expected)
+        return compare(self._data, [t.numpy() for t in self._arguments[first_output:]])
 
 
 def _wrong(check: Check) -> Failed:
@@ -224,22 +228,21 @@ def _wrong(check: Check) -> Failed:
     return Failed("wrong", reason, check)
 
 
-def _time(candidate: _Candidate, first: float, request: Measure) -> Times:
+def _time(candidate: _Candidate, request: Measure) -> Times:
     """Time adaptively: enough runs for `minimum_seconds`, again while the spread stays above 5%.
 
-    Candidates that are known to be slow get one run when that is long, else no second round.
+    A candidate that is slow in its first two runs gets no more of them.
     """
-    repeats, slow = request.repeats, first > request.reject_above
-    if slow and first * repeats > request.minimum_seconds:
-        return _times([first], runs=1)
-    number = max(1, ceil(request.minimum_seconds / (repeats * max(first, 1e-9))))
+    fastest = max(min(candidate.time(number=1, repeat=2)), 1e-9)
+    repeats, number = request.repeats, max(1, ceil(request.minimum_seconds / (request.repeats * fastest)))
+    if fastest > request.abandon_above and number * repeats * fastest > request.minimum_seconds / 4:
+        return _times([fastest], runs=2)
     samples: list[float] = []
     while True:
         samples += candidate.time(number, repeats)
         times = _times(samples, runs=number * len(samples))
-        spent = times.median * times.runs
-        steady = times.spread < 0.05 or times.median > request.reject_above
-        if steady or len(samples) >= 3 * repeats or spent > 10 * request.minimum_seconds:
+        steady = times.spread < 0.05 or times.median > request.abandon_above
+        if steady or len(samples) >= 3 * repeats:
             return times
 
 
@@ -247,6 +250,13 @@ def _times(samples: list[float], runs: int) -> Times:
     middle = median(samples)
     lower, _, upper = quantiles(samples, n=4) if len(samples) > 1 else (middle,) * 3
     return Times(middle, min(samples), (upper - lower) / middle if middle > 0 else 0.0, runs)
+
+
+def _failed(status: Status, error: Exception) -> Failed:
+    """The failure of a stage that otherwise gives `status`; memory that ran out is told apart."""
+    reason = one_line(error)
+    out_of_memory = isinstance(error, MemoryError) or any(m in reason for m in OUT_OF_MEMORY)
+    return Failed("memory" if out_of_memory else status, reason)
 
 
 def one_line(error: BaseException) -> str:
@@ -260,7 +270,7 @@ def set_up(request: Setup) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with_parent(request.parent)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    limit = _address_space() + request.memory_limit
+    limit = _address_space() + _ADDRESS_SPACE_FACTOR * request.memory_limit
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     if request.core is not None:
         os.sched_setaffinity(0, {request.core})

@@ -21,4 +21,4 @@ def target() -> Target:
 
 @pytest.fixture
 def options() -> MeasureOptions:
-    return MeasureOptions(plugins=("fake_template",), trial_seconds=1.5, memory_limit=1 << 30)
+    return MeasureOptions(plugins=("fake_template",), trial_seconds=4, memory_limit=640 << 20)

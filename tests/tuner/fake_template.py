@@ -1,7 +1,7 @@
 """A schedule template for tests whose `behaviour` knob crashes, hangs, eats memory or computes nonsense.
 
-It serves kernels whose body is called `fake`, and with good behaviour only those called `tame`. Workers
-import it as a plugin.
+It serves kernels whose body is called `fake`, and with good behaviour only those called `tame`; half the
+configs of `drowsy` ones hang. Workers import it as a plugin.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from tcomp.tensor.knobs import Choice, Config, Ordered, Space
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
 from tcomp.tvm_api import s_tir, te, tirx
 
-BEHAVIOURS = ("ok", "wrong", "crash", "hang", "eat", "refuse")
+BEHAVIOURS = ("ok", "wrong", "crash", "hang", "eat", "eat_while_building", "refuse")
+NAMES = {"fake": BEHAVIOURS, "tame": ("ok",), "drowsy": ("ok", "hang")}
 
 
 def fake_kernel(size: int = 256, name: str = "fake") -> Kernel:
@@ -57,19 +58,21 @@ class FakeTemplate(Template):
     priority = 1000
 
     def accepts(self, kernel: Kernel, target: Target) -> bool:
-        return kernel.body.name in ("fake", "tame")
+        return kernel.body.name in NAMES
 
     def space(self, kernel: Kernel, target: Target) -> Space:
         work = Ordered("work", (1, 2, 4, 8, 16, 32), default=8)
-        if kernel.body.name == "tame":
-            variants = Ordered("variant", tuple(range(64)), default=0)
-            return Space((work, variants, Choice("behaviour", ("ok",), default="ok")))
-        return Space((work, Choice("behaviour", BEHAVIOURS, default="ok")))
+        behaviours = Choice("behaviour", NAMES[kernel.body.name], default="ok")
+        if kernel.body.name == "fake":
+            return Space((work, behaviours))
+        return Space((work, Ordered("variant", tuple(range(64)), default=0), behaviours))
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         behaviour, work = str(config["behaviour"]), int(config["work"])
         if behaviour == "refuse":
             raise ScheduleError("refused on purpose")
+        if behaviour == "eat_while_building":
+            bytearray(1 << 40)
         x = te.placeholder(kernel.body.inputs[0].type.static_shape, "float32", name="x")
         k = te.reduce_axis((0, work), name="k")
         zero = tirx.const(0, "float32")

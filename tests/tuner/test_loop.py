@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -142,48 +138,3 @@ def test_real_workers_tune_a_fake_kernel(target: Target, options: MeasureOptions
     (result,) = tune([task], tmp_path / "log.jsonl", TuneOptions(trials=10, measure=options))
     assert result.record is not None
     assert result.trials == 10
-
-
-CTRL_C = """
-import sys
-from fake_template import fake_kernel
-from tcomp.errors import Interrupted
-from tcomp.target.host import host_target
-from tcomp.tuner.loop import TuneOptions, tune
-from tcomp.tuner.measure import MeasureOptions
-from tcomp.tuner.task import Task
-def print_event(event):
-    print(event, flush=True)
-options = TuneOptions(trials=None, measure=MeasureOptions(plugins=("fake_template",), trial_seconds=30))
-try:
-    tune([Task.of(fake_kernel(name="tame"), host_target())], sys.argv[1], options, print_event)
-except Interrupted as error:
-    print(error)
-    sys.exit(error.exit_status)
-"""
-
-
-def test_ctrl_c_keeps_every_trial_and_leaves_no_process(tmp_path: Path) -> None:
-    log = tmp_path / "log.jsonl"
-    process = subprocess.Popen(
-        [sys.executable, "-c", CTRL_C, str(log)],
-        cwd=Path(__file__).parent,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    seen = 0
-    for line in process.stdout:
-        seen += "TrialDone" in line
-        if seen == 2:
-            break
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    process.send_signal(signal.SIGINT)
-    rest = process.stdout.read()
-    assert process.wait(20) == 130
-    process.stdout.close()
-    assert "all of them are in" in rest
-    assert len(read_log(log).records) == seen + rest.count("TrialDone")
-    time.sleep(0.2)
-    assert children
-    assert not [c for c in children if Path(f"/proc/{c}").exists()]

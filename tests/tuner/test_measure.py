@@ -14,7 +14,9 @@ import pytest
 from fake_template import fake_kernel
 
 from tcomp.errors import BuildError
+from tcomp.relay.builder import GraphBuilder
 from tcomp.target.target import Target
+from tcomp.tensor.kernel import Kernel
 from tcomp.tuner.measure import MeasureOptions, WorkerPool
 from tcomp.tuner.task import Task
 
@@ -30,7 +32,8 @@ def test_each_misbehaviour_has_its_status_and_measuring_goes_on(
         "wrong": "wrong",
         "crash": "crash",
         "hang": "timeout",
-        "eat": "crash",
+        "eat": "memory",
+        "eat_while_building": "memory",
         "refuse": "build_error",
     }
     task = Task.of(fake_kernel(), target)
@@ -38,11 +41,13 @@ def test_each_misbehaviour_has_its_status_and_measuring_goes_on(
     with WorkerPool(options) as pool:
         outcomes = list(pool.measure(task, configs, INFINITY))
     assert [o.status for o in outcomes] == [*expected.values(), "ok"]
-    by_status = {o.status: o for o in outcomes}
+    by_status = {o.status: o for o in reversed(outcomes)}
+    assert "MemoryError" in outcomes[5].reason
     assert by_status["wrong"].check is not None
     assert by_status["wrong"].check.max_error > 0.1
-    assert "1.5 s while measuring" in by_status["timeout"].reason
+    assert "4 s while measuring" in by_status["timeout"].reason
     assert "SIGSEGV" in by_status["crash"].reason
+    assert "memory limit of 640 MiB while measuring" in by_status["memory"].reason
     assert "refused on purpose" in by_status["build_error"].reason
     assert all((o.seconds is not None) == (o.status == "ok") for o in outcomes)
 
@@ -55,6 +60,31 @@ def test_times_rank_kernels_by_their_work(target: Target, options: MeasureOption
         raced = [o.median for o in pool.race(task, configs)]
     assert measured[32] > 2 * measured[1]
     assert raced[0] > 2 * raced[1]
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_two_threads_share_the_work_of_one_kernel(options: MeasureOptions, target: Target) -> None:
+    builder = GraphBuilder("matmul")
+    a, b = builder.input("a", (256, 512)), builder.input("b", (512, 512))
+    task = Task.of(Kernel(builder.build(builder.op("matmul", a, b))), target)
+    pool = WorkerPool(replace(options, threads=2))
+    with pool:
+        (outcome,) = pool.measure(task, [task.space.default], INFINITY)
+        (worker,) = _children(os.getpid())
+        used = [_cpu_ticks(worker, t) for t in _threads(worker)]
+        assert outcome.status == "ok"
+        assert sorted(used)[-2] > 0
+        assert os.sched_getaffinity(worker) == os.sched_getaffinity(0)
+
+
+def _threads(process: int) -> list[int]:
+    return [int(p.name) for p in Path(f"/proc/{process}/task").iterdir()]
+
+
+def _cpu_ticks(process: int, thread: int) -> int:
+    """Hundredths of a second that a thread computed."""
+    fields = Path(f"/proc/{process}/task/{thread}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11])
 
 
 def test_a_worker_that_cannot_start_is_reported(options: MeasureOptions, target: Target) -> None:
