@@ -18,6 +18,8 @@ from tcomp.tvm_api import PrimFunc, structural_map, tirx, tvm
 
 STACK_BYTES = 16 * 1024
 """Largest buffer local to a kernel that stays on the stack; larger ones come from the workspace."""
+PARALLEL_CHUNKS = 64
+"""Iterations of every parallel loop, as `CHUNKS` of the C runtime's pool.c."""
 _PLAIN_C = 1
 """`calling_conv` of a function that TVM's MakePackedAPI leaves as it is."""
 _PIPELINE = "tcomp_plain_c"
@@ -153,6 +155,24 @@ def _add_device_scope(function: Any) -> Any:
     return function.with_body(body).without_attr("tirx.is_entry_func")
 
 
+def _chunk_parallel(function: Any) -> Any:
+    """Give every parallel loop the same number of iterations, so that the pool can share it piece by piece.
+
+    `parallel p in n: f(p)` -> `parallel c in 64: for p in [c * n // 64, (c + 1) * n // 64): f(p)`
+    """
+
+    def on_loop(loop: Any) -> Any:
+        if int(loop.kind) != tirx.ForKind.PARALLEL or int(loop.extent) == PARALLEL_CHUNKS:
+            return loop
+        chunk, extent = tirx.Var("chunk", "int32"), int(loop.extent)
+        edges = [(chunk.astype("int64") + i) * extent // PARALLEL_CHUNKS for i in (0, 1)]
+        begin, end = (loop.min + edge.astype(str(loop.loop_var.ty.dtype)) for edge in edges)
+        part = tirx.For(loop.loop_var, begin, end - begin, tirx.ForKind.SERIAL, loop.body)
+        return tirx.For(chunk, 0, PARALLEL_CHUNKS, tirx.ForKind.PARALLEL, part)
+
+    return function.with_body(structural_map(function.body, (tirx.For, on_loop)))
+
+
 def _return_zero(function: Any) -> Any:
     return function.with_body(tirx.SeqStmt([function.body, tirx.Return(tirx.const(0, "int32"))]))
 
@@ -167,6 +187,7 @@ def _pipeline() -> tuple[Any, Any, Any]:
                 _map_plain("AddDeviceScope", _add_device_scope),
                 tirx.transform.LowerTVMBuiltin(),
                 _map_plain("ReturnZero", _return_zero),
+                _map_plain("ChunkParallel", _chunk_parallel),
                 tirx.transform.LowerIntrin(),
             ]
         )

@@ -251,7 +251,7 @@ static tcomp_status run_locked(tcomp_context *context, const tcomp_buffer *input
   tcomp_frame frame = {context->arena, context->weights, input_pointers, output_pointers, nanoseconds};
   tcomp_pool *before = tcomp_pool_enter(context->pool);
   int32_t failed = tcomp_model.run(&frame);
-  tcomp_pool_enter(before);
+  tcomp_pool_leave(context->pool, before);
   if (failed >= 0)
     return fail(context->error, TCOMP_ERROR_RUN, "step %d (%s) failed: no memory for its workspace", failed,
                 tcomp_model.step_labels[failed]);

@@ -2,6 +2,7 @@
 #ifndef TCOMP_MODEL_INFO_H
 #define TCOMP_MODEL_INFO_H
 
+#include "clock.h"
 #include "tcomp.h"
 
 #define TCOMP_DIGEST_BYTES 32
@@ -31,7 +32,5 @@ typedef struct {
 } tcomp_model_info;
 
 extern const tcomp_model_info tcomp_model;
-
-uint64_t tcomp_now(void); /* nanoseconds */
 
 #endif

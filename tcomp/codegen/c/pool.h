@@ -12,7 +12,8 @@ void tcomp_pool_destroy(tcomp_pool *pool);
 void tcomp_pool_set_threads(tcomp_pool *pool, int32_t threads); /* 0: the default */
 int32_t tcomp_pool_threads(const tcomp_pool *pool);
 
-/* Makes `pool` serve the kernels that this thread calls; returns the one before, to be put back. */
+/* Begins a run: `pool` serves the kernels that this thread calls. Returns the one before, for leave. */
 tcomp_pool *tcomp_pool_enter(tcomp_pool *pool);
+void tcomp_pool_leave(tcomp_pool *pool, tcomp_pool *before);
 
 #endif
