@@ -187,8 +187,10 @@ def _copy(step: Copy) -> str:
 
 def _pointer(place: Place) -> str:
     if place.space in ("input", "output"):
-        return f"f->{place.space}s[{place.at}]"
-    return f"f->{place.space} + {place.at}"
+        byte = "const char" if place.space == "input" else "char"
+        start = f"f->{place.space}s[{place.index}]"
+        return f"({byte} *){start} + {place.offset}" if place.offset else start
+    return f"f->{place.space} + {place.offset}"
 
 
 def _string(text: str) -> str:

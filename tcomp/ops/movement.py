@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from math import prod
 from typing import Any
 
@@ -20,7 +21,7 @@ from tcomp.ops.shapes import (
 from tcomp.relay.attributes import dims, flag, integer, integers, number, one_of
 from tcomp.relay.dims import Dim, DimExpr, FloorDiv
 from tcomp.relay.graph import Attr, Attrs
-from tcomp.relay.op import REQUIRED, FusionKind, LayoutRule, Op, Sample, declare
+from tcomp.relay.op import REQUIRED, Alias, FusionKind, LayoutRule, Op, Sample, declare
 from tcomp.relay.types import FLOATS, Array, TensorType
 from tcomp.tvm_api import Tensor, te, tirx
 
@@ -310,6 +311,42 @@ def _compute_trilu(inputs: Sequence[Tensor], attrs: Attrs, outputs: Sequence[Ten
     return [te.compute(outputs[0].static_shape, element, name="trilu")]
 
 
+# memory ------------------------------------------------------------------------------------------------
+
+
+def _reshape_aliases(
+    types: Sequence[TensorType], attrs: Attrs, outputs: Sequence[TensorType]
+) -> Sequence[Alias]:
+    return (Alias(0, 0, 0),)
+
+
+def _concat_aliases(
+    types: Sequence[TensorType], attrs: Attrs, outputs: Sequence[TensorType]
+) -> Sequence[Alias]:
+    """Operands one behind the other: no axis of more than one element lies outside the joined one."""
+    if prod(outputs[0].static_shape[: integer(attrs, "axis")]) != 1:
+        return ()
+    starts = accumulate((t.nbytes for t in types), initial=0)
+    return [Alias(i, 0, start) for i, start in zip(range(len(types)), starts, strict=False)]
+
+
+def _slice_aliases(
+    types: Sequence[TensorType], attrs: Attrs, outputs: Sequence[TensorType]
+) -> Sequence[Alias]:
+    """A run of elements: whole axes inside the outermost one that is cut, single elements outside it."""
+    (x,), (result,) = types, outputs
+    cut = next((a for a, d in enumerate(result.static_shape) if d != 1), x.rank - 1)
+    begins, strides = integers(attrs, "begin", x.rank), integers(attrs, "strides", x.rank)
+    if result.static_shape[cut + 1 :] != x.static_shape[cut + 1 :]:
+        return ()
+    if any(stride != 1 and d > 1 for stride, d in zip(strides, result.static_shape, strict=True)):
+        return ()
+    offset = 0
+    for begin, extent in zip(begins, x.static_shape, strict=True):
+        offset = offset * extent + begin
+    return (Alias(0, 0, offset * x.with_shape((1,)).nbytes),)
+
+
 # declarations ------------------------------------------------------------------------------------------
 
 
@@ -324,6 +361,7 @@ declare(
         evaluate=_evaluate_reshape,
         compute=_compute_reshape,
         kind=FusionKind.VIEW,
+        aliases=_reshape_aliases,
         attrs={"shape": REQUIRED},
         flops_per_element=0,
         samples=(
@@ -360,6 +398,7 @@ declare(
         attrs={"axis": REQUIRED},
         arity=(1, None),
         layout=LayoutRule.AXIS,
+        aliases=_concat_aliases,
         flops_per_element=0,
         samples=(
             _sample((2, 3), (2, 1), (2, 4), axis=1),
@@ -377,6 +416,7 @@ declare(
         compute=_compute_slice,
         kind=FusionKind.MOVEMENT,
         attrs={"begin": REQUIRED, "end": REQUIRED, "strides": REQUIRED},
+        aliases=_slice_aliases,
         flops_per_element=0,
         samples=(
             _sample((5, 6), begin=(1, 2), end=(4, 6), strides=(1, 1)),

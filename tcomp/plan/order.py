@@ -10,10 +10,15 @@ from tcomp.plan.arena import Lifetime, live_bytes
 
 @dataclass(frozen=True)
 class Task:
-    """A node for ordering: buffers it reads and writes, by number; bytes it needs only while it runs."""
+    """A step for ordering.
+
+    `reads` and `writes` are buffers by number; several tasks may write parts of one buffer. `after` are the
+    tasks that must run before; `scratch` bytes are needed only while it runs.
+    """
 
     reads: tuple[int, ...]
     writes: tuple[int, ...]
+    after: frozenset[int] = frozenset()
     scratch: int = 0
 
 
@@ -72,23 +77,22 @@ def _grows_least(written: int, freed: int) -> tuple[int, ...]:
 
 def _greedy(tasks: Sequence[Task], sizes: Mapping[int, int], cost: Cost) -> tuple[int, ...]:
     """Always run the ready task that leaves the least memory alive; ties in the given order."""
-    producer = {buffer: i for i, task in enumerate(tasks) for buffer in task.writes}
     readers: dict[int, int] = {}
     consumers: dict[int, set[int]] = {}
     waiting: dict[int, int] = {}
     for index, task in enumerate(tasks):
         for buffer in set(task.reads):
             readers[buffer] = readers.get(buffer, 0) + 1
-        before = {producer[b] for b in task.reads if b in producer and producer[b] != index}
-        waiting[index] = len(before)
-        for earlier in before:
+        waiting[index] = len(task.after)
+        for earlier in task.after:
             consumers.setdefault(earlier, set()).add(index)
     ready = {index for index, count in waiting.items() if count == 0}
     order: list[int] = []
+    begun: set[int] = set()
 
     def price(index: int) -> tuple[int, ...]:
         task = tasks[index]
-        written = sum(sizes.get(b, 0) for b in task.writes)
+        written = sum(sizes.get(b, 0) for b in task.writes if b not in begun)
         freed = sum(sizes.get(b, 0) for b in set(task.reads) if readers[b] == 1)
         return (*cost(written, freed), index)
 
@@ -96,6 +100,7 @@ def _greedy(tasks: Sequence[Task], sizes: Mapping[int, int], cost: Cost) -> tupl
         index = min(ready, key=price)
         ready.remove(index)
         order.append(index)
+        begun.update(tasks[index].writes)
         for buffer in set(tasks[index].reads):
             readers[buffer] -= 1
         for later in consumers.get(index, ()):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Union
 
 from tcomp.relay.graph import Constant
@@ -12,7 +12,8 @@ from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.template import Packing, Scheduled
 
 ALIGNMENT = 64
-"""Every buffer in the arena and every constant starts at a multiple of this many bytes."""
+"""Every buffer in the arena and every constant starts at a multiple of this many bytes; a part of a
+concatenation starts where the part before it ends."""
 
 Space = Literal["arena", "weights", "input", "output"]
 
@@ -24,13 +25,19 @@ def aligned(nbytes: int) -> int:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor is: an offset in bytes into the arena or the weights, or a model input or output."""
+    """Where a tensor is: `offset` bytes into the arena, the weights, or the model input or output `index`."""
 
     space: Space
-    at: int
+    offset: int = 0
+    index: int = 0
+
+    def __add__(self, nbytes: int) -> Place:
+        return replace(self, offset=self.offset + nbytes)
 
     def __str__(self) -> str:
-        return f"{self.space}[{self.at}]" if self.space in ("input", "output") else f"{self.space}+{self.at}"
+        if self.space in ("arena", "weights"):
+            return f"{self.space}+{self.offset}"
+        return f"{self.space}[{self.index}]" + (f"+{self.offset}" if self.offset else "")
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Copy:
-    """Copy bytes: an output that is an input, a constant or another output."""
+    """Copy bytes: an output that no kernel writes, or a part of a concatenation."""
 
     source: Place
     destination: Place

@@ -9,7 +9,7 @@ from typing import Any
 
 from tcomp.errors import TypeRuleError
 from tcomp.registry import Registry
-from tcomp.relay.graph import Attr, Attrs
+from tcomp.relay.graph import Attr, Attrs, Node
 from tcomp.relay.types import Array, TensorType
 
 TypeRule = Callable[[Sequence[TensorType], Attrs], Sequence[TensorType]]
@@ -77,6 +77,16 @@ class Cost:
     nbytes: int
 
 
+@dataclass(frozen=True)
+class Alias:
+    """Memory that an operand and a result may share: the smaller one lies `offset` bytes inside the other."""
+
+    input: int
+    output: int
+    offset: int
+
+
+AliasRule = Callable[[Sequence[TensorType], Attrs, Sequence[TensorType]], Sequence[Alias]]
 CostRule = Callable[[Sequence[TensorType], Attrs, Sequence[TensorType]], Cost]
 
 
@@ -88,6 +98,8 @@ class Op:
     - `infer`: output types from input types (shapes may be symbolic) and attributes; raises TypeRuleError.
     - `evaluate`: the numpy reference. `compute`: the tensor expression, for static shapes; None when the
       operator never reaches code generation as such (a pass or the frontend removes it).
+    - `aliases`: for static types, the aliases that make the operator a mere arrangement of memory; none where
+      it has to move elements.
     - `zero_is_finite`: an elementwise operator that maps any mix of zero operands to a finite value, so
       that padding lanes of a blocked layout stay finite through it.
     - `flops_per_element`: for the default cost rule; `cost` replaces that rule.
@@ -102,6 +114,7 @@ class Op:
     attrs: Mapping[str, Attr] = field(default_factory=dict[str, Attr])
     arity: tuple[int, int | None] = (1, 1)
     layout: LayoutRule = LayoutRule.NONE
+    aliases: AliasRule | None = None
     zero_is_finite: bool = False
     commutative: bool = False
     flops_per_element: int = 1
@@ -134,6 +147,13 @@ class Op:
             expected = str(least) if most == least else f"{least} to {most}" if most else f"at least {least}"
             raise TypeRuleError(f"`{self.name}` takes {expected} operands, not {len(types)}")
         return tuple(self.infer(types, attrs))
+
+    def aliases_of(self, node: Node) -> Sequence[Alias]:
+        """How the operands and results of `node` may share memory; empty when they may not."""
+        inputs, outputs = ([v.type for v in values] for values in (node.inputs, node.outputs))
+        if self.aliases is None or not all(t.is_static for t in (*inputs, *outputs)):
+            return ()
+        return self.aliases(inputs, node.attrs, outputs)
 
     def cost_of(self, inputs: Sequence[TensorType], attrs: Attrs, outputs: Sequence[TensorType]) -> Cost:
         """Floating-point operations and minimal bytes moved, for static types."""

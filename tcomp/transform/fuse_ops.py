@@ -9,7 +9,9 @@ whose readers are all members.
 1. Contractions, then reductions, take the elementwise nodes behind them (epilogue).
 2. Reductions take the elementwise nodes in front of them (prologue), which each row reads once.
 3. What is left, elementwise and movement, groups among itself.
-VIEW nodes (reshape) stay between the kernels as aliases.
+What only arranges memory stays between the kernels, and the plan aliases it: reshapes; concatenations whose
+operands lie one behind the other and come from kernels with an anchor, which can write them in place; groups
+of the third kind in which every node is of this sort (slices of whole blocks).
 """
 
 from __future__ import annotations
@@ -47,9 +49,11 @@ class FuseOps(Pass):
         if all(_is_final(node) for node in graph.nodes):
             return graph
         groups = _Grouping(graph, self).groups()
-        nodes = [g[0] if _is_final(g[0]) else _fused_node(g, graph) for g in groups]
+        nodes: list[Node] = []
+        for group in groups:
+            nodes += group if all(map(_is_final, group)) else [_fused_node(group, graph)]
         stats["kernels"] += sum(n.op == "fused" for n in nodes)
-        stats["nodes in kernels"] += sum(len(g) for g in groups)
+        stats["nodes in kernels"] += len(graph.nodes) - sum(n.op != "fused" for n in nodes)
         return Graph(graph.inputs, tuple(nodes), graph.outputs, graph.name)
 
 
@@ -63,6 +67,7 @@ class _Grouping:
         self._post_dominator = _post_dominators(graph)
         self._group_of: dict[Node, list[Node]] = {}
         self._outputs = frozenset(graph.outputs)
+        self._arranged: set[Node] = set()
 
     def groups(self) -> list[list[Node]]:
         """Every node in exactly one group; groups and their members in execution order."""
@@ -75,14 +80,28 @@ class _Grouping:
         for node in nodes:
             if _kind(node) is FusionKind.REDUCTION:
                 self._grow_backward(self._group_of[node], (FusionKind.ELEMENTWISE,))
+        self._arranged = {n for n in nodes if self._is_assembled_in_place(n)}
         for node in nodes:
             if node not in self._group_of:
                 self._start(node)
-                if _kind(node) in _INJECTIVE:
+                if node not in self._arranged and _kind(node) in _INJECTIVE:
                     self._grow_injective(node)
                     self._grow_backward(self._group_of[node], _INJECTIVE)
         found = {id(g): sorted(g, key=self._index.__getitem__) for g in self._group_of.values()}
         return sorted(found.values(), key=lambda group: self._index[group[-1]])
+
+    def _is_assembled_in_place(self, node: Node) -> bool:
+        """Whether `node` joins operands one behind the other and an anchored kernel makes one of them."""
+        if node.op != "concat" or not OPS[node.op].aliases_of(node):
+            return False
+        return any(self._producer(value) in self._group_of for value in node.inputs)
+
+    def _producer(self, value: Value) -> Node | None:
+        """The node that makes `value` or what it is a view of."""
+        producer = self._graph.producers.get(value)
+        while producer is not None and _kind(producer) is FusionKind.VIEW:
+            producer = self._graph.producers.get(producer.inputs[0])
+        return producer
 
     def _start(self, node: Node) -> None:
         self._group_of[node] = [node]
@@ -121,7 +140,7 @@ class _Grouping:
             between = self._between(exit_node, meeting)
             if between is None or len(group) + len(between) > self._options.max_depth:
                 return
-            if not all(n not in self._group_of and fits(n) for n in between):
+            if not all(n not in self._group_of and n not in self._arranged and fits(n) for n in between):
                 return
             self._join(group, between)
             exit_node = meeting
@@ -149,6 +168,8 @@ class _Grouping:
             producer = self._graph.producers.get(value)
             if producer is None or producer in self._group_of or _kind(producer) not in kinds:
                 continue
+            if producer in self._arranged:
+                continue
             if value in self._outputs or not all(user in members for user in self._graph.users[value]):
                 continue
             if self._repeats([producer], reader):
@@ -167,8 +188,8 @@ class _Grouping:
 
 
 def _is_final(node: Node) -> bool:
-    """Whether `node` may stand in the optimized graph as it is."""
-    return node.op == "fused" or _kind(node) is FusionKind.VIEW
+    """Whether `node` may stand in the optimized graph as it is: a kernel, or an arrangement of memory."""
+    return node.op == "fused" or _kind(node) is FusionKind.VIEW or bool(OPS[node.op].aliases_of(node))
 
 
 def _kind(node: Node) -> FusionKind:

@@ -19,14 +19,20 @@ def spans(draw: st.DrawFn) -> list[Lifetime]:
 
 @st.composite
 def graphs(draw: st.DrawFn) -> tuple[list[Task], dict[int, int]]:
-    """Tasks that each write one or two buffers and read earlier ones; some lie outside the arena."""
+    """Tasks that each write one or two buffers, or parts of earlier ones, and read earlier ones; some lie
+    outside the arena."""
     tasks: list[Task] = []
+    writers: dict[int, set[int]] = {}
     count = 0
     for _ in range(draw(st.integers(1, 12))):
         reads = draw(st.lists(st.integers(0, count - 1), max_size=3)) if count else []
         writes = tuple(range(count, count + draw(st.integers(1, 2))))
+        parts = draw(st.lists(st.integers(0, count - 1), max_size=1)) if count else []
         count += len(writes)
-        tasks.append(Task(tuple(reads), writes, draw(st.sampled_from((0, 0, 640)))))
+        after = frozenset[int]().union(*(writers[b] for b in reads))
+        for buffer in (*writes, *parts):
+            writers.setdefault(buffer, set()).add(len(tasks))
+        tasks.append(Task(tuple(reads), (*writes, *parts), after, draw(st.sampled_from((0, 0, 640)))))
     sizes = {b: draw(st.integers(1, 3000)) for b in range(count) if draw(st.integers(0, 5))}
     return tasks, sizes
 
@@ -52,18 +58,18 @@ def test_orders_are_topological_and_never_worse(graph: tuple[list[Task], dict[in
     tasks, sizes = graph
     chosen = choose_order(tasks, sizes)
     assert sorted(chosen.order) == list(range(len(tasks)))
-    written: set[int] = set()
+    done: set[int] = set()
     for index in chosen.order:
-        assert written.issuperset(tasks[index].reads)
-        written.update(tasks[index].writes)
+        assert done.issuperset(tasks[index].after)
+        done.add(index)
     assert chosen.live_bytes <= live_bytes(lifetimes(tasks, range(len(tasks)), sizes)[0])
 
 
 def test_a_wide_graph_is_reordered():
     """Eight branches given breadth first: finishing each branch before the next needs far less memory."""
     wide = [Task((), (i,)) for i in range(8)]
-    narrow = [Task((i,), (8 + i,)) for i in range(8)]
-    join = Task(tuple(range(8, 16)), (16,))
+    narrow = [Task((i,), (8 + i,), frozenset({i})) for i in range(8)]
+    join = Task(tuple(range(8, 16)), (16,), frozenset(range(8, 16)))
     sizes = {i: 6400 if i < 8 else 64 for i in range(17)}
     assert choose_order([*wide, *narrow, join], sizes).live_bytes <= 6400 + 8 * 64
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from small_models import chain, diamond, fused
 
 from tcomp.errors import UnsupportedError
 from tcomp.plan import Program, distinct_kernels, plan
-from tcomp.plan.program import ALIGNMENT, Copy, Place
+from tcomp.plan.program import Copy, Place
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.evaluate import evaluate
 from tcomp.relay.graph import Graph, Value
@@ -26,7 +27,7 @@ def planned(graph: Graph, scratch: tuple[TensorType, ...] = ()) -> Program:
 
 def simulate(program: Program, inputs: Sequence[Array]) -> list[Array]:
     """Run the program's steps on numpy memory; scratch is filled with garbage."""
-    spaces: dict[str, dict[int, Array] | Array] = {
+    spaces: dict[str, Array] = {
         "arena": np.full(program.arena_bytes, 0xA5, np.uint8),
         "weights": np.zeros(program.weights_bytes, np.uint8),
     }
@@ -38,11 +39,10 @@ def simulate(program: Program, inputs: Sequence[Array]) -> list[Array]:
     outs = [np.zeros(t.type.nbytes, np.uint8) for t in program.outputs]
 
     def memory(place: Place, nbytes: int) -> Array:
-        if place.space in ("input", "output"):
-            return (ins if place.space == "input" else outs)[place.at]
-        assert place.at % ALIGNMENT == 0
-        assert place.at + nbytes <= len(spaces[place.space])
-        return spaces[place.space][place.at : place.at + nbytes]
+        files = {"input": ins, "output": outs}.get(place.space)
+        space = spaces[place.space] if files is None else files[place.index]
+        assert place.offset + nbytes <= len(space)
+        return space[place.offset : place.offset + nbytes]
 
     def view(place: Place, type_: TensorType) -> Array:
         return memory(place, type_.nbytes).view(numpy_dtype(type_.dtype)).reshape(type_.static_shape)
@@ -72,14 +72,30 @@ def simulate(program: Program, inputs: Sequence[Array]) -> list[Array]:
 
 @st.composite
 def graphs(draw: st.DrawFn) -> Graph:
-    """Random graphs of elementwise kernels and views; outputs may be anything, repeated too."""
+    """Random graphs of elementwise kernels, views, slices and concatenations of rows; outputs may be
+    anything, repeated too."""
     builder = GraphBuilder("random")
     values: list[Value] = [builder.input(f"x{i}", (6, 4)) for i in range(draw(st.integers(1, 2)))]
     values.append(builder.constant(np.full((6, 4), draw(st.integers(1, 2)), np.float32)))
     for _ in range(draw(st.integers(1, 10))):
         left = draw(st.sampled_from(values))
-        if draw(st.integers(0, 3)) == 0:
-            values.append(builder.op("reshape", left, shape=draw(st.sampled_from(((4, 6), (24,), (6, 4))))))
+        rows, *row = left.type.static_shape
+        kind = draw(st.sampled_from(("reshape", "slice", "concat", "kernel", "kernel")))
+        if kind == "reshape":
+            size = rows * prod(row)
+            shapes = ((size,), (size // 2, 2), (1, size))
+            values.append(builder.op("reshape", left, shape=draw(st.sampled_from(shapes))))
+            continue
+        if kind == "slice":
+            begin = draw(st.integers(0, rows - 1))
+            ends = (draw(st.integers(begin + 1, rows)), *row)
+            begins, strides = (begin, *(0 for _ in row)), tuple(1 for _ in left.shape)
+            values.append(builder.op("slice", left, begin=begins, end=ends, strides=strides))
+            continue
+        if kind == "concat":
+            operands = [v for v in values if list(v.type.static_shape[1:]) == row]
+            joined = draw(st.lists(st.sampled_from(operands), min_size=1, max_size=3))
+            values.append(builder.op("concat", *joined, axis=0))
             continue
         fitting = [v for v in values if v.shape == left.shape]
         node = fused(draw(st.sampled_from(("add", "sub", "maximum"))), left, draw(st.sampled_from(fitting)))
@@ -111,6 +127,21 @@ def test_views_and_passed_through_values_cost_copies_only_where_needed():
     program = planned(chain())
     copies = [step for step in program.steps if isinstance(step, Copy)]
     assert [str(step.source).split("+")[0] for step in copies] == ["weights", "input[0]"]
+
+
+def test_parts_of_a_concatenation_are_written_in_place():
+    """Each layer joins its result to all before, as in DenseNet."""
+    builder = GraphBuilder()
+    x = builder.input("x", (1, 2, 8))
+    features = builder.add(fused("exp", x)).output
+    for _ in range(3):
+        new = builder.add(fused("relu", features)).output
+        channels = new.type.static_shape[1]
+        first = builder.op("reshape", new, shape=(1, channels, 8))
+        features = builder.op("concat", features, first, axis=1)
+    program = planned(builder.build(builder.add(fused("neg", features)).output))
+    assert not any(isinstance(step, Copy) for step in program.steps)
+    assert program.live_bytes == features.type.nbytes
 
 
 def test_unfused_operators_are_refused():
