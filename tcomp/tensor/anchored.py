@@ -78,6 +78,10 @@ class Anchored:
             return None
         return self._buffers[tensor]
 
+    def elements(self) -> Elements:
+        """Elements of the operands at one point of a nest."""
+        return Elements(self._buffers)
+
     def add_scratch(self, shape: Sequence[int], dtype: str, name: str) -> Buffer:
         """A buffer that the caller provides, uninitialised."""
         buffer = tirx.decl_buffer(list(shape), dtype, name=name)
@@ -88,7 +92,7 @@ class Anchored:
         """Store the outputs at `index`, `value` being the element of `self.value` there."""
         stores: list[Statement] = []
         for tensor, buffer in zip(self._outputs, self._output_buffers, strict=True):
-            elements = Elements(self._buffers)
+            elements = self.elements()
             elements.bind(self.value, value.astype(str(self.value.dtype)))
             stores.append(elements.store(buffer, tensor, index))
         return sequence(stores)
@@ -117,7 +121,7 @@ class Anchored:
 
         def element(index: Sequence[Expression]) -> Statement:
             source = [i - b for i, b in zip(index, begin, strict=True)]
-            elements = Elements(self._buffers)
+            elements = self.elements()
             value = elements.element(tensor, source).astype(dtype_of(fill))
             return sequence([*elements.statements, tirx.BufferStore(target, value, list(index))])
 

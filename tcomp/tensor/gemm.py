@@ -1,178 +1,141 @@
-"""Matrix products as a family of register-tiled kernels: geometry, packed operands, schedule.
+"""Matrix products as a family of register-tiled kernels: blocking, packed operands, the nest.
 
 A product of `[batch, rows, depth]` by `[batch, depth, columns]` is computed in tiles of `tile_rows` rows
-by `tile_vectors` vectors of columns whose sums stay in registers over the whole depth. The right operand
-lies in panels `[column tile, depth, column]`: constants are packed at compile time, others in a stage of
-their own. The left operand is read where it lies or packed as `[row tile, depth, row]`.
-The blocking is that of Goto and van de Geijn, "Anatomy of high-performance matrix multiplication", 2008.
+by `tile_vectors` vectors of columns. The depth is cut into chunks; a tile's sums stay in registers over a
+chunk, and in memory between chunks. The blocking is that of Goto and van de Geijn, "Anatomy of
+high-performance matrix multiplication", 2008:
+
+    for each block of row tiles and group of panels (shared among threads):
+      for each chunk of the depth:
+        for each panel of the group:      chunk x tile_vectors of the right operand, in the first-level cache
+          for each row tile of the block: the left operand's chunk, in the second-level cache
+            the sums of one tile
+
+The right operand lies packed in the very order in which this walk reads it, so that the memory behind it
+is one stream, which every tile prefetches its share of. Constants are packed at compile time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import prod
+from math import gcd, prod
 from typing import Any
 
 import numpy as np
 
-from tcomp.relay.attributes import flag
-from tcomp.relay.graph import Node
 from tcomp.relay.op import OPS, FusionKind
 from tcomp.relay.types import Array, TensorType
 from tcomp.target.target import Target
-from tcomp.tensor.convolution import accumulator_dtype
-from tcomp.tensor.epilogue import epilogue_fits, inline_between, placeholder_index
+from tcomp.tensor import loops
+from tcomp.tensor.anchored import Anchored
+from tcomp.tensor.epilogue import epilogue_fits, placeholder_index
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
-from tcomp.tensor.lower import lower_body, placeholders
-from tcomp.tensor.primitives import Tiles, store_by_tile, vectorize_loop, vectorize_rows
+from tcomp.tensor.loops import Buffer, Expression, Statement
+from tcomp.tensor.math import convert
+from tcomp.tensor.primitives import Tiles, prefetch, transpose_square
+from tcomp.tensor.product import Product, unravel
 from tcomp.tensor.template import Packing, Scheduled
-from tcomp.tvm_api import PrimFunc, Schedule, Tensor, s_tir, te
+from tcomp.tvm_api import Tensor, te, tirx
 
-Expression = Any
 Index = Sequence[Any]
-Read = Callable[[Index, Any, Any, Any], Any]
 
 HEAVY_EPILOGUE_FLOPS = 12
 """From this many operations an element, the epilogue runs in a loop over the tile's rows, not unrolled."""
-
-
-@dataclass(frozen=True)
-class Product:
-    """One matrix product as `[*batch, rows, depth] x [*batch, depth, columns]`.
-
-    When the right operand has no batch, the left one's batch axes are merged into `rows`.
-    """
-
-    left: TensorType
-    right: TensorType
-    output: TensorType
-    transpose_left: bool
-    transpose_right: bool
-    batch: tuple[int, ...]
-    rows: int
-    columns: int
-    depth: int
-
-    @staticmethod
-    def of(node: Node) -> Product:
-        left, right = (v.type for v in node.inputs)
-        transpose_left, transpose_right = (flag(node.attrs, f"transpose_{x}") for x in "ab")
-        a, b = left.static_shape, right.static_shape
-        depth = a[-2] if transpose_left else a[-1]
-        rows = 1 if len(a) == 1 else a[-1] if transpose_left else a[-2]
-        columns = 1 if len(b) == 1 else b[-2] if transpose_right else b[-1]
-        batch = np.broadcast_shapes(a[:-2], b[:-2])
-        if prod(b[:-2]) == 1:
-            rows, batch = rows * prod(batch), ()
-        output = node.output.type
-        return Product(left, right, output, transpose_left, transpose_right, batch, rows, columns, depth)
-
-    @property
-    def merged(self) -> bool:
-        """Whether the output's batch axes are part of `rows`."""
-        return not self.batch
-
-    @property
-    def accumulator(self) -> str:
-        return accumulator_dtype(self.output.dtype)
-
-    @property
-    def outer(self) -> tuple[int, ...]:
-        """The output's axes before the columns, without the batch axes that are not merged."""
-        shape = self.output.static_shape[: -1 if self.right.rank > 1 else None]
-        return shape[len(self.batch) :]
-
-    def read_left(self, tensor: Tensor, batch: Index, row: Expression, k: Expression) -> Expression:
-        """Element (row, k) of the left operand, in the accumulator's type."""
-        if self.left.rank == 1:
-            return tensor(k).astype(self.accumulator)
-        if self.merged:
-            *batch, row = _unravel(row, self.outer) if self.outer else (row,)
-        matrix = (k, row) if self.transpose_left else (row, k)
-        return tensor(*_broadcast(self.left, batch), *matrix).astype(self.accumulator)
-
-    def read_right(self, tensor: Tensor, batch: Index, k: Expression, column: Expression) -> Expression:
-        """Element (k, column) of the right operand, in the accumulator's type."""
-        if self.right.rank == 1:
-            return tensor(k).astype(self.accumulator)
-        matrix = (column, k) if self.transpose_right else (k, column)
-        return tensor(*_broadcast(self.right, batch), *matrix).astype(self.accumulator)
-
-    def position(self, index: Index) -> tuple[list[Any], Expression, Expression]:
-        """(batch, row, column) of an output index."""
-        outer = list(index[: len(index) - (self.right.rank > 1)])
-        column = index[-1] if self.right.rank > 1 else 0
-        return outer[: len(self.batch)], _ravel(outer[len(self.batch) :], self.outer), column
-
-    def index(self, batch: Index, row: Expression, column: Expression) -> list[Any]:
-        """The output index of (batch, row, column)."""
-        return [*batch, *_unravel(row, self.outer), *([column] if self.right.rank > 1 else [])]
-
-
-def _broadcast(operand: TensorType, batch: Index) -> list[Any]:
-    """`batch` as an index into the operand's own batch axes, which may be fewer or of extent 1."""
-    shape = operand.static_shape[:-2]
-    own = batch[len(batch) - len(shape) :]
-    return (
-        [0 if extent == 1 else i for extent, i in zip(shape, own, strict=True)] if own else [0] * len(shape)
-    )
-
-
-def _ravel(index: Index, shape: Sequence[int]) -> Expression:
-    flat: Any = 0
-    for i, extent in zip(index, shape, strict=True):
-        flat = i if extent == prod(shape) else flat * extent + i
-    return flat
-
-
-def _unravel(flat: Expression, shape: Sequence[int]) -> list[Any]:
-    index: list[Any] = []
-    for axis, extent in enumerate(shape):
-        inner = prod(shape[axis + 1 :])
-        quotient = flat if inner == 1 else flat // inner
-        index.append(0 if extent == 1 else quotient if prod(shape[:axis]) == 1 else quotient % extent)
-    return index
+CACHE_LINE = 64
+FEW_ROWS_AHEAD = 8 * 1024
+"""Bytes by which a prefetch runs ahead where each panel is read once only."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a config means for one product: its tiles, loop order and packed operands."""
+    """What a config means for one product: tiles, blocking and packed operands."""
 
     rows: Tiles
     columns: Tiles
     lanes: int
-    block: int
-    """Tiles of the inner axis that are visited before the outer axis moves on."""
-    rows_inside: bool
+    row_block: int
+    """Row tiles that are visited with each panel."""
+    group: int
+    """Panels that are visited with each chunk of the depth."""
+    depth: int
+    chunk: int
     unroll: int
+    """Divides the depth and the chunk."""
     pack_left: bool
     pack_right: bool
+    prefetch: bool
     parallel: bool
 
     @staticmethod
     def of(product: Product, target: Target, config: Config) -> Plan:
         lanes = min(target.lanes(product.accumulator), product.columns)
-        rows_inside = config["inner"] == "rows"
-        row_size, column_size = int(config["tile_rows"]), int(config["tile_vectors"]) * lanes
-        inner = Tiles.of(
-            product.rows if rows_inside else product.columns, row_size if rows_inside else column_size
-        )
-        block = min(int(config["block"]) or inner.count, inner.count)
-        blocks = -(-inner.count // block)
-        block = -(-inner.count // blocks)
+        rows = Tiles.of(product.rows, int(config["tile_rows"]))
+        columns = Tiles.of(product.columns, int(config["tile_vectors"]) * lanes)
+        unroll, chunk = int(config["unroll"]), int(config["chunk"]) or product.depth
         return Plan(
-            Tiles.of(product.rows, row_size, block if rows_inside else 1),
-            Tiles.of(product.columns, column_size, 1 if rows_inside else block),
+            rows,
+            columns,
             lanes,
-            block,
-            rows_inside,
-            int(config["unroll"]),
+            _even(rows.count, int(config["row_block"])),
+            _even(columns.count, int(config["group"])),
+            product.depth,
+            _even(product.depth // unroll, chunk // unroll) * unroll,
+            unroll,
             bool(config["pack_left"]),
             bool(config["pack_right"]),
+            bool(config["prefetch"]),
             bool(config["parallel"]),
         )
+
+    @property
+    def row_blocks(self) -> int:
+        return -(-self.rows.count // self.row_block)
+
+    @property
+    def groups(self) -> int:
+        return -(-self.columns.count // self.group)
+
+    @property
+    def chunks(self) -> int:
+        return -(-self.depth // self.chunk)
+
+    @property
+    def panel_size(self) -> int:
+        """Elements of the right operand that one panel has, over the whole depth."""
+        return self.columns.size * self.depth
+
+    def panels_of(self, group: Expression) -> Expression:
+        """How many panels a group has: the last one may have fewer."""
+        return _rest(self.columns.count, self.group, group)
+
+    def tiles_of(self, block: Expression) -> Expression:
+        """How many row tiles a block has."""
+        return _rest(self.rows.count, self.row_block, block)
+
+    def depth_of(self, chunk: Expression) -> Expression:
+        """How long a chunk is."""
+        return _rest(self.depth, self.chunk, chunk)
+
+    def panel_offset(self, group: Expression, chunk: Expression, panel: Expression) -> Expression:
+        """Where a chunk of the `panel`-th panel of a group begins in the packed right operand."""
+        before = group * (self.group * self.panel_size)
+        inside = chunk * (self.chunk * self.columns.size) * self.panels_of(group)
+        return before + inside + panel * self.columns.size * self.depth_of(chunk)
+
+
+def _even(count: int, most: int) -> int:
+    """The size of the fewest parts of nearly equal size, at most `most` each (0: one part)."""
+    parts = -(-count // min(count, most or count))
+    return -(-count // parts)
+
+
+def _rest(extent: int, part: int, number: Expression) -> Expression:
+    if extent % part == 0:
+        return part
+    left = extent - number * part
+    return min(part, left) if isinstance(left, int) else te.min(left, part)
 
 
 def fits(kernel: Kernel) -> bool:
@@ -206,173 +169,325 @@ def epilogue_flops(kernel: Kernel) -> int:
     return sum(OPS[n.op].flops_per_element for n in kernel.body.nodes if n is not kernel.anchor)
 
 
-def pack_right(product: Product, columns: Tiles) -> Packing:
-    """`[*batch, depth, columns] -> [*batch, column tile, depth, column]`."""
-    at = np.array([columns.base(t) for t in range(columns.count)])[:, None] + np.arange(columns.size)
+def pack_right(product: Product, plan: Plan) -> Packing:
+    """`[*batch, depth, columns] -> [*batch, group, chunk, panel, k, column]`, the last five flat."""
+    columns = plan.columns
     batch = product.right.static_shape[:-2] if product.batch else ()
 
     def pack(original: Array) -> Array:
         matrix = original.reshape(-1, 1) if product.right.rank == 1 else original
         matrix = np.swapaxes(matrix, -1, -2) if product.transpose_right else matrix
-        matrix = matrix.reshape(*batch, product.depth, product.columns)
-        return np.ascontiguousarray(np.moveaxis(matrix[..., at], -3, -2))
+        matrix = matrix.reshape(-1, product.depth, product.columns)
+        packed = np.empty((len(matrix), columns.count * plan.panel_size), matrix.dtype)
+        for group in range(plan.groups):
+            first = group * plan.group
+            bases = [columns.base(p) for p in range(first, first + plan.panels_of(group))]
+            at = np.array(bases)[:, None] + np.arange(columns.size)
+            for chunk in range(plan.chunks):
+                start, extent = chunk * plan.chunk, plan.depth_of(chunk)
+                panels = np.moveaxis(matrix[:, start : start + extent][..., at], -3, -2)
+                begin = plan.panel_offset(group, chunk, 0)
+                packed[:, begin : begin + panels[0].size] = panels.reshape(len(matrix), -1)
+        return packed.reshape(*batch, -1)
 
-    shape = (*batch, columns.count, product.depth, columns.size)
+    shape = (*batch, columns.count * plan.panel_size)
     return Packing(TensorType(shape, product.right.dtype), pack)
 
 
-class Stages:
-    """The tensor expressions of a kernel around one product, in parameter order."""
+@dataclass(frozen=True)
+class _Place:
+    """Where the walk stands: group of panels, chunk of the depth, panel of the group."""
 
-    def __init__(self, kernel: Kernel, product: Product, plan: Plan) -> None:
-        self.kernel, self.product, self.plan = kernel, product, plan
-        self.copies: list[str] = []
-        self._scratch: list[Tensor] = []
-        index = constant_right(kernel)
-        self.packing = {} if index is None else {index: pack_right(product, plan.columns)}
-        inputs = placeholders(kernel, {i: p.type for i, p in self.packing.items()})
-        outputs = lower_body(kernel, inputs, self._anchor)
-        if len(outputs) > 1:
-            # An output that another one reads could not be inlined: each becomes a copy of its own.
-            outputs = [te.compute(t.shape, t, name=f"output{i}") for i, t in enumerate(outputs)]
-        self.function: PrimFunc = te.create_prim_func([*inputs, *self._scratch, *outputs])
-        self.scratch = tuple(TensorType(tuple(int(d) for d in t.shape), str(t.dtype)) for t in self._scratch)
+    batch: Index
+    group: Expression
+    chunk: Expression
+    panel: Expression
 
-    def _anchor(self, node: Node, operands: Sequence[Tensor]) -> list[Tensor]:
-        product, rows, columns = self.product, self.plan.rows, self.plan.columns
-        k = te.reduce_axis((0, product.depth), name="k")
-        left, right = self._left(operands[0]), self._right(operands[1])
 
-        def multiply(*index: Any) -> Any:
-            *batch, t, r, p, c = index
-            return te.sum(left(batch, t, r, k) * right(batch, p, k, c), axis=k)
+class GemmNest:
+    """The loops of one kernel."""
 
-        shape = (*product.batch, rows.count, rows.size, columns.count, columns.size)
-        sums = te.compute(shape, multiply, name="sums")
+    def __init__(self, kernel: Kernel, product: Product, plan: Plan, target: Target) -> None:
+        self.product, self.plan = product, plan
+        self.lanes = target.lanes(product.accumulator)
+        self.heavy = epilogue_flops(kernel) >= HEAVY_EPILOGUE_FLOPS
+        constant = constant_right(kernel)
+        packing = {} if constant is None else {constant: pack_right(product, plan)}
+        self.anchored = Anchored(kernel, packing)
+        self.left, self.right = self.anchored.operands
+        self.panels = self.anchored.buffer_of(self.right) if packing else None
+        self.row_tiles: Buffer | None = None
 
-        def element(*index: Any) -> Any:
-            batch, row, column = product.position(index)
-            place = (*rows.locate(row), *columns.locate(column))
-            return sums(*batch, *place).astype(product.output.dtype)
+    def scheduled(self) -> Scheduled:
+        """1. Pack what is not packed yet. 2. Blocks, groups, chunks, panels, tiles."""
+        statements: list[Statement] = []
+        if self.plan.pack_left:
+            statements.append(self._pack_left())
+        if self.plan.pack_right and self.panels is None:
+            statements.append(self._pack_right())
+        partial: Buffer | None = None
+        pieces = prod(self.product.batch) * self.plan.row_blocks * self.plan.groups
+        if self.plan.chunks > 1:
+            tiles = self.plan.group * self.plan.row_block
+            shape = (pieces if self.plan.parallel else 1, tiles, self.plan.rows.size, self.plan.columns.size)
+            partial = self.anchored.add_scratch(shape, self.product.accumulator, "partial_sums")
 
-        return [te.compute(product.output.static_shape, element, name="product")]
+        def piece(number: Expression) -> Statement:
+            sums = partial, (number if self.plan.parallel else 0)
+            *batch, block, group = unravel(
+                number, (*self.product.batch, self.plan.row_blocks, self.plan.groups)
+            )
+            return self._chunks(batch, block, group, sums)
 
-    def _left(self, operand: Tensor) -> Read:
-        """The left operand as a function of (batch, row tile, row, k)."""
-        product, rows = self.product, self.plan.rows
+        make = loops.parallel if self.plan.parallel else loops.loop
+        return self.anchored.scheduled([*statements, make(pieces, piece, "piece")])
 
-        def read(batch: Index, t: Any, r: Any, k: Any) -> Any:
-            return product.read_left(operand, batch, rows.base(t) + r, k)
+    # Packing
 
-        if not self.plan.pack_left:
-            return read
+    def _pack_left(self) -> Statement:
+        """`[*batch, rows, depth] -> [*batch, row tile, depth, row]`."""
+        product, plan, rows = self.product, self.plan, self.plan.rows
         shape = (*product.batch, rows.count, product.depth, rows.size)
+        tiles = self.row_tiles = self.anchored.add_scratch(shape, self.product.left.dtype, "packed_left")
+        source = self.anchored.buffer_of(self.left)
+        width = gcd(rows.size, self.lanes)
+        in_squares = (
+            source is not None and not product.transpose_left and product.left.rank > 1 and width >= 4
+        )
+        side = gcd(width, product.depth) if in_squares else width
 
-        def packed(*index: Any) -> Any:
-            *batch, t, k, r = index
-            return read(batch, t, r, k)
+        def one(batch: Index, t: Expression) -> Statement:
+            def element(k: Expression, r: Expression) -> Statement:
+                needed, value = self._element(self.left, product.left_index(batch, rows.base(t) + r, k), None)
+                return loops.sequence([*needed, tirx.BufferStore(tiles, value, [*batch, t, k, r])])
 
-        panels = self._copy("packed_left", te.compute(shape, packed, name="packed_left"))
-        return lambda batch, t, r, k: panels(*batch, t, k, r)
+            def square(r: Expression, k: Expression) -> Statement:
+                def load(i: int) -> Expression:
+                    *at, last = product.left_index(batch, rows.base(t) + r + i, k)
+                    return tirx.BufferLoad(source, [*at, tirx.Ramp(last, 1, side)])
 
-    def _right(self, operand: Tensor) -> Read:
-        """The right operand as a function of (batch, column tile, k, column)."""
-        product, columns = self.product, self.plan.columns
-        if self.packing:
-            own = product.right if product.batch else TensorType((1, 1))
-            return lambda batch, p, k, c: operand(*_broadcast(own, batch), p, k, c).astype(
-                product.accumulator
+                def store(i: int, vector: Expression) -> Statement:
+                    return tirx.BufferStore(tiles, vector, [*batch, t, k + i, tirx.Ramp(r, 1, side)])
+
+                return transpose_square(load, store, side, self.product.left.dtype)
+
+            if in_squares and side >= 4:
+                return loops.loop(
+                    product.depth // side,
+                    lambda k: loops.loop(rows.size // side, lambda r: square(r * side, k * side), "r"),
+                    "k",
+                )
+            return loops.loop(product.depth, lambda k: _strip(rows.size, width, lambda r: element(k, r)), "k")
+
+        return self._over(rows.count, one, "tile")
+
+    def _pack_right(self) -> Statement:
+        """`[*batch, depth, columns]` into panels, as `pack_right` does."""
+        product, plan, columns = self.product, self.plan, self.plan.columns
+        own = tuple(product.right.static_shape[:-2]) if product.batch else ()
+        shape = (*own, columns.count * plan.panel_size)
+        panels = self.panels = self.anchored.add_scratch(shape, self.product.right.dtype, "packed_right")
+        source = self.anchored.buffer_of(self.right)
+        side = gcd(gcd(columns.size, self.lanes), gcd(product.depth, plan.chunk))
+        in_squares = source is not None and product.transpose_right and side >= 4
+
+        def one(batch: Index, p: Expression) -> Statement:
+            group, panel = unravel(p, (plan.groups, plan.group))
+
+            def rows(chunk: Expression) -> Statement:
+                begin = plan.panel_offset(group, chunk, panel)
+
+                def at(k: Expression, c: Expression) -> list[Any]:
+                    place = begin + k * columns.size + c
+                    return [*batch, place]
+
+                def element(k: Expression, c: Expression) -> Statement:
+                    index = product.right_index(batch, chunk * plan.chunk + k, columns.base(p) + c)
+                    needed, value = self._element(self.right, index, None)
+                    return loops.sequence([*needed, tirx.BufferStore(panels, value, at(k, c))])
+
+                def square(c: Expression, k: Expression) -> Statement:
+                    def load(i: int) -> Expression:
+                        index = product.right_index(batch, chunk * plan.chunk + k, columns.base(p) + c + i)
+                        return tirx.BufferLoad(source, [*index[:-1], tirx.Ramp(index[-1], 1, side)])
+
+                    def store(i: int, vector: Expression) -> Statement:
+                        *outer, place = at(k + i, c)
+                        return tirx.BufferStore(panels, vector, [*outer, tirx.Ramp(place, 1, side)])
+
+                    return transpose_square(load, store, side, self.product.right.dtype)
+
+                extent = plan.depth_of(chunk)
+                if in_squares:
+                    return loops.loop(
+                        extent // side,
+                        lambda k: loops.loop(columns.size // side, lambda c: square(c * side, k * side), "c"),
+                        "k",
+                    )
+                return loops.loop(extent, lambda k: self._columns(lambda c: element(k, c)), "k")
+
+            return loops.loop(plan.chunks, rows, "chunk")
+
+        return self._over(columns.count, one, "panel", own)
+
+    def _columns(self, body: Callable[[Expression], Statement]) -> Statement:
+        """`body` at every column of a tile, in vectors."""
+        return _strip(self.plan.columns.size, self.plan.lanes, body)
+
+    def _over(
+        self,
+        extent: int,
+        body: Callable[[Index, Expression], Statement],
+        name: str,
+        batch: tuple[int, ...] | None = None,
+    ) -> Statement:
+        """`body(batch, i)` for every batch and i below `extent`, shared among threads."""
+        outer = self.product.batch if batch is None else batch
+
+        def at(number: Expression) -> Statement:
+            *index, i = unravel(number, (*outer, extent))
+            return body(index, i)
+
+        return (loops.parallel if self.plan.parallel else loops.loop)(prod(outer) * extent, at, name)
+
+    def _element(
+        self, tensor: Tensor, index: Index, dtype: str | None
+    ) -> tuple[list[Statement], Expression]:
+        """An element of an operand, as `dtype` if given, after the statements that it needs."""
+        elements = self.anchored.elements()
+        value = elements.element(tensor, [loops.constant(i) if isinstance(i, int) else i for i in index])
+        return elements.statements, value if dtype is None else convert(value, dtype)
+
+    # The walk
+
+    def _chunks(
+        self, batch: Index, block: Expression, group: Expression, partial: tuple[Buffer | None, Expression]
+    ) -> Statement:
+        plan = self.plan
+
+        def tile(chunk: Expression, panel: Expression, t: Expression) -> Statement:
+            return self._tile(_Place(batch, group, chunk, panel), block, t, partial)
+
+        return loops.loop(
+            plan.chunks,
+            lambda chunk: loops.loop(
+                plan.panels_of(group),
+                lambda panel: loops.loop(plan.tiles_of(block), lambda t: tile(chunk, panel, t), "t"),
+                "panel",
+            ),
+            "chunk",
+        )
+
+    def _tile(
+        self, place: _Place, block: Expression, t: Expression, partial: tuple[Buffer | None, Expression]
+    ) -> Statement:
+        """One tile over one chunk: sums from zero or from the chunks before, to the output or to the next."""
+        plan, accumulator = self.plan, self.product.accumulator
+        allocate, sums = loops.local((plan.rows.size, plan.columns.size), accumulator, "sums")
+        tile = block * plan.row_block + t
+        memory, piece = partial
+        zero = tirx.const(0, accumulator)
+        begin = self._elements(lambda r, c: tirx.BufferStore(sums, zero, [r, c]))
+        end = self._finish(place, tile, sums)
+        if memory is not None:
+            number = place.panel * plan.row_block + t
+
+            def restore(r: Expression, c: Expression) -> Statement:
+                return tirx.BufferStore(sums, tirx.BufferLoad(memory, [piece, number, r, c]), [r, c])
+
+            def keep(r: Expression, c: Expression) -> Statement:
+                return tirx.BufferStore(memory, tirx.BufferLoad(sums, [r, c]), [piece, number, r, c])
+
+            begin = tirx.IfThenElse(place.chunk == 0, begin, self._elements(restore))
+            end = tirx.IfThenElse(place.chunk == plan.chunks - 1, end, self._elements(keep))
+        return loops.sequence([allocate, begin, self._multiply(place, tile, t, sums), end])
+
+    def _elements(self, body: Callable[[Expression, Expression], Statement]) -> Statement:
+        """`body(row, column)` over a tile, written out in vectors."""
+        return loops.unrolled(
+            self.plan.rows.size, lambda r: self._columns(lambda c: body(r, c)), "r"
+        )
+
+    def _finish(self, place: _Place, tile: Expression, sums: Buffer) -> Statement:
+        plan = self.plan
+        column = plan.columns.base(place.group * plan.group + place.panel)
+
+        def store(r: Expression, c: Expression, source: Buffer) -> Statement:
+            index = self.product.index(place.batch, plan.rows.base(tile) + r, column + c)
+            return self.anchored.finish(index, tirx.BufferLoad(source, [r, c]))
+
+        if not self.heavy:
+            return self._elements(lambda r, c: store(r, c, sums))
+        # The sums move to memory once, so that the rows of the epilogue need not be written out.
+        shape = (plan.rows.size, plan.columns.size)
+        allocate, kept = loops.local(shape, self.product.accumulator, "kept_sums")
+        copy = self._elements(lambda r, c: tirx.BufferStore(kept, tirx.BufferLoad(sums, [r, c]), [r, c]))
+        write = loops.loop(
+            plan.rows.size, lambda r: self._columns(lambda c: store(r, c, kept)), "r"
+        )
+        return loops.sequence([allocate, copy, write])
+
+    def _multiply(self, place: _Place, tile: Expression, t: Expression, sums: Buffer) -> Statement:
+        plan, product, wide = self.plan, self.product, self.product.accumulator
+        panel = place.group * plan.group + place.panel
+        start, offset = place.chunk * plan.chunk, plan.panel_offset(place.group, place.chunk, place.panel)
+
+        def left(r: Expression, k: Expression) -> tuple[list[Statement], Expression]:
+            if self.row_tiles is not None:
+                at = [*place.batch, tile, start + k, r]
+                return [], convert(tirx.BufferLoad(self.row_tiles, at), wide)
+            return self._element(
+                self.left, product.left_index(place.batch, plan.rows.base(tile) + r, start + k), wide
             )
 
-        def read(batch: Index, p: Any, k: Any, c: Any) -> Any:
-            return product.read_right(operand, batch, k, columns.base(p) + c)
+        def right(k: Expression, c: Expression) -> tuple[list[Statement], Expression]:
+            if self.panels is not None:
+                at = [*product.packed_batch(place.batch), offset + k * plan.columns.size + c]
+                return [], convert(tirx.BufferLoad(self.panels, at), wide)
+            return self._element(
+                self.right, product.right_index(place.batch, start + k, plan.columns.base(panel) + c), wide
+            )
 
-        if not self.plan.pack_right:
-            return read
-        shape = (*product.batch, columns.count, product.depth, columns.size)
+        def step(k: Expression) -> Statement:
+            def add(r: Expression, c: Expression) -> Statement:
+                (needed, a), (more, b) = left(r, k), right(k, c)
+                total = tirx.BufferLoad(sums, [r, c]) + a * b
+                return loops.sequence([*needed, *more, tirx.BufferStore(sums, total, [r, c])])
 
-        def packed(*index: Any) -> Any:
-            *batch, p, k, c = index
-            return read(batch, p, k, c)
+            return self._elements(add)
 
-        panels = self._copy("packed_right", te.compute(shape, packed, name="packed_right"))
-        return lambda batch, p, k, c: panels(*batch, p, k, c)
+        def steps(i: Expression) -> Statement:
+            body = loops.unrolled(plan.unroll, lambda u: step(i * plan.unroll + u), "k")
+            return loops.sequence([*self._prefetch(place, offset, t, i), body])
 
-    def _copy(self, name: str, stage: Tensor) -> Tensor:
-        self.copies.append(name)
-        self._scratch.append(stage)
-        return stage
+        return loops.loop(plan.depth_of(place.chunk) // plan.unroll, steps, "k")
+
+    def _prefetch(
+        self, place: _Place, offset: Expression, t: Expression, i: Expression
+    ) -> list[Statement]:
+        """This iteration's share of the panel that comes next in memory."""
+        plan = self.plan
+        if self.panels is None or not plan.prefetch:
+            return []
+        line = CACHE_LINE // np.dtype(self.panels.dtype).itemsize
+        size, iterations = plan.chunk * plan.columns.size, plan.chunk // plan.unroll
+        share = -(-size // (line * iterations * plan.row_block))
+        near = plan.row_block == 1
+        ahead = min(size, FEW_ROWS_AHEAD // CACHE_LINE * line) if near else size
+        first = offset + ahead + (t * iterations + i) * (share * line)
+        batch = self.product.packed_batch(place.batch)
+        return [
+            prefetch(self.panels, [*batch, first + n * line], to_first_level=near) for n in range(share)
+        ]
+
+
+def _strip(size: int, width: int, body: Callable[[Expression], Statement]) -> Statement:
+    """`body` at every index below `size`, in vectors of `width`."""
+    return loops.unrolled(
+        size // width, lambda v: loops.vectorized(width, lambda lane: body(v * width + lane))
+    )
 
 
 def schedule_product(kernel: Kernel, product: Product, plan: Plan, target: Target) -> Scheduled:
-    """The scheduled function.
-
-    1. Inline the epilogue into the stages that write outputs, and the prologue into the product.
-    2. Let the outputs run by tiles. 3. Order the tiles; sums in registers. 4. Outputs and copies.
-    """
-    stages = Stages(kernel, product, plan)
-    schedule = s_tir.Schedule(stages.function, enable_check=False)
-    kept = {"sums", *stages.copies}
-    outputs = [schedule.get(b).name_hint for b in inline_between(schedule, kept)]
-    function = schedule.mod["main"]
-
-    def point(*index: Any) -> list[Any]:
-        *batch, t, r, p, c = index
-        return product.index(batch, plan.rows.base(t) + r, plan.columns.base(p) + c)
-
-    for name in outputs:
-        function = store_by_tile(function, name, "sums", point)
-    schedule = s_tir.Schedule(function, enable_check=False)
-    schedule_tiles(schedule, outputs, plan, epilogue_flops(kernel) >= HEAVY_EPILOGUE_FLOPS)
-    for name in stages.copies:
-        _schedule_copy(schedule, name, plan, target)
-    return Scheduled(schedule.mod["main"], stages.packing, stages.scratch)
-
-
-def schedule_tiles(schedule: Schedule, outputs: Sequence[str], plan: Plan, heavy: bool) -> None:
-    """Loops of `sums` [*batch, t, r, p, c] and k, and of the `outputs` that read them."""
-    sums = schedule.get_sblock("sums")
-    *batch, t, r, p, c, k = schedule.get_loops(sums)
-    outer, inner = (p, t) if plan.rows_inside else (t, p)
-    block, inner = schedule.split(inner, [None, plan.block])
-    vectors, lanes = schedule.split(c, [None, plan.lanes])
-    k_outer, k_inner = schedule.split(k, [None, plan.unroll])
-    schedule.reorder(*batch, block, outer, inner, k_outer, k_inner, r, vectors, lanes)
-    schedule.set_scope(sums, 0, "local")
-    blocks = [schedule.get_sblock(name) for name in outputs]
-    if heavy:
-        # The sums move to memory once, so that the rows of the epilogue need not be unrolled.
-        copy = schedule.cache_read(blocks[0], _read_of(schedule, blocks[0], sums), "local")
-        schedule.reverse_compute_at(copy, inner)
-        vectorize_rows(schedule, copy, plan.lanes)
-    for output in blocks:
-        schedule.reverse_compute_at(output, inner)
-        vectorize_rows(schedule, output, plan.lanes, unroll_rows=not heavy)
-    for loop in (k_inner, r, vectors):
-        schedule.unroll(loop)
-    schedule.vectorize(lanes)
-    initial = schedule.decompose_reduction(sums, k_outer)
-    *_, r, vectors, lanes = schedule.get_loops(initial)
-    schedule.unroll(r)
-    schedule.unroll(vectors)
-    schedule.vectorize(lanes)
-    if plan.parallel:
-        tiles = [*batch, block, outer]
-        schedule.parallel(schedule.fuse(*tiles))
-
-
-def _read_of(schedule: Schedule, consumer: Any, producer: Any) -> int:
-    """Which of the consumer's reads is what the producer writes."""
-    written = schedule.get(producer).writes[0].source
-    return next(i for i, read in enumerate(schedule.get(consumer).reads) if read.source.same_as(written))
-
-
-def _schedule_copy(schedule: Schedule, name: str, plan: Plan, target: Target) -> None:
-    """`[*batch, tile, k, element]`: whole vectors where the elements are neighbours in memory."""
-    *outer, _, element = schedule.get_loops(schedule.get_sblock(name))
-    if name == "packed_right":
-        vectorize_loop(schedule, element, plan.lanes)
-    else:
-        schedule.unroll(element)
-    if plan.parallel:
-        schedule.parallel(schedule.fuse(*outer))
+    """The scheduled function of a product with its epilogue."""
+    return GemmNest(kernel, product, plan, target).scheduled()

@@ -31,26 +31,30 @@ def sequence(statements: Sequence[Statement]) -> Statement:
     return statements[0] if len(statements) == 1 else tirx.SeqStmt(list(statements))
 
 
-def _for(extent: int, kind: int, name: str, body: Body) -> Statement:
-    if extent == 1:
-        return body(constant(0))
+def _for(extent: Expression, kind: int, name: str, body: Body) -> Statement:
     variable = tirx.Var(name, "int32")
-    return tirx.For(variable, constant(0), constant(extent), kind, body(variable))
+    return tirx.For(variable, constant(0), extent, kind, body(variable))
 
 
-def loop(extent: int, body: Body, name: str = "i") -> Statement:
+def _counted(extent: int, kind: int, name: str, body: Body) -> Statement:
+    return body(constant(0)) if extent == 1 else _for(constant(extent), kind, name, body)
+
+
+def loop(extent: int | Expression, body: Body, name: str = "i") -> Statement:
     """`for i in range(extent): body(i)`; no loop at all for a single iteration."""
+    if isinstance(extent, int):
+        return _counted(extent, _SERIAL, name, body)
     return _for(extent, _SERIAL, name, body)
 
 
 def unrolled(extent: int, body: Body, name: str = "u") -> Statement:
     """As `loop`, written out."""
-    return _for(extent, _UNROLLED, name, body)
+    return _counted(extent, _UNROLLED, name, body)
 
 
 def parallel(extent: int, body: Body, name: str = "p") -> Statement:
     """As `loop`, its iterations shared among threads."""
-    return _for(extent, _PARALLEL, name, body)
+    return _counted(extent, _PARALLEL, name, body)
 
 
 def vectorized(lanes: int, body: Body, name: str = "lane") -> Statement:

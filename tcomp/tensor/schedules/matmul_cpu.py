@@ -5,23 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tcomp.target.target import Target
+from tcomp.tensor.anchored import PARALLEL_FLOPS
 from tcomp.tensor.epilogue import placeholder_index
-from tcomp.tensor.gemm import Plan, Product, constant_right, fits, schedule_product
+from tcomp.tensor.gemm import Plan, constant_right, fits, schedule_product
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
+from tcomp.tensor.product import Product
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
 
 MAX_TILE_ROWS = 30
 TILE_VECTORS = (1, 2, 3, 4, 6, 8)
 FMA_LATENCY = 4
-PARALLEL_FLOPS = 500_000
-"""Products of fewer operations run on the calling thread: waking others costs more."""
 
 
 class MatmulCpu(Template):
     """One template for plain and batched products; knobs as in `tcomp.tensor.gemm.Plan`."""
 
     name = "matmul_cpu"
+    version = 2
 
     def accepts(self, kernel: Kernel, target: Target) -> bool:
         return fits(kernel)
@@ -31,7 +32,6 @@ class MatmulCpu(Template):
         most = target.vector_registers
         tiles = tuple(_tiles(product, target))
         rows, vectors = min(tiles, key=lambda tile: _cycles(product, target, *tile))
-        inner, block = _blocking(product, target, rows, vectors)
         constant = constant_right(kernel) is not None
 
         def reason(config: Config) -> str | None:
@@ -45,13 +45,15 @@ class MatmulCpu(Template):
                 Ordered("tile_rows", tuple(sorted({r for r, _ in tiles})), rows),
                 Ordered("tile_vectors", tuple(sorted({v for _, v in tiles})), vectors),
                 Ordered("unroll", tuple(u for u in (1, 2, 4, 8) if product.depth % u == 0), _unroll(product)),
-                Choice("inner", ("rows", "columns"), inner),
-                Ordered("block", (0, 4, 8, 16, 32, 64), block),
+                Ordered("chunk", (0, 64, 128, 192, 256, 384, 512, 768, 1024), 256),
+                Ordered("row_block", (0, 4, 8, 16, 32, 64), 0),
+                Ordered("group", (0, 1, 2, 4, 8, 16, 32), 0),
                 Choice("pack_left", (False, True), _packs_left(kernel, product, vectors, target)),
                 Choice(
                     "pack_right", (False,) if constant else (False, True), _packs_right(kernel, product, rows)
                 ),
-                Choice("parallel", (False, True), _is_parallel(kernel, product, target)),
+                Choice("prefetch", (False, True), constant),
+                Choice("parallel", (False, True), _is_parallel(kernel, target)),
             ),
             reason,
         )
@@ -94,20 +96,6 @@ def _unroll(product: Product) -> int:
     return next(u for u in (4, 2, 1) if product.depth % u == 0)
 
 
-def _blocking(product: Product, target: Target, rows: int, vectors: int) -> tuple[str, int]:
-    """The inner axis and its block: an outer panel stays in the cache, with a block of the other operand.
-
-    Rows inside read each panel of the right operand from memory once for each block of rows.
-    """
-    nbytes = target.vector_bits // 8 // target.lanes(product.accumulator)
-    left_tile = rows * product.depth * nbytes
-    fitting = target.cache_bytes[1] // 2 // max(1, left_tile)
-    row_tiles = -(-product.rows // rows)
-    if fitting >= row_tiles:
-        return "rows", 0
-    return "rows", max((b for b in (4, 8, 16, 32, 64) if b <= fitting), default=4)
-
-
 def _packs_left(kernel: Kernel, product: Product, vectors: int, target: Target) -> bool:
     """Pack rows that would otherwise be computed, or gathered from distant addresses, in every panel."""
     assert kernel.anchor is not None
@@ -125,7 +113,7 @@ def _packs_right(kernel: Kernel, product: Product, rows: int) -> bool:
     return computed or product.transpose_right
 
 
-def _is_parallel(kernel: Kernel, product: Product, target: Target) -> bool:
+def _is_parallel(kernel: Kernel, target: Target) -> bool:
     return target.cores > 1 and kernel.flops >= PARALLEL_FLOPS
 
 
