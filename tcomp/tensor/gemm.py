@@ -246,7 +246,7 @@ class GemmNest:
 
     def _pack_left(self) -> Statement:
         """`[*batch, rows, depth] -> [*batch, row tile, depth, row]`."""
-        product, plan, rows = self.product, self.plan, self.plan.rows
+        product, rows = self.product, self.plan.rows
         shape = (*product.batch, rows.count, product.depth, rows.size)
         tiles = self.row_tiles = self.anchored.add_scratch(shape, self.product.left.dtype, "packed_left")
         source = self.anchored.buffer_of(self.left)
@@ -350,9 +350,7 @@ class GemmNest:
 
         return (loops.parallel if self.plan.parallel else loops.loop)(prod(outer) * extent, at, name)
 
-    def _element(
-        self, tensor: Tensor, index: Index, dtype: str | None
-    ) -> tuple[list[Statement], Expression]:
+    def _element(self, tensor: Tensor, index: Index, dtype: str | None) -> tuple[list[Statement], Expression]:
         """An element of an operand, as `dtype` if given, after the statements that it needs."""
         elements = self.anchored.elements()
         value = elements.element(tensor, [loops.constant(i) if isinstance(i, int) else i for i in index])
@@ -404,9 +402,7 @@ class GemmNest:
 
     def _elements(self, body: Callable[[Expression, Expression], Statement]) -> Statement:
         """`body(row, column)` over a tile, written out in vectors."""
-        return loops.unrolled(
-            self.plan.rows.size, lambda r: self._columns(lambda c: body(r, c)), "r"
-        )
+        return loops.unrolled(self.plan.rows.size, lambda r: self._columns(lambda c: body(r, c)), "r")
 
     def _finish(self, place: _Place, tile: Expression, sums: Buffer) -> Statement:
         plan = self.plan
@@ -422,9 +418,7 @@ class GemmNest:
         shape = (plan.rows.size, plan.columns.size)
         allocate, kept = loops.local(shape, self.product.accumulator, "kept_sums")
         copy = self._elements(lambda r, c: tirx.BufferStore(kept, tirx.BufferLoad(sums, [r, c]), [r, c]))
-        write = loops.loop(
-            plan.rows.size, lambda r: self._columns(lambda c: store(r, c, kept)), "r"
-        )
+        write = loops.loop(plan.rows.size, lambda r: self._columns(lambda c: store(r, c, kept)), "r")
         return loops.sequence([allocate, copy, write])
 
     def _multiply(self, place: _Place, tile: Expression, t: Expression, sums: Buffer) -> Statement:
@@ -462,9 +456,7 @@ class GemmNest:
 
         return loops.loop(plan.depth_of(place.chunk) // plan.unroll, steps, "k")
 
-    def _prefetch(
-        self, place: _Place, offset: Expression, t: Expression, i: Expression
-    ) -> list[Statement]:
+    def _prefetch(self, place: _Place, offset: Expression, t: Expression, i: Expression) -> list[Statement]:
         """This iteration's share of the panel that comes next in memory."""
         plan = self.plan
         if self.panels is None or not plan.prefetch:
@@ -476,9 +468,7 @@ class GemmNest:
         ahead = min(size, FEW_ROWS_AHEAD // CACHE_LINE * line) if near else size
         first = offset + ahead + (t * iterations + i) * (share * line)
         batch = self.product.packed_batch(place.batch)
-        return [
-            prefetch(self.panels, [*batch, first + n * line], to_first_level=near) for n in range(share)
-        ]
+        return [prefetch(self.panels, [*batch, first + n * line], to_first_level=near) for n in range(share)]
 
 
 def _strip(size: int, width: int, body: Callable[[Expression], Statement]) -> Statement:
