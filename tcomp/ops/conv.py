@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 
 from tcomp.errors import TypeRuleError
-from tcomp.ops.shapes import accumulator, cast_tensor, element_type, same_dtype, static_shape, widened
+from tcomp.ops.shapes import accumulator, cast_tensor, element_type, out_dtype, same_dtype, static_shape, widened
 from tcomp.ops.spatial import FIRST, Window, window_attrs
 from tcomp.relay.attributes import integer, text
 from tcomp.relay.dims import Dim
 from tcomp.relay.graph import Attr, Attrs
 from tcomp.relay.layouts import PLAIN, channel_block, from_layout, layout_shape, to_layout
 from tcomp.relay.op import Cost, FusionKind, LayoutRule, Op, Sample, declare
-from tcomp.relay.types import Array, TensorType
+from tcomp.relay.types import Array, TensorType, numpy_dtype, type_of
 from tcomp.tvm_api import Tensor, te, tirx
 
 
@@ -33,7 +33,8 @@ def _infer(types: Sequence[TensorType], attrs: Attrs) -> list[TensorType]:
     if x.shape != layout_shape(x.shape[0], channels, x.shape[FIRST : FIRST + rank], layout):
         raise TypeRuleError(f"input {x} does not hold the weight's {channels} channels as {layout}")
     spatial = window.outputs(x.shape[FIRST : FIRST + rank])
-    return [TensorType(layout_shape(x.shape[0], weight.shape[0], spatial, text(attrs, "out_layout")), dtype)]
+    shape = layout_shape(x.shape[0], weight.shape[0], spatial, text(attrs, "out_layout"))
+    return [TensorType(shape, out_dtype("conv", dtype, attrs))]
 
 
 def _check_channels(x: TensorType, weight: TensorType, groups: int, layout: str) -> int:
@@ -66,7 +67,8 @@ def _evaluate(arrays: Sequence[Array], attrs: Attrs) -> list[Array]:
         columns = view.reshape(batch, groups, weight.shape[1], -1)
         taps = kernel[(..., *offset)]
         total += taps * columns if weight.shape[1] == 1 else np.matmul(taps, columns)
-    result = total.reshape(batch, outputs, *spatial).astype(x.dtype)
+    dtype = numpy_dtype(out_dtype("conv", type_of(x).dtype, attrs))
+    result = total.reshape(batch, outputs, *spatial).astype(dtype)
     return [to_layout(result, text(attrs, "out_layout"))]
 
 
@@ -223,6 +225,11 @@ _SAMPLES = {
         _sample((1, 3, 6, 6), (4, 3, 3, 3), "float16", 5e-3),
         _sample((1, 3, 6, 6), (4, 3, 3, 3), "bfloat16", 4e-2),
         _sample((1, 3, 6, 6), (4, 3, 3, 3), "int32"),
+        _sample(
+            (1, 2, 6, 5, 16), (32, 32, 3, 3), "float16", 4e-3, padding=(1,) * 4,
+            data_layout=BLOCKED, out_layout=BLOCKED, out_dtype="float32",
+        ),
+        _sample((1, 3, 6, 6), (4, 3, 3, 3), "bfloat16", 1e-4, out_dtype="float32"),
     ),
     3: (
         _sample((1, 3, 5, 6, 5), (4, 3, 3, 2, 3), padding=(1, 0, 1, 1, 1, 0)),
@@ -251,7 +258,13 @@ for _rank in (1, 2, 3):
             evaluate=_evaluate,
             compute=_compute,
             kind=FusionKind.CONTRACTION,
-            attrs={**window_attrs(_rank), "groups": 1, "data_layout": PLAIN, "out_layout": PLAIN},
+            attrs={
+                **window_attrs(_rank),
+                "groups": 1,
+                "data_layout": PLAIN,
+                "out_layout": PLAIN,
+                "out_dtype": "",
+            },
             arity=(2, 2),
             layout=LayoutRule.CONVOLUTION,
             cost=_cost,

@@ -1,4 +1,8 @@
-"""Matrix multiplication with numpy's semantics."""
+"""Matrix multiplication with numpy's semantics.
+
+`out_dtype` names another element type of the result: products of half-precision operands, summed in
+float32, may stay float32. Without it the result has the operands' type.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +17,16 @@ from tcomp.ops.shapes import (
     broadcast_index,
     broadcast_shapes,
     cast_tensor,
+    out_dtype,
     same_dtype,
     static_shape,
     widened,
 )
 from tcomp.relay.attributes import flag
 from tcomp.relay.dims import Dim
-from tcomp.relay.graph import Attrs
+from tcomp.relay.graph import Attr, Attrs
 from tcomp.relay.op import Cost, FusionKind, Op, Sample, declare
-from tcomp.relay.types import Array, TensorType
+from tcomp.relay.types import Array, TensorType, numpy_dtype, type_of
 from tcomp.tvm_api import Tensor, te
 
 
@@ -34,7 +39,8 @@ def _infer(types: Sequence[TensorType], attrs: Attrs) -> list[TensorType]:
     if a_columns != b_rows:
         raise TypeRuleError(f"`matmul` contracts {a_columns} columns with {b_rows} rows; they must be equal")
     batch = broadcast_shapes(a[:-2], b[:-2])
-    return [TensorType((*batch, *a[-2:-1], *(b[-1:] if len(b) > 1 else ())), dtype)]
+    result = out_dtype("matmul", dtype, attrs)
+    return [TensorType((*batch, *a[-2:-1], *(b[-1:] if len(b) > 1 else ())), result)]
 
 
 _TRANSPOSES = ("transpose_a", "transpose_b")
@@ -51,7 +57,8 @@ def _evaluate(arrays: Sequence[Array], attrs: Attrs) -> list[Array]:
         np.swapaxes(x, -1, -2) if flag(attrs, name) else x
         for x, name in zip(arrays, _TRANSPOSES, strict=True)
     )
-    return [np.asarray(np.matmul(widened(a), widened(b))).astype(a.dtype)]
+    result = numpy_dtype(out_dtype("matmul", type_of(a).dtype, attrs))
+    return [np.asarray(np.matmul(widened(a), widened(b))).astype(result)]
 
 
 def _compute(inputs: Sequence[Tensor], attrs: Attrs, outputs: Sequence[TensorType]) -> list[Tensor]:
@@ -59,7 +66,7 @@ def _compute(inputs: Sequence[Tensor], attrs: Attrs, outputs: Sequence[TensorTyp
     transpose_a, transpose_b = (flag(attrs, name) for name in _TRANSPOSES)
     a_shape, b_shape = static_shape(a), static_shape(b)
     a_rank, b_rank = len(a_shape), len(b_shape)
-    wide = accumulator(outputs[0].dtype)
+    wide = accumulator(str(a.dtype))
     depth = te.reduce_axis((0, a_shape[-2 if transpose_a else -1]), name="k")
 
     def product(*index: Any) -> Any:
@@ -83,7 +90,7 @@ def _cost(inputs: Sequence[TensorType], attrs: Attrs, outputs: Sequence[TensorTy
 
 
 def _sample(
-    a: tuple[int, ...], b: tuple[int, ...], dtype: str = "float32", tolerance: float = 1e-5, **attrs: bool
+    a: tuple[int, ...], b: tuple[int, ...], dtype: str = "float32", tolerance: float = 1e-5, **attrs: Attr
 ) -> Sample:
     return Sample((TensorType(a, dtype), TensorType(b, dtype)), attrs, rtol=tolerance, atol=tolerance)
 
@@ -95,7 +102,7 @@ declare(
         evaluate=_evaluate,
         compute=_compute,
         kind=FusionKind.CONTRACTION,
-        attrs={"transpose_a": False, "transpose_b": False},
+        attrs={"transpose_a": False, "transpose_b": False, "out_dtype": ""},
         arity=(2, 2),
         cost=_cost,
         samples=(
@@ -110,6 +117,8 @@ declare(
             _sample((4, 8), (8, 4), "int64"),
             _sample((4, 32), (32, 6), "float16", 2e-3),
             _sample((4, 32), (32, 6), "bfloat16", 2e-2),
+            _sample((20, 48), (48, 40), "float16", 4e-3, out_dtype="float32"),
+            _sample((20, 48), (48, 40), "bfloat16", 1e-5, out_dtype="float32"),
         ),
     )
 )

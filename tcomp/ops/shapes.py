@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from tcomp.errors import TypeRuleError
+from tcomp.relay.attributes import text
 from tcomp.relay.dims import Dim
+from tcomp.relay.graph import Attrs
 from tcomp.relay.types import Array, TensorType, numpy_dtype, type_of
 from tcomp.tvm_api import Tensor, te
 
@@ -52,6 +54,19 @@ def check_axis(op: str, axis: int, rank: int) -> int:
 def accumulator(dtype: str) -> str:
     """The element type in which sums of `dtype` products are kept."""
     return "float32" if dtype in ("float16", "bfloat16") else dtype
+
+
+def out_dtype(op: str, dtype: str, attrs: Attrs) -> str:
+    """The result's element type: attribute `out_dtype`, or that of the operands.
+
+    Raises TypeRuleError unless it is theirs or the one in which their products are summed.
+    """
+    chosen = text(attrs, "out_dtype") or dtype
+    if chosen not in (dtype, accumulator(dtype)):
+        raise TypeRuleError(
+            f"`{op}`: out_dtype is {chosen}; products of {dtype} give {dtype} or {accumulator(dtype)}"
+        )
+    return chosen
 
 
 def widened(array: Array) -> Array:

@@ -25,6 +25,8 @@ CPUINFO_NAMES: Mapping[str, str] = {
 
 _V3 = frozenset({"avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe", "popcnt"})
 _V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+_16_BIT = frozenset({"avx512bf16", "avx512fp16"})
+"""Features beyond its level that code for an unknown core uses where the CPU has them."""
 
 _INTEL = {
     **dict.fromkeys((60, 61, 63, 69, 70, 71, 78, 79, 86, 94, 142, 158), "haswell"),
@@ -62,7 +64,9 @@ def host_target(cpuinfo: Path = Path("/proc/cpuinfo"), caches: Path | None = Non
     core = _core(cpu)
     base = TARGETS[core] if core is not None and TARGETS[core].isa == level.isa else level
     hidden = sorted(set(CPUINFO_NAMES.values()) - cpu.features) if base is not level else []
-    attributes = [*base.llvm.get("mattr", ()), *(f"-{name}" for name in hidden)]
+    added = sorted(_16_BIT & cpu.features) if base is level else []
+    switches = [*(f"-{name}" for name in hidden), *(f"+{name}" for name in added)]
+    attributes = [*base.llvm.get("mattr", ()), *switches]
     return replace(
         base,
         llvm={**base.llvm, **({"mattr": attributes} if attributes else {})},

@@ -33,6 +33,10 @@ class Target:
     features: frozenset[str] = frozenset()
     description: str = ""
 
+    def has(self, feature: str) -> bool:
+        """Whether code for this target may use a CPU feature, by LLVM's name."""
+        return feature in self.features and f"-{feature}" not in self.llvm.get("mattr", ())
+
     def lanes(self, dtype: str = "float32") -> int:
         """Elements of `dtype` in one vector register."""
         return self.vector_bits // (8 * numpy_dtype(dtype).itemsize)

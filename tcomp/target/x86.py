@@ -39,6 +39,14 @@ _V4 = Target(
 for _target in (_V3, _V4):
     TARGETS.register(_target.name, _target)
 
+_16_BIT = {
+    "sapphirerapids": ("avx512bf16", "avx512fp16"),
+    "emeraldrapids": ("avx512bf16", "avx512fp16"),
+    "znver4": ("avx512bf16",),
+    "znver5": ("avx512bf16",),
+}
+"""Features of 16-bit floating-point arithmetic beyond those of the level."""
+
 _CORES = {
     "haswell": (_V3, (32 * KIB, 256 * KIB, 2 * MIB), "Intel Core 4th generation"),
     "znver2": (_V3, (32 * KIB, 512 * KIB, 4 * MIB), "AMD Zen 2"),
@@ -58,6 +66,7 @@ for _name, (_level, _caches, _description) in _CORES.items():
             name=_name,
             llvm={**_level.llvm, "mcpu": _name},
             cache_bytes=_caches,
+            features=_level.features | frozenset(_16_BIT.get(_name, ())),
             description=_description,
         ),
     )

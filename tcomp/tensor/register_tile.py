@@ -77,11 +77,21 @@ class Point:
 
 
 @dataclass(frozen=True)
+class ShortSums:
+    """Sums in a type of fewer bits, which `widened` into the reduction's own after at most `most_steps`."""
+
+    dtype: str
+    initial: Expression
+    widened: Callable[[Expression], Expression]
+    most_steps: int
+
+
+@dataclass(frozen=True)
 class Reduction:
     """What is summed up: `update(sum, point, step)` at every `step` of `extents`, from `initial`.
 
     Axes whose extent is in `unroll` above 1 have that many steps of their loop written out; `unroll`
-    divides the extent.
+    divides the extent. With `short`, `update` works on short sums.
     """
 
     extents: tuple[int, ...]
@@ -89,6 +99,7 @@ class Reduction:
     dtype: str
     initial: Expression
     update: Callable[[Expression, Point, Index], Expression]
+    short: ShortSums | None = None
 
 
 def tile_nest(
@@ -109,11 +120,15 @@ def tile_nest(
         def end(point: Point, at: Expression) -> Statement:
             return finish(point.index, tirx.BufferLoad(sums, [at]))
 
+        if reduction.short is None:
+            work = _steps(reduction, lambda taken: _update(tile, reduction, numbers, sums, taken))
+        else:
+            work = _short_steps(tile, reduction, reduction.short, numbers, (sums, 0))
         return sequence(
             [
                 allocation,
                 _positions(tile, numbers, clear),
-                _steps(reduction, lambda taken: _update(tile, reduction, numbers, sums, taken)),
+                work,
                 _positions(tile, numbers, end),
             ]
         )
@@ -161,6 +176,11 @@ def passes_nest(
 
         def advance(done: Expression) -> Callable[[Index, Expression], Statement]:
             def body(numbers: Index, first: Expression) -> Statement:
+                one_pass = replace(reduction, extents=(steps, *reduction.extents[1:]))
+                if reduction.short is not None:
+                    return _short_steps(
+                        tile, one_pass, reduction.short, numbers, (partial, first), done * steps
+                    )
                 allocation, sums = local([tile.size], reduction.dtype, "sums")
 
                 def move(target: Any, source: Any, shifts: tuple[Expression, Expression]) -> Statement:
@@ -172,7 +192,6 @@ def passes_nest(
                         ),
                     )
 
-                one_pass = replace(reduction, extents=(steps, *reduction.extents[1:]))
                 work = _steps(
                     one_pass,
                     lambda taken: _update(
@@ -207,6 +226,63 @@ def _update(tile: RegisterTile, reduction: Reduction, numbers: Index, sums: Any,
             sums, reduction.update(tirx.BufferLoad(sums, [at]), point, taken), [at]
         ),
     )
+
+
+def _short_steps(
+    tile: RegisterTile,
+    reduction: Reduction,
+    short: ShortSums,
+    numbers: Index,
+    sums: tuple[Any, Expression],
+    begin: Expression = 0,
+) -> Statement:
+    """The steps of a reduction, the first axis from `begin`, on short sums that are added to `sums`.
+
+    `sums` is a buffer and the place of the tile's first sum in it.
+    """
+    outer, inner = cut(reduction.extents, short.most_steps)
+    axis = len(outer) - 1
+    written = [1] * axis + [gcd(reduction.unroll[axis], inner[0]), *reduction.unroll[axis + 1 :]]
+    buffer, first = sums
+
+    def stretch(taken: Index) -> Statement:
+        allocation, partial = local([tile.size], short.dtype, "short_sums")
+
+        def clear(_: Point, at: Expression) -> Statement:
+            return tirx.BufferStore(partial, short.initial, [at])
+
+        def step(more: Index) -> Statement:
+            place = [*taken[:-1], taken[-1] * inner[0] + more[0], *more[1:]]
+            return _update(tile, reduction, numbers, partial, [begin + place[0], *place[1:]])
+
+        def widen(_: Point, at: Expression) -> Statement:
+            total = tirx.BufferLoad(buffer, [at + first]) + short.widened(tirx.BufferLoad(partial, [at]))
+            return tirx.BufferStore(buffer, total, [at + first])
+
+        inside = replace(reduction, extents=inner, unroll=tuple(written[axis:]))
+        return sequence(
+            [
+                allocation,
+                _positions(tile, numbers, clear),
+                _steps(inside, step),
+                _positions(tile, numbers, widen),
+            ]
+        )
+
+    return _steps(replace(reduction, extents=outer, unroll=(1,) * len(outer)), stretch)
+
+
+def cut(extents: Sequence[int], most: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Nested loops of `extents` as loops around loops that have at most `most` iterations in all.
+
+    One axis is split, so that both share it: `(12, 3, 8), 48 -> (6,), (2, 3, 8)`.
+    """
+    axis = len(extents) - 1
+    while axis > 0 and prod(extents[axis:]) <= most:
+        axis -= 1
+    rest = prod(extents[axis + 1 :])
+    inner = max(d for d in range(1, extents[axis] + 1) if extents[axis] % d == 0 and d * rest <= max(most, rest))
+    return (*extents[:axis], extents[axis] // inner), (inner, *extents[axis + 1 :])
 
 
 def _positions(

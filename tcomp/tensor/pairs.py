@@ -1,0 +1,111 @@
+"""Products of 16-bit floats, taken two at a time: 32-bit elements that hold neighbours of a reduction.
+
+A matrix [M, K] of 16-bit elements is a matrix [M, K / 2] of pairs, each one `uint32` with the earlier
+element in its low half. A kernel over pairs looks as one over float32: a scalar of the left operand is
+broadcast, a vector of the right one loaded, and one instruction multiplies and adds. Here are the
+instructions; they stay calls of one intrinsic each as long as schedules work on them, and become LLVM's
+vector code when TVM lowers intrinsics.
+
+float16 (AVX512-FP16): `vfmadd231ph` adds into a pair of float16 sums. Float16 carries 11 bits, so such short
+sums take up few products and are then added to float32 sums. With `MOST_STEPS` products a half, their
+rounding adds an error of the size of bfloat16's rounding of the operands, measured on random matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from tcomp.relay.types import Array
+from tcomp.target.target import Target
+from tcomp.tensor.math import dtype_of
+from tcomp.tvm_api import tirx, tvm
+
+Expression = Any
+PAIR = "uint32"
+"""The element type of a pair."""
+MOST_STEPS = 96
+"""Products that one half of a pair of float16 sums takes up before it is added to the float32 sum."""
+
+
+def multiplies_pairs(target: Target, dtype: str) -> bool:
+    """Whether `target` multiplies and adds pairs of `dtype` at full vector width."""
+    return dtype == "float16" and target.has("avx512fp16")
+
+
+def multiply_add(total: Expression, left: Expression, right: Expression) -> Expression:
+    """`total + left * right` in both halves of float16 pairs, rounded once."""
+    return _call("half_multiply_add", PAIR, total, left, right)
+
+
+def widened_sum(pair: Expression) -> Expression:
+    """The sum of both halves of a float16 pair as float32."""
+    return _call("half_widened_sum", "float32", pair)
+
+
+def joined(low: Expression, high: Expression) -> Expression:
+    """Two float16 elements as a pair."""
+    parts = [tirx.reinterpret("uint16", x).astype(PAIR) for x in (low, high)]
+    return tirx.bitwise_or(parts[0], tirx.shift_left(parts[1], tirx.const(16, PAIR)))
+
+
+def as_pairs(buffer: Any, name: str) -> tuple[Any, Any]:
+    """A declaration that `buffer`, whose innermost extent is even, also is a buffer of pairs, and that buffer."""
+    shape = [*buffer.shape[:-1], int(buffer.shape[-1]) // 2]
+    pairs = tirx.decl_buffer(shape, PAIR, name=name, data=buffer.data)
+    return tirx.DeclBuffer(pairs, data=buffer.data), pairs
+
+
+def pack_pairs(array: Array) -> Array:
+    """`[..., k, n]` of a 16-bit type -> `[..., k / 2, n]` of pairs, a missing last row being zero."""
+    bits = array.view(np.uint16)
+    if bits.shape[-2] % 2:
+        bits = np.concatenate([bits, np.zeros_like(bits[..., :1, :])], axis=-2)
+    low, high = (bits[..., half::2, :].astype(np.uint32) for half in (0, 1))
+    return np.asarray(low | (high << np.uint32(16)))
+
+
+def _call(name: str, dtype: str, *operands: Expression) -> Expression:
+    return tvm.ir.Call(f"tirx.{name}", list(operands), ret_ty=dtype)
+
+
+def _lanes(expression: Expression) -> int:
+    return int(tvm.runtime.DataType(dtype_of(expression)).lanes)
+
+
+def _vector(dtype: str, lanes: int) -> str:
+    return dtype if lanes == 1 else f"{dtype}x{lanes}"
+
+
+def _halves(pair: Expression) -> Expression:
+    return tirx.reinterpret(_vector("float16", 2 * _lanes(pair)), pair)
+
+
+def _lower_multiply_add(operands: Sequence[Expression]) -> Expression:
+    total, left, right = operands
+    halves = [_halves(x) for x in (left, right, total)]
+    result = tirx.call_llvm_pure_intrin(dtype_of(halves[0]), "llvm.fma", *halves)
+    return tirx.reinterpret(dtype_of(total), result)
+
+
+def _lower_widened_sum(operands: Sequence[Expression]) -> Expression:
+    (pair,) = operands
+    lanes, sixteen = _lanes(pair), tirx.const(16, PAIR)
+    shift = sixteen if lanes == 1 else tirx.Broadcast(sixteen, lanes)
+    total = tirx.reinterpret(dtype_of(pair), _halves(pair) + _halves(tirx.shift_right(pair, shift)))
+    low = tirx.reinterpret(_vector("float16", lanes), total.astype(_vector("uint16", lanes)))
+    return low.astype(_vector("float32", lanes))
+
+
+def _register(name: str, lower: Callable[[Sequence[Expression]], Expression]) -> None:
+    operator = f"tirx.{name}"
+    tvm.ir.register_op_attr(operator, "TCallEffectKind", tirx.expr.CallEffectKind.Pure.value, level=99)
+    tvm.ir.register_op_attr(operator, "TScriptPrinterName", name, level=99)
+    tvm.ir.register_op_attr(operator, "TVectorizable", True, level=99)
+    tirx.register_intrin_lowering(operator, target="llvm", f=lambda call: lower(call.args), level=99)
+
+
+_register("half_multiply_add", _lower_multiply_add)
+_register("half_widened_sum", _lower_widened_sum)

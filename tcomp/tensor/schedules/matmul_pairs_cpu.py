@@ -1,0 +1,329 @@
+"""Matrix products of 16-bit floats on CPUs that multiply them in pairs; see `tcomp.tensor.pairs`.
+
+The register tile is `tile_rows` rows by `tile_vectors` vectors of columns. Order `panels`: for each panel of
+the right operand and each chunk of the depth, all rows are walked with float32 sums in memory, so that the
+chunk of the panel stays in the first-level cache. Order `rows`: each tile goes through the whole depth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from math import gcd, prod
+from typing import Any
+
+import numpy as np
+
+from tcomp.relay.types import Array, TensorType
+from tcomp.target.target import Target
+from tcomp.tensor.anchored import PARALLEL_FLOPS, Anchored
+from tcomp.tensor.gemm import Product, constant_right, fits
+from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.knobs import Choice, Config, Ordered, Space
+from tcomp.tensor.loops import Buffer, Expression, Statement, loop, parallel, sequence, vector_loop
+from tcomp.tensor.pairs import (
+    MOST_STEPS,
+    PAIR,
+    as_pairs,
+    joined,
+    multiplies_pairs,
+    multiply_add,
+    pack_pairs,
+    widened_sum,
+)
+from tcomp.tensor.primitives import Tiles, transpose_square
+from tcomp.tensor.register_tile import (
+    Index,
+    Point,
+    Reduction,
+    RegisterTile,
+    ShortSums,
+    cut,
+    passes_nest,
+    tile_nest,
+    vector_tile,
+)
+from tcomp.tensor.template import TEMPLATES, Packing, Scheduled, Template
+from tcomp.tvm_api import Tensor, tirx
+
+MAX_TILE_ROWS = 30
+TILE_VECTORS = (1, 2, 3, 4, 6)
+FMA_LATENCY = 4
+WIDENING_CYCLES = 4.0
+"""Cycles by which one vector of short sums becomes float32 sums."""
+PARTIAL_BYTES = 512 * 1024
+"""Most bytes of partial sums of one panel: they lie in the second-level cache."""
+
+
+class MatmulPairsCpu(Template):
+    """Steps: pack operands whose pairs are not adjacent; one nest over register tiles."""
+
+    name = "matmul_pairs_cpu"
+    priority = 1
+
+    def accepts(self, kernel: Kernel, target: Target) -> bool:
+        if not fits(kernel) or kernel.anchor is None:
+            return False
+        product = _product(kernel)
+        return multiplies_pairs(target, product.left.dtype) and product.accumulator == "float32"
+
+    def space(self, kernel: Kernel, target: Target) -> Space:
+        product = _product(kernel)
+        tiles = tuple(_tiles(product, target))
+        rows, vectors = min(tiles, key=lambda tile: _cycles(product, target, *tile))
+        steps = _pairs(product)
+
+        def reason(config: Config) -> str | None:
+            tile = int(config["tile_rows"]), int(config["tile_vectors"])
+            if tile not in tiles:
+                return f"register tile {tile[0]}x{tile[1]} needs more than {target.vector_registers} registers"
+            if config["order"] == "panels" and _partial_bytes(product, *tile, target) > PARTIAL_BYTES:
+                return f"partial sums of a panel need more than {PARTIAL_BYTES} bytes"
+            return None
+
+        many = cut((steps,), MOST_STEPS)[0] != (1,)
+        fitting = _partial_bytes(product, rows, vectors, target) <= PARTIAL_BYTES
+        return Space(
+            (
+                Ordered("tile_rows", tuple(sorted({r for r, _ in tiles})), rows),
+                Ordered("tile_vectors", tuple(sorted({v for _, v in tiles})), vectors),
+                Choice("order", ("panels", "rows"), "panels" if many and fitting else "rows"),
+                Ordered("unroll", tuple(u for u in (1, 2, 4) if steps % u == 0), 1),
+                Choice("parallel", (False, True), target.cores > 1 and kernel.flops >= PARALLEL_FLOPS),
+            ),
+            reason,
+        )
+
+    def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
+        return _Nest(kernel, target, config).scheduled()
+
+
+class _Nest:
+    """The loops of one kernel. Batch axes are one axis here."""
+
+    def __init__(self, kernel: Kernel, target: Target, config: Config) -> None:
+        self.product = product = _product(kernel)
+        self.config = config
+        self.lanes = target.lanes("float32")
+        self.threaded = bool(config["parallel"])
+        self.rows = Tiles.of(product.rows, int(config["tile_rows"]))
+        self.columns = vector_tile(product.columns, self.lanes, int(config["tile_vectors"]))
+        self.steps = _pairs(product)
+        constant = constant_right(kernel)
+        packing = {} if constant is None else {constant: self._packing()}
+        self.anchored = Anchored(kernel, packing)
+        self.left, self.right = self.anchored.operands
+        self.panels = self.anchored.buffer_of(self.right) if packing else None
+
+    def scheduled(self) -> Scheduled:
+        product, config = self.product, self.config
+        prepare, left = self._left_pairs()
+        more, panels = self._right_panels()
+        batch, own = Tiles.of(prod(product.batch), 1), self._own_batch
+        order = (0, 2, 1) if config["order"] == "panels" or self.rows.count > 1 else (0, 1, 2)
+        tile = RegisterTile.of((batch, self.rows, self.columns), order, self.lanes)
+
+        def update(total: Expression, point: Point, step: Index) -> Expression:
+            flat, row, _ = point.index
+            (k,) = step
+            vector = tirx.BufferLoad(panels, [own(flat), point.tiles[2], k, point.places[2]])
+            return multiply_add(total, left(flat, row, k), vector)
+
+        short = ShortSums(PAIR, tirx.const(0, PAIR), widened_sum, MOST_STEPS)
+        zero = tirx.const(0, "float32")
+        unroll = (int(config["unroll"]),)
+        reduction = Reduction((self.steps,), unroll, "float32", zero, update, short)
+
+        def finish(index: Sequence[Expression], value: Expression) -> Statement:
+            flat, row, column = index
+            return self.anchored.finish(product.index(self._batch(flat), row, column), value)
+
+        if config["order"] == "panels":
+            _, (chunk,) = cut((self.steps,), MOST_STEPS)
+            nest = passes_nest(tile, reduction, finish, self.threaded, kept=2, steps=chunk)
+        else:
+            nest = tile_nest(tile, reduction, finish, self.threaded)
+        return self.anchored.scheduled([*prepare, *more, nest])
+
+    def _batch(self, flat: Expression) -> list[Expression]:
+        index: list[Expression] = []
+        for extent in reversed(self.product.batch):
+            index.insert(0, flat % extent if extent > 1 else 0)
+            flat = flat // extent if extent > 1 else flat
+        return index
+
+    def _own_batch(self, flat: Expression) -> Expression:
+        """The right operand's matrix number for the output's matrix `flat`."""
+        shape = self.product.right.static_shape[:-2] if self.product.batch else ()
+        batch = self._batch(flat)
+        number: Expression = 0
+        for extent, i in zip(shape, batch[len(batch) - len(shape) :], strict=True):
+            number = number * extent + (i if extent > 1 else 0)
+        return number
+
+    def _matrices(self) -> int:
+        return prod(self.product.right.static_shape[:-2]) if self.product.batch else 1
+
+    @property
+    def _panels_shape(self) -> tuple[int, int, int, int]:
+        return (self._matrices(), self.columns.count, self.steps, self.columns.size)
+
+    def _packing(self) -> Packing:
+        """`[*batch, depth, columns] -> [matrix, column tile, pair, column]`."""
+        product, columns = self.product, self.columns
+        at = np.array([int(columns.base(t)) for t in range(columns.count)])[:, None] + np.arange(columns.size)
+
+        def pack(original: Array) -> Array:
+            matrix = original.reshape(-1, 1) if product.right.rank == 1 else original
+            matrix = np.swapaxes(matrix, -1, -2) if product.transpose_right else matrix
+            pairs = pack_pairs(matrix.reshape(-1, product.depth, product.columns))
+            return np.ascontiguousarray(np.moveaxis(pairs[..., at], -3, -2))
+
+        return Packing(TensorType(self._panels_shape, PAIR), pack)
+
+    def _left_pairs(self) -> tuple[list[Statement], Any]:
+        """Statements, and the left operand's pairs as a function of (batch, row, pair)."""
+        product = self.product
+        own = self.anchored.buffer_of(self.left)
+        if own is not None and product.depth % 2 == 0 and not product.transpose_left:
+            declaration, pairs = as_pairs(own, "left_pairs")
+
+            def read(flat: Expression, row: Expression, k: Expression) -> Expression:
+                *outer, _ = product.left_index(self._batch(flat), row, 0)
+                return tirx.BufferLoad(pairs, [*outer, k])
+
+            return [declaration], read
+        shape = (prod(product.batch), product.rows, self.steps)
+        packed = self.anchored.add_scratch(shape, PAIR, "left_pairs")
+
+        def store(flat: Expression, row: Expression, k: Expression) -> Statement:
+            def element(depth: Expression) -> tuple[list[Statement], Expression]:
+                return self._element(self.left, product.left_index(self._batch(flat), row, depth))
+
+            return self._store_pair(packed, [flat, row, k], k, element)
+
+        nest = self._shared(
+            prod(product.batch) * product.rows,
+            lambda i: sequence(
+                vector_loop(
+                    self.steps, self.lanes, 1, lambda k: store(i // product.rows, i % product.rows, k)
+                )
+            ),
+        )
+        return [nest], lambda flat, row, k: tirx.BufferLoad(packed, [flat, row, k])
+
+    def _right_panels(self) -> tuple[list[Statement], Buffer]:
+        """Statements, and the right operand in panels of pairs."""
+        if self.panels is not None:
+            return [], self.panels
+        product, columns = self.product, self.columns
+        panels = self.anchored.add_scratch(self._panels_shape, PAIR, "right_pairs")
+        source = self.anchored.buffer_of(self.right)
+        side = gcd(gcd(columns.size, self.lanes), self.steps)
+        in_squares = source is not None and product.transpose_right and product.depth % 2 == 0 and side >= 4
+        declarations: list[Statement] = []
+        pairs = None
+        if in_squares:
+            declaration, pairs = as_pairs(source, "right_source")
+            declarations.append(declaration)
+
+        def matrix(number: Expression) -> list[Expression]:
+            index: list[Expression] = []
+            for extent in reversed(product.right.static_shape[:-2]):
+                index.insert(0, number % extent if extent > 1 else 0)
+                number = number // extent if extent > 1 else number
+            return index
+
+        def square(number: Expression, p: Expression, c: Expression, k: Expression) -> Statement:
+            def load(i: int) -> Expression:
+                return tirx.BufferLoad(
+                    pairs, [*matrix(number), columns.base(p) + c + i, tirx.Ramp(k, 1, side)]
+                )
+
+            def store(i: int, vector: Expression) -> Statement:
+                return tirx.BufferStore(panels, vector, [number, p, k + i, tirx.Ramp(c, 1, side)])
+
+            return transpose_square(load, store, side, PAIR)
+
+        def element(number: Expression, p: Expression, k: Expression, c: Expression) -> Statement:
+            def read(depth: Expression) -> tuple[list[Statement], Expression]:
+                column = columns.base(p) + c
+                if product.right.rank == 1:
+                    return self._element(self.right, [depth])
+                place = (column, depth) if product.transpose_right else (depth, column)
+                return self._element(self.right, [*matrix(number), *place])
+
+            return self._store_pair(panels, [number, p, k, c], k, read)
+
+        def panel(i: Expression) -> Statement:
+            number, p = i // columns.count, i % columns.count
+            if in_squares:
+                return loop(
+                    self.steps // side,
+                    lambda k: loop(columns.size // side, lambda c: square(number, p, c * side, k * side)),
+                )
+            return loop(
+                self.steps,
+                lambda k: sequence(
+                    vector_loop(columns.size, self.lanes, 4, lambda c: element(number, p, k, c))
+                ),
+            )
+
+        return [*declarations, self._shared(self._matrices() * columns.count, panel)], panels
+
+    def _shared(self, extent: int, body: Any) -> Statement:
+        return (parallel if self.threaded else loop)(extent, body)
+
+    def _element(self, tensor: Tensor, index: Sequence[Any]) -> tuple[list[Statement], Expression]:
+        elements = self.anchored.elements()
+        at = [tirx.const(i, "int32") if isinstance(i, int) else i for i in index]
+        return elements.statements, elements.element(tensor, at)
+
+    def _store_pair(
+        self, target: Buffer, index: Sequence[Expression], k: Expression, element: Any
+    ) -> Statement:
+        """Store the elements at depths 2k and 2k + 1; beyond an odd depth lies a zero."""
+        depth = self.product.depth
+        last = depth - 1
+        needed, low = element(k * 2)
+        more, high = element(k * 2 + 1 if depth % 2 == 0 else tirx.min(k * 2 + 1, last))
+        if depth % 2:
+            high = tirx.Select(k * 2 + 1 <= last, high, tirx.const(0, "float16"))
+        return sequence([*needed, *more, tirx.BufferStore(target, joined(low, high), list(index))])
+
+
+def _product(kernel: Kernel) -> Product:
+    assert kernel.anchor is not None
+    return Product.of(kernel.anchor)
+
+
+def _pairs(product: Product) -> int:
+    return -(-product.depth // 2)
+
+
+def _tiles(product: Product, target: Target) -> Iterator[tuple[int, int]]:
+    """Register tiles (rows, vectors) whose sums fit beside one row of the panel and a broadcast."""
+    lanes = target.lanes("float32")
+    for vectors in TILE_VECTORS:
+        if vectors == 1 or vectors * lanes <= product.columns:
+            for rows in range(1, min(product.rows, MAX_TILE_ROWS) + 1):
+                if rows * vectors + vectors + 1 <= target.vector_registers:
+                    yield rows, vectors
+
+
+def _cycles(product: Product, target: Target, rows: int, vectors: int) -> float:
+    """Estimated cycles of the whole product by the tightest of FMA ports, FMA latency and loads."""
+    lanes, steps = target.lanes("float32"), _pairs(product)
+    tiles = -(-product.rows // rows) * -(-product.columns // (vectors * lanes))
+    multiply = max(rows * vectors / target.fma_ports, FMA_LATENCY)
+    load = max((rows + vectors) / 2, 2 * vectors)
+    step = max(multiply, load) + 0.05 * load
+    widenings = cut((steps,), MOST_STEPS)[0][0]
+    return tiles * (steps * step + rows * vectors * (widenings * WIDENING_CYCLES + 2) + 20)
+
+
+def _partial_bytes(product: Product, rows: int, vectors: int, target: Target) -> int:
+    tiles = Tiles.of(product.rows, rows)
+    return tiles.count * tiles.size * vectors * target.lanes("float32") * 4
+
+
+TEMPLATES.register(MatmulPairsCpu.name, MatmulPairsCpu())
