@@ -37,6 +37,11 @@ class Target:
         """Whether code for this target may use a CPU feature, by LLVM's name."""
         return feature in self.features and f"-{feature}" not in self.llvm.get("mattr", ())
 
+    @property
+    def fast_dtype(self) -> str | None:
+        """The 16-bit type whose products run faster than float32 ones; None when there is none."""
+        return "float16" if self.has("avx512fp16") else None
+
     def lanes(self, dtype: str = "float32") -> int:
         """Elements of `dtype` in one vector register."""
         return self.vector_bits // (8 * numpy_dtype(dtype).itemsize)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from typing import Literal, get_args
 
 from tcomp.relay.graph import Graph
 from tcomp.target.target import Target
@@ -15,6 +16,7 @@ from tcomp.transform.fold_constants import FoldConstants
 from tcomp.transform.fold_scales import FoldScales
 from tcomp.transform.fuse_ops import FuseOps
 from tcomp.transform.layout import BlockChannels
+from tcomp.transform.lower_precision import LowerPrecision
 from tcomp.transform.lower_resize import LowerResize
 from tcomp.transform.merge_matmuls import MergeMatmuls
 from tcomp.transform.pass_ import Pass
@@ -24,8 +26,18 @@ from tcomp.transform.simplify import Simplify
 Observe = Callable[[Pass, Graph, Graph, Counter[str]], None]
 
 
-def default_passes(target: Target) -> tuple[Pass, ...]:
-    """The passes that `optimize` runs for `target`, in order."""
+Precision = Literal["exact", "fast"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+"""`exact` computes in the model's own types; `fast` lets float32 products take 16-bit operands."""
+
+
+def default_passes(target: Target, precision: Precision = "exact", keep: str = "") -> tuple[Pass, ...]:
+    """The passes that `optimize` runs for `target`, in order.
+
+    Precision `fast` is `exact` on targets that multiply 16-bit floats no faster than float32. `keep` names
+    kernels that stay in float32, joined by `|`.
+    """
+    dtype = target.fast_dtype if precision == "fast" else None
     return (
         DeadCode(),
         LowerResize(),
@@ -48,6 +60,7 @@ def default_passes(target: Target) -> tuple[Pass, ...]:
         BlockChannels(block=target.lanes("float32")),
         CommonSubexpressions(),
         FuseOps(),
+        *([] if dtype is None else [LowerPrecision(dtype, keep)]),
     )
 
 
@@ -62,6 +75,12 @@ def run_passes(graph: Graph, passes: Iterable[Pass], observe: Observe | None = N
     return graph
 
 
-def optimize(graph: Graph, target: Target, observe: Observe | None = None) -> Graph:
+def optimize(
+    graph: Graph,
+    target: Target,
+    observe: Observe | None = None,
+    precision: Precision = "exact",
+    keep: str = "",
+) -> Graph:
     """`graph` as kernels for `target`: its nodes are `fused` groups and views."""
-    return run_passes(graph, default_passes(target), observe)
+    return run_passes(graph, default_passes(target, precision, keep), observe)

@@ -1,0 +1,226 @@
+"""Products in 16 bits: kernels around contractions read and write float16 or bfloat16.
+
+It runs on fused kernels. A value between two kernels is stored in 16 bits when a product writes or reads it;
+inside a kernel arithmetic stays float32: products of 16-bit operands are summed in float32 (`out_dtype`),
+other operators widen what they read, and a value is rounded once, where its kernel stores it. Operators that
+only move elements never leave 16 bits. Norms, softmax and reductions thus compute as before on rounded input.
+
+Graph inputs and outputs keep their types. A product stays in float32 when an operand is a graph input, is
+computed inside its kernel, or is a constant beyond the range of 16 bits, and when its kernel is to be kept.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+
+from tcomp.errors import GraphError
+from tcomp.relay.attributes import graph as graph_attribute
+from tcomp.relay.builder import make_node
+from tcomp.relay.graph import Constant, Graph, Node, Value
+from tcomp.relay.op import OPS, FusionKind
+from tcomp.relay.types import TensorType, numpy_dtype
+from tcomp.tensor.kernel import ANCHOR_KINDS
+from tcomp.transform.pass_ import Pass, declare_pass
+
+PRODUCTS = ("matmul",)
+"""Operators that gain from operands of 16 bits."""
+WIDE_OPERANDS = ("attention",)
+"""Anchors that read float32 only."""
+RANGES = {"float16": 65504.0, "bfloat16": 3.3e38}
+"""The 16-bit types and the largest magnitude that constants may have in each."""
+_MOVING = (FusionKind.MOVEMENT, FusionKind.VIEW)
+
+
+@declare_pass
+@dataclass(frozen=True)
+class LowerPrecision(Pass):
+    """Let products of float32 take operands of `dtype`.
+
+    `keep` names kernels that stay in float32 with everything they read and write, joined by `|`.
+    """
+
+    name: ClassVar[str] = "lower-precision"
+    dtype: str = "float16"
+    keep: str = ""
+
+    def transform(self, graph: Graph, stats: Counter[str]) -> Graph:
+        if self.dtype not in RANGES:
+            raise GraphError(f"lower-precision: dtype is {self.dtype}; it must be {' or '.join(RANGES)}")
+        if not graph.is_static:
+            return graph
+        return _Lowering(graph, self.dtype, frozenset(self.keep.split("|")) - {""}, stats).run()
+
+
+def product_kernels(graph: Graph) -> list[Node]:
+    """The kernels of an optimized graph whose anchor is a product."""
+    return [n for n in graph.nodes if (anchor := _anchor(n)) is not None and anchor.op in PRODUCTS]
+
+
+def is_lowered(kernel: Node) -> bool:
+    """Whether a kernel's product takes operands of 16 bits."""
+    anchor = _anchor(kernel)
+    return anchor is not None and anchor.op in PRODUCTS and anchor.inputs[0].dtype in RANGES
+
+
+def _anchor(node: Node) -> Node | None:
+    if node.op != "fused":
+        return None
+    body = graph_attribute(node.attrs, "body")
+    return next((n for n in body.nodes if OPS[n.op].kind in ANCHOR_KINDS), None)
+
+
+class _Lowering:
+    """A graph under conversion."""
+
+    def __init__(self, graph: Graph, dtype: str, keep: frozenset[str], stats: Counter[str]) -> None:
+        self._graph = graph
+        self._dtype = dtype
+        self._keep = keep
+        self._stats = stats
+        self._roots: dict[Value, Value] = {}
+        for node in graph.nodes:
+            if node.op != "fused":
+                for output in node.outputs:
+                    self._roots[output] = self._root(node.inputs[0])
+        self._narrow = self._chosen()
+        self._values: dict[Value, Value] = {}
+        self._constants: dict[Constant, Constant] = {}
+
+    def run(self) -> Graph:
+        if not self._narrow:
+            return self._graph
+        nodes: list[Node] = []
+        for node in self._graph.nodes:
+            made = self._kernel(node) if node.op == "fused" else self._view(node)
+            self._values.update(zip(node.outputs, made.outputs, strict=True))
+            nodes.append(made)
+        self._stats[f"values in {self._dtype}"] += len(self._narrow)
+        outputs = tuple(self._values.get(v, v) for v in self._graph.outputs)
+        return Graph(self._graph.inputs, tuple(nodes), outputs, self._graph.name)
+
+    def _root(self, value: Value) -> Value:
+        """What `value` views."""
+        return self._roots.get(value, value)
+
+    def _chosen(self) -> frozenset[Value]:
+        """The buffers that are stored in 16 bits."""
+        outputs = {self._root(v) for v in self._graph.outputs}
+        touched: set[Value] = set()
+        fixed: set[Value] = set()
+        for node in self._graph.nodes:
+            if node.op != "fused":
+                if OPS[node.op].kind is not FusionKind.VIEW:
+                    fixed |= {self._root(v) for v in (*node.inputs, *node.outputs)}
+                continue
+            anchor = _anchor(node)
+            reads = {self._root(v) for v in node.inputs}
+            if node.name in self._keep or (anchor and OPS[anchor.op].kind is FusionKind.OPAQUE):
+                fixed |= reads | set(node.outputs)
+            elif anchor is not None and anchor.op in PRODUCTS:
+                touched |= reads | set(node.outputs)
+            elif anchor is not None and anchor.op in WIDE_OPERANDS:
+                fixed |= reads
+        made = {v for n in self._graph.nodes if n.op == "fused" for v in n.outputs}
+        return frozenset(
+            v for v in touched & made if v.dtype == "float32" and v not in fixed and v not in outputs
+        )
+
+    def _is_narrow(self, value: Value) -> bool:
+        return self._root(value) in self._narrow
+
+    def _view(self, node: Node) -> Node:
+        return make_node(node.op, [self._values.get(v, v) for v in node.inputs], node.attrs, node.name)
+
+    def _kernel(self, node: Node) -> Node:
+        body = graph_attribute(node.attrs, "body")
+        anchor = _anchor(node)
+        operands = list(self._values.get(v, v) for v in node.inputs)
+        lowered = anchor is not None and anchor.op in PRODUCTS and self._lower(node, body, anchor, operands)
+        if anchor is not None and anchor.op in PRODUCTS:
+            self._stats[f"products in {self._dtype if lowered else 'float32'}"] += 1
+        changed = _Body(body, self._dtype, anchor if lowered else None)
+        results = changed.rebuilt(
+            [v.type for v in operands], [self._dtype if v in self._narrow else v.dtype for v in node.outputs]
+        )
+        return make_node("fused", operands, {"body": results}, node.name)
+
+    def _lower(self, node: Node, body: Graph, anchor: Node, operands: list[Value]) -> bool:
+        """Whether the product can take 16-bit operands; its constants in `operands` are converted then."""
+        if node.name in self._keep or anchor.output.dtype != "float32":
+            return False
+        places: list[int] = []
+        for value in anchor.inputs:
+            place = next((i for i, v in enumerate(body.inputs) if v is value), None)
+            if place is None:
+                return False
+            outer = node.inputs[place]
+            if isinstance(outer, Constant):
+                if body.use_count(value) != 1 or not self._in_range(outer):
+                    return False
+            elif not self._is_narrow(outer):
+                return False
+            places.append(place)
+        for place in places:
+            outer = node.inputs[place]
+            if isinstance(outer, Constant):
+                operands[place] = self._converted(outer)
+        return True
+
+    def _in_range(self, constant: Constant) -> bool:
+        return float(np.abs(constant.data).max(initial=0.0)) <= RANGES[self._dtype]
+
+    def _converted(self, constant: Constant) -> Constant:
+        if constant not in self._constants:
+            data = constant.data.astype(numpy_dtype(self._dtype))
+            self._constants[constant] = Constant.of(data, constant.name)
+        return self._constants[constant]
+
+
+class _Body:
+    """The body of one kernel under conversion; `product` is its anchor if that takes 16-bit operands."""
+
+    def __init__(self, body: Graph, dtype: str, product: Node | None) -> None:
+        self._body = body
+        self._dtype = dtype
+        self._product = product
+        self._values: dict[Value, Value] = {}
+        self._wide: dict[Value, Value] = {}
+        self._nodes: list[Node] = []
+
+    def rebuilt(self, inputs: list[TensorType], outputs: list[str]) -> Graph:
+        """The body with inputs of these types and outputs of these element types."""
+        for old, type_ in zip(self._body.inputs, inputs, strict=True):
+            self._values[old] = old if old.type == type_ else replace(old, type=type_)
+        for node in self._body.nodes:
+            self._visit(node)
+        results = [self._as(self._values[v], d) for v, d in zip(self._body.outputs, outputs, strict=True)]
+        new_inputs = tuple(self._values[v] for v in self._body.inputs)
+        return Graph(new_inputs, tuple(self._nodes), tuple(results), self._body.name)
+
+    def _visit(self, node: Node) -> None:
+        operands = [self._values.get(v, v) for v in node.inputs]
+        attrs = node.attrs
+        moved = {v.dtype for v, old in zip(operands, node.inputs, strict=True) if old.dtype == "float32"}
+        if node is self._product:
+            attrs = {**node.attrs, "out_dtype": "float32"}
+        elif OPS[node.op].kind not in _MOVING or len(moved) > 1:
+            operands = [self._as(v, old.dtype) for v, old in zip(operands, node.inputs, strict=True)]
+        made = make_node(node.op, operands, attrs, node.name)
+        self._nodes.append(made)
+        self._values.update(zip(node.outputs, made.outputs, strict=True))
+
+    def _as(self, value: Value, dtype: str) -> Value:
+        """`value` as float32 or as the 16-bit type."""
+        if value.dtype == dtype:
+            return value
+        if dtype == "float32" and value in self._wide:
+            return self._wide[value]
+        node = make_node("cast", [value], {"dtype": dtype})
+        self._nodes.append(node)
+        if dtype == "float32":
+            self._wide[value] = node.output
+        return node.output
