@@ -19,6 +19,8 @@ from tcomp.target.parse import parse_target
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
+from tcomp.transform.lower_precision import describe_precision
+from tcomp.transform.pipeline import Precision
 from tcomp.transform.pipeline import optimize as optimize_graph
 from tcomp.tuner.lookup import Records
 from tcomp.tuner.loop import TaskResult, TuneOptions
@@ -54,13 +56,16 @@ def load_model(model: str | Path | Graph, input_shapes: InputShapes | None = Non
 
 
 def optimize(
-    model: str | Path | Graph, target: str | Target = "llvm", input_shapes: InputShapes | None = None
+    model: str | Path | Graph,
+    target: str | Target = "llvm",
+    input_shapes: InputShapes | None = None,
+    precision: Precision = "exact",
 ) -> Graph:
     """`model` after all graph passes: its nodes are fused kernels and views."""
-    return static_kernels(load_model(model, input_shapes), as_target(target))
+    return static_kernels(load_model(model, input_shapes), as_target(target), precision)
 
 
-def static_kernels(graph: Graph, target: Target) -> Graph:
+def static_kernels(graph: Graph, target: Target, precision: Precision = "exact") -> Graph:
     """`graph` optimised for `target`.
 
     Raises UnsupportedError naming the inputs whose dimensions are symbolic.
@@ -70,7 +75,7 @@ def static_kernels(graph: Graph, target: Target) -> Graph:
         raise UnsupportedError(
             f"input {symbolic[0]} has symbolic dimensions; fix them with --input-shape NAME:1,3,224,224"
         )
-    return optimize_graph(graph, target)
+    return optimize_graph(graph, target, precision=precision)
 
 
 def as_target(target: str | Target) -> Target:
@@ -127,10 +132,11 @@ def choose_configs(graph: Graph, target: Target, logs: Sequence[str | Path], thr
 
 @dataclass(frozen=True)
 class Compiled:
-    """A written artifact: where its configs came from, and the code generator's report."""
+    """A written artifact: where its configs came from, the code generator's report, what runs in 16 bits."""
 
     choices: Choices
     report: Report
+    precision: str
 
 
 def compile(
@@ -142,6 +148,7 @@ def compile(
     weights: Weights = "embed",
     require_tuned: bool = False,
     threads: int = 1,
+    precision: Precision = "exact",
 ) -> Compiled:
     """Compile `model` to the shared library `output`, with the configs of `logs` where there are records.
 
@@ -149,12 +156,13 @@ def compile(
     any number. Raises CheckFailed when `require_tuned` and a tunable kernel has no record.
     """
     chosen = as_target(target)
-    graph = static_kernels(load_model(model, input_shapes), chosen)
+    graph = static_kernels(load_model(model, input_shapes), chosen, precision)
     choices = choose_configs(graph, chosen, logs, threads)
     if require_tuned and choices.missing:
         listed = "; ".join(choices.missing)
         raise CheckFailed(f"{len(choices.missing)} kernels have no usable record: {listed}")
-    return Compiled(choices, compile_graph(graph, chosen, Path(output), choices.config_of, weights))
+    report = compile_graph(graph, chosen, Path(output), choices.config_of, weights)
+    return Compiled(choices, report, describe_precision(graph, chosen, precision))
 
 
 def tune(
@@ -165,13 +173,14 @@ def tune(
     options: TuneOptions | None = None,
     select: Callable[[Task], bool] | None = None,
     progress: Progress | None = None,
+    precision: Precision = "exact",
 ) -> list[TaskResult]:
     """Search schedules for the kernels of `model` on this machine, appending every trial to `log`.
 
     Raises Interrupted on Ctrl-C with every finished trial kept.
     """
     chosen = as_target(target)
-    found = tasks(static_kernels(load_model(model, input_shapes), chosen), chosen)
+    found = tasks(static_kernels(load_model(model, input_shapes), chosen, precision), chosen)
     return tune_tasks([t for t in found if select is None or select(t)], log, options, progress)
 
 
@@ -181,6 +190,7 @@ def replay(
     logs: Sequence[str | Path] = (),
     input_shapes: InputShapes | None = None,
     threads: int = 1,
+    precision: Precision = "exact",
 ) -> tuple[ReplayReport, tuple[str, ...]]:
     """Look up and build every kernel of `model` from `logs`, measuring nothing.
 
@@ -188,7 +198,7 @@ def replay(
     """
     chosen = as_target(target)
     records = Records.load(logs)
-    graph = static_kernels(load_model(model, input_shapes), chosen)
+    graph = static_kernels(load_model(model, input_shapes), chosen, precision)
     report = replay_graph(graph, chosen, records, threads, device_name())
     return report, tuple(str(p) for p in records.problems)
 
@@ -202,6 +212,7 @@ def verify(
     inputs: Mapping[str, Array] | None = None,
     tolerance: Tolerance | None = None,
     seed: int = 0,
+    precision: Precision = "exact",
 ) -> Verification:
     """Compile `model`, run it, and compare with ONNX Runtime or (`against="reference"`) the evaluator.
 
@@ -214,8 +225,8 @@ def verify(
         path = None if isinstance(model, Graph) else Path(model)
         if path is None or path.suffix != ".onnx":
             raise UsageError(f"ONNX Runtime cannot run `{model}`; use --against reference")
-    choices = choose_configs(static_kernels(graph, chosen), chosen, logs)
-    return verify_model(graph, chosen, choices.config_of, path, inputs, tolerance, seed)
+    choices = choose_configs(static_kernels(graph, chosen, precision), chosen, logs)
+    return verify_model(graph, chosen, choices.config_of, path, inputs, tolerance, seed, precision)
 
 
 def _call(module: str, function: str) -> Graph:

@@ -28,7 +28,7 @@ from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
 from tcomp.transform.pass_ import Pass
-from tcomp.transform.pipeline import optimize
+from tcomp.transform.pipeline import Precision, optimize
 
 ConfigOf = Callable[[Kernel], "Config | None"]
 
@@ -39,6 +39,11 @@ class Tolerance:
 
     rtol: float = 1e-4
     atol: float = 1e-6
+
+    @staticmethod
+    def of(precision: Precision) -> Tolerance:
+        """What is allowed by default: products of 16-bit operands carry 8 to 11 bits."""
+        return Tolerance(rtol=2e-2) if precision == "fast" else Tolerance()
 
     def excess(self, actual: Array, expected: Array) -> float:
         """Largest error as a multiple of what is allowed: above 1 is wrong, infinite for other shapes."""
@@ -88,18 +93,19 @@ def verify_model(
     inputs: Mapping[str, Array] | None = None,
     tolerance: Tolerance | None = None,
     seed: int = 0,
+    precision: Precision = "exact",
 ) -> Verification:
     """Compile `graph`, run it and compare; with `onnx_path` against ONNX Runtime, else the evaluator.
 
     Inputs that are not given are random. Raises UsageError for unknown inputs, InputError for those that do
     not fit, UnsupportedError when ONNX Runtime refuses the model.
     """
-    tolerance = tolerance or Tolerance()
+    tolerance = tolerance or Tolerance.of(precision)
     arrays = _inputs(graph, inputs or {}, seed)
     session = None if onnx_path is None else OnnxReference(onnx_path)
     reference = "the numpy evaluator" if session is None else "ONNX Runtime"
     expected = evaluate(graph, arrays) if session is None else session.run(arrays)
-    optimized = optimize(graph, target)
+    optimized = optimize(graph, target, precision=precision)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.so"
         compile_graph(optimized, target, path, config_of)
@@ -110,7 +116,7 @@ def verify_model(
         return outcome
     bad = (
         (session and first_bad_import(graph, session, arrays, tolerance))
-        or first_bad_pass(graph, target, arrays, tolerance)
+        or first_bad_pass(graph, target, arrays, tolerance, precision)
         or first_bad_kernel(optimized, target, config_of, arrays, tolerance)
     )
     return Verification(reference, excess, bad or None)
@@ -178,7 +184,11 @@ def first_bad_import(
 
 
 def first_bad_pass(
-    graph: Graph, target: Target, inputs: Mapping[str, Array], tolerance: Tolerance
+    graph: Graph,
+    target: Target,
+    inputs: Mapping[str, Array],
+    tolerance: Tolerance,
+    precision: Precision = "exact",
 ) -> str | None:
     """The first graph pass that changes the outputs."""
     expected = evaluate(graph, inputs)
@@ -191,7 +201,7 @@ def first_bad_pass(
         if any(tolerance.excess(a, e) > 1 for a, e in zip(actual, expected, strict=True)):
             found.append(f"pass `{item.name}` changes the outputs")
 
-    optimize(graph, target, observe)
+    optimize(graph, target, observe, precision)
     return found[0] if found else None
 
 

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from tcomp.errors import UsageError
+from tcomp.transform.pipeline import PRECISIONS
 
 _SHAPE = re.compile(r"(?P<name>.+):(?P<dims>\d+(?:,\d+)*|)")
 
@@ -55,6 +56,15 @@ def add_threads(parser: argparse.ArgumentParser, default: int) -> None:
         type=positive,
         default=default,
         help=f"threads to run with (default {default})",
+    )
+
+
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="exact",
+        help="`fast` multiplies in 16 bits where the target does that faster (default exact)",
     )
 
 

@@ -18,7 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from tcomp.api import compile as compile_model
-from tcomp.cli._options import add_logs, add_model, add_target, add_threads, input_shapes, positive
+from tcomp.cli._options import (
+    add_logs,
+    add_model,
+    add_precision,
+    add_target,
+    add_threads,
+    input_shapes,
+    positive,
+)
 from tcomp.cli.run import made_inputs
 from tcomp.errors import UsageError
 from tcomp.runtime import Model, load
@@ -28,6 +36,7 @@ from tcomp.runtime.peers import PEERS
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     add_target(parser)
+    add_precision(parser)
     add_logs(parser)
     add_threads(parser, default=1)
     parser.add_argument(
@@ -102,6 +111,7 @@ def _model(arguments: argparse.Namespace, path: Path, stack: ExitStack) -> Model
         arguments.log,
         input_shapes(arguments),
         threads=arguments.threads,
+        precision=arguments.precision,
     )
-    print(compiled.choices, file=sys.stderr)
+    print(compiled.choices, compiled.precision, sep="\n", file=sys.stderr)
     return load(library, threads=arguments.threads)

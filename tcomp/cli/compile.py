@@ -13,12 +13,13 @@ import time
 from pathlib import Path
 
 from tcomp.api import compile as compile_model
-from tcomp.cli._options import add_logs, add_model, add_target, add_threads, input_shapes
+from tcomp.cli._options import add_logs, add_model, add_precision, add_target, add_threads, input_shapes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     add_target(parser)
+    add_precision(parser)
     add_logs(parser)
     add_threads(parser, default=1)
     parser.add_argument(
@@ -47,6 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.weights,
         arguments.require_tuned,
         arguments.threads,
+        arguments.precision,
     )
     seconds = time.perf_counter() - start
     choices, report, program = compiled.choices, compiled.report, compiled.report.program
@@ -62,12 +64,15 @@ def run(arguments: argparse.Namespace) -> int:
         "arena_bytes": program.arena_bytes,
         "arena_lower_bound": program.live_bytes,
         "weights_bytes": program.weights_bytes,
+        "precision": compiled.precision,
         "seconds": round(seconds, 3),
     }
     if arguments.json:
         print(json.dumps(facts))
         return 0
     print(f"{report.library}: {_size(report.library_bytes)}, {len(program.steps)} steps, {choices}")
+    if compiled.precision:
+        print(compiled.precision)
     print(
         f"arena {_size(program.arena_bytes)} (lower bound {_size(program.live_bytes)}), "
         f"weights {_size(program.weights_bytes)}, {seconds:.1f} s"

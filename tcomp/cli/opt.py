@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tcomp.api import load_model
-from tcomp.cli._options import add_model, add_target, input_shapes
+from tcomp.cli._options import add_model, add_precision, add_target, input_shapes
 from tcomp.errors import UsageError
 from tcomp.relay.graph import Graph
 from tcomp.relay.printer import print_graph, save_graph
@@ -24,6 +24,7 @@ from tcomp.transform.pipeline import default_passes, run_passes
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser, optional=True)
     add_target(parser)
+    add_precision(parser)
     parser.add_argument("-p", "--passes", metavar="PIPELINE", help="`pass{option=value},pass`; default: all")
     parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="write here instead of printing")
     parser.add_argument("--list-passes", action="store_true", help="list all passes and stop")
@@ -48,7 +49,11 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.print_after_all and after is not before:
             print(f"## after {item.name}\n{print_graph(after)}")
 
-    passes = default_passes(target) if arguments.passes is None else parse_pipeline(arguments.passes)
+    passes = (
+        default_passes(target, arguments.precision)
+        if arguments.passes is None
+        else parse_pipeline(arguments.passes)
+    )
     graph = run_passes(graph, passes, observe)
     if arguments.output is None:
         if not arguments.print_after_all:

@@ -12,12 +12,13 @@ import sys
 from dataclasses import asdict
 
 from tcomp.api import replay
-from tcomp.cli._options import add_logs, add_model, add_target, add_threads, input_shapes
+from tcomp.cli._options import add_logs, add_model, add_precision, add_target, add_threads, input_shapes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     add_target(parser)
+    add_precision(parser)
     add_logs(parser, required=True)
     add_threads(parser, default=1)
     parser.add_argument("--strict", action="store_true", help="exit 1 unless every task has a good record")
@@ -26,7 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     report, problems = replay(
-        arguments.model, arguments.target, arguments.log, input_shapes(arguments), arguments.threads
+        arguments.model,
+        arguments.target,
+        arguments.log,
+        input_shapes(arguments),
+        arguments.threads,
+        arguments.precision,
     )
     for problem in problems:
         print(f"skipped {problem}", file=sys.stderr)

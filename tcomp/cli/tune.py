@@ -16,10 +16,19 @@ from typing import TextIO
 
 from tcomp.api import as_target, static_kernels
 from tcomp.api import load_model as load
-from tcomp.cli._options import add_model, add_target, add_threads, duration, input_shapes, positive
+from tcomp.cli._options import (
+    add_model,
+    add_precision,
+    add_target,
+    add_threads,
+    duration,
+    input_shapes,
+    positive,
+)
 from tcomp.errors import TargetError, UsageError
 from tcomp.target.host import host_target
 from tcomp.target.target import Target
+from tcomp.transform.lower_precision import describe_precision
 from tcomp.tuner.loop import TuneOptions, tune
 from tcomp.tuner.measure import MeasureOptions
 from tcomp.tuner.progress import Event, Stopping, TaskDone, TaskSkipped, TrialDone, TuningStarted, to_json
@@ -30,6 +39,7 @@ from tcomp.tuner.task import Task, tasks
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     add_target(parser)
+    add_precision(parser)
     add_threads(parser, default=1)
     parser.add_argument("--log", metavar="FILE", type=Path, help="where trials go (default: MODEL.jsonl)")
     parser.add_argument("--trials", metavar="N", type=positive, help="trials in all (default: 64 a task)")
@@ -48,7 +58,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     target = as_target(arguments.target)
     _require_runnable(target)
-    found = tasks(static_kernels(load(arguments.model, input_shapes(arguments)), target), target)
+    graph = static_kernels(load(arguments.model, input_shapes(arguments)), target, arguments.precision)
+    note = describe_precision(graph, target, arguments.precision)
+    if note:
+        print(note, file=sys.stderr)
+    found = tasks(graph, target)
     if arguments.tasks == "list":
         _list(found)
         return 0

@@ -13,7 +13,15 @@ from typing import Any
 import numpy as np
 
 from tcomp.errors import TypeRuleError
-from tcomp.ops.shapes import accumulator, cast_tensor, element_type, out_dtype, same_dtype, static_shape, widened
+from tcomp.ops.shapes import (
+    accumulator,
+    cast_tensor,
+    element_type,
+    out_dtype,
+    same_dtype,
+    static_shape,
+    widened,
+)
 from tcomp.ops.spatial import FIRST, Window, window_attrs
 from tcomp.relay.attributes import integer, text
 from tcomp.relay.dims import Dim

@@ -52,7 +52,7 @@ def joined(low: Expression, high: Expression) -> Expression:
 
 
 def as_pairs(buffer: Any, name: str) -> tuple[Any, Any]:
-    """A declaration that `buffer`, whose innermost extent is even, also is a buffer of pairs, and that buffer."""
+    """A declaration that `buffer`, of even innermost extent, also is a buffer of pairs, and that buffer."""
     shape = [*buffer.shape[:-1], int(buffer.shape[-1]) // 2]
     pairs = tirx.decl_buffer(shape, PAIR, name=name, data=buffer.data)
     return tirx.DeclBuffer(pairs, data=buffer.data), pairs

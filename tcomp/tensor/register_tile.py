@@ -281,7 +281,9 @@ def cut(extents: Sequence[int], most: int) -> tuple[tuple[int, ...], tuple[int, 
     while axis > 0 and prod(extents[axis:]) <= most:
         axis -= 1
     rest = prod(extents[axis + 1 :])
-    inner = max(d for d in range(1, extents[axis] + 1) if extents[axis] % d == 0 and d * rest <= max(most, rest))
+    inner = max(
+        d for d in range(1, extents[axis] + 1) if extents[axis] % d == 0 and d * rest <= max(most, rest)
+    )
     return (*extents[:axis], extents[axis] // inner), (inner, *extents[axis + 1 :])
 
 

@@ -23,6 +23,7 @@ from tcomp.relay.builder import make_node
 from tcomp.relay.graph import Constant, Graph, Node, Value
 from tcomp.relay.op import OPS, FusionKind
 from tcomp.relay.types import TensorType, numpy_dtype
+from tcomp.target.target import Target
 from tcomp.tensor.kernel import ANCHOR_KINDS
 from tcomp.transform.pass_ import Pass, declare_pass
 
@@ -64,6 +65,18 @@ def is_lowered(kernel: Node) -> bool:
     """Whether a kernel's product takes operands of 16 bits."""
     anchor = _anchor(kernel)
     return anchor is not None and anchor.op in PRODUCTS and anchor.inputs[0].dtype in RANGES
+
+
+def describe_precision(graph: Graph, target: Target, precision: str) -> str:
+    """What of the optimized `graph` runs in 16 bits, for people; nothing when that was not asked for."""
+    if precision == "exact":
+        return ""
+    if target.fast_dtype is None:
+        return f"precision fast: `{target.name}` multiplies 16-bit floats no faster; all stays in float32"
+    products = product_kernels(graph)
+    wide = [n.name for n in products if not is_lowered(n)]
+    kept = f", {len(wide)} in float32 ({', '.join(wide[:5])})" if wide else ""
+    return f"precision fast: {len(products) - len(wide)} products in {target.fast_dtype}{kept}"
 
 
 def _anchor(node: Node) -> Node | None:

@@ -75,7 +75,9 @@ class MatmulPairsCpu(Template):
         def reason(config: Config) -> str | None:
             tile = int(config["tile_rows"]), int(config["tile_vectors"])
             if tile not in tiles:
-                return f"register tile {tile[0]}x{tile[1]} needs more than {target.vector_registers} registers"
+                return (
+                    f"register tile {tile[0]}x{tile[1]} needs more than {target.vector_registers} registers"
+                )
             if config["order"] == "panels" and _partial_bytes(product, *tile, target) > PARTIAL_BYTES:
                 return f"partial sums of a panel need more than {PARTIAL_BYTES} bytes"
             return None

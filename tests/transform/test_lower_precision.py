@@ -1,0 +1,76 @@
+"""Which values and products of a model go to 16 bits, and what the pipeline says about it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tcomp.errors import GraphError
+from tcomp.relay.builder import GraphBuilder
+from tcomp.relay.evaluate import evaluate
+from tcomp.relay.graph import Graph
+from tcomp.target.target import TARGETS
+from tcomp.transform.lower_precision import LowerPrecision, describe_precision, is_lowered, product_kernels
+from tcomp.transform.pipeline import optimize
+
+FP16, NO_FP16 = TARGETS["emeraldrapids"], TARGETS["x86-64-v4"]
+
+
+def mlp(scale: float = 1.0) -> Graph:
+    """Two products between a norm and a softmax."""
+    rng = np.random.default_rng(0)
+    builder = GraphBuilder()
+    first = (rng.standard_normal((32, 64)) * scale).astype(np.float32)
+    second = rng.standard_normal((64, 32)).astype(np.float32)
+    weight, bias = builder.constant(np.ones(32, np.float32)), builder.constant(np.zeros(32, np.float32))
+    x = builder.op("layer_norm", builder.input("x", (16, 32)), weight, bias, axis=1)
+    y = builder.op("gelu", builder.op("matmul", x, builder.constant(first), name="first"))
+    z = builder.op("add", builder.op("matmul", y, builder.constant(second), name="second"), x)
+    return builder.build(builder.op("softmax", z, axis=1))
+
+
+def test_fast_lowers_both_products_and_keeps_the_interface() -> None:
+    optimized = optimize(mlp(), FP16, precision="fast")
+    assert [is_lowered(n) for n in product_kernels(optimized)] == [True, True]
+    assert [str(v.type) for v in (*optimized.inputs, *optimized.outputs)] == ["f32[16,32]"] * 2
+    x = np.random.default_rng(1).standard_normal((16, 32)).astype(np.float32)
+    (exact,), (fast,) = evaluate(mlp(), [x]), evaluate(optimized, [x])
+    assert 0 < np.abs(fast - exact).max() < 2e-2
+    assert describe_precision(optimized, FP16, "fast") == "precision fast: 2 products in float16"
+
+
+@pytest.mark.parametrize("target", ["x86-64-v3", "x86-64-v4", "skylake-avx512"])
+def test_other_targets_stay_in_float32_and_say_so(target: str) -> None:
+    optimized = optimize(mlp(), TARGETS[target], precision="fast")
+    assert not any(is_lowered(n) for n in product_kernels(optimized))
+    said = describe_precision(optimized, TARGETS[target], "fast")
+    assert target in said
+    assert "float32" in said
+    assert describe_precision(optimized, TARGETS[target], "exact") == ""
+
+
+def test_a_switched_off_feature_counts_as_missing() -> None:
+    from dataclasses import replace
+
+    off = replace(FP16, llvm={**FP16.llvm, "mattr": ["-avx512fp16"]})
+    assert off.fast_dtype is None
+
+
+def test_weights_out_of_range_keep_their_product_in_float32() -> None:
+    optimized = optimize(mlp(scale=1e6), FP16, precision="fast")
+    assert [is_lowered(n) for n in product_kernels(optimized)] == [False, True]
+    assert "1 in float32 (first)" in describe_precision(optimized, FP16, "fast")
+
+
+def test_kept_kernels_read_and_write_float32() -> None:
+    optimized = optimize(mlp(), FP16, precision="fast", keep="first")
+    first, second = product_kernels(optimized)
+    assert not is_lowered(first)
+    assert {v.dtype for v in (*first.inputs, *first.outputs)} == {"float32"}
+    assert not is_lowered(second)
+    assert all(v.dtype == "float32" for v in evaluate(optimized, [np.ones((16, 32), np.float32)]))
+
+
+def test_unknown_types_are_refused() -> None:
+    with pytest.raises(GraphError, match="dtype is float8; it must be float16 or bfloat16"):
+        LowerPrecision("float8").run(optimize(mlp(), NO_FP16))
