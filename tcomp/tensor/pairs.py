@@ -104,7 +104,11 @@ def _register(name: str, lower: Callable[[Sequence[Expression]], Expression]) ->
     tvm.ir.register_op_attr(operator, "TCallEffectKind", tirx.expr.CallEffectKind.Pure.value, level=99)
     tvm.ir.register_op_attr(operator, "TScriptPrinterName", name, level=99)
     tvm.ir.register_op_attr(operator, "TVectorizable", True, level=99)
-    tirx.register_intrin_lowering(operator, target="llvm", f=lambda call: lower(call.args), level=99)
+
+    def rule(call: Any) -> Expression:
+        return lower(call.args)
+
+    tirx.register_intrin_lowering(operator, target="llvm", f=rule, level=99)
 
 
 _register("half_multiply_add", _lower_multiply_add)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from tcomp.codegen.jit import KernelRunner, build_kernel
-from tcomp.relay.builder import GraphBuilder
+from tcomp.relay.builder import GraphBuilder, make_node
 from tcomp.relay.evaluate import evaluate
-from tcomp.relay.graph import Value
+from tcomp.relay.graph import Attr, Value
 from tcomp.target.host import host_target
 from tcomp.target.target import TARGETS
 from tcomp.tensor.kernel import Kernel
@@ -24,12 +24,12 @@ needs_fp16 = pytest.mark.skipif(not host_target().has("avx512fp16"), reason="thi
 
 
 def matmul(
-    a: tuple[int, ...], b: tuple[int, ...], *epilogue: str, constant: bool = True, **attrs: bool
+    a: tuple[int, ...], b: tuple[int, ...], *epilogue: str, constant: bool = True, **attrs: Attr
 ) -> Kernel:
     """A float16 product summed in float32 with operators after it; `bias` is float32, `half` a cast."""
     builder = GraphBuilder()
     operands = builder.input("a", a, "float16"), builder.input("b", b, "float16")
-    result: Value = builder.op("matmul", *operands, out_dtype="float32", **attrs)
+    result: Value = builder.add(make_node("matmul", operands, {"out_dtype": "float32", **attrs})).output
     for name in epilogue:
         if name == "bias":
             result = builder.op("add", result, builder.input(name, result.type.static_shape[-1:]))

@@ -7,7 +7,7 @@ chunk of the panel stays in the first-level cache. Order `rows`: each tile goes 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import gcd, prod
 from typing import Any
 
@@ -19,7 +19,7 @@ from tcomp.tensor.anchored import PARALLEL_FLOPS, Anchored
 from tcomp.tensor.gemm import Product, constant_right, fits
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
-from tcomp.tensor.loops import Buffer, Expression, Statement, loop, parallel, sequence, vector_loop
+from tcomp.tensor.loops import Body, Buffer, Expression, Statement, loop, parallel, sequence, vector_loop
 from tcomp.tensor.pairs import (
     MOST_STEPS,
     PAIR,
@@ -44,6 +44,9 @@ from tcomp.tensor.register_tile import (
 )
 from tcomp.tensor.template import TEMPLATES, Packing, Scheduled, Template
 from tcomp.tvm_api import Tensor, tirx
+
+ReadPair = Callable[[Expression, Expression, Expression], Expression]
+ReadElement = Callable[[Expression], "tuple[list[Statement], Expression]"]
 
 MAX_TILE_ROWS = 30
 TILE_VECTORS = (1, 2, 3, 4, 6)
@@ -182,7 +185,7 @@ class _Nest:
 
         return Packing(TensorType(self._panels_shape, PAIR), pack)
 
-    def _left_pairs(self) -> tuple[list[Statement], Any]:
+    def _left_pairs(self) -> tuple[list[Statement], ReadPair]:
         """Statements, and the left operand's pairs as a function of (batch, row, pair)."""
         product = self.product
         own = self.anchored.buffer_of(self.left)
@@ -211,7 +214,11 @@ class _Nest:
                 )
             ),
         )
-        return [nest], lambda flat, row, k: tirx.BufferLoad(packed, [flat, row, k])
+
+        def read_packed(flat: Expression, row: Expression, k: Expression) -> Expression:
+            return tirx.BufferLoad(packed, [flat, row, k])
+
+        return [nest], read_packed
 
     def _right_panels(self) -> tuple[list[Statement], Buffer]:
         """Statements, and the right operand in panels of pairs."""
@@ -272,7 +279,7 @@ class _Nest:
 
         return [*declarations, self._shared(self._matrices() * columns.count, panel)], panels
 
-    def _shared(self, extent: int, body: Any) -> Statement:
+    def _shared(self, extent: int, body: Body) -> Statement:
         return (parallel if self.threaded else loop)(extent, body)
 
     def _element(self, tensor: Tensor, index: Sequence[Any]) -> tuple[list[Statement], Expression]:
@@ -281,7 +288,7 @@ class _Nest:
         return elements.statements, elements.element(tensor, at)
 
     def _store_pair(
-        self, target: Buffer, index: Sequence[Expression], k: Expression, element: Any
+        self, target: Buffer, index: Sequence[Expression], k: Expression, element: ReadElement
     ) -> Statement:
         """Store the elements at depths 2k and 2k + 1; beyond an odd depth lies a zero."""
         depth = self.product.depth
