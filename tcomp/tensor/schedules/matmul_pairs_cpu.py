@@ -16,7 +16,7 @@ import numpy as np
 from tcomp.relay.types import Array, TensorType
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import PARALLEL_FLOPS, Anchored
-from tcomp.tensor.gemm import Product, constant_right, fits
+from tcomp.tensor.gemm import constant_right, fits
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
 from tcomp.tensor.loops import Body, Buffer, Expression, Statement, loop, parallel, sequence, vector_loop
@@ -31,6 +31,7 @@ from tcomp.tensor.pairs import (
     widened_sum,
 )
 from tcomp.tensor.primitives import Tiles, transpose_square
+from tcomp.tensor.product import Product
 from tcomp.tensor.register_tile import (
     Index,
     Point,
