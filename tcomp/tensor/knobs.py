@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from itertools import product
+from dataclasses import dataclass, field
+from itertools import chain, product
 from math import log2, prod
 from typing import Protocol, Union
 
@@ -137,3 +137,83 @@ class Space:
             config = {k.name: v for k, v in zip(self.knobs, values, strict=True)}
             if self.legal(config) is None:
                 yield config
+
+
+ALGORITHM = "algorithm"
+"""The knob that says which of several alternatives a config belongs to."""
+
+
+@dataclass(frozen=True)
+class Alternatives(Space):
+    """The disjoint union of spaces, one an algorithm: a config has the knobs of its algorithm alone.
+
+    The knob `algorithm` names it. Configs without that knob are of the first one, so that an algorithm
+    added later changes no config that was written before. `preferred` is the algorithm of the default.
+    """
+
+    spaces: Mapping[str, Space] = field(default_factory=dict[str, Space])
+    preferred: str = ""
+
+    @staticmethod
+    def of(spaces: Mapping[str, Space], preferred: str) -> Alternatives:
+        """The union of `spaces`, by name of their algorithm."""
+
+        def reason(config: Config) -> str | None:
+            try:
+                union.check(config)
+            except ScheduleError as error:
+                return str(error)
+            return None
+
+        union = Alternatives((Choice(ALGORITHM, tuple(spaces), preferred),), reason, spaces, preferred)
+        return union
+
+    def split(self, config: Config) -> tuple[str, dict[str, KnobValue]]:
+        """The algorithm of `config`, and its own knobs."""
+        own = {name: value for name, value in config.items() if name != ALGORITHM}
+        return str(config.get(ALGORITHM, next(iter(self.spaces)))), own
+
+    def _join(self, algorithm: str, own: Config) -> dict[str, KnobValue]:
+        first = next(iter(self.spaces))
+        return dict(own) if algorithm == first else {ALGORITHM: algorithm, **own}
+
+    @property
+    def default(self) -> dict[str, KnobValue]:
+        return self._join(self.preferred, self.spaces[self.preferred].default)
+
+    @property
+    def cardinality(self) -> int:
+        return sum(space.cardinality for space in self.spaces.values())
+
+    def check(self, config: Config) -> None:
+        algorithm, own = self.split(config)
+        if algorithm not in self.spaces:
+            raise ScheduleError(f"knob `{ALGORITHM}` is {algorithm}; allowed: {', '.join(self.spaces)}")
+        self.spaces[algorithm].check(own)
+
+    def random(self, rng: random.Random, attempts: int = 1000) -> dict[str, KnobValue]:
+        algorithm = rng.choice(tuple(self.spaces))
+        return self._join(algorithm, self.spaces[algorithm].random(rng, attempts))
+
+    def neighbours(self, config: Config) -> Iterator[dict[str, KnobValue]]:
+        """Neighbours within the algorithm, and the defaults of all others."""
+        algorithm, own = self.split(config)
+        for near in self.spaces[algorithm].neighbours(own):
+            yield self._join(algorithm, near)
+        for other, space in self.spaces.items():
+            if other != algorithm:
+                yield self._join(other, space.default)
+
+    def encode(self, config: Config) -> tuple[float, ...]:
+        """For each algorithm whether it is the config's, and its knobs: zeros where it is not."""
+        algorithm, own = self.split(config)
+        parts: list[float] = []
+        for name, space in self.spaces.items():
+            knobs = space.encode(own if name == algorithm else space.default)
+            parts += [1.0, *knobs] if name == algorithm else [0.0] * (1 + len(knobs))
+        return tuple(parts)
+
+    def __iter__(self) -> Iterator[dict[str, KnobValue]]:
+        return chain.from_iterable(
+            (self._join(name, own) for own in space) for name, space in self.spaces.items()
+        )

@@ -1,14 +1,16 @@
 """Schedule templates: from a kernel and a config to scheduled TIR.
 
-A template owns the tensor expression of its anchor (so the algorithm and the packing of operands can be
-knobs) and the schedule of the whole kernel. `tensor/schedules` holds them, one file each.
+A template owns the tensor expression of its anchor (so the packing of operands can be a knob) and the
+schedule of the whole kernel. `tensor/schedules` holds them, one file each. Templates of different
+algorithms for the same kernel are alternatives, between which the knob `algorithm` of the config chooses.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import ClassVar
 
 from tcomp.errors import ScheduleError, UnsupportedError
@@ -16,7 +18,7 @@ from tcomp.registry import Registry
 from tcomp.relay.types import Array, TensorType
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.knobs import Config, Space
+from tcomp.tensor.knobs import ALGORITHM, Alternatives, Config, Space
 from tcomp.tvm_api import PrimFunc
 
 
@@ -48,11 +50,13 @@ class Template(ABC):
     stale.
     """
 
-    name: ClassVar[str]
-    version: ClassVar[int] = 1
+    name: str
+    version: int = 1
     family: ClassVar[str] = "cpu"
     priority: ClassVar[int] = 0
     """Among the templates that accept a kernel, the highest priority wins."""
+    alternative_to: ClassVar[str] = ""
+    """The template beside which this one is offered as another algorithm; it has no priority then."""
 
     @abstractmethod
     def accepts(self, kernel: Kernel, target: Target) -> bool:
@@ -66,23 +70,69 @@ class Template(ABC):
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         """The scheduled function. `config` is legal in `space`."""
 
+    def estimate(self, kernel: Kernel, target: Target) -> float:
+        """Estimated cycles of the default config: the default is that of the least among alternatives."""
+        return inf
+
     @property
     def id(self) -> str:
         return f"{self.name}@{self.version}"
+
+    @property
+    def algorithms(self) -> Mapping[str, Template]:
+        """Templates by value of the knob `algorithm`; none where there is no such choice."""
+        return {}
+
+    def id_of(self, config: Config) -> str:
+        """The id of the template that schedules `config`."""
+        return self.algorithms.get(str(config.get(ALGORITHM)), self).id
+
+
+class Algorithms(Template):
+    """Several templates as one, their names being the values of the knob `algorithm`.
+
+    It goes by the name of the first, whose configs do without that knob.
+    """
+
+    def __init__(self, templates: Sequence[Template]) -> None:
+        self._templates = {t.name: t for t in templates}
+        self.name, self.version = templates[0].name, templates[0].version
+
+    @property
+    def algorithms(self) -> Mapping[str, Template]:
+        return self._templates
+
+    def accepts(self, kernel: Kernel, target: Target) -> bool:
+        return all(t.accepts(kernel, target) for t in self._templates.values())
+
+    def estimate(self, kernel: Kernel, target: Target) -> float:
+        return min(t.estimate(kernel, target) for t in self._templates.values())
+
+    def space(self, kernel: Kernel, target: Target) -> Alternatives:
+        best = min(self._templates.values(), key=lambda t: t.estimate(kernel, target))
+        spaces = {name: t.space(kernel, target) for name, t in self._templates.items()}
+        return Alternatives.of(spaces, best.name)
+
+    def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
+        algorithm, own = self.space(kernel, target).split(config)
+        return self._templates[algorithm].apply(kernel, target, own)
 
 
 TEMPLATES: Registry[Template] = Registry("schedule template", "tcomp.tensor.schedules")
 
 
 def template_for(kernel: Kernel, target: Target) -> Template:
-    """The template with the highest priority that accepts `kernel`.
+    """The template with the highest priority that accepts `kernel`, together with its alternatives.
 
     Raises UnsupportedError when there is none.
     """
     fitting = [t for t in TEMPLATES.values() if t.family == target.family and t.accepts(kernel, target)]
-    if not fitting:
+    rivals = [t for t in fitting if not t.alternative_to]
+    if not rivals:
         raise UnsupportedError(f"no schedule template for target `{target.name}` accepts kernel {kernel.key}")
-    return max(fitting, key=lambda t: t.priority)
+    best = max(rivals, key=lambda t: t.priority)
+    others = [t for t in fitting if t.alternative_to == best.name]
+    return Algorithms([best, *others]) if others else best
 
 
 def schedule(kernel: Kernel, target: Target, config: Config | None = None) -> Scheduled:
@@ -96,5 +146,5 @@ def schedule(kernel: Kernel, target: Target, config: Config | None = None) -> Sc
     try:
         space.check(chosen)
     except ScheduleError as error:
-        raise ScheduleError(f"{template.id}: {error}; kernel {kernel.key}") from None
+        raise ScheduleError(f"{template.id_of(chosen)}: {error}; kernel {kernel.key}") from None
     return template.apply(kernel, target, chosen)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -68,7 +68,7 @@ class Records:
     def lookup(self, kernel: Kernel, target: Target, threads: int = 1, device: str | None = None) -> Lookup:
         """The best record of `kernel` for the target's isa, preferably measured on `device`.
 
-        Only records of the current template version whose config is legal count.
+        Only records that `counts` accepts are looked at.
         """
         template = template_for(kernel, target)
         space = template.space(kernel, target)
@@ -77,10 +77,11 @@ class Records:
         found = self._by_task.get((kernel.key, target.isa, threads), [])
         if not found:
             return Lookup("missing", note=self._why_missing(kernel, target, threads))
-        current = [r for r in found if r.template == template.id and is_legal(space, r.config)]
+        current = [r for r in found if counts(r, space, template.id_of)]
         if not current:
             versions = ", ".join(sorted({r.template for r in found}))
-            return Lookup("stale", note=f"records are of {versions}, the template is {template.id}")
+            default = template.id_of(space.default)
+            return Lookup("stale", note=f"records are of {versions}, the template is {default}")
         record, elsewhere = best_record(current, space.default, device), ""
         if record is None:
             return Lookup("missing", note="no trial succeeded")
@@ -125,6 +126,15 @@ def _score(group: Sequence[Record], is_default: bool) -> tuple[bool, float]:
     if not relative:
         return True, median(r.median for r in group)
     return False, median(relative) * (UNVERIFIED if group[0].phase == "trial" else 1.0)
+
+
+def counts(record: Record, space: Space, template_of: Callable[[Config], str]) -> bool:
+    """Whether `record` is legal, of a current template, and has the default of a current one for baseline."""
+    return (
+        record.template == template_of(record.config)
+        and (record.baseline_template or record.template) == template_of(space.default)
+        and is_legal(space, record.config)
+    )
 
 
 def is_legal(space: Space, config: Config) -> bool:

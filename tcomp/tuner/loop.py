@@ -12,7 +12,7 @@ from tcomp.errors import Interrupted, RecordError
 from tcomp.tensor.knobs import Config
 from tcomp.tuner.cost_model import CostModel
 from tcomp.tuner.interrupts import Interrupts
-from tcomp.tuner.lookup import UNVERIFIED, best_record, is_legal
+from tcomp.tuner.lookup import UNVERIFIED, best_record, counts
 from tcomp.tuner.measure import MeasureOptions, Measurer, Outcome, TaskError, WorkerPool
 from tcomp.tuner.progress import Event, Progress, Stopping, TaskDone, TaskSkipped, TrialDone, TuningStarted
 from tcomp.tuner.provenance import device_name, now, tool_versions
@@ -172,12 +172,12 @@ class _Session:
     def _resume(self, known: LogContents) -> None:
         """Take over the trials of the log that this session would make itself."""
         device, threads = device_name(), self.options.measure.threads
-        states = {(s.task.key, s.task.target.isa, s.task.template): s for s in self.states}
+        states = {(s.task.key, s.task.target.isa): s for s in self.states}
         for record in known.records:
-            state = states.get((record.task, record.isa, record.template))
+            state = states.get((record.task, record.isa))
             if state is None or record.device != device or record.threads != threads:
                 continue
-            if not is_legal(state.task.space, record.config):
+            if not counts(record, state.task.space, state.task.template_of):
                 continue
             state.records.append(record)
             if record.phase == "trial":
@@ -260,13 +260,14 @@ class _Session:
             isa=task.target.isa,
             device=device_name(),
             threads=options.threads,
-            template=task.template,
+            template=task.template_of(outcome.config),
             config=dict(outcome.config),
             status=outcome.status,
             reason=outcome.reason,
             phase=phase,
             seconds=outcome.seconds,
             baseline=baseline,
+            baseline_template=task.template_of(task.space.default),
             check=outcome.check,
             seed=options.seed,
             versions=tool_versions(),

@@ -54,6 +54,7 @@ class Record:
     - `template`: `name@version`; `config`: values by knob name.
     - `phase`: `trial`, or `final` for the interleaved re-measurement of winners against the default.
     - `baseline`: seconds of the default config in the same session, None when it did not run.
+    - `baseline_template`: the template of that config; empty where it is `template`.
     - `time`: UTC, ISO 8601.
     """
 
@@ -70,6 +71,7 @@ class Record:
     phase: Phase = "trial"
     seconds: Times | None = None
     baseline: float | None = None
+    baseline_template: str = ""
     check: Check | None = None
     seed: int = 0
     versions: Mapping[str, str] = field(default_factory=dict[str, str])

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from tcomp.relay.graph import Graph
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.knobs import Space
+from tcomp.tensor.knobs import ALGORITHM, Config, Space
 from tcomp.tensor.template import template_for
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """One kernel to tune on one target. `weight` is how often the graph runs it."""
+    """One kernel to tune on one target. `weight` is how often the graph runs it.
+
+    `template` is the id of the template that schedules it; `algorithms` has the ids of all by the config's
+    knob `algorithm` where there are several.
+    """
 
     kernel: Kernel
     target: Target
     template: str
     space: Space
     weight: int = 1
+    algorithms: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @staticmethod
     def of(kernel: Kernel, target: Target, weight: int = 1) -> Task:
@@ -30,7 +36,12 @@ class Task:
         Raises UnsupportedError when no template accepts it.
         """
         template = template_for(kernel, target)
-        return Task(kernel, target, template.id, template.space(kernel, target), weight)
+        ids = {name: t.id for name, t in template.algorithms.items()}
+        return Task(kernel, target, template.id, template.space(kernel, target), weight, ids)
+
+    def template_of(self, config: Config) -> str:
+        """The id of the template that schedules `config`."""
+        return self.algorithms.get(str(config.get(ALGORITHM)), self.template)
 
     @property
     def key(self) -> str:

@@ -84,3 +84,11 @@ def test_folders_are_read_whole(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(RecordError, match=r"no \.jsonl"):
         Records.load([tmp_path / "empty"])
+
+
+def test_records_compared_with_the_default_of_another_template_are_stale() -> None:
+    """A faster algorithm became the default: what an older default was beaten by says nothing."""
+    other = record(1e-6, config=config(1), task=fake_kernel().key, template="fake@1")
+    assert Records([other]).lookup(fake_kernel(), TARGET).state == "hit"
+    rebased = replace(other, baseline_template="fake@0")
+    assert Records([rebased]).lookup(fake_kernel(), TARGET).state == "stale"

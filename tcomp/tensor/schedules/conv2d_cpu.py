@@ -93,6 +93,10 @@ class Conv2dDirect(Template):
             reason,
         )
 
+    def estimate(self, kernel: Kernel, target: Target) -> float:
+        conv = _convolution(kernel)
+        return min(_cycles(conv, tile, target) for tile in _tiles(conv, target))
+
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         """1. Pack weights and pad the input where necessary. 2. One nest over register tiles."""
         assert kernel.anchor is not None

@@ -77,8 +77,8 @@ class EvolutionarySearch:
         return children
 
     def _cross(self, one: Choice, other: Choice) -> Choice:
-        """Each knob from either parent; `one` itself when that is not legal."""
-        child = {name: self._rng.choice((one[name], other[name])) for name in one}
+        """Each knob from either parent that has it; `one` itself when that is not legal."""
+        child = {name: self._rng.choice((one[name], other.get(name, one[name]))) for name in one}
         return child if self._space.legal(child) is None else one
 
 

@@ -1,0 +1,430 @@
+"""Winograd convolution on CPUs: 3x3 kernels without strides, blocked input and output.
+
+The output is cut into square tiles of `outputs` x `outputs` pixels. A group of tiles at a time, small enough
+for the second-level cache: the input patch of every tile is transformed to `positions` values a channel, at
+each position a matrix product over the channels follows, and the products are transformed to pixels on
+which the epilogue works. Weights are transformed when they are packed. See `tcomp.tensor.winograd`.
+
+Patches that reach into the padding read zeros there, and tiles at the end of a row or column store only
+pixels that exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import gcd, prod
+
+import numpy as np
+
+from tcomp.relay.types import Array, TensorType
+from tcomp.target.target import Target
+from tcomp.tensor.anchored import Anchored
+from tcomp.tensor.convolution import Convolution, WeightPanels
+from tcomp.tensor.epilogue import epilogue_fits, placeholder_index
+from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.knobs import Config, Ordered, Space
+from tcomp.tensor.loops import (
+    Buffer,
+    Expression,
+    Statement,
+    local,
+    loop,
+    parallel,
+    sequence,
+    unrolled,
+    vectorized,
+)
+from tcomp.tensor.primitives import Tiles
+from tcomp.tensor.register_tile import Index, Point, Reduction, RegisterTile, tile_nest
+from tcomp.tensor.template import TEMPLATES, Packing, Scheduled, Template
+from tcomp.tensor.winograd import PAIRS, Keep, Winograd, winograd
+from tcomp.tvm_api import tirx
+
+MAX_ROWS = 28
+MAX_OC_BLOCKS = 8
+FMA_LATENCY = 4
+FAR_BYTES_PER_CYCLE = 3.6
+"""What one core gets from the last-level cache, measured on Emerald Rapids."""
+GROUPS = (8, 12, 16, 20, 28, 36, 49, 64, 84, 112)
+"""Sizes of a group to choose from, beside all tiles."""
+PARTS = (1, 2, 4)
+PRECISE = (2, 4)
+"""The outputs that a default chooses from; F(6, 3), of ten times the error of F(4, 3), is for the tuner."""
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """The values of the knobs."""
+
+    outputs: int
+    group: int
+    rows: int
+    oc_blocks: int
+    parts: int
+
+    @staticmethod
+    def of(config: Config) -> _Choice:
+        return _Choice(**{name: int(value) for name, value in config.items()})
+
+
+class ConvWinograd(Template):
+    """Winograd convolution; see the module's text."""
+
+    name = "conv_winograd_cpu"
+    alternative_to = "conv_direct_cpu"
+
+    def accepts(self, kernel: Kernel, target: Target) -> bool:
+        anchor = kernel.anchor
+        if anchor is None or anchor.op != "conv2d" or not epilogue_fits(kernel):
+            return False
+        conv = Convolution.of(anchor)
+        return (
+            conv.dtype == "float32"
+            and conv.kernel == (3, 3)
+            and conv.strides == conv.dilation == (1, 1)
+            and conv.groups == 1
+            and min(conv.in_block, conv.out_block) > 1
+            and placeholder_index(kernel, anchor.inputs[1]) in kernel.constant_inputs
+        )
+
+    def space(self, kernel: Kernel, target: Target) -> Space:
+        conv = _convolution(kernel)
+        best, tiles = _best(conv, target), set(_register_tiles(conv, target))
+        groups = {outputs: _groups(conv, outputs) for outputs in PAIRS}
+
+        def reason(config: Config) -> str | None:
+            chosen = _Choice.of(config)
+            if chosen.group not in groups[chosen.outputs]:
+                return f"there are only {groups[chosen.outputs][-1]} tiles, not a group of {chosen.group}"
+            if (chosen.rows, chosen.oc_blocks) not in tiles or chosen.rows > chosen.group:
+                return (
+                    f"register tile {chosen.rows}x{chosen.oc_blocks} needs more than "
+                    f"{target.vector_registers} vector registers or {chosen.group} tiles"
+                )
+            return None
+
+        return Space(
+            (
+                Ordered("outputs", tuple(PAIRS), best.outputs),
+                Ordered("group", tuple(sorted({g for sizes in groups.values() for g in sizes})), best.group),
+                Ordered("rows", tuple(sorted({rows for rows, _ in tiles})), best.rows),
+                Ordered("oc_blocks", tuple(sorted({blocks for _, blocks in tiles})), best.oc_blocks),
+                Ordered("parts", PARTS, best.parts),
+            ),
+            reason,
+        )
+
+    def estimate(self, kernel: Kernel, target: Target) -> float:
+        conv = _convolution(kernel)
+        return _cycles(conv, _best(conv, target), target)
+
+    def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
+        return _Nest(kernel, target, _Choice.of(config)).scheduled()
+
+
+def _convolution(kernel: Kernel) -> Convolution:
+    assert kernel.anchor is not None
+    return Convolution.of(kernel.anchor)
+
+
+def _tile_counts(conv: Convolution, outputs: int) -> tuple[int, int]:
+    """Rows and columns of tiles of an image."""
+    height, width = conv.out_size
+    return -(-height // outputs), -(-width // outputs)
+
+
+def _groups(conv: Convolution, outputs: int) -> tuple[int, ...]:
+    """Sizes of a group of tiles, ascending."""
+    tiles = conv.batch * prod(_tile_counts(conv, outputs))
+    return (*(size for size in GROUPS if size < tiles), tiles)
+
+
+def _register_tiles(conv: Convolution, target: Target) -> Iterator[tuple[int, int]]:
+    """Rows and channel blocks whose sums fit beside the weights of one step and a broadcast value."""
+    vectors = conv.out_block // gcd(conv.out_block, target.lanes(conv.accumulator))
+    for blocks in range(1, min(MAX_OC_BLOCKS, conv.out_blocks) + 1):
+        for rows in range(1, MAX_ROWS + 1):
+            if (rows + 1) * blocks * vectors < target.vector_registers or rows == blocks == 1:
+                yield rows, blocks
+
+
+def _best(conv: Convolution, target: Target) -> _Choice:
+    parts = PARTS if target.cores > 1 else PARTS[:1]
+    choices = (
+        _Choice(outputs, group, rows, blocks, split)
+        for outputs in PRECISE
+        for group in _groups(conv, outputs)
+        for rows, blocks in _register_tiles(conv, target)
+        for split in parts
+        if rows <= group
+    )
+    return min(choices, key=lambda choice: _cycles(conv, choice, target))
+
+
+def _cycles(conv: Convolution, choice: _Choice, target: Target) -> float:
+    """Estimated cycles of the whole convolution: products, weights from far caches, transforms."""
+    lanes = target.lanes(conv.accumulator)
+    scheme = winograd(choice.outputs)
+    positions = scheme.size**2
+    groups = Tiles.of(conv.batch * prod(_tile_counts(conv, choice.outputs)), choice.group)
+    panels = Tiles.of(conv.out_blocks, choice.oc_blocks, choice.parts)
+    in_blocks, vectors = -(-conv.in_channels // lanes), conv.out_block * choice.oc_blocks / lanes
+    channels = conv.reduction_chunks * conv.reduction_chunk
+    line = target.vector_bits // 8
+
+    far = vectors * line / 32
+    step = max(choice.rows * vectors / target.fma_ports, FMA_LATENCY, (choice.rows + vectors) / 2, far)
+    step += 0.025 * (choice.rows + vectors) + 0.2 * far
+    one_product = channels * step + 2 * choice.rows * vectors + 20
+    multiply = (
+        groups.count * Tiles.of(groups.size, choice.rows).count * panels.count * positions * one_product
+    )
+
+    near = target.cache_bytes[1]
+    weights = positions * channels * panels.count * vectors * line
+    streamed = groups.count * weights if weights > near / 2 else 0
+    held = positions * groups.size * (in_blocks + vectors) * line
+    spilled = 3 * groups.count * max(0.0, held - 0.6 * near)
+    load = (streamed + spilled) / FAR_BYTES_PER_CYCLE
+
+    blocks = choice.parts * in_blocks + panels.count * vectors
+    transforms = groups.count * groups.size * blocks * positions * scheme.size
+    work = groups.count * choice.parts
+    idle = -(-work // target.cores) * target.cores / work
+    return (max(multiply, load) + 0.3 * min(multiply, load) + transforms) * idle
+
+
+class _Nest:
+    """The loops of one kernel."""
+
+    def __init__(self, kernel: Kernel, target: Target, choice: _Choice) -> None:
+        assert kernel.anchor is not None
+        self.conv = _convolution(kernel)
+        self.scheme: Winograd = winograd(choice.outputs)
+        self.positions = self.scheme.size**2
+        self.tile_counts = _tile_counts(self.conv, choice.outputs)
+        self.groups = Tiles.of(self.conv.batch * prod(self.tile_counts), choice.group)
+        self.panels = Tiles.of(self.conv.out_blocks, choice.oc_blocks, choice.parts)
+        self.parts, self.rows = choice.parts, choice.rows
+        lanes = target.lanes(self.conv.accumulator)
+        self.in_lanes, self.out_lanes = gcd(self.conv.in_block, lanes), gcd(self.conv.out_block, lanes)
+        index = placeholder_index(kernel, kernel.anchor.inputs[1])
+        assert index is not None
+        self.anchored = Anchored(kernel, {index: _packing(self.conv, self.scheme, self.panels)})
+        data, weights = self.anchored.operands
+        self.weights: Buffer = self.anchored.buffer_of(weights)
+        none = [0] * len(data.shape)
+        self.copies, self.data = self.anchored.copy(
+            data, none, none, tirx.const(0, self.conv.dtype), lanes, "data"
+        )
+
+    def scheduled(self) -> Scheduled:
+        """Groups and parts of the output channels are shared among threads."""
+        conv, size = self.conv, self.groups.size
+        in_blocks = -(-conv.in_channels // conv.in_block)
+
+        def work(number: Expression) -> Statement:
+            part, group = number // self.groups.count, number % self.groups.count
+            first = self.groups.base(group)
+            keep, patches = local((self.positions, in_blocks, size, conv.in_block), conv.dtype, "patches")
+            keep_products, products = local(
+                (self.positions, self.panels.size, size, conv.out_block), conv.dtype, "products"
+            )
+
+            def panel(p: Expression) -> Statement:
+                own = part * (self.panels.count // self.parts) + p
+                return sequence(
+                    [self._multiply(own, patches, products), self._store_outputs(first, own, products)]
+                )
+
+            inputs = loop(in_blocks, lambda b: self._load_inputs(first, b, patches), "block")
+            return sequence(
+                [keep, keep_products, inputs, loop(self.panels.count // self.parts, panel, "panel")]
+            )
+
+        make = parallel if self.anchored.threaded else loop
+        nest = make(self.groups.count * self.parts, work, "group")
+        return self.anchored.scheduled([*self.copies, nest])
+
+    def _place(self, tile: Expression) -> tuple[Expression, Expression, Expression]:
+        """The image of a tile, and its first output row and column."""
+        rows, columns = self.tile_counts
+        outputs = self.scheme.outputs
+        return tile // (rows * columns), tile // columns % rows * outputs, tile % columns * outputs
+
+    def _load_inputs(self, first: Expression, block: Expression, patches: Buffer) -> Statement:
+        """`B^T d B` of the patch of each tile of a group, for one channel block."""
+        conv, size = self.conv, self.scheme.size
+
+        def one_tile(t: Expression) -> Statement:
+            n, row, column = self._place(first + t)
+            top, left = row - conv.pad_begin[0], column - conv.pad_begin[1]
+
+            def inside(at: Expression, extent: int, reach: int) -> list[Expression]:
+                return [at >= 0, at + reach <= extent]
+
+            def plain(i: Expression, j: Expression, lane: Expression) -> Expression:
+                return tirx.BufferLoad(self.data, [n, block, top + i, left + j, lane])
+
+            def guarded(i: Expression, j: Expression, lane: Expression) -> Expression:
+                known = inside(top + i, conv.in_size[0], 1) + inside(left + j, conv.in_size[1], 1)
+                return tirx.if_then_else(tirx.all(*known), plain(i, j, lane), tirx.const(0, conv.dtype))
+
+            def store(i: Expression, j: Expression, lane: Expression, value: Expression) -> Statement:
+                return tirx.BufferStore(patches, value, [i * size + j, block, t, lane])
+
+            def transform(load: Callable[..., Expression]) -> Statement:
+                return loop(
+                    conv.in_block // self.in_lanes,
+                    lambda v: self._transform(
+                        self.scheme.transform_input, size, self.in_lanes, v, load, store
+                    ),
+                    "vector",
+                )
+
+            whole = inside(top, conv.in_size[0], size) + inside(left, conv.in_size[1], size)
+            return tirx.IfThenElse(tirx.all(*whole), transform(plain), transform(guarded))
+
+        return loop(self.groups.size, one_tile, "tile")
+
+    def _multiply(self, panel: Expression, patches: Buffer, products: Buffer) -> Statement:
+        """`products[p] = patches[p] weights[p]` at every position p, for a panel of channels."""
+        conv = self.conv
+        axes = [
+            Tiles.of(self.positions, 1),
+            Tiles.of(self.groups.size, self.rows),
+            Tiles.of(self.panels.size, self.panels.size),
+            Tiles.of(conv.out_block, conv.out_block),
+        ]
+
+        def update(total: Expression, point: Point, step: Index) -> Expression:
+            position, row, block, lane = point.index
+            channel = step[0] * conv.reduction_chunk + step[1]
+            at = [position, channel // conv.in_block, row, channel % conv.in_block]
+            weight = [panel, position, *step, block * conv.out_block + lane]
+            return total + tirx.BufferLoad(patches, at) * tirx.BufferLoad(self.weights, weight)
+
+        def finish(index: Index, value: Expression) -> Statement:
+            position, row, block, lane = index
+            return tirx.BufferStore(products, value, [position, block, row, lane])
+
+        steps = (conv.reduction_chunks, conv.reduction_chunk)
+        reduction = Reduction(steps, (1, 1), conv.dtype, tirx.const(0, conv.dtype), update)
+        tile = RegisterTile.of(axes, range(len(axes)), self.out_lanes)
+        return tile_nest(tile, reduction, finish, threaded=False)
+
+    def _store_outputs(self, first: Expression, panel: Expression, products: Buffer) -> Statement:
+        """`A^T m A` of each tile of a group and each channel block of a panel, through the epilogue."""
+        conv, size, outputs = self.conv, self.scheme.size, self.scheme.outputs
+        height, width = conv.out_size
+
+        def one_tile(block: Expression, t: Expression) -> Statement:
+            n, top, left = self._place(first + t)
+
+            def vector(v: Expression) -> Statement:
+                lanes = self.out_lanes
+                keep, results = local((outputs, outputs, lanes), conv.dtype, "results")
+
+                def load(i: Expression, j: Expression, lane: Expression) -> Expression:
+                    return tirx.BufferLoad(products, [i * size + j, block, t, lane])
+
+                def store(i: Expression, j: Expression, lane: Expression, value: Expression) -> Statement:
+                    return tirx.BufferStore(results, value, [i, j, lane - v * lanes])
+
+                def pixel(i: Expression, j: Expression) -> Statement:
+                    at = [n, self.panels.base(panel) + block, top + i, left + j]
+                    return vectorized(
+                        lanes,
+                        lambda lane: self.anchored.finish(
+                            [*at, v * lanes + lane], tirx.BufferLoad(results, [i, j, lane])
+                        ),
+                    )
+
+                def pixels(guard: bool) -> Statement:
+                    def guarded(i: Expression, j: Expression) -> Statement:
+                        if not guard:
+                            return pixel(i, j)
+                        return tirx.IfThenElse(
+                            tirx.all(top + i < height, left + j < width), pixel(i, j), None
+                        )
+
+                    return unrolled(outputs, lambda i: unrolled(outputs, lambda j: guarded(i, j)))
+
+                transform = self._transform(self.scheme.transform_output, outputs, lanes, v, load, store)
+                if height % outputs == 0 and width % outputs == 0:
+                    return sequence([keep, transform, pixels(False)])
+                whole = tirx.all(top + outputs <= height, left + outputs <= width)
+                return sequence([keep, transform, tirx.IfThenElse(whole, pixels(False), pixels(True))])
+
+            return loop(conv.out_block // self.out_lanes, vector, "vector")
+
+        return loop(
+            self.panels.size,
+            lambda b: loop(self.groups.size, lambda t: one_tile(b, t), "tile"),
+            "block",
+        )
+
+    def _transform(
+        self,
+        transform: Callable[[Sequence[Expression], Keep], list[Expression]],
+        results: int,
+        lanes: int,
+        vector: Expression,
+        load: Callable[[Expression, Expression, Expression], Expression],
+        store: Callable[[Expression, Expression, Expression, Expression], Statement],
+    ) -> Statement:
+        """`transform` along the columns of `load(row, column, lane)`, then along the rows of the result."""
+        size, dtype = self.scheme.size, self.conv.dtype
+        allocate, half = local((results, size, lanes), dtype, "half")
+
+        def along(
+            values: Callable[[int, Expression], Expression],
+            keep_result: Callable[[int, Expression, Expression], Statement],
+        ) -> Statement:
+            allocate_kept, kept = local((2 * size, lanes), dtype, "kept")
+
+            def body(lane: Expression) -> Statement:
+                statements: list[Statement] = []
+
+                def keep(value: Expression) -> Expression:
+                    place = [len(statements), lane]
+                    statements.append(tirx.BufferStore(kept, value, place))
+                    return tirx.BufferLoad(kept, place)
+
+                loaded = [keep(values(k, lane)) for k in range(size)]
+                for k, value in enumerate(transform(loaded, keep)):
+                    statements.append(keep_result(k, lane, value))
+                return sequence(statements)
+
+            return sequence([allocate_kept, vectorized(lanes, body)])
+
+        def columns(j: Expression) -> Statement:
+            return along(
+                lambda k, lane: load(k, j, vector * lanes + lane),
+                lambda k, lane, value: tirx.BufferStore(half, value, [k, j, lane]),
+            )
+
+        def rows(i: Expression) -> Statement:
+            return along(
+                lambda k, lane: tirx.BufferLoad(half, [i, k, lane]),
+                lambda k, lane, value: store(i, k, vector * lanes + lane, value),
+            )
+
+        return sequence([allocate, unrolled(size, columns), unrolled(results, rows)])
+
+
+def _packing(conv: Convolution, scheme: Winograd, channels: Tiles) -> Packing:
+    """Transformed weights as `[panels, positions, chunks, chunk, panel]`: see `WeightPanels`."""
+    panels = WeightPanels(replace(conv, kernel=(scheme.size, scheme.size)), channels)
+    count, chunks, size, _, chunk, width = panels.shape
+    shape = (count, size * size, chunks, chunk, width)
+
+    def pack(weights: Array) -> Array:
+        packed = panels.packing.pack(scheme.transform_weights(weights))
+        return np.ascontiguousarray(np.moveaxis(packed, 1, 3).reshape(shape))
+
+    return Packing(TensorType(shape, conv.dtype), pack)
+
+
+TEMPLATES.register(ConvWinograd.name, ConvWinograd())

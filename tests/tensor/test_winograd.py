@@ -1,0 +1,203 @@
+"""Winograd convolution: the transforms, their errors, and the template against the operator's reference."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from test_conv2d import assert_matches, conv2d
+
+from tcomp.errors import ScheduleError
+from tcomp.relay.types import Array
+from tcomp.target.target import TARGETS, Target
+from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.knobs import Alternatives, KnobValue
+from tcomp.tensor.template import schedule, template_for
+from tcomp.tensor.winograd import ERRORS, PAIRS, winograd
+
+NAME = "conv_winograd_cpu"
+ALGORITHMS = [("x86-64-v3", 8), ("x86-64-v4", 16)]
+
+
+def layouts(block: int) -> dict[str, object]:
+    return {"data_layout": f"NCHW{block}c", "out_layout": f"NCHW{block}c"}
+
+
+def space_of(kernel: Kernel, target: Target) -> Alternatives:
+    space = template_for(kernel, target).space(kernel, target)
+    assert isinstance(space, Alternatives)
+    return space
+
+
+def config_of(kernel: Kernel, target: Target, **knobs: KnobValue) -> dict[str, KnobValue]:
+    """A Winograd config with the given knobs, the others being the default's."""
+    return {"algorithm": NAME, **space_of(kernel, target).spaces[NAME].default, **knobs}
+
+
+def smallest_group(kernel: Kernel, target: Target, outputs: int) -> int:
+    space = space_of(kernel, target).spaces[NAME]
+    sizes = next(knob.values for knob in space.knobs if knob.name == "group")
+    tile: dict[str, KnobValue] = {"outputs": outputs, "rows": 1, "oc_blocks": 1, "parts": 1}
+    return min(int(size) for size in sizes if space.legal({**tile, "group": size}) is None)
+
+
+@pytest.mark.parametrize("outputs", PAIRS)
+def test_transforms_compute_a_convolution(outputs: int) -> None:
+    scheme, generator = winograd(outputs), np.random.default_rng(0)
+    x, kernel = generator.standard_normal(scheme.size), generator.standard_normal(3)
+    products = (scheme.weight @ kernel) * (scheme.input @ x)
+    np.testing.assert_allclose(scheme.output @ products, np.correlate(x, kernel, "valid"))
+
+
+@pytest.mark.parametrize("outputs", PAIRS)
+def test_shared_terms_compute_the_same_as_the_matrices(outputs: int) -> None:
+    scheme = winograd(outputs)
+    x = list(np.random.default_rng(1).standard_normal(scheme.size))
+    np.testing.assert_allclose(scheme.transform_input(x, lambda v: v), scheme.input @ x, rtol=1e-6)
+    np.testing.assert_allclose(scheme.transform_output(x, lambda v: v), scheme.output @ x, rtol=1e-6)
+
+
+class Counted:
+    """A value that counts the additions made with it; a multiplication is fused into one of them."""
+
+    def __init__(self, count: list[int]) -> None:
+        self.count = count
+
+    def __add__(self, other: object) -> Counted:
+        self.count[0] += 1
+        return self
+
+    __sub__ = __add__
+
+    def __mul__(self, factor: float) -> Counted:
+        return self
+
+
+@pytest.mark.parametrize(("outputs", "inward", "outward"), [(2, 4, 4), (4, 12, 12), (6, 24, 24)])
+def test_transforms_take_few_additions(outputs: int, inward: int, outward: int) -> None:
+    for transform, expected in (("transform_input", inward), ("transform_output", outward)):
+        count = [0]
+        x = [Counted(count)] * winograd(outputs).size
+        getattr(winograd(outputs), transform)(x, lambda v: v)
+        assert count[0] <= expected, transform
+
+
+def float32_error(outputs: int, channels: int) -> float:
+    """Largest error of a convolution in float32 relative to the largest output, by numpy."""
+    scheme, generator = winograd(outputs), np.random.default_rng(channels)
+    shape = (32, channels, scheme.size, scheme.size)
+    x = np.maximum(generator.standard_normal(shape), 0).astype(np.float32)
+    weights = generator.standard_normal((16, channels, 3, 3)).astype(np.float32)
+    into, out = scheme.input.astype(np.float32), scheme.output.astype(np.float32)
+    patches = into @ x @ into.T
+    products = np.einsum("tcij,ocij->toij", patches, scheme.transform_weights(weights), optimize=False)
+    found = out @ products @ out.T
+    expected: Array = np.zeros(found.shape)
+    for i in range(3):
+        for j in range(3):
+            window = x[:, :, i : i + outputs, j : j + outputs].astype(np.float64)
+            expected += np.einsum("tcij,oc->toij", window, weights[:, :, i, j].astype(np.float64))
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+@pytest.mark.parametrize("channels", [64, 512])
+@pytest.mark.parametrize("outputs", PAIRS)
+def test_errors_are_within_what_is_stated(outputs: int, channels: int) -> None:
+    assert float32_error(outputs, channels) <= ERRORS[outputs]
+
+
+@pytest.mark.parametrize(("name", "block"), ALGORITHMS)
+@pytest.mark.parametrize("outputs", PAIRS)
+@pytest.mark.parametrize(
+    ("size", "channels", "attrs"),
+    [
+        ((12, 24), (32, 32), {"padding": (1, 1, 1, 1)}),
+        ((9, 7), (40, 20), {"padding": (1, 1, 1, 1)}),
+        ((6, 5), (24, 16), {"padding": (0, 2, 1, 0)}),
+        ((3, 4), (16, 5), {}),
+    ],
+    ids=["whole", "ragged", "asymmetric", "tiny"],
+)
+def test_matches_reference(
+    name: str,
+    block: int,
+    outputs: int,
+    size: tuple[int, int],
+    channels: tuple[int, int],
+    attrs: dict[str, object],
+) -> None:
+    """With bias, residual and relu, and two images."""
+    target, (outs, ins) = TARGETS[name], channels
+    data = (2, -(-ins // block), *size, block)
+    kernel = conv2d(data, (outs, ins, 3, 3), epilogue=True, **layouts(block), **attrs)
+    group = smallest_group(kernel, target, outputs)
+    config = config_of(
+        kernel, target, outputs=outputs, group=group, rows=min(2, group), oc_blocks=min(2, -(-outs // block))
+    )
+    assert_matches(kernel, target, config)
+
+
+@pytest.mark.parametrize(("name", "block"), ALGORITHMS)
+def test_random_configs_match(name: str, block: int) -> None:
+    target = TARGETS[name]
+    kernel = conv2d(
+        (2, 2, 15, 13, block), (3 * block, 2 * block, 3, 3), epilogue=True, padding=(1,) * 4, **layouts(block)
+    )
+    space, generator = space_of(kernel, target), random.Random(3)
+    for _ in range(4):
+        own = space.spaces[NAME].random(generator)
+        assert_matches(kernel, target, {"algorithm": NAME, **own})
+
+
+def blocked_3x3() -> Kernel:
+    return conv2d((1, 4, 28, 28, 16), (64, 64, 3, 3), padding=(1,) * 4, **layouts(16))
+
+
+def test_the_default_is_the_better_algorithm() -> None:
+    target = TARGETS["x86-64-v4"]
+    assert space_of(blocked_3x3(), target).default["algorithm"] == NAME
+    few_pixels = conv2d((1, 32, 7, 7, 16), (512, 512, 3, 3), padding=(1,) * 4, **layouts(16))
+    assert "algorithm" not in space_of(few_pixels, target).default
+
+
+def test_configs_without_the_knob_are_of_the_first_template() -> None:
+    target = TARGETS["x86-64-v4"]
+    template = template_for(blocked_3x3(), target)
+    space = space_of(blocked_3x3(), target)
+    direct = space.spaces["conv_direct_cpu"].default
+    space.check(direct)
+    assert template.id_of(direct) == template.id == template.algorithms["conv_direct_cpu"].id
+    assert template.id_of(space.default) == template.algorithms[NAME].id != template.id
+
+
+def test_other_algorithms_and_foreign_knobs_are_refused() -> None:
+    space = space_of(blocked_3x3(), TARGETS["x86-64-v4"])
+    direct = space.spaces["conv_direct_cpu"].default
+    assert space.legal({**direct, "algorithm": "fft"}) == (
+        "knob `algorithm` is fft; allowed: conv_direct_cpu, conv_winograd_cpu"
+    )
+    assert space.legal({**direct, "algorithm": NAME}) is not None
+    with pytest.raises(ScheduleError, match=r"conv_winograd_cpu@\d+: knob `\w+` is (unknown|missing)"):
+        schedule(blocked_3x3(), TARGETS["x86-64-v4"], {**direct, "algorithm": NAME})
+
+
+def test_the_union_answers_as_a_space() -> None:
+    space = space_of(blocked_3x3(), TARGETS["x86-64-v4"])
+    generator = random.Random(0)
+    configs = [space.random(generator) for _ in range(40)]
+    assert {"algorithm" in config for config in configs} == {True, False}
+    assert len({len(space.encode(config)) for config in configs}) == 1
+    assert all(space.legal(near) is None for near in space.neighbours(space.default))
+    assert any("algorithm" not in near for near in space.neighbours(space.default))
+    assert space.cardinality == sum(own.cardinality for own in space.spaces.values())
+
+
+def test_kernels_that_only_direct_convolution_serves() -> None:
+    target = TARGETS["x86-64-v4"]
+    for attrs in ({"strides": (2, 2)}, {"dilation": (2, 2), "padding": (2,) * 4}):
+        kernel = conv2d((1, 2, 9, 9, 16), (32, 32, 3, 3), **layouts(16), **attrs)
+        assert not template_for(kernel, target).algorithms
+    for options in ({"constant": False}, {"dtype": "float16"}):
+        kernel = conv2d((1, 2, 9, 9, 16), (32, 32, 3, 3), **options, **layouts(16))
+        assert not template_for(kernel, target).algorithms
