@@ -35,11 +35,13 @@ def config_of(kernel: Kernel, target: Target, **knobs: KnobValue) -> dict[str, K
     return {"algorithm": NAME, **space_of(kernel, target).spaces[NAME].default, **knobs}
 
 
-def smallest_group(kernel: Kernel, target: Target, outputs: int) -> int:
+def small_tiles(kernel: Kernel, target: Target, outputs: int) -> dict[str, KnobValue]:
+    """A config of the smallest group and register tile."""
     space = space_of(kernel, target).spaces[NAME]
-    sizes = next(knob.values for knob in space.knobs if knob.name == "group")
-    tile: dict[str, KnobValue] = {"outputs": outputs, "rows": 1, "oc_blocks": 1, "parts": 1}
-    return min(int(size) for size in sizes if space.legal({**tile, "group": size}) is None)
+    group, rows = (next(k.values for k in space.knobs if k.name == name) for name in ("group", "rows"))
+    tile = config_of(kernel, target, outputs=outputs, rows=rows[0], oc_blocks=1)
+    own = {name: value for name, value in tile.items() if name != "algorithm"}
+    return {**tile, "group": next(g for g in group if space.legal({**own, "group": g}) is None)}
 
 
 @pytest.mark.parametrize("outputs", PAIRS)
@@ -74,7 +76,7 @@ class Counted:
         return self
 
 
-@pytest.mark.parametrize(("outputs", "inward", "outward"), [(2, 4, 4), (4, 12, 12), (6, 24, 24)])
+@pytest.mark.parametrize(("outputs", "inward", "outward"), [(2, 4, 4), (4, 12, 12)])
 def test_transforms_take_few_additions(outputs: int, inward: int, outward: int) -> None:
     for transform, expected in (("transform_input", inward), ("transform_output", outward)):
         count = [0]
@@ -131,11 +133,8 @@ def test_matches_reference(
     target, (outs, ins) = TARGETS[name], channels
     data = (2, -(-ins // block), *size, block)
     kernel = conv2d(data, (outs, ins, 3, 3), epilogue=True, **layouts(block), **attrs)
-    group = smallest_group(kernel, target, outputs)
-    config = config_of(
-        kernel, target, outputs=outputs, group=group, rows=min(2, group), oc_blocks=min(2, -(-outs // block))
-    )
-    assert_matches(kernel, target, config)
+    config = small_tiles(kernel, target, outputs)
+    assert_matches(kernel, target, {**config, "oc_blocks": min(2, -(-outs // block))})
 
 
 @pytest.mark.parametrize(("name", "block"), ALGORITHMS)

@@ -49,8 +49,8 @@ FAR_BYTES_PER_CYCLE = 3.6
 GROUPS = (8, 12, 16, 20, 28, 36, 49, 64, 84, 112)
 """Sizes of a group to choose from, beside all tiles."""
 PARTS = (1, 2, 4)
-PRECISE = (2, 4)
-"""The outputs that a default chooses from; F(6, 3), of ten times the error of F(4, 3), is for the tuner."""
+MIN_ROWS = 4
+"""Fewer rows of a register tile share a load of weights only where there are no more tiles."""
 
 
 @dataclass(frozen=True)
@@ -143,9 +143,10 @@ def _groups(conv: Convolution, outputs: int) -> tuple[int, ...]:
 def _register_tiles(conv: Convolution, target: Target) -> Iterator[tuple[int, int]]:
     """Rows and channel blocks whose sums fit beside the weights of one step and a broadcast value."""
     vectors = conv.out_block // gcd(conv.out_block, target.lanes(conv.accumulator))
+    fewest = min(MIN_ROWS, *(_groups(conv, outputs)[0] for outputs in PAIRS))
     for blocks in range(1, min(MAX_OC_BLOCKS, conv.out_blocks) + 1):
-        for rows in range(1, MAX_ROWS + 1):
-            if (rows + 1) * blocks * vectors < target.vector_registers or rows == blocks == 1:
+        for rows in range(fewest, MAX_ROWS + 1):
+            if (rows + 1) * blocks * vectors < target.vector_registers or (rows == fewest and blocks == 1):
                 yield rows, blocks
 
 
@@ -153,7 +154,7 @@ def _best(conv: Convolution, target: Target) -> _Choice:
     parts = PARTS if target.cores > 1 else PARTS[:1]
     choices = (
         _Choice(outputs, group, rows, blocks, split)
-        for outputs in PRECISE
+        for outputs in PAIRS
         for group in _groups(conv, outputs)
         for rows, blocks in _register_tiles(conv, target)
         for split in parts
