@@ -87,8 +87,9 @@ def test_all_unsupported_operators_at_once() -> None:
 
 def test_unsupported_forms_are_collected() -> None:
     nodes = [
-        helper.make_node("MaxPool", ["x"], ["a", "i"], name="p", kernel_shape=[2]),
-        helper.make_node("Einsum", ["x"], ["y"], name="e", equation="bb->b"),
+        helper.make_node("Cast", ["x"], ["n"], to=TensorProto.INT64),
+        helper.make_node("Reshape", ["x", "n"], ["a"], name="p"),
+        helper.make_node("Tile", ["x", "n"], ["y"], name="e"),
     ]
     with pytest.raises(UnsupportedError) as error:
         import_onnx(model(nodes, {"x": [3, 3]}))

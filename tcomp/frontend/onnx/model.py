@@ -10,6 +10,7 @@ from typing import Any, Union
 import onnx
 import onnx.checker
 import onnx.defs
+import onnx.helper
 import onnx.inliner
 import onnx.shape_inference
 from google.protobuf.message import DecodeError
@@ -84,13 +85,23 @@ def _inlined(name: str, proto: onnx.ModelProto, opsets: dict[str, int]) -> onnx.
         if not composite:
             break
         try:
-            proto = onnx.inliner.inline_selected_functions(
-                proto, sorted(composite), inline_schema_functions=True
-            )
+            proto = _expanded(proto, sorted(composite))
         except _INLINER_ERRORS:
-            # Some bodies cannot be built when operands are left out: reported as unsupported operators.
-            break
+            break  # reported as unsupported operators
     return proto
+
+
+def _expanded(proto: onnx.ModelProto, composite: list[tuple[str, str]]) -> onnx.ModelProto:
+    """`proto` with the bodies of the standard's functions in place of their calls.
+
+    The inliner asks for the type of every operand, also of those left out, whose name is empty.
+    """
+    values = proto.graph.value_info
+    values.append(onnx.helper.make_tensor_value_info("", onnx.TensorProto.FLOAT, None))
+    try:
+        return onnx.inliner.inline_selected_functions(proto, composite, inline_schema_functions=True)
+    finally:
+        values.pop()
 
 
 def _composite_operators(graph: onnx.GraphProto, opsets: dict[str, int]) -> set[tuple[str, str]]:

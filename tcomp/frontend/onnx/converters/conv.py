@@ -31,9 +31,14 @@ def add_channel_bias(ctx: Context, x: Value, bias: Value | None) -> Value:
 
 @converter("Conv")
 def conv(ctx: Context, node: OnnxNode) -> Value:
-    x, weight = node.input(0), node.input(1)
+    result = convolve(ctx, node, node.input(0), node.input(1))
+    return add_channel_bias(ctx, result, node.optional(2))
+
+
+def convolve(ctx: Context, node: OnnxNode, x: Value, weight: Value) -> Value:
+    """The convolution that the node's attributes describe."""
     window = read_window(node, x, _kernel(node, weight))
-    result = ctx.op(
+    return ctx.op(
         f"conv{window.rank}d",
         x,
         weight,
@@ -42,7 +47,6 @@ def conv(ctx: Context, node: OnnxNode) -> Value:
         dilation=window.dilation,
         groups=node.integer("group", 1),
     )
-    return add_channel_bias(ctx, result, node.optional(2))
 
 
 @converter("ConvTranspose")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tcomp.errors import ModelError, UnsupportedError
+from tcomp.errors import ModelError
+from tcomp.frontend.onnx.axes import static_dim
 from tcomp.frontend.onnx.context import Context, OnnxNode
 from tcomp.frontend.onnx.converter import converter
 from tcomp.relay.dims import Dim, product
@@ -26,9 +27,7 @@ class Term:
 def einsum(ctx: Context, node: OnnxNode) -> Value:
     operands = node.all_inputs()
     subscripts, result = _parse(node.text("equation"), operands)
-    terms = [
-        _diagonal_free(Term(value, letters)) for value, letters in zip(operands, subscripts, strict=True)
-    ]
+    terms = [_diagonal(ctx, value, letters) for value, letters in zip(operands, subscripts, strict=True)]
     term = terms[0]
     for i, other in enumerate(terms[1:], start=1):
         later = "".join(t.letters for t in terms[i + 1 :]) + result
@@ -63,10 +62,26 @@ def _parse(equation: str, operands: list[Value]) -> tuple[list[str], str]:
     return subscripts, result.replace("...", letters)
 
 
-def _diagonal_free(term: Term) -> Term:
-    if len(set(term.letters)) != len(term.letters):
-        raise UnsupportedError(f"a diagonal (`{term.letters}`) in an Einsum is not supported")
-    return term
+def _diagonal(ctx: Context, value: Value, letters: str) -> Term:
+    """The elements where axes of the same letter have the same index, each letter once.
+
+    Two axes of n elements become one of n * n, of which every n + 1st element counts.
+    """
+    repeated = next((c for c in letters if letters.count(c) > 1), None)
+    if repeated is None:
+        return Term(value, letters)
+    first = letters.index(repeated)
+    second = letters.index(repeated, first + 1)
+    size = static_dim(value, first, "a diagonal in its equation")
+    if value.shape[second] != size:
+        raise ModelError(f"`{letters}` takes a diagonal of {value.type}, whose axes differ")
+    others = [a for a in range(len(letters)) if a not in (first, second)]
+    square = ctx.transpose(value, [*others, first, second])
+    outer = square.shape[:-2]
+    line = ctx.reshape(square, (*outer, size * size))
+    begin, strides = (0,) * len(outer), (1,) * len(outer)
+    taken = ctx.op("slice", line, begin=(*begin, 0), end=line.shape, strides=(*strides, size + 1))
+    return _diagonal(ctx, taken, "".join(letters[a] for a in others) + repeated)
 
 
 def _summed(ctx: Context, term: Term, kept: str) -> Term:

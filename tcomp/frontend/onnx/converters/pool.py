@@ -7,8 +7,9 @@ from math import prod
 from tcomp.errors import UnsupportedError
 from tcomp.frontend.onnx.context import Context, OnnxNode
 from tcomp.frontend.onnx.converter import converter
+from tcomp.frontend.onnx.converters.pool_indices import max_with_indices
 from tcomp.frontend.onnx.windows import Window, read_window
-from tcomp.relay.graph import Value
+from tcomp.relay.graph import Attr, Value
 
 
 def _op(kind: str, window: Window) -> str:
@@ -20,35 +21,30 @@ def _op(kind: str, window: Window) -> str:
 
 
 @converter("MaxPool")
-def max_pool(ctx: Context, node: OnnxNode) -> Value:
-    if node.uses_output(1):
-        raise UnsupportedError("its second output (indices) is not supported")
+def max_pool(ctx: Context, node: OnnxNode) -> Value | list[Value]:
     x = node.input(0)
     window = read_window(node, x, node.integers("kernel_shape"))
-    return ctx.op(
-        _op("max", window),
-        x,
-        kernel=window.kernel,
-        strides=window.strides,
-        padding=window.padding,
-        dilation=window.dilation,
-        ceil_mode=bool(node.integer("ceil_mode", 0)),
-    )
+    pooled = _pooled(ctx, node, "max", x, window)
+    return max_with_indices(ctx, node, x, window, pooled) if node.uses_output(1) else pooled
 
 
 @converter("AveragePool")
 def average_pool(ctx: Context, node: OnnxNode) -> Value:
     x = node.input(0)
     window = read_window(node, x, node.integers("kernel_shape"))
+    return _pooled(ctx, node, "avg", x, window, count_include_pad=bool(node.integer("count_include_pad", 0)))
+
+
+def _pooled(ctx: Context, node: OnnxNode, kind: str, x: Value, window: Window, **attrs: Attr) -> Value:
     return ctx.op(
-        _op("avg", window),
+        _op(kind, window),
         x,
         kernel=window.kernel,
         strides=window.strides,
         padding=window.padding,
         dilation=window.dilation,
         ceil_mode=bool(node.integer("ceil_mode", 0)),
-        count_include_pad=bool(node.integer("count_include_pad", 0)),
+        **attrs,
     )
 
 
