@@ -125,6 +125,21 @@ def test_threads_give_the_same_bits(wide: Path):
         model.threads = -1
 
 
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="this kernel has no huge pages"
+)
+def test_a_large_arena_asks_for_huge_pages(wide: Path):
+    def advised() -> int:
+        """KiB of this process whose mapping asks for huge pages."""
+        maps = Path("/proc/self/smaps").read_text().split("VmFlags:")
+        sizes = [int(text.split("\nSize:")[1].split()[0]) for text in maps if "\nSize:" in text]
+        return sum(kib for kib, flags in zip(sizes, maps[1:], strict=True) if "hg" in flags.splitlines()[0])
+
+    before = advised()
+    with load(wide, threads=1) as model:
+        assert advised() - before >= model.arena_bytes // 1024
+
+
 def test_contexts_run_at_once(wide: Path):
     model = load(wide, threads=2)
     models = [model, model, model.new_context(threads=2), load(wide, threads=1)]

@@ -20,6 +20,7 @@
 #define API __attribute__((visibility("default")))
 #define ERROR_BYTES 512
 #define ALIGNMENT 64
+#define HUGE_PAGE ((size_t)2 << 20)
 
 struct tcomp_context {
   tcomp_options options;
@@ -128,8 +129,15 @@ static tcomp_status find_weights(tcomp_context *context) {
 static char *allocate_arena(const tcomp_options *options) {
   size_t bytes = tcomp_model.arena_bytes > 0 ? tcomp_model.arena_bytes : ALIGNMENT;
   if (options->allocate != NULL) return options->allocate(options->allocator_user, bytes, ALIGNMENT);
+  /* Activations walk through megabytes: with pages of 4 KiB a part of the time goes to translating addresses. */
+  int is_large = bytes >= HUGE_PAGE;
+  if (is_large) bytes = (bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
   void *memory = NULL;
-  return posix_memalign(&memory, ALIGNMENT, bytes) == 0 ? memory : NULL;
+  if (posix_memalign(&memory, is_large ? HUGE_PAGE : ALIGNMENT, bytes) != 0) return NULL;
+#ifdef MADV_HUGEPAGE
+  if (is_large) madvise(memory, bytes, MADV_HUGEPAGE); /* advice: a system may have no such pages */
+#endif
+  return memory;
 }
 
 static tcomp_status check_options(const tcomp_options *options) {
