@@ -20,7 +20,7 @@ LAYERS = [
     {"plan"},
     {"codegen"},
     {"tuner"},
-    {"api", "verification"},
+    {"api", "profiling", "verification"},
     {"cli"},
 ]
 # Siblings that may import each other: target facts are stated in terms of Relay's element types.

@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from tcomp.api import Compiled, as_target
 from tcomp.api import compile as compile_model
 from tcomp.cli._options import (
     add_logs,
@@ -28,7 +29,9 @@ from tcomp.cli._options import (
     positive,
 )
 from tcomp.cli.run import made_inputs
+from tcomp.codegen.machine import measure_machine
 from tcomp.errors import UsageError
+from tcomp.profiling import StepProfile, profile, step_facts, table
 from tcomp.runtime import Model, load
 from tcomp.runtime.peers import PEERS
 
@@ -45,7 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rounds", metavar="N", type=positive, default=20, help="timed runs of each (default 20)"
     )
-    parser.add_argument("--per-op", action="store_true", help="show the time of every step")
+    parser.add_argument(
+        "--per-op",
+        action="store_true",
+        help="show each step's time; of a model also its speed, share of the roofline, template",
+    )
     parser.add_argument("--json", action="store_true")
 
 
@@ -58,24 +65,21 @@ def run(arguments: argparse.Namespace) -> int:
     if peers and path.suffix != ".onnx":
         raise UsageError(f"peers run .onnx files, not `{path}`; give the model instead of the artifact")
     with ExitStack() as stack:
-        model = stack.enter_context(_model(arguments, path, stack))
+        model, compiled = _model(arguments, path, stack)
         inputs = made_inputs(model, None, "random")
         runners: dict[str, Callable[[], object]] = {"tcomp": lambda: model(**inputs)}
         runners |= {p: PEERS[p](path, inputs, arguments.threads) for p in peers}
         times = interleaved(runners, arguments.rounds)
-        steps = model.profile(number=arguments.rounds, **inputs) if arguments.per_op else []
+        steps, whole = _per_op(arguments, model, inputs, compiled) if arguments.per_op else ([], 0.0)
     report: dict[str, Any] = {name: summary(seconds, times["tcomp"]) for name, seconds in times.items()}
     if arguments.json:
-        print(
-            json.dumps({"times": report, "steps": [{"label": s.label, "seconds": s.seconds} for s in steps]})
-        )
+        print(json.dumps({"times": report, "steps": [s.to_json() for s in steps]}))
         return 0
     for name, facts in report.items():
         ratio = "" if name == "tcomp" else f"   tcomp/{name} {facts['tcomp_ratio']:.3f}"
         print(f"{name:12} median {facts['median'] * 1e3:9.3f} ms, min {facts['min'] * 1e3:9.3f} ms{ratio}")
-    total = sum(s.seconds for s in steps)
-    for step in sorted(steps, key=lambda s: -s.seconds):
-        print(f"{step.seconds * 1e6:10.1f} us {step.seconds / total:6.1%}  {step.label}")
+    if arguments.per_op:
+        print(table(steps, whole))
     return 0
 
 
@@ -100,9 +104,22 @@ def summary(seconds: list[float], ours: list[float]) -> dict[str, float]:
     }
 
 
-def _model(arguments: argparse.Namespace, path: Path, stack: ExitStack) -> Model:
+def _per_op(
+    arguments: argparse.Namespace, model: Model, inputs: Mapping[str, Any], compiled: Compiled | None
+) -> tuple[list[StepProfile], float]:
+    """Profiles of the steps, and seconds of a whole run. An artifact does not know what its steps compute."""
+    facts = None
+    if compiled is not None:
+        machine = measure_machine(arguments.threads)
+        program, config_of = compiled.report.program, compiled.choices.config_of
+        facts = step_facts(program, as_target(arguments.target), config_of, machine)
+    return profile(model, inputs, arguments.rounds, facts)
+
+
+def _model(arguments: argparse.Namespace, path: Path, stack: ExitStack) -> tuple[Model, Compiled | None]:
+    """The loaded model, and what is known from compiling it, unless it is an artifact already."""
     if path.suffix == ".so":
-        return load(path, threads=arguments.threads)
+        return stack.enter_context(load(path, threads=arguments.threads)), None
     library = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "model.so"
     compiled = compile_model(
         arguments.model,
@@ -114,4 +131,4 @@ def _model(arguments: argparse.Namespace, path: Path, stack: ExitStack) -> Model
         precision=arguments.precision,
     )
     print(compiled.choices, compiled.precision, sep="\n", file=sys.stderr)
-    return load(library, threads=arguments.threads)
+    return stack.enter_context(load(library, threads=arguments.threads)), compiled

@@ -33,12 +33,14 @@ def find_c_compiler() -> str:
     )
 
 
-def compile_c(compiler: str, sources: Sequence[Path], folder: Path) -> list[Path]:
+def compile_c(
+    compiler: str, sources: Sequence[Path], folder: Path, more_flags: Sequence[str] = ()
+) -> list[Path]:
     """Compile C and assembly `sources` to objects in `folder`.
 
     Raises BuildError with the compiler's first error line.
     """
-    flags = ["-std=gnu11", "-O2", "-fPIC", "-fvisibility=hidden", f"-I{SOURCES}", "-c"]
+    flags = ["-std=gnu11", "-O2", "-fPIC", "-fvisibility=hidden", f"-I{SOURCES}", *more_flags, "-c"]
     _execute([compiler, *flags, *map(str, sources)], folder)
     return [folder / source.with_suffix(".o").name for source in sources]
 

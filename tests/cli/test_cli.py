@@ -71,6 +71,30 @@ def test_graph_to_library(model: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "ok: " in capsys.readouterr().out
 
 
+def test_bench_shows_where_time_goes(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bench = ["bench", str(model), "--input-shape", "x:8,64", "--per-op", "--rounds", "3"]
+    assert main([*bench, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["times"]["tcomp"]["min"] <= report["times"]["tcomp"]["median"]
+    assert sum("matmul" in step["label"] for step in report["steps"]) == 2
+    for step in report["steps"]:
+        assert step["seconds"] > 0
+        assert step["floor"] == pytest.approx(step["roofline"] * step["seconds"])
+        assert "@" in step["template"]
+        assert step["config"] == {}
+    first = next(step for step in report["steps"] if step["label"].startswith("matmul_add"))
+    assert first["flops"] == 2 * 8 * 64 * 96 + 2 * 8 * 96
+    assert first["nbytes"] == 4 * (8 * 64 + 64 * 96 + 8 * 96)  # a bias of equal elements is one number
+    assert main(bench) == 0
+    assert " us a run\n" in capsys.readouterr().out
+    library = tmp_path / "mlp.so"
+    assert main(["compile", str(model), "--input-shape", "x:8,64", "-o", str(library)]) == 0
+    capsys.readouterr()
+    assert main(["bench", str(library), "--per-op", "--json"]) == 0
+    steps = json.loads(capsys.readouterr().out)["steps"]
+    assert [set(step) for step in steps] == [{"label", "seconds"}] * len(report["steps"])
+
+
 @pytest.mark.slow
 def test_tune_replay_and_log(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = str(tmp_path / "mlp.jsonl")
