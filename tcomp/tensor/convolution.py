@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import gcd
 
 import numpy as np
@@ -14,6 +14,7 @@ from tcomp.relay.layouts import channel_block
 from tcomp.relay.types import Array, TensorType
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.loops import Buffer, Expression, Statement, loop, parallel, sequence, vector_loop
+from tcomp.tensor.pairs import PAIR, pack_pairs
 from tcomp.tensor.primitives import Tiles
 from tcomp.tensor.template import Packing
 from tcomp.tvm_api import tirx
@@ -46,6 +47,8 @@ class Convolution:
     pad_end: tuple[int, ...]
     in_block: int = 1
     out_block: int = 1
+    pairs: bool = False
+    """Whether input channels are multiplied two at a time; see `tcomp.tensor.pairs`."""
 
     @staticmethod
     def of(node: Node) -> Convolution:
@@ -127,6 +130,21 @@ class Convolution:
         return common
 
     @property
+    def chunk_steps(self) -> int:
+        """Steps in which a chunk is multiplied."""
+        return self.reduction_chunk // 2 if self.pairs else self.reduction_chunk
+
+    @property
+    def packed_dtype(self) -> str:
+        """The element type of weights as they are packed."""
+        return PAIR if self.pairs else self.dtype
+
+    def in_pairs(self) -> Convolution:
+        """This convolution with input channels in pairs, where whole chunks of a blocked input allow it."""
+        whole = self.in_block % 2 == 0 and self.reduction_chunk % 2 == 0
+        return replace(self, pairs=True) if whole else self
+
+    @property
     def reduction_chunks(self) -> int:
         return -(-self.reduced_channels // self.reduction_chunk)
 
@@ -139,10 +157,11 @@ class Convolution:
     def read(
         self, buffer: Buffer, n: Expression, channel: Expression, at: Sequence[Expression]
     ) -> Expression:
-        """The element of `channel` at spatial position `at` of a buffer in the input's layout."""
+        """The element (or pair) `channel` at spatial position `at` of a buffer in the input's layout."""
         if self.in_block == 1:
             return tirx.BufferLoad(buffer, [n, channel, *at])
-        return tirx.BufferLoad(buffer, [n, channel // self.in_block, *at, channel % self.in_block])
+        block = self.in_block // 2 if self.pairs else self.in_block
+        return tirx.BufferLoad(buffer, [n, channel // block, *at, channel % block])
 
     def position(self, out: Sequence[Expression], tap: Sequence[Expression]) -> list[Expression]:
         """Position in the padded input that output position `out` reads at kernel position `tap`."""
@@ -151,11 +170,12 @@ class Convolution:
     def padded_input(self, anchored: Anchored, lanes: int) -> tuple[list[Statement], Buffer]:
         """The input with zeros around it, and the statements that copy it where that is necessary."""
         blocks = [0] if self.in_block > 1 else []
+        dtype = self.dtype if self.pairs else self.accumulator
         return anchored.copy(
             anchored.operands[0],
             [0, 0, *self.pad_begin, *blocks],
             [0, 0, *self.pad_end, *blocks],
-            tirx.const(0, self.accumulator),
+            tirx.const(0, dtype),
             lanes,
         )
 
@@ -177,11 +197,11 @@ class WeightPanels:
     @property
     def shape(self) -> tuple[int, ...]:
         conv = self.conv
-        return (self.channels.count, conv.reduction_chunks, *conv.kernel, conv.reduction_chunk, self.width)
+        return (self.channels.count, conv.reduction_chunks, *conv.kernel, conv.chunk_steps, self.width)
 
     @property
     def packing(self) -> Packing:
-        return Packing(TensorType(self.shape, self.conv.dtype), self._pack)
+        return Packing(TensorType(self.shape, self.conv.packed_dtype), self._pack)
 
     def _pack(self, weights: Array) -> Array:
         conv, rank = self.conv, len(self.conv.kernel)
@@ -195,7 +215,8 @@ class WeightPanels:
         bases = [int(self.channels.base(t)) * block for t in range(self.channels.count)]
         panels = np.stack([dense[b : b + self.width] for b in bases])
         split: Array = panels.reshape(len(bases), self.width, chunks, chunk, *conv.kernel)
-        return np.ascontiguousarray(np.transpose(split, (0, 2, *range(4, 4 + rank), 3, 1)))
+        ordered = np.ascontiguousarray(np.transpose(split, (0, 2, *range(4, 4 + rank), 3, 1)))
+        return pack_pairs(ordered) if conv.pairs else ordered
 
     def pack_in_kernel(self, anchored: Anchored, lanes: int) -> tuple[list[Statement], Buffer]:
         """As `packing`, at run time, for weights that are not constant."""
@@ -225,5 +246,5 @@ class WeightPanels:
 
 
 def dense_steps(conv: Convolution) -> tuple[int, ...]:
-    """Extents of the reduction: input channel chunks, kernel positions, channels of a chunk."""
-    return (conv.reduction_chunks, *conv.kernel, conv.reduction_chunk)
+    """Extents of the reduction: input channel chunks, kernel positions, channels (or pairs) of a chunk."""
+    return (conv.reduction_chunks, *conv.kernel, conv.chunk_steps)

@@ -21,6 +21,7 @@ import numpy as np
 from tcomp.relay.types import Array
 from tcomp.target.target import Target
 from tcomp.tensor.math import dtype_of
+from tcomp.tensor.register_tile import ShortSums
 from tcomp.tvm_api import tirx, tvm
 
 Expression = Any
@@ -43,6 +44,11 @@ def multiply_add(total: Expression, left: Expression, right: Expression) -> Expr
 def widened_sum(pair: Expression) -> Expression:
     """The sum of both halves of a float16 pair as float32."""
     return _call("half_widened_sum", "float32", pair)
+
+
+def short_sums() -> ShortSums:
+    """Sums of a reduction by `multiply_add`."""
+    return ShortSums(PAIR, tirx.const(0, PAIR), widened_sum, MOST_STEPS)
 
 
 def joined(low: Expression, high: Expression) -> Expression:

@@ -19,16 +19,18 @@ import numpy as np
 
 from tcomp.errors import GraphError
 from tcomp.relay.attributes import graph as graph_attribute
+from tcomp.relay.attributes import text
 from tcomp.relay.builder import make_node
 from tcomp.relay.graph import Constant, Graph, Node, Value
+from tcomp.relay.layouts import channel_block
 from tcomp.relay.op import OPS, FusionKind
 from tcomp.relay.types import TensorType, numpy_dtype
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import ANCHOR_KINDS
 from tcomp.transform.pass_ import Pass, declare_pass
 
-PRODUCTS = ("matmul",)
-"""Operators that gain from operands of 16 bits."""
+MOVING_ANCHORS = ("max_pool1d", "max_pool2d", "max_pool3d")
+"""Anchors whose results are elements of their operand."""
 WIDE_OPERANDS = ("attention",)
 """Anchors that read float32 only."""
 RANGES = {"float16": 65504.0, "bfloat16": 3.3e38}
@@ -58,13 +60,13 @@ class LowerPrecision(Pass):
 
 def product_kernels(graph: Graph) -> list[Node]:
     """The kernels of an optimized graph whose anchor is a product."""
-    return [n for n in graph.nodes if (anchor := _anchor(n)) is not None and anchor.op in PRODUCTS]
+    return [n for n in graph.nodes if _is_product(_anchor(n))]
 
 
 def is_lowered(kernel: Node) -> bool:
     """Whether a kernel's product takes operands of 16 bits."""
     anchor = _anchor(kernel)
-    return anchor is not None and anchor.op in PRODUCTS and anchor.inputs[0].dtype in RANGES
+    return anchor is not None and _is_product(anchor) and anchor.inputs[0].dtype in RANGES
 
 
 def describe_precision(graph: Graph, target: Target, precision: str) -> str:
@@ -77,6 +79,15 @@ def describe_precision(graph: Graph, target: Target, precision: str) -> str:
     wide = [n.name for n in products if not is_lowered(n)]
     kept = f", {len(wide)} in float32 ({', '.join(wide[:5])})" if wide else ""
     return f"precision fast: {len(products) - len(wide)} products in {target.fast_dtype}{kept}"
+
+
+def _is_product(anchor: Node | None) -> bool:
+    """Whether an anchor gains from operands of 16 bits: matrix products, convolutions of blocked channels."""
+    if anchor is None:
+        return False
+    if anchor.op in ("conv1d", "conv2d", "conv3d"):
+        return channel_block(text(anchor.attrs, "data_layout")) is not None
+    return anchor.op == "matmul"
 
 
 def _anchor(node: Node) -> Node | None:
@@ -94,11 +105,10 @@ class _Lowering:
         self._dtype = dtype
         self._keep = keep
         self._stats = stats
-        self._roots: dict[Value, Value] = {}
+        self._groups: dict[Value, Value] = {}
         for node in graph.nodes:
             if node.op != "fused":
-                for output in node.outputs:
-                    self._roots[output] = self._root(node.inputs[0])
+                self._join((*node.inputs, *node.outputs))
         self._narrow = self._chosen()
         self._values: dict[Value, Value] = {}
         self._constants: dict[Constant, Constant] = {}
@@ -115,35 +125,39 @@ class _Lowering:
         outputs = tuple(self._values.get(v, v) for v in self._graph.outputs)
         return Graph(self._graph.inputs, tuple(nodes), outputs, self._graph.name)
 
-    def _root(self, value: Value) -> Value:
-        """What `value` views."""
-        return self._roots.get(value, value)
+    def _join(self, values: tuple[Value, ...]) -> None:
+        """Views, slices and concatenations in place share the element type of what they are made of."""
+        first = self._group(values[0])
+        for value in values:
+            if value.dtype == first.dtype:
+                self._groups[self._group(value)] = first
+
+    def _group(self, value: Value) -> Value:
+        """One value for all that must have the same element type as `value`."""
+        while value in self._groups and self._groups[value] is not value:
+            value = self._groups[value]
+        return value
 
     def _chosen(self) -> frozenset[Value]:
-        """The buffers that are stored in 16 bits."""
-        outputs = {self._root(v) for v in self._graph.outputs}
+        """The groups of values that are stored in 16 bits."""
+        fixed = {self._group(v) for v in (*self._graph.inputs, *self._graph.outputs, *self._graph.constants)}
         touched: set[Value] = set()
-        fixed: set[Value] = set()
         for node in self._graph.nodes:
             if node.op != "fused":
-                if OPS[node.op].kind is not FusionKind.VIEW:
-                    fixed |= {self._root(v) for v in (*node.inputs, *node.outputs)}
                 continue
             anchor = _anchor(node)
-            reads = {self._root(v) for v in node.inputs}
+            reads = {self._group(v) for v in node.inputs}
+            writes = {self._group(v) for v in node.outputs}
             if node.name in self._keep or (anchor and OPS[anchor.op].kind is FusionKind.OPAQUE):
-                fixed |= reads | set(node.outputs)
-            elif anchor is not None and anchor.op in PRODUCTS:
-                touched |= reads | set(node.outputs)
+                fixed |= reads | writes
+            elif _is_product(anchor):
+                touched |= reads | writes
             elif anchor is not None and anchor.op in WIDE_OPERANDS:
                 fixed |= reads
-        made = {v for n in self._graph.nodes if n.op == "fused" for v in n.outputs}
-        return frozenset(
-            v for v in touched & made if v.dtype == "float32" and v not in fixed and v not in outputs
-        )
+        return frozenset(v for v in touched - fixed if v.dtype == "float32")
 
     def _is_narrow(self, value: Value) -> bool:
-        return self._root(value) in self._narrow
+        return self._group(value) in self._narrow
 
     def _view(self, node: Node) -> Node:
         return make_node(node.op, [self._values.get(v, v) for v in node.inputs], node.attrs, node.name)
@@ -152,12 +166,13 @@ class _Lowering:
         body = graph_attribute(node.attrs, "body")
         anchor = _anchor(node)
         operands = list(self._values.get(v, v) for v in node.inputs)
-        lowered = anchor is not None and anchor.op in PRODUCTS and self._lower(node, body, anchor, operands)
-        if anchor is not None and anchor.op in PRODUCTS:
+        product = _is_product(anchor)
+        lowered = anchor is not None and product and self._lower(node, body, anchor, operands)
+        if product:
             self._stats[f"products in {self._dtype if lowered else 'float32'}"] += 1
         changed = _Body(body, self._dtype, anchor if lowered else None)
         results = changed.rebuilt(
-            [v.type for v in operands], [self._dtype if v in self._narrow else v.dtype for v in node.outputs]
+            [v.type for v in operands], [self._dtype if self._is_narrow(v) else v.dtype for v in node.outputs]
         )
         return make_node("fused", operands, {"body": results}, node.name)
 
@@ -220,7 +235,7 @@ class _Body:
         moved = {v.dtype for v, old in zip(operands, node.inputs, strict=True) if old.dtype == "float32"}
         if node is self._product:
             attrs = {**node.attrs, "out_dtype": "float32"}
-        elif OPS[node.op].kind not in _MOVING or len(moved) > 1:
+        elif (OPS[node.op].kind not in _MOVING and node.op not in MOVING_ANCHORS) or len(moved) > 1:
             operands = [self._as(v, old.dtype) for v, old in zip(operands, node.inputs, strict=True)]
         made = make_node(node.op, operands, attrs, node.name)
         self._nodes.append(made)

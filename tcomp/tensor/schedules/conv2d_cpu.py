@@ -20,8 +20,16 @@ from tcomp.tensor.epilogue import epilogue_fits, placeholder_index
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
 from tcomp.tensor.loops import Buffer, Expression, Statement
+from tcomp.tensor.pairs import as_pairs, multiplies_pairs, multiply_add, short_sums
 from tcomp.tensor.primitives import Tiles
-from tcomp.tensor.register_tile import Index, Point, Reduction, RegisterTile, passes_nest, tile_nest
+from tcomp.tensor.register_tile import (
+    Index,
+    Point,
+    Reduction,
+    RegisterTile,
+    passes_nest,
+    tile_nest,
+)
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
 from tcomp.tvm_api import tirx
 
@@ -60,7 +68,7 @@ class Conv2dDirect(Template):
         return Convolution.of(anchor).out_block > 1
 
     def space(self, kernel: Kernel, target: Target) -> Space:
-        conv = _convolution(kernel)
+        conv = _convolution(kernel, target)
         tiles = list(_tiles(conv, target))
         best = min(tiles, key=lambda tile: _cycles(conv, tile, target))
         legal = set(tiles)
@@ -87,7 +95,7 @@ class Conv2dDirect(Template):
                 Ordered("oc_blocks", tuple(sorted({t.oc_blocks for t in tiles})), best.oc_blocks),
                 Choice("order", ("weights", "pixels"), order),
                 Ordered("pass_chunks", (0, *(c for c in range(1, chunks) if chunks % c == 0)), cut),
-                Ordered("unroll", tuple(u for u in (1, 2, 4, 8) if conv.reduction_chunk % u == 0), 1),
+                Ordered("unroll", tuple(u for u in (1, 2, 4, 8) if conv.chunk_steps % u == 0), 1),
                 Choice("unroll_kernel", (False, True), False),
             ),
             reason,
@@ -100,7 +108,8 @@ class Conv2dDirect(Template):
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         """1. Pack weights and pad the input where necessary. 2. One nest over register tiles."""
         assert kernel.anchor is not None
-        conv, lanes = _convolution(kernel), target.lanes(_convolution(kernel).accumulator)
+        conv = _convolution(kernel, target)
+        lanes = target.lanes(conv.accumulator)
         tile = _register_tile(conv, _tile_of(config), str(config["order"]), lanes)
         panels = WeightPanels(conv, tile.axes[1])
         weights = placeholder_index(kernel, kernel.anchor.inputs[1])
@@ -113,6 +122,9 @@ class Conv2dDirect(Template):
         else:
             pack, packed = panels.pack_in_kernel(anchored, lanes)
             copies += pack
+        if conv.pairs:
+            declaration, data = as_pairs(data, "data_pairs")
+            copies = [*copies, declaration]
         reduction = _reduction(conv, data, packed, config)
 
         def finish(index: Sequence[Expression], value: Expression) -> Statement:
@@ -126,9 +138,13 @@ class Conv2dDirect(Template):
         return anchored.scheduled([*copies, nest])
 
 
-def _convolution(kernel: Kernel) -> Convolution:
+def _convolution(kernel: Kernel, target: Target) -> Convolution:
+    """The kernel's convolution, in pairs of input channels where the target multiplies pairs."""
     assert kernel.anchor is not None
-    return Convolution.of(kernel.anchor)
+    conv = Convolution.of(kernel.anchor)
+    weights = placeholder_index(kernel, kernel.anchor.inputs[1])
+    constant = weights is not None and weights in kernel.constant_inputs
+    return conv.in_pairs() if constant and multiplies_pairs(target, conv.dtype) else conv
 
 
 def _tile_of(config: Config) -> _Tile:
@@ -243,14 +259,18 @@ def _reduction(conv: Convolution, data: Buffer, weights: Buffer, config: Config)
     def update(total: Expression, point: Point, step: Index) -> Expression:
         n, _, *pixel, _ = point.index
         chunk, *taps, channel = step
-        source = conv.first_input(point.bases[1] * conv.out_block) + chunk * conv.reduction_chunk + channel
+        first = conv.first_input(point.bases[1] * conv.out_block)
+        source = (first // 2 if conv.pairs else first) + chunk * conv.chunk_steps + channel
         at = _unflatten(conv, pixel) if conv.is_pointwise else conv.position(pixel, taps)
         lane = point.places[1] * conv.out_block + point.places[-1]
         weight = tirx.BufferLoad(weights, [point.tiles[1], *step, lane])
-        wide = conv.accumulator
-        return total + conv.read(data, n, source, at).astype(wide) * weight.astype(wide)
+        value, wide = conv.read(data, n, source, at), conv.accumulator
+        if conv.pairs:
+            return multiply_add(total, value, weight)
+        return total + value.astype(wide) * weight.astype(wide)
 
-    return Reduction(steps, tuple(written), conv.accumulator, tirx.const(0, conv.accumulator), update)
+    short = short_sums() if conv.pairs else None
+    return Reduction(steps, tuple(written), conv.accumulator, tirx.const(0, conv.accumulator), update, short)
 
 
 def _unflatten(conv: Convolution, pixel: Sequence[Expression]) -> list[Expression]:

@@ -12,7 +12,7 @@ from math import gcd
 
 import numpy as np
 
-from tcomp.relay.types import Array, TensorType
+from tcomp.relay.types import Array, TensorType, numpy_dtype
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.convolution import Convolution
@@ -79,15 +79,15 @@ def _convolution(kernel: Kernel) -> Convolution:
 
 
 def _pack_weights(conv: Convolution) -> Packing:
-    """`[C, 1, kernel...] -> [C/c, kernel..., c]`, zero in the lanes beyond C."""
+    """`[C, 1, kernel...] -> [C/c, kernel..., c]` in the sums' type, zero in the lanes beyond C."""
 
     def pack(weights: Array) -> Array:
         padded: Array = np.zeros((conv.out_blocks * conv.out_block, *conv.kernel), weights.dtype)
         padded[: conv.out_channels] = weights[:, 0]
         split: Array = padded.reshape(conv.out_blocks, conv.out_block, *conv.kernel)
-        return np.ascontiguousarray(np.moveaxis(split, 1, -1))
+        return np.ascontiguousarray(np.moveaxis(split, 1, -1), numpy_dtype(conv.accumulator))
 
-    return Packing(TensorType((conv.out_blocks, *conv.kernel, conv.out_block), conv.dtype), pack)
+    return Packing(TensorType((conv.out_blocks, *conv.kernel, conv.out_block), conv.accumulator), pack)
 
 
 class _Nest:
@@ -166,7 +166,7 @@ class _Nest:
             ]
             source = [n, channels, *at, self._column(base, place, tap), lane]
             value = tirx.BufferLoad(self.data, source).astype(conv.accumulator)
-            weight = tirx.BufferLoad(self.weights, [channels, *taps, tap, lane]).astype(conv.accumulator)
+            weight = tirx.BufferLoad(self.weights, [channels, *taps, tap, lane])
             at_sum = [place * block + lane]
             return tirx.BufferStore(sums, tirx.BufferLoad(sums, at_sum) + value * weight, at_sum)
 

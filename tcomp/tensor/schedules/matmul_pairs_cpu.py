@@ -28,7 +28,7 @@ from tcomp.tensor.pairs import (
     multiplies_pairs,
     multiply_add,
     pack_pairs,
-    widened_sum,
+    short_sums,
 )
 from tcomp.tensor.primitives import Tiles, transpose_square
 from tcomp.tensor.product import Product
@@ -37,7 +37,6 @@ from tcomp.tensor.register_tile import (
     Point,
     Reduction,
     RegisterTile,
-    ShortSums,
     cut,
     passes_nest,
     tile_nest,
@@ -134,10 +133,9 @@ class _Nest:
             vector = tirx.BufferLoad(panels, [own(flat), point.tiles[2], k, point.places[2]])
             return multiply_add(total, left(flat, row, k), vector)
 
-        short = ShortSums(PAIR, tirx.const(0, PAIR), widened_sum, MOST_STEPS)
         zero = tirx.const(0, "float32")
         unroll = (int(config["unroll"]),)
-        reduction = Reduction((self.steps,), unroll, "float32", zero, update, short)
+        reduction = Reduction((self.steps,), unroll, "float32", zero, update, short_sums())
 
         def finish(index: Sequence[Expression], value: Expression) -> Statement:
             flat, row, column = index
