@@ -102,7 +102,7 @@ class Conv2dDirect(Template):
         )
 
     def estimate(self, kernel: Kernel, target: Target) -> float:
-        conv = _convolution(kernel)
+        conv = _convolution(kernel, target)
         return min(_cycles(conv, tile, target) for tile in _tiles(conv, target))
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
