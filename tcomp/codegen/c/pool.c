@@ -172,7 +172,8 @@ static void keep_apart(tcomp_pool *pool, int32_t thread) {
     int cpu = atomic_load_explicit(&pool->shares[i].cpu, memory_order_relaxed);
     if (cpu >= 0) CPU_CLR(cpu, &others);
   }
-  if (CPU_COUNT(&others) > 0) sched_setaffinity(0, sizeof others, &others);
+  if (CPU_COUNT(&others) == 0 || sched_setaffinity(0, sizeof others, &others) != 0) return;
+  sched_setaffinity(0, sizeof pool->cpus, &pool->cpus); /* It has moved, and may move again. */
 }
 
 /* ---- workers ------------------------------------------------------------------------------------ */
