@@ -102,6 +102,14 @@ class Convolution:
         return self.out_channels // self.groups
 
     @property
+    def needed(self) -> tuple[int, ...]:
+        """Extents of the padded input that the outputs read."""
+        return tuple(
+            (o - 1) * s + (k - 1) * d + 1
+            for o, s, k, d in zip(self.out_size, self.strides, self.kernel, self.dilation, strict=True)
+        )
+
+    @property
     def out_blocks(self) -> int:
         return -(-self.out_channels // self.out_block)
 
@@ -154,14 +162,26 @@ class Convolution:
             return 0
         return out_channel // (self.group_outputs * self.merged_groups) * self.reduced_channels
 
+    def place(self, n: Expression, channel: Expression, at: Sequence[Expression]) -> list[Expression]:
+        """Where a buffer in the input's layout holds the element (or pair) `channel` at position `at`."""
+        if self.in_block == 1:
+            return [n, channel, *at]
+        block = self.in_block // 2 if self.pairs else self.in_block
+        return [n, channel // block, *at, channel % block]
+
     def read(
         self, buffer: Buffer, n: Expression, channel: Expression, at: Sequence[Expression]
     ) -> Expression:
         """The element (or pair) `channel` at spatial position `at` of a buffer in the input's layout."""
-        if self.in_block == 1:
-            return tirx.BufferLoad(buffer, [n, channel, *at])
-        block = self.in_block // 2 if self.pairs else self.in_block
-        return tirx.BufferLoad(buffer, [n, channel // block, *at, channel % block])
+        return tirx.BufferLoad(buffer, self.place(n, channel, at))
+
+    def unflatten(self, pixel: Expression) -> list[Expression]:
+        """Output position of number `pixel` of all pixels in row-major order."""
+        at: list[Expression] = []
+        for extent in reversed(self.out_size[1:]):
+            at.insert(0, pixel % extent)
+            pixel = pixel // extent
+        return [pixel, *at]
 
     def position(self, out: Sequence[Expression], tap: Sequence[Expression]) -> list[Expression]:
         """Position in the padded input that output position `out` reads at kernel position `tap`."""

@@ -158,6 +158,14 @@ def vector_loop(extent: int, lanes: int, unroll: int, body: Body) -> list[Statem
     return statements
 
 
+def prefetch(buffer: Buffer, index: Sequence[Expression]) -> Statement:
+    """Ask for the cache line of `buffer[index]` to be fetched: a hint that changes no value and never faults,
+    so `index` may lie behind the buffer's end."""
+    address = tirx.address_of(tirx.BufferLoad(buffer, list(index)))
+    for_reading, keep, of_data = constant(0), constant(3), constant(1)
+    return tirx.Evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", address, for_reading, keep, of_data))
+
+
 class TensorMap(dict[Any, Any]):
     """A dictionary by tensor identity; `==` of tensors without axes builds an expression instead."""
 

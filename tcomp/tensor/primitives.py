@@ -24,6 +24,8 @@ class Tiles:
     extent: int
     size: int
     count: int
+    rest: int = 0
+    """Size of the last tile where it is a smaller one that does not overlap, else 0."""
 
     @staticmethod
     def of(extent: int, size: int, multiple: int = 1) -> Tiles:
@@ -32,6 +34,12 @@ class Tiles:
         count = -(-extent // size)
         return Tiles(extent, size, -(-count // multiple) * multiple)
 
+    @staticmethod
+    def with_rest(extent: int, size: int) -> Tiles:
+        """Tiles of `size`, the last one of what is left of the extent."""
+        size = min(size, extent)
+        return Tiles(extent, size, -(-extent // size), extent % size)
+
     @property
     def exact(self) -> bool:
         """Whether no two tiles overlap."""
@@ -39,7 +47,7 @@ class Tiles:
 
     def base(self, tile: Expression) -> Expression:
         """The first element of a tile, for an `int` or an expression."""
-        if self.exact:
+        if self.exact or self.rest:
             return tile * self.size
         last = self.extent - self.size
         return min(tile * self.size, last) if isinstance(tile, int) else te.min(tile * self.size, last)
@@ -47,7 +55,7 @@ class Tiles:
     def locate(self, index: Expression) -> tuple[Expression, Expression]:
         """A tile that covers an element, and the element's place in it."""
         tile = index // self.size
-        return (tile, index % self.size) if self.exact else (tile, index - self.base(tile))
+        return (tile, index % self.size) if self.exact or self.rest else (tile, index - self.base(tile))
 
 
 def store_by_tile(

@@ -1,8 +1,8 @@
 """A nest that keeps a tile of the output in registers over the whole reduction.
 
 Convolution-like templates state their loops through it: what one step of the reduction does to one sum,
-and what happens with a finished sum. Tiles overlap at the end of an axis (see `primitives.Tiles`), so
-that no loop has a rest and no store a predicate.
+and what happens with a finished sum. Tiles overlap at the end of an axis, so that no loop has a rest and no
+store a predicate; on one axis the last tile may be a smaller one instead (see `primitives.Tiles`).
 """
 
 from __future__ import annotations
@@ -12,11 +12,15 @@ from dataclasses import dataclass, replace
 from math import gcd, prod
 from typing import Any
 
+from tcomp.errors import ScheduleError
 from tcomp.tensor.loops import Expression, Statement, local, loop, parallel, sequence, unrolled, vectorized
 from tcomp.tensor.primitives import Tiles
 from tcomp.tvm_api import tirx
 
 Index = Sequence[Expression]
+FMA_LATENCY = 4
+"""Cycles until a sum can be added to again: a tile of fewer vectors than this times the ports waits."""
+LOAD_PORTS = 2
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,27 @@ class RegisterTile:
                 found[axis], number = number % count, number // count
         return found
 
+    def first(self, numbers: Index) -> Point:
+        """The first element of the tile at place `numbers` among the tiles of every axis."""
+        bases = tuple(t.base(n) for t, n in zip(self.axes, numbers, strict=True))
+        return Point(tuple(numbers), bases, (0,) * len(bases))
+
+    def or_rest(self, first: Point, body: Callable[[RegisterTile], Statement]) -> Statement:
+        """`body(tile)`, the tile being this one, or the smaller one at the end of an axis with a rest.
+
+        Raises ScheduleError when several axes have one.
+        """
+        rests = [axis for axis, tiles in enumerate(self.axes) if tiles.rest]
+        if not rests:
+            return body(self)
+        if len(rests) > 1:
+            raise ScheduleError(f"register tiles have a rest on {len(rests)} axes; one may have one")
+        (axis,) = rests
+        tiles = self.axes[axis]
+        smaller = (*self.axes[:axis], replace(tiles, size=tiles.rest), *self.axes[axis + 1 :])
+        is_whole = first.tiles[axis] < tiles.count - 1
+        return tirx.IfThenElse(is_whole, body(self), body(replace(self, axes=smaller)))
+
 
 @dataclass(frozen=True)
 class Point:
@@ -91,7 +116,9 @@ class Reduction:
     """What is summed up: `update(sum, point, step)` at every `step` of `extents`, from `initial`.
 
     Axes whose extent is in `unroll` above 1 have that many steps of their loop written out; `unroll`
-    divides the extent. With `short`, `update` works on short sums.
+    divides the extent. With `short`, `update` works on short sums. `ahead(tile, first, step)` are statements
+    that come before the steps which begin with `step`, all indices of a step or (not for short sums) its first
+    one: they fetch what the tile whose first element is `first` reads later.
     """
 
     extents: tuple[int, ...]
@@ -100,6 +127,7 @@ class Reduction:
     initial: Expression
     update: Callable[[Expression, Point, Index], Expression]
     short: ShortSums | None = None
+    ahead: Callable[[RegisterTile, Point, Index], Sequence[Statement]] | None = None
 
 
 def tile_nest(
@@ -111,29 +139,29 @@ def tile_nest(
     """For every tile: sums start at `initial`, go through the reduction, and end in `finish(index, sum)`."""
 
     def one_tile(number: Expression) -> Statement:
-        numbers = tile.numbers(number)
-        allocation, sums = local([tile.size], reduction.dtype, "sums")
-
-        def clear(_: Point, at: Expression) -> Statement:
-            return tirx.BufferStore(sums, reduction.initial, [at])
-
-        def end(point: Point, at: Expression) -> Statement:
-            return finish(point.index, tirx.BufferLoad(sums, [at]))
-
-        if reduction.short is None:
-            work = _steps(reduction, lambda taken: _update(tile, reduction, numbers, sums, taken))
-        else:
-            work = _short_steps(tile, reduction, reduction.short, numbers, (sums, 0))
-        return sequence(
-            [
-                allocation,
-                _positions(tile, numbers, clear),
-                work,
-                _positions(tile, numbers, end),
-            ]
-        )
+        first = tile.first(tile.numbers(number))
+        return tile.or_rest(first, lambda part: _whole_sums(part, reduction, first, finish))
 
     return (parallel if threaded else loop)(tile.count, one_tile, "tile")
+
+
+def _whole_sums(
+    tile: RegisterTile, reduction: Reduction, first: Point, finish: Callable[[Index, Expression], Statement]
+) -> Statement:
+    """The whole reduction of one tile."""
+    allocation, sums = local([tile.size], reduction.dtype, "sums")
+
+    def clear(_: Point, at: Expression) -> Statement:
+        return tirx.BufferStore(sums, reduction.initial, [at])
+
+    def end(point: Point, at: Expression) -> Statement:
+        return finish(point.index, tirx.BufferLoad(sums, [at]))
+
+    if reduction.short is None:
+        work = _plain_steps(tile, reduction, first, sums)
+    else:
+        work = _short_steps(tile, reduction, reduction.short, first, (sums, 0))
+    return sequence([allocation, _positions(tile, first, clear), work, _positions(tile, first, end)])
 
 
 def passes_nest(
@@ -160,55 +188,50 @@ def passes_nest(
         own = outer.numbers(number)
         keep, partial = local([inner_count * tile.size], reduction.dtype, "partial")
 
-        def tiles(body: Callable[[Index, Expression], Statement]) -> Statement:
-            """`body(tile numbers, first partial sum)` for each tile of the walk."""
+        def tiles(body: Callable[[Point, Expression], Statement]) -> Statement:
+            """`body(first element, first partial sum)` for each tile of the walk."""
 
             def one_tile(walked: Expression) -> Statement:
                 numbers = [own[a] if a in outer.order else n for a, n in enumerate(inner.numbers(walked))]
-                return body(numbers, walked * tile.size)
+                return body(tile.first(numbers), walked * tile.size)
 
             return loop(inner_count, one_tile, "tile")
 
-        def clear(numbers: Index, first: Expression) -> Statement:
+        def clear(first: Point, begin: Expression) -> Statement:
             return _positions(
-                tile, numbers, lambda _, at: tirx.BufferStore(partial, reduction.initial, [first + at])
+                tile, first, lambda _, at: tirx.BufferStore(partial, reduction.initial, [begin + at])
             )
 
-        def advance(done: Expression) -> Callable[[Index, Expression], Statement]:
-            def body(numbers: Index, first: Expression) -> Statement:
+        def advance(done: Expression) -> Callable[[Point, Expression], Statement]:
+            def body(first: Point, begin: Expression) -> Statement:
                 one_pass = replace(reduction, extents=(steps, *reduction.extents[1:]))
                 if reduction.short is not None:
                     return _short_steps(
-                        tile, one_pass, reduction.short, numbers, (partial, first), done * steps
+                        tile, one_pass, reduction.short, first, (partial, begin), done * steps
                     )
                 allocation, sums = local([tile.size], reduction.dtype, "sums")
 
                 def move(target: Any, source: Any, shifts: tuple[Expression, Expression]) -> Statement:
                     return _positions(
                         tile,
-                        numbers,
+                        first,
                         lambda _, at: tirx.BufferStore(
                             target, tirx.BufferLoad(source, [at + shifts[1]]), [at + shifts[0]]
                         ),
                     )
 
-                work = _steps(
-                    one_pass,
-                    lambda taken: _update(
-                        tile, reduction, numbers, sums, [done * steps + taken[0], *taken[1:]]
-                    ),
-                )
+                work = _plain_steps(tile, one_pass, first, sums, done * steps)
                 return sequence(
-                    [allocation, move(sums, partial, (0, first)), work, move(partial, sums, (first, 0))]
+                    [allocation, move(sums, partial, (0, begin)), work, move(partial, sums, (begin, 0))]
                 )
 
             return body
 
-        def end(numbers: Index, first: Expression) -> Statement:
+        def end(first: Point, begin: Expression) -> Statement:
             return _positions(
                 tile,
-                numbers,
-                lambda point, at: finish(point.index, tirx.BufferLoad(partial, [first + at])),
+                first,
+                lambda point, at: finish(point.index, tirx.BufferLoad(partial, [begin + at])),
             )
 
         passes = loop(reduction.extents[0] // steps, lambda done: tiles(advance(done)), "pass")
@@ -217,22 +240,44 @@ def passes_nest(
     return (parallel if threaded else loop)(outer_count, one_panel, "panel")
 
 
-def _update(tile: RegisterTile, reduction: Reduction, numbers: Index, sums: Any, taken: Index) -> Statement:
+def _update(tile: RegisterTile, reduction: Reduction, first: Point, sums: Any, taken: Index) -> Statement:
     """One step of the reduction for every sum of a tile."""
     return _positions(
         tile,
-        numbers,
+        first,
         lambda point, at: tirx.BufferStore(
             sums, reduction.update(tirx.BufferLoad(sums, [at]), point, taken), [at]
         ),
     )
 
 
+def _ahead(tile: RegisterTile, reduction: Reduction, first: Point, taken: Index) -> list[Statement]:
+    return [] if reduction.ahead is None else list(reduction.ahead(tile, first, taken))
+
+
+def _plain_steps(
+    tile: RegisterTile, reduction: Reduction, first: Point, sums: Any, begin: Expression = 0
+) -> Statement:
+    """The steps of a reduction, the first axis from `begin`, on the tile's sums."""
+
+    def nest(taken: tuple[Expression, ...]) -> Statement:
+        if len(taken) == len(reduction.extents):
+            return sequence(
+                [*_ahead(tile, reduction, first, taken), _update(tile, reduction, first, sums, taken)]
+            )
+        below = _loop_of_steps(reduction, len(taken), lambda i: nest((*taken, i)))
+        return sequence([*_ahead(tile, reduction, first, taken), below]) if len(taken) == 1 else below
+
+    if not prod(reduction.extents):
+        return tirx.Evaluate(0)
+    return _loop_of_steps(reduction, 0, lambda i: nest((begin + i,)))
+
+
 def _short_steps(
     tile: RegisterTile,
     reduction: Reduction,
     short: ShortSums,
-    numbers: Index,
+    first: Point,
     sums: tuple[Any, Expression],
     begin: Expression = 0,
 ) -> Statement:
@@ -243,7 +288,7 @@ def _short_steps(
     outer, inner = cut(reduction.extents, short.most_steps)
     axis = len(outer) - 1
     written = [1] * axis + [gcd(reduction.unroll[axis], inner[0]), *reduction.unroll[axis + 1 :]]
-    buffer, first = sums
+    buffer, place = sums
 
     def stretch(taken: Index) -> Statement:
         allocation, partial = local([tile.size], short.dtype, "short_sums")
@@ -252,20 +297,23 @@ def _short_steps(
             return tirx.BufferStore(partial, short.initial, [at])
 
         def step(more: Index) -> Statement:
-            place = [*taken[:-1], taken[-1] * inner[0] + more[0], *more[1:]]
-            return _update(tile, reduction, numbers, partial, [begin + place[0], *place[1:]])
+            inside = [*taken[:-1], taken[-1] * inner[0] + more[0], *more[1:]]
+            at = [begin + inside[0], *inside[1:]]
+            return sequence(
+                [*_ahead(tile, reduction, first, at), _update(tile, reduction, first, partial, at)]
+            )
 
         def widen(_: Point, at: Expression) -> Statement:
-            total = tirx.BufferLoad(buffer, [at + first]) + short.widened(tirx.BufferLoad(partial, [at]))
-            return tirx.BufferStore(buffer, total, [at + first])
+            total = tirx.BufferLoad(buffer, [at + place]) + short.widened(tirx.BufferLoad(partial, [at]))
+            return tirx.BufferStore(buffer, total, [at + place])
 
         inside = replace(reduction, extents=inner, unroll=tuple(written[axis:]))
         return sequence(
             [
                 allocation,
-                _positions(tile, numbers, clear),
+                _positions(tile, first, clear),
                 _steps(inside, step),
-                _positions(tile, numbers, widen),
+                _positions(tile, first, widen),
             ]
         )
 
@@ -287,12 +335,9 @@ def cut(extents: Sequence[int], most: int) -> tuple[tuple[int, ...], tuple[int, 
     return (*extents[:axis], extents[axis] // inner), (inner, *extents[axis + 1 :])
 
 
-def _positions(
-    tile: RegisterTile, numbers: Index, body: Callable[[Point, Expression], Statement]
-) -> Statement:
-    """`body(index, place in the tile)` over the tile: vectors of lanes, everything else written out."""
+def _positions(tile: RegisterTile, first: Point, body: Callable[[Point, Expression], Statement]) -> Statement:
+    """`body(point, place in the tile)` over the tile: vectors of lanes, everything else written out."""
     *outer, last = [t.size for t in tile.axes]
-    bases = tuple(t.base(n) for t, n in zip(tile.axes, numbers, strict=True))
 
     def nest(places: dict[int, Expression]) -> Statement:
         if len(places) < len(outer):
@@ -304,7 +349,7 @@ def _positions(
             at: Expression = 0
             for size, place in zip((*outer, last), here, strict=True):
                 at = at * size + place
-            return body(Point(tuple(numbers), bases, here), at)
+            return body(Point(first.tiles, first.bases, here), at)
 
         return unrolled(
             last // tile.lanes, lambda vector: vectorized(tile.lanes, lambda lane: lane_at(vector, lane))
@@ -320,14 +365,14 @@ def _steps(reduction: Reduction, step: Callable[[Index], Statement]) -> Statemen
     def nest(taken: tuple[Expression, ...]) -> Statement:
         if len(taken) == len(reduction.extents):
             return step(taken)
-        extent, written = reduction.extents[len(taken)], reduction.unroll[len(taken)]
-        return loop(
-            extent // written,
-            lambda i: unrolled(written, lambda u: nest((*taken, i * written + u))),
-            "step",
-        )
+        return _loop_of_steps(reduction, len(taken), lambda i: nest((*taken, i)))
 
     return nest(())
+
+
+def _loop_of_steps(reduction: Reduction, axis: int, body: Callable[[Expression], Statement]) -> Statement:
+    extent, written = reduction.extents[axis], reduction.unroll[axis]
+    return loop(extent // written, lambda i: unrolled(written, lambda u: body(i * written + u)), "step")
 
 
 def vector_tile(extent: int, lanes: int, vectors: int) -> Tiles:

@@ -14,7 +14,7 @@ from tcomp.relay.graph import Value
 from tcomp.relay.types import Array, TensorType
 from tcomp.target.target import TARGETS, Target
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.template import template_for
+from tcomp.tensor.template import TEMPLATES, template_for
 
 
 def conv2d(
@@ -122,15 +122,28 @@ def test_random_configs_match(target: Target) -> None:
         assert_matches(kernel, target, space.random(generator))
 
 
-@pytest.mark.parametrize("kernel_size", [1, 3])
-def test_reduction_in_passes(target: Target, kernel_size: int) -> None:
+@pytest.mark.parametrize(
+    ("kernel_size", "height", "width"), [(1, 1, 9), (3, 1, 4), (3, 2, 7)], ids=["pixels", "row", "rows"]
+)
+def test_last_tile_is_smaller(target: Target, kernel_size: int, height: int, width: int) -> None:
+    """Tiles that divide neither a row, nor all rows, nor all pixels."""
     padding = (kernel_size // 2,) * 4
     kernel = conv2d(
         (2, 8, 5, 7, 8), (24, 64, kernel_size, kernel_size), epilogue=True, padding=padding, **BLOCKED
     )
-    space = template_for(kernel, target).space(kernel, target)
-    config = {**space.default, "order": "weights", "pass_chunks": 2, "tile_height": 1, "tile_width": 4}
-    assert_matches(kernel, target, {**config, "oc_blocks": 2})
+    space = TEMPLATES["conv_direct_cpu"].space(kernel, target)
+    config = {**space.default, "tile_height": height, "tile_width": width, "oc_blocks": 1}
+    assert_matches(kernel, target, config)
+
+
+@pytest.mark.parametrize("distance", [0, 4, 64])
+def test_prefetch(target: Target, distance: int) -> None:
+    """Any distance gives the same numbers, 0 no instruction."""
+    kernel = conv2d((1, 4, 6, 6, 8), (16, 32, 3, 3), epilogue=True, padding=(1,) * 4, **BLOCKED)
+    space = TEMPLATES["conv_direct_cpu"].space(kernel, target)
+    config = {**space.default, "prefetch": distance}
+    assert_matches(kernel, target, config)
+    assert ("prefetcht0" in build_kernel(kernel, target, config).source("asm")) == (distance > 0)
 
 
 def test_sums_stay_in_registers() -> None:

@@ -25,6 +25,17 @@ def test_tiles_cover_the_axis_and_stay_inside(extent: int, size: int, multiple: 
         assert tiles.base(tile) + place == index
 
 
+@given(st.integers(1, 200), st.integers(1, 40))
+def test_tiles_with_a_rest_cover_every_element_once(extent: int, size: int) -> None:
+    tiles = Tiles.with_rest(extent, size)
+    sizes = [tiles.size] * (tiles.count - 1) + [tiles.rest or tiles.size]
+    covered = [tiles.base(t) + i for t, n in enumerate(sizes) for i in range(n)]
+    assert covered == list(range(extent))
+    for index in range(extent):
+        tile, place = tiles.locate(index)
+        assert tiles.base(tile) + place == index
+
+
 def _tiled(extent: int, tiles: Tiles) -> tuple[object, str]:
     data = te.placeholder((extent,), name="data")
     bias = te.placeholder((extent,), name="bias")

@@ -9,25 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from math import gcd, prod
 
-import numpy as np
-
+from tcomp.relay.types import numpy_dtype
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.convolution import Convolution, WeightPanels, dense_steps
 from tcomp.tensor.epilogue import epilogue_fits, placeholder_index
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
-from tcomp.tensor.loops import Buffer, Expression, Statement
+from tcomp.tensor.loops import Buffer, Expression, Statement, prefetch
 from tcomp.tensor.pairs import as_pairs, multiplies_pairs, multiply_add, short_sums
 from tcomp.tensor.primitives import Tiles
 from tcomp.tensor.register_tile import (
+    FMA_LATENCY,
+    LOAD_PORTS,
     Index,
     Point,
     Reduction,
     RegisterTile,
-    passes_nest,
     tile_nest,
 )
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
@@ -36,11 +37,8 @@ from tcomp.tvm_api import tirx
 OPERATORS = ("conv1d", "conv2d", "conv3d")
 MAX_TILE_PIXELS = 28
 MAX_OC_BLOCKS = 8
-FMA_LATENCY = 4
-MOST_SHARING_PIXELS = 13
-"""Pixels of a tile up to which loads of weights from beyond the first-level cache hold multiplications up."""
-STACK_BYTES = 16 * 1024
-"""Room for the partial sums of one panel between the passes over a cut reduction."""
+LINE_BYTES = 64
+PREFETCH_STEPS = (0, 4, 8, 16, 32, 64)
 
 
 @dataclass(frozen=True)
@@ -60,6 +58,7 @@ class Conv2dDirect(Template):
     """Direct convolution, register tiled; see the module's text."""
 
     name = "conv_direct_cpu"
+    version = 2
 
     def accepts(self, kernel: Kernel, target: Target) -> bool:
         anchor = kernel.anchor
@@ -72,8 +71,6 @@ class Conv2dDirect(Template):
         tiles = list(_tiles(conv, target))
         best = min(tiles, key=lambda tile: _cycles(conv, tile, target))
         legal = set(tiles)
-        order, chunks = _order(conv, best, target), conv.reduction_chunks
-        cut = _pass_chunks(conv, best, target) if order == "weights" else 0
 
         def reason(config: Config) -> str | None:
             tile = _tile_of(config)
@@ -82,10 +79,6 @@ class Conv2dDirect(Template):
                     f"register tile {tile.height}x{tile.width}x{tile.oc_blocks} breaks a row or a group, or "
                     f"needs more than {target.vector_registers} vector registers"
                 )
-            if int(config["pass_chunks"]) and config["order"] != "weights":
-                return "passes over the reduction need the order `weights`"
-            if int(config["pass_chunks"]) and _partial_bytes(conv, tile) > STACK_BYTES:
-                return f"partial sums of a panel need more than {STACK_BYTES} bytes"
             return None
 
         return Space(
@@ -93,10 +86,10 @@ class Conv2dDirect(Template):
                 Ordered("tile_height", tuple(sorted({t.height for t in tiles})), best.height),
                 Ordered("tile_width", tuple(sorted({t.width for t in tiles})), best.width),
                 Ordered("oc_blocks", tuple(sorted({t.oc_blocks for t in tiles})), best.oc_blocks),
-                Choice("order", ("weights", "pixels"), order),
-                Ordered("pass_chunks", (0, *(c for c in range(1, chunks) if chunks % c == 0)), cut),
+                Choice("order", ("weights", "pixels"), _order(conv, best, target)),
                 Ordered("unroll", tuple(u for u in (1, 2, 4, 8) if conv.chunk_steps % u == 0), 1),
                 Choice("unroll_kernel", (False, True), False),
+                Ordered("prefetch", PREFETCH_STEPS, 32),
             ),
             reason,
         )
@@ -130,12 +123,7 @@ class Conv2dDirect(Template):
         def finish(index: Sequence[Expression], value: Expression) -> Statement:
             return anchored.finish(_output_index(conv, index), value)
 
-        chunks = int(config["pass_chunks"])
-        if chunks:
-            nest = passes_nest(tile, reduction, finish, anchored.threaded, kept=2, steps=chunks)
-        else:
-            nest = tile_nest(tile, reduction, finish, anchored.threaded)
-        return anchored.scheduled([*copies, nest])
+        return anchored.scheduled([*copies, tile_nest(tile, reduction, finish, anchored.threaded)])
 
 
 def _convolution(kernel: Kernel, target: Target) -> Convolution:
@@ -179,26 +167,32 @@ def _tiles(conv: Convolution, target: Target) -> Iterator[_Tile]:
 
 
 def _cycles(conv: Convolution, tile: _Tile, target: Target) -> float:
-    """Estimated cycles of the whole convolution, by the tightest of FMA ports, FMA latency and loads.
+    """Estimated cycles of the whole convolution.
 
-    A step loads the weights, from the second-level cache unless the panel fits the first, and one
-    broadcast input a pixel.
+    A step is bound by FMA ports, FMA latency or load ports. Every instruction and every line of weights from
+    beyond the first-level cache costs a little more, though out of order and prefetched: a tile of more
+    products an instruction or line suffers less where another thread shares the core.
     """
     *outer, height, width = (1, *_pixels(conv))
     vectors = _vectors(conv, target) * tile.oc_blocks
     steps = prod(dense_steps(conv))
-    tiles = (
-        prod(outer)
-        * -(-height // tile.height)
-        * -(-width // tile.width)
-        * -(-conv.out_blocks // tile.oc_blocks)
-    )
-    multiply = max(vectors * tile.pixels / target.fma_ports, FMA_LATENCY)
-    load = (vectors + tile.pixels) / 2
     panel = steps * vectors * target.vector_bits // 8
-    far = vectors * target.vector_bits / 8 / 32 if panel > target.cache_bytes[0] // 2 else 0.0
-    step = max(multiply, load, far) + 0.05 * load + 0.2 * far
-    return tiles * (steps * step + 2 * vectors * tile.pixels + 20)
+    far = vectors if panel > target.cache_bytes[0] // 2 else 0
+
+    def one_tile(pixels: int) -> float:
+        multiply = max(vectors * pixels / target.fma_ports, FMA_LATENCY)
+        load = (vectors + pixels) / LOAD_PORTS
+        instructions = vectors * pixels + pixels + 2 * vectors
+        step = max(multiply, load) + 0.03 * instructions + 0.15 * far
+        return steps * step + 2 * vectors * pixels + 20 if pixels else 0.0
+
+    if tile.height > 1:
+        rows, rest = divmod(height, tile.height)
+        row = rows * one_tile(tile.pixels) + one_tile(rest * width)
+    else:
+        tiles, rest = divmod(width, tile.width)
+        row = height * (tiles * one_tile(tile.pixels) + one_tile(rest))
+    return prod(outer) * row * -(-conv.out_blocks // tile.oc_blocks)
 
 
 def _order(conv: Convolution, tile: _Tile, target: Target) -> str:
@@ -210,34 +204,12 @@ def _order(conv: Convolution, tile: _Tile, target: Target) -> str:
     return "pixels" if weights < pixels and weights <= target.cache_bytes[1] // 2 else "weights"
 
 
-def _partial_bytes(conv: Convolution, tile: _Tile) -> int:
-    """Partial sums of one panel: every register tile of its pixels."""
-    *outer, height, width = (1, *_pixels(conv))
-    tiles = prod(outer) * -(-height // tile.height) * -(-width // tile.width)
-    itemsize = np.dtype(conv.accumulator).itemsize
-    return tiles * tile.pixels * tile.oc_blocks * conv.out_block * itemsize
-
-
-def _pass_chunks(conv: Convolution, tile: _Tile, target: Target) -> int:
-    """Reduction chunks of one pass so that their weights stay in the first-level cache; 0 for one pass.
-
-    Worth it when a walk over the pixels reuses the weights a few times, and few pixels share each load.
-    """
-    panel = prod(dense_steps(conv)) * tile.oc_blocks * conv.out_block * np.dtype(conv.accumulator).itemsize
-    near = target.cache_bytes[0] * 3 // 4
-    if panel <= near or _partial_bytes(conv, tile) > STACK_BYTES or tile.pixels > MOST_SHARING_PIXELS:
-        return 0
-    chunks = conv.reduction_chunks
-    fitting = [c for c in range(1, chunks) if chunks % c == 0 and panel * c <= near * chunks]
-    return max(fitting, default=0)
-
-
 def _register_tile(conv: Convolution, tile: _Tile, order: str, lanes: int) -> RegisterTile:
     *outer, width = _pixels(conv)
     sizes = [1] * len(outer) + [tile.width]
     if outer:
         sizes[-2] = tile.height
-    spatial = [Tiles.of(extent, size) for extent, size in zip((*outer, width), sizes, strict=True)]
+    spatial = [Tiles.with_rest(extent, size) for extent, size in zip((*outer, width), sizes, strict=True)]
     axes = [
         Tiles.of(conv.batch, 1),
         Tiles.of(conv.out_blocks, tile.oc_blocks),
@@ -259,9 +231,8 @@ def _reduction(conv: Convolution, data: Buffer, weights: Buffer, config: Config)
     def update(total: Expression, point: Point, step: Index) -> Expression:
         n, _, *pixel, _ = point.index
         chunk, *taps, channel = step
-        first = conv.first_input(point.bases[1] * conv.out_block)
-        source = (first // 2 if conv.pairs else first) + chunk * conv.chunk_steps + channel
-        at = _unflatten(conv, pixel) if conv.is_pointwise else conv.position(pixel, taps)
+        source = _first_source(conv, point.bases[1], chunk) + channel
+        at = conv.unflatten(*pixel) if conv.is_pointwise else conv.position(pixel, taps)
         lane = point.places[1] * conv.out_block + point.places[-1]
         weight = tirx.BufferLoad(weights, [point.tiles[1], *step, lane])
         value, wide = conv.read(data, n, source, at), conv.accumulator
@@ -269,22 +240,61 @@ def _reduction(conv: Convolution, data: Buffer, weights: Buffer, config: Config)
             return multiply_add(total, value, weight)
         return total + value.astype(wide) * weight.astype(wide)
 
+    zero, distance = tirx.const(0, conv.accumulator), int(config["prefetch"])
     short = short_sums() if conv.pairs else None
-    return Reduction(steps, tuple(written), conv.accumulator, tirx.const(0, conv.accumulator), update, short)
+    ahead = _Ahead(conv, data, weights, distance) if distance else None
+    return Reduction(steps, tuple(written), conv.accumulator, zero, update, short, ahead)
 
 
-def _unflatten(conv: Convolution, pixel: Sequence[Expression]) -> list[Expression]:
-    (flat,) = pixel
-    at: list[Expression] = []
-    for extent in reversed(conv.out_size[1:]):
-        at.insert(0, flat % extent)
-        flat = flat // extent
-    return [flat, *at]
+def _first_source(conv: Convolution, out_block: Expression, chunk: Expression) -> Expression:
+    """The first input channel, or pair of channels, that block `out_block` reads in a chunk."""
+    first = conv.first_input(out_block * conv.out_block)
+    return (first // 2 if conv.pairs else first) + chunk * conv.chunk_steps
+
+
+@dataclass(frozen=True)
+class _Ahead:
+    """Fetches weights `distance` steps before they are multiplied, and one chunk of input channels before
+    it is read: both lie in memory in the order of the steps, but in runs too short for hardware to see."""
+
+    conv: Convolution
+    data: Buffer
+    weights: Buffer
+    distance: int
+
+    def __call__(self, tile: RegisterTile, first: Point, step: Index) -> list[Statement]:
+        return self._inputs(tile, first, step[0]) if len(step) == 1 else self._weights(first, step)
+
+    def _weights(self, first: Point, step: Index) -> list[Statement]:
+        """The lines of one step; at the end of a panel those of the next."""
+        width = int(self.weights.shape[-1])
+        line = LINE_BYTES // numpy_dtype(str(self.weights.dtype)).itemsize
+        return [
+            prefetch(self.weights, [first.tiles[1], *step, lane + self.distance * width])
+            for lane in range(0, width, line)
+        ]
+
+    def _inputs(self, tile: RegisterTile, first: Point, chunk: Expression) -> list[Statement]:
+        """The pixels of the tile in the chunk after `chunk`."""
+        conv = self.conv
+        if conv.reduction_chunk < conv.in_block or conv.in_block == 1:
+            return []
+        n, block, *pixel, _ = first.bases
+        places = product(*(range(t.size) for t in tile.axes[2:-1]))
+        source = _first_source(conv, block, tirx.min(chunk + 1, conv.reduction_chunks - 1))
+        if conv.is_pointwise:
+            read = [conv.unflatten(pixel[0] + place[0]) for place in places]
+        else:
+            taps = list(product(*(range(k) for k in conv.kernel)))
+            reach = {tuple(conv.position(place, tap)) for place in places for tap in taps}
+            corner = conv.position(pixel, [0] * len(pixel))
+            read = [[c + o for c, o in zip(corner, offset, strict=True)] for offset in sorted(reach)]
+        return [prefetch(self.data, conv.place(n, source, at)) for at in read]
 
 
 def _output_index(conv: Convolution, index: Sequence[Expression]) -> list[Expression]:
     n, block, *pixel, lane = index
-    return [n, block, *(_unflatten(conv, pixel) if conv.is_pointwise else pixel), lane]
+    return [n, block, *(conv.unflatten(*pixel) if conv.is_pointwise else pixel), lane]
 
 
 TEMPLATES.register(Conv2dDirect.name, Conv2dDirect())
