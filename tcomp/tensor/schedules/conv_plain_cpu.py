@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 
 from tcomp.relay.graph import Node
 from tcomp.target.target import Target
@@ -28,12 +29,20 @@ from tcomp.tensor.loops import (
     vector_loop,
 )
 from tcomp.tensor.primitives import Tiles
-from tcomp.tensor.register_tile import Index, Point, Reduction, RegisterTile, tile_nest
+from tcomp.tensor.register_tile import (
+    FMA_LATENCY,
+    LOAD_PORTS,
+    Index,
+    Point,
+    Reduction,
+    RegisterTile,
+    tile_nest,
+)
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
 from tcomp.tvm_api import tirx
 
 CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
-_CHANNELS = (1, 2, 3, 4, 6, 8, 12, 16)
+_CHANNELS = (1, 2, 3, 4, 6, 7, 8, 10, 12, 14, 16)
 _VECTORS = (1, 2, 3, 4)
 _Body = Callable[[Sequence[Expression]], Statement]
 
@@ -56,19 +65,12 @@ class _Sums:
     strides: tuple[int, ...]
     dilation: tuple[int, ...]
 
-    @property
-    def needed(self) -> tuple[int, ...]:
-        """Extents of the input that the sums read."""
-        return tuple(
-            (o - 1) * s + (k - 1) * d + 1
-            for o, s, k, d in zip(self.size, self.strides, self.taps, self.dilation, strict=True)
-        )
-
 
 class ConvPlain(Template):
     """Steps: copy what must be padded or gathered; sum up register tiles; finish each with the epilogue."""
 
     name = "conv_plain_cpu"
+    version = 2
 
     def accepts(self, kernel: Kernel, target: Target) -> bool:
         anchor = kernel.anchor
@@ -120,17 +122,15 @@ def _sums_of(kernel: Kernel) -> _Sums:
     node = kernel.anchor
     assert node is not None
     conv = Convolution.of(node)
-    return _Sums(
-        conv.dtype,
-        conv.batch,
-        conv.groups,
-        conv.in_channels // conv.groups,
-        conv.out_channels // conv.groups,
-        conv.out_size,
-        conv.kernel,
-        conv.strides,
-        conv.dilation,
-    )
+    channels = conv.dtype, conv.batch, conv.groups, conv.group_inputs, conv.group_outputs
+    if _is_flat(conv):
+        return _Sums(*channels, (prod(conv.out_size),), (1,), (1,), (1,))
+    return _Sums(*channels, conv.out_size, conv.kernel, conv.strides, conv.dilation)
+
+
+def _is_flat(conv: Convolution) -> bool:
+    """Whether vectors may run over the ends of rows: no output reads a neighbour."""
+    return conv.is_pointwise and conv.in_block == 1
 
 
 def _row_tile(sums: _Sums, vectors: int, target: Target) -> int:
@@ -142,26 +142,34 @@ def _row_tile(sums: _Sums, vectors: int, target: Target) -> int:
 
 
 def _cycles(sums: _Sums, channels: int, vectors: int, target: Target) -> float:
-    """Estimated cycles of one reduction step over a whole row and group: FMA ports, latency, loads."""
+    """Estimated cycles of a whole row of one group: FMA ports, latency, loads, and a little for every
+    instruction."""
     lanes = target.lanes(accumulator_dtype(sums.dtype))
     width = _row_tile(sums, vectors, target)
     used = max(1, width // lanes)
-    step = max(channels * used / target.fma_ports, 4.0, (channels + used) / 2)
-    return -(-sums.out_channels // channels) * -(-sums.size[-1] // width) * (step + 0.2 * used)
+
+    def one_tile(rows: int) -> float:
+        step = max(rows * used / target.fma_ports, FMA_LATENCY, (rows + used) / LOAD_PORTS)
+        step += 0.1 * (rows * used + rows + used)
+        return steps * step + 2 * rows * used + 20 if rows else 0.0
+
+    steps = sums.in_channels * prod(sums.taps)
+    tiles, rest = divmod(sums.out_channels, min(channels, sums.out_channels))
+    return (tiles * one_tile(channels) + one_tile(rest)) * -(-sums.size[-1] // width)
 
 
 def _tile(sums: _Sums, channels: int, vectors: int, target: Target) -> RegisterTile:
     axes = [
         Tiles.of(sums.batch, 1),
         Tiles.of(sums.groups, 1),
-        Tiles.of(sums.out_channels, channels),
+        Tiles.with_rest(sums.out_channels, channels),
         *(Tiles.of(extent, 1) for extent in sums.size[:-1]),
         Tiles.of(sums.size[-1], _row_tile(sums, vectors, target)),
     ]
     return RegisterTile.of(axes, range(len(axes)), target.lanes(accumulator_dtype(sums.dtype)))
 
 
-def _reduction(sums: _Sums, data: Buffer, weights: Buffer, split_rows: bool) -> Reduction:
+def _reduction(conv: Convolution, sums: _Sums, data: Buffer, weights: Buffer, split_rows: bool) -> Reduction:
     """One step is one kernel position of one input channel. `split_rows` says that rows of `data` are
     stored as `[stride, pixels / stride]`."""
     wide, rank = accumulator_dtype(sums.dtype), len(sums.size)
@@ -172,8 +180,11 @@ def _reduction(sums: _Sums, data: Buffer, weights: Buffer, split_rows: bool) -> 
         if split_rows:
             reach, stride = step[-1] * sums.dilation[-1], sums.strides[-1]
             at[-1:] = [reach % stride, pixel[-1] + reach // stride]
+        taps = step[1:]
+        if _is_flat(conv):
+            at, taps = conv.unflatten(at[0]), [0] * len(conv.kernel)
         value = tirx.BufferLoad(data, [n, group * sums.in_channels + step[0], *at])
-        weight = tirx.BufferLoad(weights, [group * sums.out_channels + out, *step])
+        weight = tirx.BufferLoad(weights, [group * sums.out_channels + out, step[0], *taps])
         return total + value.astype(wide) * weight.astype(wide)
 
     unroll = (*(1,) * rank, sums.taps[-1] if sums.taps[-1] <= 4 else 1)
@@ -184,27 +195,26 @@ def _plain(kernel: Kernel, node: Node, tile: RegisterTile, target: Target) -> Sc
     conv, sums, anchored = Convolution.of(node), _sums_of(kernel), Anchored(kernel)
     lanes, split_rows = target.lanes(conv.accumulator), conv.strides[-1] > 1 or conv.in_block > 1
     if split_rows:
-        copies, data = _gather(anchored, conv, sums, lanes)
+        copies, data = _gather(anchored, conv, lanes)
     else:
-        copies, data = _pad(anchored, conv.pad_begin, conv.in_size, sums, lanes)
+        copies, data = _pad(anchored, conv, lanes)
     weight_copies, weights = _in_memory(anchored, lanes)
 
     def finish(index: Index, value: Expression) -> Statement:
         n, group, out, *pixel = index
-        return anchored.finish([n, group * sums.out_channels + out, *pixel], value)
+        at = conv.unflatten(pixel[0]) if _is_flat(conv) else pixel
+        return anchored.finish([n, group * sums.out_channels + out, *at], value)
 
-    reduction = _reduction(sums, data, weights, split_rows)
+    reduction = _reduction(conv, sums, data, weights, split_rows)
     nest = tile_nest(tile, reduction, finish, anchored.threaded)
     return anchored.scheduled([*copies, *weight_copies, nest])
 
 
-def _pad(
-    anchored: Anchored, begin: Sequence[int], size: Sequence[int], sums: _Sums, lanes: int
-) -> tuple[list[Statement], Buffer]:
+def _pad(anchored: Anchored, conv: Convolution, lanes: int) -> tuple[list[Statement], Buffer]:
     """The input with zeros around it, cut to what the sums read."""
-    end = [n - b - s for n, b, s in zip(sums.needed, begin, size, strict=True)]
-    zero = tirx.const(0, sums.dtype)
-    return anchored.copy(anchored.operands[0], [0, 0, *begin], [0, 0, *end], zero, lanes)
+    end = [n - b - s for n, b, s in zip(conv.needed, conv.pad_begin, conv.in_size, strict=True)]
+    zero = tirx.const(0, conv.dtype)
+    return anchored.copy(anchored.operands[0], [0, 0, *conv.pad_begin], [0, 0, *end], zero, lanes)
 
 
 def _in_memory(anchored: Anchored, lanes: int) -> tuple[list[Statement], Buffer]:
@@ -213,15 +223,15 @@ def _in_memory(anchored: Anchored, lanes: int) -> tuple[list[Statement], Buffer]
     return anchored.copy(weights, none, none, tirx.const(0, str(weights.dtype)), lanes, "weights")
 
 
-def _gather(anchored: Anchored, conv: Convolution, sums: _Sums, lanes: int) -> tuple[list[Statement], Buffer]:
+def _gather(anchored: Anchored, conv: Convolution, lanes: int) -> tuple[list[Statement], Buffer]:
     """The padded input in plain layout, its rows as `[stride, pixels / stride]`."""
     stride = conv.strides[-1]
     shape = (
         conv.batch,
         conv.in_channels,
-        *sums.needed[:-1],
+        *conv.needed[:-1],
         stride,
-        sums.size[-1] + (conv.kernel[-1] - 1) * conv.dilation[-1] // stride,
+        conv.out_size[-1] + (conv.kernel[-1] - 1) * conv.dilation[-1] // stride,
     )
     none = [0] * len(anchored.operands[0].shape)
     zero = tirx.const(0, conv.dtype)
