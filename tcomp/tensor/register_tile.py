@@ -117,8 +117,8 @@ class Reduction:
 
     Axes whose extent is in `unroll` above 1 have that many steps of their loop written out; `unroll`
     divides the extent. With `short`, `update` works on short sums. `ahead(tile, first, step)` are statements
-    that come before the steps which begin with `step`, all indices of a step or (not for short sums) its first
-    one: they fetch what the tile whose first element is `first` reads later.
+    that come before the steps which begin with `step`, all indices of a step or its first one (the latter
+    not for short sums): they fetch what the tile whose first element is `first` reads later.
     """
 
     extents: tuple[int, ...]
