@@ -8,6 +8,7 @@ inlined, and `loop`, `parallel`, `vector_loop` put it under loops.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 from tcomp.tensor.math import convert, dtype_of
@@ -23,6 +24,24 @@ _LOAD = "te.tensor_load"
 _GUARD = "prim.if_then_else"
 
 
+_LOOPS: ContextVar[tuple[tuple[Any, Expression], ...]] = ContextVar(
+    "loops around what is being built", default=()
+)
+
+
+def loops_around() -> tuple[tuple[Any, Expression], ...]:
+    """The variables and extents of the loops whose bodies are being built, from the outermost."""
+    return _LOOPS.get()
+
+
+def _body_of(variable: Any, extent: Expression, body: Body) -> Statement:
+    token = _LOOPS.set((*_LOOPS.get(), (variable, extent)))
+    try:
+        return body(variable)
+    finally:
+        _LOOPS.reset(token)
+
+
 def constant(value: float, dtype: str = "int32") -> Expression:
     return tirx.const(value, dtype)
 
@@ -33,7 +52,7 @@ def sequence(statements: Sequence[Statement]) -> Statement:
 
 def _for(extent: Expression, kind: int, name: str, body: Body) -> Statement:
     variable = tirx.Var(name, "int32")
-    return tirx.For(variable, constant(0), extent, kind, body(variable))
+    return tirx.For(variable, constant(0), extent, kind, _body_of(variable, extent, body))
 
 
 def _counted(extent: int, kind: int, name: str, body: Body) -> Statement:
@@ -62,7 +81,7 @@ def vectorized(lanes: int, body: Body, name: str = "lane") -> Statement:
     if lanes == 1:
         return body(constant(0))
     variable = tirx.Var(name, "int32")
-    statement = _within_lanes(body(variable), variable, lanes)
+    statement = _within_lanes(_body_of(variable, lanes, body), variable, lanes)
     kind = _VECTORIZED if _has_vector_form(statement, variable) else _SERIAL
     allocations, statement = _values_in_lanes(statement, variable, lanes)
     return sequence([*allocations, tirx.For(variable, constant(0), constant(lanes), kind, statement)])
@@ -212,15 +231,18 @@ class Elements:
 
     `buffers` are the tensors that lie in memory; all others are computed where they are needed. Values
     that an expression needs are bound to variables, once for each point, in `statements`: these come
-    before the statement that uses the result. An `Elements` serves one point of a nest.
+    before the statement that uses the result. An `Elements` serves one point of a nest. `ranges` are extents
+    of variables in the indices; choices that they settle are not left to run time.
     """
 
-    def __init__(self, buffers: TensorMap) -> None:
+    def __init__(self, buffers: TensorMap, ranges: Iterable[tuple[Any, Expression]] = ()) -> None:
         self.statements: list[Statement] = []
         self._buffers = buffers
         self._known: dict[tuple[Any, ...], Expression] = {}
         self._rows = TensorMap()
         self._analyzer: Any = tvm.sym.Analyzer()
+        for variable, extent in ranges:
+            self._analyzer.bind(variable, tvm.ir.Range(0, extent))
         self._guarded = 0
 
     def bind(self, tensor: Tensor, value: Expression) -> None:
@@ -255,7 +277,9 @@ class Elements:
                 return self.element(call.args[0], [mutator.mutate(i) for i in call.args[1:]])
             if call.op.name != _GUARD:
                 return mutator.default_mutate(call)
-            condition = mutator.mutate(call.args[0])
+            condition = self._analyzer.simplify(mutator.mutate(call.args[0]))
+            if isinstance(condition, tirx.IntImm):
+                return mutator.mutate(call.args[1 if int(condition) else 2])
             self._guarded += 1
             branches = [mutator.mutate(a) for a in call.args[1:]]
             self._guarded -= 1
