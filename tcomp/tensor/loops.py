@@ -7,7 +7,7 @@ inlined, and `loop`, `parallel`, `vector_loop` put it under loops.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -185,12 +185,11 @@ def prefetch(buffer: Buffer, index: Sequence[Expression]) -> Statement:
     return tirx.Evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", address, for_reading, keep, of_data))
 
 
-class TensorMap(dict[Any, Any]):
-    """A dictionary by tensor identity; `==` of tensors without axes builds an expression instead."""
+class TensorMap(MutableMapping[Tensor, Any]):
+    """A mapping by tensor identity; `==` of tensors without axes builds an expression instead."""
 
     def __init__(self, items: Iterable[tuple[Tensor, Any]] = ()) -> None:
-        super().__init__()
-        self._tensors: dict[Any, Tensor] = {}
+        self._entries: dict[tuple[int, int], tuple[Tensor, Any]] = {}
         for tensor, value in items:
             self[tensor] = value
 
@@ -199,25 +198,22 @@ class TensorMap(dict[Any, Any]):
         return hash(tensor.op), int(tensor.value_index)
 
     def __setitem__(self, tensor: Tensor, value: Any) -> None:
-        self._tensors[self._key(tensor)] = tensor
-        super().__setitem__(self._key(tensor), value)
+        self._entries[self._key(tensor)] = (tensor, value)
 
     def __getitem__(self, tensor: Tensor) -> Any:
-        return super().__getitem__(self._key(tensor))
-
-    def __contains__(self, tensor: object) -> bool:
-        return super().__contains__(self._key(tensor))
+        return self._entries[self._key(tensor)][1]
 
     def __delitem__(self, tensor: Tensor) -> None:
-        super().__delitem__(self._key(tensor))
+        del self._entries[self._key(tensor)]
 
-    def tensors(self) -> list[Tensor]:
-        """The keys, in order of insertion."""
-        return [self._tensors[key] for key in self]
+    def __contains__(self, tensor: object) -> bool:
+        return self._key(tensor) in self._entries
 
-    def pairs(self) -> list[tuple[Tensor, Any]]:
-        """The entries, in order of insertion."""
-        return [(self._tensors[key], value) for key, value in self.items()]
+    def __iter__(self) -> Iterator[Tensor]:
+        return (tensor for tensor, _ in self._entries.values())
+
+    def __len__(self) -> int:
+        return len(self._entries)
 
 
 def local(shape: Sequence[int], dtype: str, name: str) -> tuple[Statement, Buffer]:

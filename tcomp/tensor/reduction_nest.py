@@ -48,7 +48,7 @@ def operands(tensor: Tensor) -> list[Tensor]:
         parts = [body] if not isinstance(body, tirx.Reduce) else list(body.source)
         for part in parts:
             structural_walk(part, (tvm.ir.Call, on_call))
-    return found.tensors()
+    return list(found)
 
 
 def stages(outputs: Sequence[Tensor]) -> list[Tensor]:
@@ -64,7 +64,7 @@ def stages(outputs: Sequence[Tensor]) -> list[Tensor]:
         else:
             stack.append((tensor, True))
             stack += [(t, False) for t in reversed(operands(tensor))]
-    return order.tensors()
+    return list(order)
 
 
 def is_reduction(tensor: Tensor) -> bool:
@@ -94,7 +94,7 @@ def _read_by(reader: Tensor) -> list[Tensor]:
             continue
         found[tensor] = None
         stack += operands(tensor)
-    return found.tensors()
+    return list(found)
 
 
 def _calls_function(tensor: Tensor) -> bool:
@@ -170,18 +170,18 @@ class ReductionNest:
 
     def _row(self, row: Index) -> Statement:
         known = TensorMap()
-        buffers = TensorMap(self.inputs.pairs())
+        buffers = TensorMap(self.inputs.items())
         statements: list[Statement] = []
         unsaved = TensorMap()
-        for tensor in kept_in_rows(self.outputs.tensors(), self.space.full_shape):
+        for tensor in kept_in_rows(list(self.outputs), self.space.full_shape):
             allocate, unsaved[tensor] = local(self.space.columns, str(tensor.dtype), f"{tensor.op.name}_row")
             statements.append(allocate)
-        for tensor in stages(self.outputs.tensors()):
+        for tensor in stages(list(self.outputs)):
             if is_reduction(tensor):
                 read = TensorMap((t, None) for t in _read_by(tensor))
-                ready = TensorMap((t, b) for t, b in unsaved.pairs() if t in read)
+                ready = TensorMap((t, b) for t, b in unsaved.items() if t in read)
                 statements += self._reduce_row(tensor, row, known, buffers, ready)
-                for saved, buffer in ready.pairs():
+                for saved, buffer in ready.items():
                     buffers[saved] = self._row_reader(buffer)
                     del unsaved[saved]
             elif not operands_are_full(tensor, self.space) and tensor not in self.outputs:
@@ -198,7 +198,7 @@ class ReductionNest:
 
     def _point(self, known: TensorMap, buffers: TensorMap) -> Elements:
         elements = Elements(buffers)
-        for tensor, value in known.pairs():
+        for tensor, value in known.items():
             elements.bind(tensor, value)
         return elements
 
@@ -239,7 +239,7 @@ class ReductionNest:
             value = reduction.source(elements, row, index)
             stores = [
                 tirx.BufferStore(buffer, elements.element(t, self.space.full(row, index)), list(index))
-                for t, buffer in saves.pairs()
+                for t, buffer in saves.items()
             ]
             update = tirx.BufferStore(partial, reduction.combine(partial[slot], value), [slot])
             return sequence([*elements.statements, *stores, update])
@@ -273,7 +273,7 @@ class ReductionNest:
 
     def _write_rows(self, row: Index, known: TensorMap, buffers: TensorMap) -> list[Statement]:
         statements: list[Statement] = []
-        for tensor, buffer in self.outputs.pairs():
+        for tensor, buffer in self.outputs.items():
             if _shape(tensor) == self.space.full_shape and self.space.columns:
                 *outer, inner = self.space.columns
 
@@ -294,16 +294,16 @@ class ReductionNest:
     # Lanes across rows
 
     def _columnwise(self, outer: Index, start: Expression, lanes: int) -> Statement:
-        buffers = TensorMap(self.inputs.pairs())
+        buffers = TensorMap(self.inputs.items())
         results = TensorMap()
         statements: list[Statement] = []
 
         def point(lane: Expression) -> Elements:
             return self._point(
-                TensorMap((t, tirx.BufferLoad(b, [lane])) for t, b in results.pairs()), buffers
+                TensorMap((t, tirx.BufferLoad(b, [lane])) for t, b in results.items()), buffers
             )
 
-        for tensor in stages(self.outputs.tensors()):
+        for tensor in stages(list(self.outputs)):
             if not is_reduction(tensor):
                 continue
             reduction = Reduction(tensor)
@@ -323,7 +323,7 @@ class ReductionNest:
 
             statements += [allocate, clear, _nest(reduction.extents, step)]
             results[tensor] = result
-        for tensor, buffer in self.outputs.pairs():
+        for tensor, buffer in self.outputs.items():
             is_full = _shape(tensor) == self.space.full_shape and self.space.reduced_shape is None
 
             def write(

@@ -9,7 +9,9 @@ from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.evaluate import evaluate
 from tcomp.target.target import TARGETS
 from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.loops import TensorMap
 from tcomp.tensor.template import schedule
+from tcomp.tvm_api import te
 
 AVX512 = TARGETS["x86-64-v4"]
 
@@ -48,3 +50,14 @@ def test_vectors_of_comparisons_become_numbers() -> None:
     ]
     (found,) = build_kernel(kernel, TARGETS["x86-64-v3"])(arrays)
     np.testing.assert_array_equal(found, evaluate(kernel.body, arrays)[0])
+
+
+def test_tensor_maps_go_by_identity() -> None:
+    """Scalars too, whose `==` is an expression; what is not there is not found."""
+    first, second, absent = (te.placeholder((), name=name) for name in "abc")
+    entries = TensorMap([(first, 1), (second, 2)])
+    assert (entries.get(first), entries.get(second), entries.get(absent)) == (1, 2, None)
+    assert [t.op.name for t in entries] == ["a", "b"]
+    del entries[first]
+    assert first not in entries
+    assert len(entries) == 1
