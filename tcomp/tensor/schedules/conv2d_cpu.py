@@ -169,9 +169,9 @@ def _tiles(conv: Convolution, target: Target) -> Iterator[_Tile]:
 def _cycles(conv: Convolution, tile: _Tile, target: Target) -> float:
     """Estimated cycles of the whole convolution.
 
-    A step is bound by FMA ports, FMA latency or load ports. Every instruction and every line of weights from
-    beyond the first-level cache costs a little more, though out of order and prefetched: a tile of more
-    products an instruction or line suffers less where another thread shares the core.
+    A step is bound by FMA ports, FMA latency or load ports. Every load, every instruction and every line of
+    weights from beyond the first-level cache costs a little more, though out of order and prefetched: where
+    another thread shares the core, tiles of more products a load keep more of their speed.
     """
     *outer, height, width = (1, *_pixels(conv))
     vectors = _vectors(conv, target) * tile.oc_blocks
@@ -181,10 +181,10 @@ def _cycles(conv: Convolution, tile: _Tile, target: Target) -> float:
 
     def one_tile(pixels: int) -> float:
         multiply = max(vectors * pixels / target.fma_ports, FMA_LATENCY)
-        load = (vectors + pixels) / LOAD_PORTS
-        instructions = vectors * pixels + pixels + 2 * vectors
-        step = max(multiply, load) + 0.03 * instructions + 0.15 * far
-        return steps * step + 2 * vectors * pixels + 20 if pixels else 0.0
+        loads = vectors + pixels
+        instructions = vectors * pixels + loads + vectors
+        step = max(multiply, loads / LOAD_PORTS) + 0.1 * loads + 0.02 * instructions + 0.15 * far
+        return steps * step + vectors * pixels + 10 if pixels else 0.0
 
     if tile.height > 1:
         rows, rest = divmod(height, tile.height)
