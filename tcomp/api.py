@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tcomp.accuracy import TOLERANCE, lower_within
 from tcomp.codegen.artifact import Report, Weights, compile_graph
 from tcomp.errors import CheckFailed, ModelError, UnsupportedError, UsageError
 from tcomp.frontend.onnx import import_onnx
@@ -30,7 +31,7 @@ from tcomp.tuner.provenance import device_name
 from tcomp.tuner.replay import ReplayReport
 from tcomp.tuner.replay import replay as replay_graph
 from tcomp.tuner.task import Task, kernels, tasks
-from tcomp.verification import Tolerance, Verification, verify_model
+from tcomp.verification import Tolerance, Verification, chosen_inputs, verify_model
 
 InputShapes = Mapping[str, Sequence[int]]
 
@@ -149,20 +150,38 @@ def compile(
     require_tuned: bool = False,
     threads: int = 1,
     precision: Precision = "exact",
+    inputs: Mapping[str, Array] | None = None,
+    tolerance: float = TOLERANCE,
 ) -> Compiled:
     """Compile `model` to the shared library `output`, with the configs of `logs` where there are records.
 
     `threads` selects the records that were measured with that many threads; the library itself runs with
-    any number. Raises CheckFailed when `require_tuned` and a tunable kernel has no record.
+    any number. With precision `fast` the library is run once on `inputs` (random where not given), and
+    kernels stay in float32 while an output is off by more than `tolerance` of its largest magnitude.
+    Raises CheckFailed when `require_tuned` and a tunable kernel has no record.
     """
     chosen = as_target(target)
-    graph = static_kernels(load_model(model, input_shapes), chosen, precision)
-    choices = choose_configs(graph, chosen, logs, threads)
-    if require_tuned and choices.missing:
-        listed = "; ".join(choices.missing)
-        raise CheckFailed(f"{len(choices.missing)} kernels have no usable record: {listed}")
-    report = compile_graph(graph, chosen, Path(output), choices.config_of, weights)
-    return Compiled(choices, report, describe_precision(graph, chosen, precision))
+    loaded = load_model(model, input_shapes)
+    exact = static_kernels(loaded, chosen)
+    written: list[tuple[Choices, Report]] = []
+
+    def build(graph: Graph) -> Path:
+        choices = choose_configs(graph, chosen, logs, threads)
+        if require_tuned and choices.missing:
+            listed = "; ".join(choices.missing)
+            raise CheckFailed(f"{len(choices.missing)} kernels have no usable record: {listed}")
+        report = compile_graph(graph, chosen, Path(output), choices.config_of, weights)
+        written.append((choices, report))
+        return report.library
+
+    note = ""
+    if precision == "exact" or chosen.fast_dtype is None:
+        build(exact)
+        note = describe_precision(exact, chosen, precision)
+    else:
+        arrays = chosen_inputs(loaded, inputs or {})
+        note = str(lower_within(exact, chosen, build, arrays, tolerance))
+    return Compiled(*written[-1], note)
 
 
 def tune(

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from tcomp.accuracy import TOLERANCE
 from tcomp.codegen.artifact import compile_graph
 from tcomp.codegen.jit import build_kernel
 from tcomp.errors import InputError, UnsupportedError, UsageError
@@ -43,7 +44,7 @@ class Tolerance:
     @staticmethod
     def of(precision: Precision) -> Tolerance:
         """What is allowed by default: products of 16-bit operands carry 8 to 11 bits."""
-        return Tolerance(rtol=2e-2) if precision == "fast" else Tolerance()
+        return Tolerance(rtol=TOLERANCE) if precision == "fast" else Tolerance()
 
     def excess(self, actual: Array, expected: Array) -> float:
         """Largest error as a multiple of what is allowed: above 1 is wrong, infinite for other shapes."""
@@ -101,7 +102,7 @@ def verify_model(
     not fit, UnsupportedError when ONNX Runtime refuses the model.
     """
     tolerance = tolerance or Tolerance.of(precision)
-    arrays = _inputs(graph, inputs or {}, seed)
+    arrays = chosen_inputs(graph, inputs or {}, seed)
     session = None if onnx_path is None else OnnxReference(onnx_path)
     reference = "the numpy evaluator" if session is None else "ONNX Runtime"
     expected = evaluate(graph, arrays) if session is None else session.run(arrays)
@@ -227,7 +228,11 @@ def first_bad_kernel(
     return found[0] if found else None
 
 
-def _inputs(graph: Graph, given: Mapping[str, Array], seed: int) -> dict[str, Array]:
+def chosen_inputs(graph: Graph, given: Mapping[str, Array], seed: int = 0) -> dict[str, Array]:
+    """Arrays for all inputs of `graph`: those given, the others random.
+
+    Raises UsageError for unknown inputs, InputError for arrays of another type.
+    """
     names = [v.name for v in graph.inputs]
     unknown = sorted(set(given) - set(names))
     if unknown:

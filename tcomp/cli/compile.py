@@ -12,8 +12,10 @@ import sys
 import time
 from pathlib import Path
 
+from tcomp.accuracy import TOLERANCE
 from tcomp.api import compile as compile_model
 from tcomp.cli._options import add_logs, add_model, add_precision, add_target, add_threads, input_shapes
+from tcomp.cli.run import read_arrays
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +36,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--require-tuned", action="store_true", help="exit 1 when a tunable kernel has no record"
     )
+    parser.add_argument(
+        "--tolerance",
+        metavar="R",
+        type=float,
+        default=TOLERANCE,
+        help="with --precision fast: error of an output allowed relative to its scale (default 2e-2)",
+    )
+    parser.add_argument(
+        "--check-input",
+        metavar="IN.npz",
+        type=Path,
+        help="with --precision fast: inputs by name to compare with float32 on; others are random",
+    )
     parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
 
 
@@ -49,6 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.require_tuned,
         arguments.threads,
         arguments.precision,
+        None if arguments.check_input is None else read_arrays(arguments.check_input),
+        arguments.tolerance,
     )
     seconds = time.perf_counter() - start
     choices, report, program = compiled.choices, compiled.report, compiled.report.program

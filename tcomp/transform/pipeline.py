@@ -31,11 +31,10 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 """`exact` computes in the model's own types; `fast` lets float32 products take 16-bit operands."""
 
 
-def default_passes(target: Target, precision: Precision = "exact", keep: str = "") -> tuple[Pass, ...]:
+def default_passes(target: Target, precision: Precision = "exact") -> tuple[Pass, ...]:
     """The passes that `optimize` runs for `target`, in order.
 
-    Precision `fast` is `exact` on targets that multiply 16-bit floats no faster than float32. `keep` names
-    kernels that stay in float32, joined by `|`.
+    Precision `fast` is `exact` on targets that multiply 16-bit floats no faster than float32.
     """
     dtype = target.fast_dtype if precision == "fast" else None
     return (
@@ -60,7 +59,7 @@ def default_passes(target: Target, precision: Precision = "exact", keep: str = "
         BlockChannels(block=target.lanes("float32")),
         CommonSubexpressions(),
         FuseOps(),
-        *([] if dtype is None else [LowerPrecision(dtype, keep)]),
+        *([] if dtype is None else [LowerPrecision(dtype)]),
     )
 
 
@@ -80,7 +79,6 @@ def optimize(
     target: Target,
     observe: Observe | None = None,
     precision: Precision = "exact",
-    keep: str = "",
 ) -> Graph:
     """`graph` as kernels for `target`: its nodes are `fused` groups and views."""
-    return run_passes(graph, default_passes(target, precision, keep), observe)
+    return run_passes(graph, default_passes(target, precision), observe)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -50,8 +52,6 @@ def test_other_targets_stay_in_float32_and_say_so(target: str) -> None:
 
 
 def test_a_switched_off_feature_counts_as_missing() -> None:
-    from dataclasses import replace
-
     off = replace(FP16, llvm={**FP16.llvm, "mattr": ["-avx512fp16"]})
     assert off.fast_dtype is None
 
@@ -63,7 +63,7 @@ def test_weights_out_of_range_keep_their_product_in_float32() -> None:
 
 
 def test_kept_kernels_read_and_write_float32() -> None:
-    optimized = optimize(mlp(), FP16, precision="fast", keep="first")
+    optimized = LowerPrecision(keep="first").run(optimize(mlp(), FP16))
     first, second = product_kernels(optimized)
     assert not is_lowered(first)
     assert {v.dtype for v in (*first.inputs, *first.outputs)} == {"float32"}

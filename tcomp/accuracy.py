@@ -1,0 +1,143 @@
+"""Precision `fast` within a tolerance: compile, compare with float32, and take back what hurts most.
+
+The compiled model runs once on given or random inputs, and its outputs are compared with the float32 graph
+in the numpy evaluator. While an output is off by more than allowed, or is not finite, the kernels whose own
+rounding is worst stay in float32: one at first, then twice as many each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from tcomp.relay.evaluate import evaluate
+from tcomp.relay.graph import Constant, Graph, Node, Value
+from tcomp.relay.op import OPS
+from tcomp.relay.types import FLOATS, Array, numpy_dtype
+from tcomp.runtime import load
+from tcomp.target.host import host_target
+from tcomp.target.target import Target
+from tcomp.transform.lower_precision import LowerPrecision, is_lowered, product_kernels
+
+TOLERANCE = 2e-2
+"""Allowed error of an output relative to its largest magnitude."""
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A graph with products in 16 bits, and how far its outputs are from float32.
+
+    `errors` are relative to each output's largest magnitude; none when the target does not run here.
+    """
+
+    graph: Graph
+    target: Target
+    kept: tuple[str, ...] = ()
+    errors: Mapping[str, float] = field(default_factory=dict[str, float])
+    tolerance: float = TOLERANCE
+
+    def __str__(self) -> str:
+        products = product_kernels(self.graph)
+        lowered = sum(is_lowered(n) for n in products)
+        parts = [f"{lowered} of {len(products)} products in {self.target.fast_dtype}"]
+        if self.kept:
+            shown = ", ".join(self.kept[:5]) + (", ..." if len(self.kept) > 5 else "")
+            parts.append(f"{len(self.kept)} kernels kept in float32 for accuracy ({shown})")
+        if not self.errors:
+            parts.append(f"accuracy not checked: `{self.target.name}` does not run on this machine")
+        else:
+            worst = max(self.errors, key=lambda name: self.errors[name])
+            parts.append(
+                f"error of `{worst}` {self.errors[worst]:.2%} of its scale (allowed {self.tolerance:.2%})"
+            )
+        return "precision fast: " + "; ".join(parts)
+
+
+def runs_here(target: Target) -> bool:
+    """Whether this machine has the 16-bit arithmetic of `target`."""
+    host = host_target()
+    return host.isa == target.isa and host.fast_dtype == target.fast_dtype
+
+
+def lower_within(
+    exact: Graph,
+    target: Target,
+    build: Callable[[Graph], Path],
+    inputs: Mapping[str, Array],
+    tolerance: float = TOLERANCE,
+) -> Lowered:
+    """The optimized graph `exact` with as many products in 16 bits as `tolerance` allows.
+
+    `build` compiles a graph to a library; its last call is for the graph in the result. Without a type that
+    `target` multiplies fast, or when it does not run here, nothing is compared.
+    """
+    dtype = target.fast_dtype
+    if dtype is None or not runs_here(target):
+        graph = exact if dtype is None else LowerPrecision(dtype).run(exact)
+        build(graph)
+        return Lowered(graph, target, tolerance=tolerance)
+    arrays = list(inputs.values())
+    expected = evaluate(exact, arrays)
+    ranking: list[str] | None = None
+    kept: tuple[str, ...] = ()
+    graph = LowerPrecision(dtype).run(exact)
+    while True:
+        with load(build(graph)) as model:
+            outputs = model(*arrays)
+        errors = {
+            v.name: relative_error(a, e) for v, a, e in zip(exact.outputs, outputs, expected, strict=True)
+        }
+        if graph is exact or all(e <= tolerance for e in errors.values()):
+            return Lowered(graph, target, kept, errors, tolerance)
+        ranking = ranking or worst_kernels(exact, graph, arrays)
+        count = max(1, 2 * len(kept))
+        kept = tuple(ranking[:count])
+        graph = exact if count > len(ranking) else LowerPrecision(dtype, "|".join(kept)).run(exact)
+
+
+def relative_error(actual: Array, expected: Array) -> float:
+    """Largest error over the largest magnitude; infinite where finite numbers became others.
+
+    For integers and booleans, the share of elements that differ.
+    """
+    if expected.size == 0:
+        return 0.0
+    if expected.dtype.name not in FLOATS:
+        return float(np.mean(actual != expected))
+    a, e = actual.astype(np.float64), expected.astype(np.float64)
+    finite = np.isfinite(e)
+    if not np.array_equal(a[~finite], e[~finite], equal_nan=True) or not np.isfinite(a[finite]).all():
+        return float("inf")
+    scale = float(np.abs(e[finite]).max(initial=0.0))
+    error = float(np.abs(a[finite] - e[finite]).max(initial=0.0))
+    return error / scale if scale else float(error > 0)
+
+
+def worst_kernels(exact: Graph, lowered: Graph, inputs: Sequence[Array]) -> list[str]:
+    """Names of the lowered products, those first whose own outputs suffer most from exact inputs in 16 bits.
+
+    Both graphs have the same nodes in the same order.
+    """
+    values: dict[Value, Array] = dict(zip(exact.inputs, inputs, strict=True))
+    errors: dict[str, float] = {}
+    for node, low in zip(exact.nodes, lowered.nodes, strict=True):
+        operands = [v.data if isinstance(v, Constant) else values[v] for v in node.inputs]
+        results = OPS[node.op].evaluate(operands, node.attrs)
+        values.update(zip(node.outputs, results, strict=True))
+        if is_lowered(low) and node.name:
+            error = _own_error(low, operands, results)
+            errors[node.name] = max(error, errors.get(node.name, 0.0))
+    return sorted(errors, key=lambda name: -errors[name])
+
+
+def _own_error(low: Node, operands: Sequence[Array], results: Sequence[Array]) -> float:
+    with np.errstate(over="ignore", invalid="ignore"):
+        rounded = [
+            v.data if isinstance(v, Constant) else a.astype(numpy_dtype(v.dtype))
+            for a, v in zip(operands, low.inputs, strict=True)
+        ]
+        found = OPS[low.op].evaluate(rounded, low.attrs)
+        return max(relative_error(a, e) for a, e in zip(found, results, strict=True))
