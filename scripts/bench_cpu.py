@@ -36,6 +36,7 @@ from tcomp.relay.graph import Graph
 from tcomp.relay.types import numpy_dtype
 from tcomp.runtime.fill import fill
 from tcomp.target.host import host_target
+from tcomp.transform.pipeline import PRECISIONS, Precision
 
 REFERENCE = "onnxruntime"
 VARIANTS = ("untuned", "tuned")
@@ -54,13 +55,13 @@ def random_inputs(name: str, graph: Graph) -> dict[str, Any]:
 
 
 def compile_variants(
-    name: str, logs: Sequence[Path], threads: int, folder: Path
+    name: str, logs: Sequence[Path], threads: int, folder: Path, precision: Precision = "exact"
 ) -> tuple[dict[str, Path], Path, dict[str, Any]]:
     """The libraries by variant, the file of inputs, and facts about compiling."""
     start = time.perf_counter()
     graph = import_onnx(ROOT / "models" / f"{name}.onnx", MODELS[name].input_shapes)
     target = host_target()
-    optimized = static_kernels(graph, target)
+    optimized = static_kernels(graph, target, precision)
     imported = time.perf_counter() - start
     choices = choose_configs(optimized, target, logs, threads)
     inputs = folder / f"{name}.npz"
@@ -79,7 +80,7 @@ def compile_variants(
 def bench(name: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Times in seconds of every runtime in every round."""
     logs = options.log or [ROOT / "tuning_logs"]
-    libraries, inputs, facts = compile_variants(name, logs, options.threads, folder)
+    libraries, inputs, facts = compile_variants(name, logs, options.threads, folder, options.precision)
     onnx = ROOT / "models" / f"{name}.onnx"
     with ExitStack() as stack:
         peers: dict[str, Peer] = {}
@@ -98,7 +99,7 @@ def bench(name: str, options: argparse.Namespace, folder: Path) -> dict[str, Any
     for required in (REFERENCE, *VARIANTS):
         if required in absent:
             raise SystemExit(f"{name}: {required} does not run: {absent[required]}")
-    return {"model": name, "threads": options.threads, "times": times, "versions": versions,
+    return {"model": name, "threads": options.threads, "precision": options.precision, "times": times, "versions": versions,
             "absent": absent, **facts}  # fmt: skip
 
 
@@ -167,6 +168,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("models", nargs="*", metavar="MODEL")
     parser.add_argument("--log", type=Path, action="append", help="default: tuning_logs/")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--precision", choices=PRECISIONS, default="exact", help="of tcomp's libraries")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=0.1, help="of runs in one turn of one runtime")
     parser.add_argument("--peers", default=REFERENCE, help=f"of {', '.join(RUNTIMES)}; default {REFERENCE}")

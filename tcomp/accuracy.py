@@ -106,7 +106,7 @@ def relative_error(actual: Array, expected: Array) -> float:
     if expected.size == 0:
         return 0.0
     if expected.dtype.name not in FLOATS:
-        return float(np.mean(actual != expected))
+        return np.count_nonzero(np.not_equal(actual, expected)) / expected.size
     a, e = actual.astype(np.float64), expected.astype(np.float64)
     finite = np.isfinite(e)
     if not np.array_equal(a[~finite], e[~finite], equal_nan=True) or not np.isfinite(a[finite]).all():
