@@ -99,8 +99,8 @@ def bench(name: str, options: argparse.Namespace, folder: Path) -> dict[str, Any
     for required in (REFERENCE, *VARIANTS):
         if required in absent:
             raise SystemExit(f"{name}: {required} does not run: {absent[required]}")
-    return {"model": name, "threads": options.threads, "precision": options.precision, "times": times, "versions": versions,
-            "absent": absent, **facts}  # fmt: skip
+    return {"model": name, "threads": options.threads, "precision": options.precision, "times": times,
+            "versions": versions, "absent": absent, **facts}  # fmt: skip
 
 
 def ratios(result: Mapping[str, Any], runtime: str) -> list[float]:
