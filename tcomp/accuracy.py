@@ -20,7 +20,7 @@ from tcomp.relay.types import FLOATS, Array, numpy_dtype
 from tcomp.runtime import load
 from tcomp.target.host import host_target
 from tcomp.target.target import Target
-from tcomp.transform.lower_precision import LowerPrecision, is_lowered, product_kernels
+from tcomp.transform.lower_precision import RANGES, LowerPrecision, is_lowered, product_kernels
 
 TOLERANCE = 2e-2
 """Allowed error of an output relative to its largest magnitude."""
@@ -117,7 +117,7 @@ def relative_error(actual: Array, expected: Array) -> float:
 
 
 def worst_kernels(exact: Graph, lowered: Graph, inputs: Sequence[Array]) -> list[str]:
-    """Names of the lowered products, those first whose own outputs suffer most from exact inputs in 16 bits.
+    """Names of the kernels that read or write 16 bits, those first that do worst on exact inputs.
 
     Both graphs have the same nodes in the same order.
     """
@@ -127,7 +127,7 @@ def worst_kernels(exact: Graph, lowered: Graph, inputs: Sequence[Array]) -> list
         operands = [v.data if isinstance(v, Constant) else values[v] for v in node.inputs]
         results = OPS[node.op].evaluate(operands, node.attrs)
         values.update(zip(node.outputs, results, strict=True))
-        if is_lowered(low) and node.name:
+        if node.name and any(v.dtype in RANGES for v in (*low.inputs, *low.outputs)):
             error = _own_error(low, operands, results)
             errors[node.name] = max(error, errors.get(node.name, 0.0))
     return sorted(errors, key=lambda name: -errors[name])

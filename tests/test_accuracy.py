@@ -70,12 +70,13 @@ def test_no_tolerance_means_float32(tmp_path: Path) -> None:
     assert compiled.precision.startswith("precision fast: 0 of 3 products in float16; 3 kernels kept")
 
 
-def test_the_kernel_that_overflows_ranks_first() -> None:
+def test_kernels_that_write_or_read_infinities_rank_first() -> None:
+    # The factor is folded into the weights of `loud`, whose outputs are beyond float16.
     exact = optimize(network(loud=1e6), TARGETS["x86-64-v4"])
     x = np.random.default_rng(5).standard_normal((16, 32)).astype(np.float32)
     ranking = worst_kernels(exact, LowerPrecision().run(exact), [x])
-    assert ranking[0] == "first"
-    assert set(ranking) >= {"first", "third"}
+    assert set(ranking[:2]) == {"loud", "third"}
+    assert set(ranking) == {"first", "loud", "third"}
 
 
 def test_other_targets_are_not_checked_here(tmp_path: Path) -> None:
