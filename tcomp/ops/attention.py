@@ -127,6 +127,7 @@ declare(
         evaluate=_evaluate,
         compute=_compute,
         kind=FusionKind.CONTRACTION,
+        takes_movement=True,
         attrs={"scale": REQUIRED},
         arity=(3, 4),
         cost=_cost,

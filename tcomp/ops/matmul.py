@@ -102,6 +102,7 @@ declare(
         evaluate=_evaluate,
         compute=_compute,
         kind=FusionKind.CONTRACTION,
+        takes_movement=True,
         attrs={"transpose_a": False, "transpose_b": False, "out_dtype": ""},
         arity=(2, 2),
         cost=_cost,

@@ -100,6 +100,8 @@ class Op:
       operator never reaches code generation as such (a pass or the frontend removes it).
     - `aliases`: for static types, the aliases that make the operator a mere arrangement of memory; none where
       it has to move elements.
+    - `takes_movement`: a contraction whose schedules read operands through slices and transposes, and write
+      their output through a transpose, that leave the innermost axis where it is.
     - `zero_is_finite`: an elementwise operator that maps any mix of zero operands to a finite value, so
       that padding lanes of a blocked layout stay finite through it.
     - `flops_per_element`: for the default cost rule; `cost` replaces that rule.
@@ -115,6 +117,7 @@ class Op:
     arity: tuple[int, int | None] = (1, 1)
     layout: LayoutRule = LayoutRule.NONE
     aliases: AliasRule | None = None
+    takes_movement: bool = False
     zero_is_finite: bool = False
     commutative: bool = False
     flops_per_element: int = 1

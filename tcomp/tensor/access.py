@@ -132,3 +132,23 @@ def coefficients(expression: Expression, variables: Sequence[Any]) -> list[int] 
     if not found or not all(isinstance(c, tirx.IntImm) for c in found):
         return None
     return [int(c) for c in found[: len(variables)]]
+
+
+def vector_load(
+    elements: Elements, tensor: Tensor, index: Sequence[Expression], lanes: int
+) -> Expression | None:
+    """`lanes` elements of `tensor` along its last axis from `index`, in one load.
+
+    None when they are computed, or lie apart in memory.
+    """
+    *outer, first = index
+    along = tirx.Var("along", "int32")
+    value = elements.element(tensor, [*outer, along])
+    if elements.statements or not isinstance(value, tvm.ir.expr.TensorLoad):
+        return None
+    *axes, last = value.indices
+    steps = [tvm.sym.detect_linear_equation(i, [along]) for i in (*axes, last)]
+    strides = [int(s[0]) if s and isinstance(s[0], tirx.IntImm) else None for s in steps]
+    if strides != [0] * len(axes) + [1]:
+        return None
+    return tirx.BufferLoad(value.source, [*axes, tirx.Ramp(steps[-1][1] + first, 1, lanes)])

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from tcomp.relay.attributes import integers
 from tcomp.relay.graph import Value
+from tcomp.relay.op import OPS, FusionKind
 from tcomp.tensor.kernel import Kernel
 from tcomp.tvm_api import Schedule
 
@@ -14,6 +16,32 @@ def epilogue_fits(kernel: Kernel) -> bool:
     """Whether every output has the shape of the anchor's output, so that one tile computes both."""
     anchor = kernel.anchor
     return anchor is not None and all(v.shape == anchor.outputs[0].shape for v in kernel.body.outputs)
+
+
+def output_axes(kernel: Kernel) -> tuple[int, ...] | None:
+    """The anchor's axes in the order in which every output has them.
+
+    None when more than elementwise operators and transposes follow the anchor, or outputs differ.
+    """
+    anchor = kernel.anchor
+    if anchor is None or len(anchor.outputs) != 1:
+        return None
+    shape = anchor.output.shape
+    orders: dict[Value, tuple[int, ...]] = {anchor.output: tuple(range(len(shape)))}
+    for node in kernel.body.nodes:
+        read = {orders[v] for v in node.inputs if v in orders}
+        if not read:
+            continue
+        order = read.pop()
+        if node.op == "transpose":
+            order = tuple(order[a] for a in integers(node.attrs, "axes"))
+        elif read or OPS[node.op].kind is not FusionKind.ELEMENTWISE:
+            return None
+        orders |= {v: order for v in node.outputs}
+        if any(v.shape != tuple(shape[a] for a in order) for v in node.outputs):
+            return None
+    found = {orders.get(v) for v in kernel.body.outputs}
+    return found.pop() if len(found) == 1 else None
 
 
 def placeholder_index(kernel: Kernel, value: Value) -> int | None:

@@ -24,12 +24,13 @@ from typing import Any
 
 import numpy as np
 
-from tcomp.relay.op import OPS, FusionKind
+from tcomp.relay.op import OPS
 from tcomp.relay.types import Array, TensorType
 from tcomp.target.target import Target
 from tcomp.tensor import loops
+from tcomp.tensor.access import vector_load
 from tcomp.tensor.anchored import Anchored
-from tcomp.tensor.epilogue import epilogue_fits, placeholder_index
+from tcomp.tensor.epilogue import output_axes, placeholder_index
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
 from tcomp.tensor.loops import Buffer, Expression, Statement
@@ -139,20 +140,11 @@ def _rest(extent: int, part: int, number: Expression) -> Expression:
 
 
 def fits(kernel: Kernel) -> bool:
-    """Whether `kernel` is a product of non-empty matrices with elementwise operators after it."""
+    """Whether `kernel` is a product of non-empty matrices with elementwise work and transposes after it."""
     anchor = kernel.anchor
-    if anchor is None or anchor.op != "matmul" or not epilogue_fits(kernel):
+    if anchor is None or anchor.op != "matmul" or output_axes(kernel) is None:
         return False
-    shapes = [v.type.static_shape for v in (*anchor.inputs, *anchor.outputs)]
-    if min(prod(s) for s in shapes) == 0:
-        return False
-    after = set(anchor.outputs)
-    for node in kernel.body.nodes:
-        if after & set(node.inputs):
-            if OPS[node.op].kind is not FusionKind.ELEMENTWISE:
-                return False
-            after |= set(node.outputs)
-    return all(v in after for v in kernel.body.outputs)
+    return all(prod(v.type.static_shape) > 0 for v in (*anchor.inputs, *anchor.outputs))
 
 
 def constant_right(kernel: Kernel) -> int | None:
@@ -210,6 +202,7 @@ class GemmNest:
     def __init__(self, kernel: Kernel, product: Product, plan: Plan, target: Target) -> None:
         self.product, self.plan = product, plan
         self.lanes = target.lanes(product.accumulator)
+        self.axes = output_axes(kernel) or ()
         self.heavy = epilogue_flops(kernel) >= HEAVY_EPILOGUE_FLOPS
         constant = constant_right(kernel)
         packing = {} if constant is None else {constant: pack_right(product, plan)}
@@ -249,12 +242,14 @@ class GemmNest:
         product, rows = self.product, self.plan.rows
         shape = (*product.batch, rows.count, product.depth, rows.size)
         tiles = self.row_tiles = self.anchored.add_scratch(shape, self.product.left.dtype, "packed_left")
-        source = self.anchored.buffer_of(self.left)
         width = gcd(rows.size, self.lanes)
-        in_squares = (
-            source is not None and not product.transpose_left and product.left.rank > 1 and width >= 4
-        )
-        side = gcd(width, product.depth) if in_squares else width
+        side = gcd(width, product.depth)
+
+        def row(batch: Index, r: Expression, k: Expression) -> Expression | None:
+            return self._vector(self.left, product.left_index(batch, r, k), side)
+
+        zero = loops.constant(0)
+        in_squares = side >= 4 and row([zero] * len(product.batch), zero, zero) is not None
 
         def one(batch: Index, t: Expression) -> Statement:
             def element(k: Expression, r: Expression) -> Statement:
@@ -263,15 +258,14 @@ class GemmNest:
 
             def square(r: Expression, k: Expression) -> Statement:
                 def load(i: int) -> Expression:
-                    *at, last = product.left_index(batch, rows.base(t) + r + i, k)
-                    return tirx.BufferLoad(source, [*at, tirx.Ramp(last, 1, side)])
+                    return row(batch, rows.base(t) + r + i, k)
 
                 def store(i: int, vector: Expression) -> Statement:
                     return tirx.BufferStore(tiles, vector, [*batch, t, k + i, tirx.Ramp(r, 1, side)])
 
                 return transpose_square(load, store, side, self.product.left.dtype)
 
-            if in_squares and side >= 4:
+            if in_squares:
                 return loops.loop(
                     product.depth // side,
                     lambda k: loops.loop(rows.size // side, lambda r: square(r * side, k * side), "r"),
@@ -287,9 +281,15 @@ class GemmNest:
         own = tuple(product.right.static_shape[:-2]) if product.batch else ()
         shape = (*own, columns.count * plan.panel_size)
         panels = self.panels = self.anchored.add_scratch(shape, self.product.right.dtype, "packed_right")
-        source = self.anchored.buffer_of(self.right)
         side = gcd(gcd(columns.size, self.lanes), gcd(product.depth, plan.chunk))
-        in_squares = source is not None and product.transpose_right and side >= 4
+
+        def column(batch: Index, k: Expression, c: Expression) -> Expression | None:
+            return self._vector(self.right, product.right_index(batch, k, c), side)
+
+        zero = loops.constant(0)
+        in_squares = (
+            product.transpose_right and side >= 4 and column([zero] * len(own), zero, zero) is not None
+        )
 
         def one(batch: Index, p: Expression) -> Statement:
             group, panel = unravel(p, (plan.groups, plan.group))
@@ -308,8 +308,7 @@ class GemmNest:
 
                 def square(c: Expression, k: Expression) -> Statement:
                     def load(i: int) -> Expression:
-                        index = product.right_index(batch, chunk * plan.chunk + k, columns.base(p) + c + i)
-                        return tirx.BufferLoad(source, [*index[:-1], tirx.Ramp(index[-1], 1, side)])
+                        return column(batch, chunk * plan.chunk + k, columns.base(p) + c + i)
 
                     def store(i: int, vector: Expression) -> Statement:
                         *outer, place = at(k + i, c)
@@ -355,6 +354,11 @@ class GemmNest:
         elements = self.anchored.elements()
         value = elements.element(tensor, [loops.constant(i) if isinstance(i, int) else i for i in index])
         return elements.statements, value if dtype is None else convert(value, dtype)
+
+    def _vector(self, tensor: Tensor, index: Index, lanes: int) -> Expression | None:
+        """Elements of an operand along its last axis, where one load gets them."""
+        at = [loops.constant(i) if isinstance(i, int) else i for i in index]
+        return vector_load(self.anchored.elements(), tensor, at, lanes)
 
     # The walk
 
@@ -410,7 +414,7 @@ class GemmNest:
 
         def store(r: Expression, c: Expression, source: Buffer) -> Statement:
             index = self.product.index(place.batch, plan.rows.base(tile) + r, column + c)
-            return self.anchored.finish(index, tirx.BufferLoad(source, [r, c]))
+            return self.anchored.finish([index[a] for a in self.axes], tirx.BufferLoad(source, [r, c]))
 
         if not self.heavy:
             return self._elements(lambda r, c: store(r, c, sums))

@@ -7,7 +7,8 @@ post-dominator; a group grows forward from post-dominator to post-dominator and 
 whose readers are all members.
 
 1. Contractions, then reductions, take the elementwise nodes behind them (epilogue).
-2. Reductions take the elementwise nodes in front of them (prologue), which each row reads once.
+2. Reductions take the elementwise nodes in front of them (prologue), which each row reads once. Contractions
+   that can take the slices and transposes of rows in front of them, and a transpose behind them.
 3. What is left, elementwise and movement, groups among itself.
 What only arranges memory stays between the kernels, and the plan aliases it: reshapes; concatenations whose
 operands lie one behind the other and come from kernels with an anchor, which can write them in place; groups
@@ -23,6 +24,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from tcomp.relay.attributes import integers
 from tcomp.relay.builder import make_node
 from tcomp.relay.graph import Constant, Graph, Node, Value
 from tcomp.relay.op import OPS, FusionKind
@@ -79,14 +81,18 @@ class _Grouping:
                     self._grow_epilogue(node)
         for node in nodes:
             if _kind(node) is FusionKind.REDUCTION:
-                self._grow_backward(self._group_of[node], (FusionKind.ELEMENTWISE,))
+                self._grow_backward(
+                    self._group_of[node], lambda producer: _kind(producer) is FusionKind.ELEMENTWISE
+                )
+            elif OPS[node.op].takes_movement:
+                self._grow_backward(self._group_of[node], _moves_rows)
         self._arranged = {n for n in nodes if self._is_assembled_in_place(n)}
         for node in nodes:
             if node not in self._group_of:
                 self._start(node)
                 if node not in self._arranged and _kind(node) in _INJECTIVE:
                     self._grow_injective(node)
-                    self._grow_backward(self._group_of[node], _INJECTIVE)
+                    self._grow_backward(self._group_of[node], lambda producer: _kind(producer) in _INJECTIVE)
         found = {id(g): sorted(g, key=self._index.__getitem__) for g in self._group_of.values()}
         return sorted(found.values(), key=lambda group: self._index[group[-1]])
 
@@ -112,15 +118,21 @@ class _Grouping:
             self._group_of[node] = group
 
     def _grow_epilogue(self, anchor: Node) -> None:
-        """Take elementwise nodes behind `anchor` that have its output's shape."""
+        """Take elementwise nodes behind `anchor` that have its output's shape, transposed where it allows."""
         if len(anchor.outputs) != 1:
             return
-        shape = anchor.output.shape
 
-        def fits(node: Node) -> bool:
-            return _kind(node) is FusionKind.ELEMENTWISE and node.output.shape == shape
+        def elementwise(last: Node) -> Node:
+            shape = last.output.shape
+            return self._grow_forward(
+                last, lambda node: _kind(node) is FusionKind.ELEMENTWISE and node.output.shape == shape
+            )
 
-        self._grow_forward(anchor, fits)
+        last = elementwise(anchor)
+        if OPS[anchor.op].takes_movement:
+            moved = self._grow_forward(last, lambda node: node.op == "transpose" and _moves_rows(node))
+            if moved is not last:
+                elementwise(moved)
 
     def _grow_injective(self, start: Node) -> None:
         """Take elementwise and movement nodes behind `start` where nothing expensive is computed twice."""
@@ -130,18 +142,19 @@ class _Grouping:
 
         self._grow_forward(start, fits)
 
-    def _grow_forward(self, start: Node, fits: Callable[[Node], bool]) -> None:
+    def _grow_forward(self, start: Node, fits: Callable[[Node], bool]) -> Node:
+        """Take the nodes behind `start`, an exit of its group, as long as they fit; the new exit."""
         group = self._group_of[start]
         exit_node = start
         while True:
             meeting = self._post_dominator.get(exit_node)
             if meeting is None or any(v in self._outputs for v in exit_node.outputs):
-                return
+                return exit_node
             between = self._between(exit_node, meeting)
             if between is None or len(group) + len(between) > self._options.max_depth:
-                return
+                return exit_node
             if not all(n not in self._group_of and n not in self._arranged and fits(n) for n in between):
-                return
+                return exit_node
             self._join(group, between)
             exit_node = meeting
 
@@ -159,14 +172,14 @@ class _Grouping:
             stack += [n for v in node.outputs for n in self._graph.users.get(v, ())]
         return sorted(found, key=self._index.__getitem__)
 
-    def _grow_backward(self, group: list[Node], kinds: tuple[FusionKind, ...]) -> None:
+    def _grow_backward(self, group: list[Node], fits: Callable[[Node], bool]) -> None:
         """Take producers that the group alone reads, unless that computes something expensive repeatedly."""
         members = set(group)
         stack = [(v, n) for n in group for v in n.inputs]
         while stack and len(group) < self._options.max_depth:
             value, reader = stack.pop()
             producer = self._graph.producers.get(value)
-            if producer is None or producer in self._group_of or _kind(producer) not in kinds:
+            if producer is None or producer in self._group_of or not fits(producer):
                 continue
             if producer in self._arranged:
                 continue
@@ -190,6 +203,15 @@ class _Grouping:
 def _is_final(node: Node) -> bool:
     """Whether `node` may stand in the optimized graph as it is: a kernel, or an arrangement of memory."""
     return node.op == "fused" or _kind(node) is FusionKind.VIEW or bool(OPS[node.op].aliases_of(node))
+
+
+def _moves_rows(node: Node) -> bool:
+    """Whether `node` slices or transposes with the innermost axis in place: rows stay rows of neighbours."""
+    if OPS[node.op].aliases_of(node) or not node.output.type.is_static:
+        return False
+    if node.op == "transpose":
+        return integers(node.attrs, "axes")[-1] == node.output.type.rank - 1
+    return node.op == "slice" and integers(node.attrs, "strides")[-1] == 1
 
 
 def _kind(node: Node) -> FusionKind:

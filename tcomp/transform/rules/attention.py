@@ -32,12 +32,12 @@ def _attention(match: Match) -> Value | None:
         return None
     if match.type.dtype not in FLOATS or min(match[n].type.rank for n in "qkv") < 3:
         return None
-    key = match["k"] if flag(product.attrs, "transpose_b") else _swap_last(match, match["k"])
     scale = _scale(match)
     if scale is None or match["product"].type != match["softmax"].type:
         return None
     query, query_scale = _unscaled(match, match["q"])
-    key, key_scale = _unscaled(match, key)
+    key, key_scale = _unscaled(match, match["k"])
+    key = key if flag(product.attrs, "transpose_b") else _swap_last(match, key)
     mask = [match["mask"]] if "mask" in match else []
     return match.op("attention", query, key, match["v"], *mask, scale=scale * query_scale * key_scale)
 
@@ -52,9 +52,14 @@ def _scale(match: Match) -> float | None:
 
 
 def _unscaled(match: Match, value: Value) -> tuple[Value, float]:
-    """What `value` was before a multiplication by one number, and the number."""
+    """What `value` was before a multiplication by one number, and the number; movement may lie between."""
     node = match.editor.producer(value)
-    if node is None or node.op not in ("mul", "div") or match.editor.use_count(value) > 1:
+    if node is None or match.editor.use_count(value) > 1:
+        return value, 1.0
+    if node.op in ("transpose", "reshape"):
+        inner, scale = _unscaled(match, node.inputs[0])
+        return (value, 1.0) if scale == 1.0 else (match.op(node.op, inner, **node.attrs), scale)
+    if node.op not in ("mul", "div"):
         return value, 1.0
     factor = scalar_of(node.inputs[1])
     if not factor or node.inputs[0].type != value.type:
@@ -67,10 +72,6 @@ def _swap_last(match: Match, value: Value) -> Value:
     rank = value.type.rank
     swap = (*range(rank - 2), rank - 1, rank - 2)
     node: Node | None = match.editor.producer(value)
-    if node is not None and node.op == "mul":
-        factor, source = node.inputs[1], match.editor.producer(node.inputs[0])
-        if scalar_of(factor) is not None and source is not None and source.op == "transpose":
-            return match.op("mul", _swap_last(match, node.inputs[0]), factor)
     if node is not None and node.op == "transpose":
         inner = integers(node.attrs, "axes")
         return match.op("transpose", node.inputs[0], axes=tuple(inner[a] for a in swap))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 
 from tcomp.relay.attributes import flag, integer, integers, number
@@ -153,11 +155,35 @@ def _slice_of_transpose(match: Match) -> Value | None:
     return match.op("transpose", part, axes=axes)
 
 
+def _reshape_of_transpose(match: Match) -> Value | None:
+    """Drop or add axes of extent 1 before the transpose: it then meets what reads it.
+
+    reshape(transpose(x: [1, 197, 1, 6, 64], (2, 0, 3, 1, 4)), [1, 6, 197, 64])
+      -> transpose(reshape(x, [1, 197, 6, 64]), (0, 2, 1, 3))
+    """
+    x, axes = match["x"], integers(match.node("moved").attrs, "axes")
+    if not match.type.is_static or not x.type.is_static or match.type == match["moved"].type:
+        return None
+    source, target = x.type.static_shape, match.type.static_shape
+    moved = [a for a in axes if source[a] != 1]
+    places = [i for i, d in enumerate(target) if d != 1]
+    if [source[a] for a in moved] != [target[i] for i in places]:
+        return None
+    shape, order = [1] * len(target), list(range(len(target)))
+    for place, axis in zip(places, sorted(moved), strict=True):
+        shape[place] = source[axis]
+    for place, axis in zip(places, moved, strict=True):
+        order[place] = places[sorted(moved).index(axis)]
+    return match.op("transpose", match.op("reshape", x, shape=tuple(shape)), axes=tuple(order))
+
+
 def _reshape_of_slice(match: Match) -> Value | None:
     """Slice after the reshape: views then stand together and the slice meets what reads it.
 
     reshape(slice(x: [128, 2304], columns 768 to 1536), [128, 12, 64])
       -> slice(reshape(x, [128, 36, 64]), heads 12 to 24)
+    reshape(slice(x: [197, 3, 6, 64], 1 to 2 of the 3), [197, 6, 64])
+      -> slice(reshape(x, [197, 18, 64]), heads 6 to 12)
     """
     x, cut = match["x"], _static_slice(match.node("slice").attrs)
     source = match["slice"].shape
@@ -174,13 +200,14 @@ def _reshape_of_slice(match: Match) -> Value | None:
         if not sliced:
             continue
         longer = [a for a in from_axes if full[a] != 1]
-        if len(longer) != 1 or leading is None or cut[longer[0]][2] != 1:
+        if sliced != longer[:1] or leading is None or cut[longer[0]][2] != 1:
             return None
-        rest = int(np.prod([target[j] for j in to_axes if j > leading]))
-        first, last, _ = cut[longer[0]]
-        if first % rest or last % rest or full[longer[0]] % rest:
+        inner = prod(full[a] for a in longer[1:])
+        rest = prod(target[j] for j in to_axes if j > leading)
+        first, last = (edge * inner for edge in cut[longer[0]][:2])
+        if first % rest or last % rest or full[longer[0]] * inner % rest:
             return None
-        shape[leading] = full[longer[0]] // rest
+        shape[leading] = full[longer[0]] * inner // rest
         begin[leading], end[leading] = first // rest, last // rest
     view = match.op("reshape", x, shape=tuple(shape))
     return match.op("slice", view, begin=tuple(begin), end=tuple(end), strides=tuple(strides))
@@ -242,6 +269,11 @@ VIEWS = (
     Rule("reshape-reshape", op("reshape", op("reshape", _X)), _reshape_input),
     Rule("transpose-view", op("transpose", _X), _transpose_as_view),
     Rule("transpose-transpose", op("transpose", op("transpose", _X, name="inner")), _merge_transposes),
+    Rule(
+        "reshape-transpose",
+        op("reshape", op("transpose", _X, uses=1, name="moved")),
+        _reshape_of_transpose,
+    ),
     Rule("broadcast-view", op("broadcast_to", _X), _broadcast_as_view),
     Rule("broadcast-broadcast", op("broadcast_to", op("broadcast_to", _X)), _merge_broadcasts),
     Rule("tile-one", op("tile", _X), _tile_as_broadcast),
