@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import inf, prod
+from math import e, inf, log2, prod
 from typing import Any
 
 from tcomp.relay.attributes import number
@@ -28,7 +28,7 @@ from tcomp.tensor.convolution import accumulator_dtype
 from tcomp.tensor.epilogue import output_axes
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.loops import Buffer, Expression, Statement
-from tcomp.tensor.math import convert
+from tcomp.tensor.math import convert, exp2
 from tcomp.tensor.primitives import Tiles, transpose_square
 from tcomp.tensor.product import unravel
 from tcomp.tensor.template import Scheduled
@@ -372,7 +372,8 @@ class AttentionNest:
 
         def exponential(v: Expression, lane: Expression) -> Statement:
             weight = tirx.Var("weight", dtype)
-            value = tirx.exp(tirx.BufferLoad(scores, [r, v * lanes + lane]) - tirx.BufferLoad(top, [0]))
+            below = tirx.BufferLoad(scores, [r, v * lanes + lane]) - tirx.BufferLoad(top, [0])
+            value = exp2(below * tirx.const(log2(e), dtype))
             total = tirx.BufferLoad(totals, [lane]) + weight
             return loops.sequence(
                 [

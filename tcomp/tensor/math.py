@@ -47,6 +47,11 @@ def exp(x: Expression) -> Expression:
     return tirx.exp(x)
 
 
+def exp2(x: Expression) -> Expression:
+    """2^x within 3 ulp for x from -126 up to 127.5; 2^-126 for every x below. Half the work of `exp`."""
+    return tirx.exp2(x)
+
+
 def log_(x: Expression) -> Expression:
     """Natural logarithm within 2 ulp; -inf at zero, NaN below."""
     return tirx.log(x)
@@ -255,6 +260,18 @@ def _lower_exp(x: Expression) -> Expression:
     return mantissa * _power_of_two(half) * _power_of_two(exponent - half)
 
 
+def _lower_exp2(x: Expression) -> Expression:
+    # 2^n * 2^r with |r| <= 1/2; n is added to the exponent of 2^r, whose bits stay those of a normal number
+    x = tirx.max(_like(x, -126.0), x)
+    shifted = x + _MAGIC
+    r = x - (shifted - _MAGIC)
+    series = (1.326472731307149e-3, 9.671512991189957e-3, 5.550733581185341e-2, 2.4022242426872253e-1)
+    mantissa = _horner(r, (*series, 6.931470036506653e-1, 1.0))
+    bits = tirx.reinterpret(_lanes_of(x, "int32"), shifted)
+    exponent = tirx.shift_left(bits, tirx.const(23, dtype_of(bits)))
+    return tirx.reinterpret(dtype_of(x), tirx.reinterpret(dtype_of(bits), mantissa) + exponent)
+
+
 def _power_of_two(exponent: Expression) -> Expression:
     bits = tirx.shift_left(exponent + 127, tirx.const(23, dtype_of(exponent)))
     return tirx.reinterpret(_lanes_of(exponent, "float32"), bits)
@@ -357,6 +374,7 @@ def _register(name: str, lower: Callable[[Expression], Expression]) -> None:
 
 _LOWERINGS = (
     ("exp", _lower_exp),
+    ("exp2", _lower_exp2),
     ("log", _lower_log),
     ("log1p", _lower_log1p),
     ("sin", _lower_sin),

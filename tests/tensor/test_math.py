@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from tcomp.codegen.jit import KernelRunner, build_kernel
+from tcomp.codegen.jit import KernelRunner, build_kernel, build_scheduled
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.op import OPS
 from tcomp.target.target import TARGETS
 from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.math import exp2
+from tcomp.tensor.template import schedule
+from tcomp.tvm_api import structural_map, tvm
 
 SPECIAL = np.array([np.inf, -np.inf, np.nan, 0.0, -0.0, 1e-40, 1e-45, 3e38, -3e38], "float32")
 SAMPLES = np.concatenate(
@@ -67,3 +72,21 @@ def test_vector_code_makes_no_calls(name: str) -> None:
     assert "<16 x float>" in body
     assert not re.findall(r"call [^\n]*@(?:expf?|logf?|log1pf?|tanhf?|erff?|sinf?|cosf?)\(", source)
     assert not re.findall(r"call <\d+ x float> @llvm\.(?:exp|log|tanh|sin|cos)", source)
+
+
+def test_powers_of_two_are_within_the_stated_bound() -> None:
+    builder = GraphBuilder()
+    x = np.concatenate([np.linspace(-140, 127, 100_001), np.linspace(-2, 2, 40_001), [-np.inf, np.nan]])
+    x = x.astype("float32")
+    graph = builder.build(builder.op("exp", builder.input("x", (x.size,))))
+    scheduled = schedule(Kernel(graph), TARGETS["x86-64-v4"])
+
+    def on_call(call: Any) -> Any:
+        return exp2(call.args[0]) if call.op.name == "tirx.exp" else call
+
+    body = structural_map(scheduled.function.body, (tvm.ir.Call, on_call))
+    changed = replace(scheduled, function=scheduled.function.with_body(body))
+    (got,) = build_scheduled(Kernel(graph), changed, TARGETS["x86-64-v4"])([x])
+    exact = 2 ** np.maximum(x.astype("float64"), -126)
+    assert np.isnan(got[-1])
+    assert np.all(np.abs(got - exact)[:-1] <= 3 * np.spacing(exact.astype("float32"))[:-1])
