@@ -139,8 +139,10 @@ def vector_load(
 ) -> Expression | None:
     """`lanes` elements of `tensor` along its last axis from `index`, in one load.
 
-    None when they are computed, or lie apart in memory.
+    None when they are computed, or lie apart in memory, or are bfloat16, which TVM cannot keep in variables.
     """
+    if str(tensor.dtype) == "bfloat16":
+        return None
     *outer, first = index
     along = tirx.Var("along", "int32")
     value = elements.element(tensor, [*outer, along])

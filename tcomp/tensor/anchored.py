@@ -7,6 +7,7 @@ from math import prod
 
 from tcomp.relay.graph import Node
 from tcomp.relay.types import TensorType
+from tcomp.tensor.epilogue import output_axes
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.loops import (
     Buffer,
@@ -22,7 +23,7 @@ from tcomp.tensor.loops import (
     vector_loop,
 )
 from tcomp.tensor.lower import AnchorCompute, lower_body, placeholders
-from tcomp.tensor.math import dtype_of
+from tcomp.tensor.math import convert, dtype_of
 from tcomp.tensor.template import Packing, Scheduled
 from tcomp.tvm_api import Tensor, te, tirx
 
@@ -89,11 +90,13 @@ class Anchored:
         return buffer
 
     def finish(self, index: Sequence[Expression], value: Expression) -> Statement:
-        """Store the outputs at `index`, `value` being the element of `self.value` there."""
+        """Store the outputs where they have the element of `self.value` at `index`, which is `value`."""
+        axes = output_axes(self.kernel)
+        index = list(index) if axes is None else [index[axis] for axis in axes]
         stores: list[Statement] = []
         for tensor, buffer in zip(self._outputs, self._output_buffers, strict=True):
             elements = self.elements()
-            elements.bind(self.value, value.astype(str(self.value.dtype)))
+            elements.bind(self.value, convert(value, str(self.value.dtype)))
             stores.append(elements.store(buffer, tensor, index))
         return sequence(stores)
 

@@ -25,7 +25,6 @@ from tcomp.tensor import loops
 from tcomp.tensor.access import vector_load
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.convolution import accumulator_dtype
-from tcomp.tensor.epilogue import output_axes
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.loops import Buffer, Expression, Statement
 from tcomp.tensor.math import convert, exp2
@@ -89,7 +88,6 @@ class AttentionNest:
         self.anchored = Anchored(kernel)
         self.query, self.key, self.value, *mask = self.anchored.operands
         self.mask: Tensor | None = mask[0] if mask else None
-        self.axes = output_axes(kernel) or ()
         self.keys = shape.key_vectors(self.lanes)
         self.columns = shape.value_vectors(self.lanes)
         slots = 1 if plan.parallel == "no" else prod(shape.batch)
@@ -425,7 +423,7 @@ class AttentionNest:
             def one(lane: Expression) -> Statement:
                 value = tirx.BufferLoad(sums, [r, v, lane]) * tirx.BufferLoad(scales, [r])
                 index = [*batch, row + r, at * lanes + lane]
-                return self.anchored.finish([index[a] for a in self.axes], value)
+                return self.anchored.finish(index, value)
 
             return loops.vectorized(rest if is_last else lanes, one)
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any
-
 from tcomp.relay.attributes import integers
 from tcomp.relay.graph import Value
 from tcomp.relay.op import OPS, FusionKind
 from tcomp.tensor.kernel import Kernel
-from tcomp.tvm_api import Schedule
 
 
 def epilogue_fits(kernel: Kernel) -> bool:
@@ -47,18 +43,3 @@ def output_axes(kernel: Kernel) -> tuple[int, ...] | None:
 def placeholder_index(kernel: Kernel, value: Value) -> int | None:
     """Which kernel input `value` is; None when the body computes it."""
     return next((i for i, v in enumerate(kernel.body.inputs) if v is value), None)
-
-
-def inline_between(schedule: Schedule, kept: Collection[str]) -> list[Any]:
-    """Inline every stage but the `kept` ones and those that write outputs; the latter, in order.
-
-    `t = sums + bias; out = relu(t)  ->  out = relu(sums + bias)`
-    """
-    root = schedule.get_sblock("root")
-    outputs = schedule.get_output_blocks(root)
-    names = {schedule.get(block).name_hint for block in outputs}
-    for block in schedule.get_child_blocks(root):
-        name = schedule.get(block).name_hint
-        if name not in names and name not in kept:
-            schedule.compute_inline(block)
-    return [b for b in outputs if schedule.get(b).name_hint not in kept]

@@ -202,7 +202,6 @@ class GemmNest:
     def __init__(self, kernel: Kernel, product: Product, plan: Plan, target: Target) -> None:
         self.product, self.plan = product, plan
         self.lanes = target.lanes(product.accumulator)
-        self.axes = output_axes(kernel) or ()
         self.heavy = epilogue_flops(kernel) >= HEAVY_EPILOGUE_FLOPS
         constant = constant_right(kernel)
         packing = {} if constant is None else {constant: pack_right(product, plan)}
@@ -414,7 +413,7 @@ class GemmNest:
 
         def store(r: Expression, c: Expression, source: Buffer) -> Statement:
             index = self.product.index(place.batch, plan.rows.base(tile) + r, column + c)
-            return self.anchored.finish([index[a] for a in self.axes], tirx.BufferLoad(source, [r, c]))
+            return self.anchored.finish(index, tirx.BufferLoad(source, [r, c]))
 
         if not self.heavy:
             return self._elements(lambda r, c: store(r, c, sums))

@@ -79,6 +79,21 @@ def test_random_configs_match_reference() -> None:
         assert_matches(kernel, space.random(rng))
 
 
-def test_long_sequences_are_left_to_other_templates() -> None:
-    kernel = attention((2, 16), (8192, 16), (8192, 16))
-    assert template_for(kernel, AVX512).name != "attention_cpu"
+@pytest.mark.parametrize("parallel", ["no", "batch", "tiles"])
+def test_heads_are_read_and_written_where_they_lie(parallel: str) -> None:
+    builder = GraphBuilder()
+    x = builder.input("qkv", (2, 37, 9, 32))
+    parts = [
+        builder.op("slice", x, begin=(0, 0, at, 0), end=(2, 37, at + 3, 32), strides=(1, 1, 1, 1))
+        for at in (0, 3, 6)
+    ]
+    heads = [builder.op("transpose", part, axes=(0, 2, 1, 3)) for part in parts]
+    mask = builder.input("mask", (2, 1, 1, 37))
+    result = builder.op("attention", *heads, mask, scale=0.2)
+    kernel = Kernel(builder.build(builder.op("relu", builder.op("transpose", result, axes=(0, 2, 1, 3)))))
+    default = template_for(kernel, AVX512).space(kernel, AVX512).default
+    assert_matches(kernel, {**default, "parallel": parallel})
+
+
+def test_rows_longer_than_the_stack_allows() -> None:
+    assert_matches(attention((5, 16), (5000, 16), (5000, 16)))

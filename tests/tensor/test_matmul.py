@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import random
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from tcomp.codegen.jit import KernelRunner, build_kernel
+from tcomp.codegen.jit import KernelRunner, build_kernel, build_scheduled
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.evaluate import evaluate
 from tcomp.relay.graph import Value
 from tcomp.relay.types import Array, TensorType, numpy_dtype
 from tcomp.target.target import TARGETS
+from tcomp.tensor.gemm import Plan, schedule_product
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
+from tcomp.tensor.product import Product
 from tcomp.tensor.template import template_for
 
 AVX512, AVX2 = TARGETS["x86-64-v4"], TARGETS["x86-64-v3"]
@@ -85,6 +88,7 @@ CASES = {
     "float64": matmul((20, 16), (16, 40), dtype="float64"),
     "float16": matmul((20, 16), (16, 40), dtype="float16"),
     "bfloat16": matmul((20, 16), (16, 40), dtype="bfloat16"),
+    "bfloat16 with work behind it": matmul((20, 16), (16, 40), "bias", "relu", dtype="bfloat16"),
     "int8": matmul((20, 16), (16, 40), dtype="int8"),
 }
 
@@ -113,6 +117,52 @@ def test_two_outputs_of_one_product() -> None:
     product = builder.op("matmul", builder.input("a", (20, 16)), builder.input("b", (16, 40)))
     activated = builder.op("relu", product)
     assert_matches(Kernel(builder.build(product, activated), frozenset({1})), "x86-64-v4")
+
+
+def moved(dtype: str = "float32") -> Kernel:
+    """Heads cut out of one tensor, multiplied, and put back side by side."""
+    builder = GraphBuilder()
+    x = builder.input("x", (2, 20, 6, 16), dtype)
+    strides = (1, 1, 1, 1)
+    a = builder.op("slice", x, begin=(0, 0, 0, 0), end=(2, 20, 3, 16), strides=strides)
+    b = builder.op("slice", x, begin=(0, 0, 3, 0), end=(2, 20, 6, 16), strides=strides)
+    heads = [builder.op("transpose", v, axes=(0, 2, 1, 3)) for v in (a, b)]
+    product = builder.op("relu", builder.op("matmul", *heads, transpose_b=True))
+    return Kernel(builder.build(builder.op("transpose", product, axes=(0, 2, 1, 3))))
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_operands_and_results_are_moved_in_place(pack: bool) -> None:
+    kernel = moved()
+    default = template_for(kernel, AVX512).space(kernel, AVX512).default
+    assert_matches(kernel, "x86-64-v4", {**default, "pack_left": pack, "pack_right": pack})
+    assert_matches(moved("bfloat16"), "x86-64-v4")
+
+
+@pytest.mark.parametrize("blocking", [(3, 2, 64), (2, 3, 192), (1, 1, 128)])
+def test_uneven_blocks_match_reference(blocking: tuple[int, int, int]) -> None:
+    kernel = matmul((70, 444), (444, 160), "bias", "gelu")
+    default = template_for(kernel, AVX512).space(kernel, AVX512).default
+    row_block, group, chunk = blocking
+    config = {**default, "tile_rows": 6, "tile_vectors": 2, "pack_left": True, "parallel": True}
+    runner = build_scheduled(
+        kernel,
+        schedule_product(
+            kernel,
+            Product.of(kernel.body.nodes[0]),
+            replace(
+                Plan.of(Product.of(kernel.body.nodes[0]), AVX512, config),
+                row_block=row_block,
+                group=group,
+                chunk=chunk,
+            ),
+            AVX512,
+        ),
+        AVX512,
+    )
+    arrays = random_arrays(kernel)
+    np.testing.assert_allclose(runner(arrays)[0], evaluate(kernel.body, arrays)[0], rtol=1e-4, atol=1e-3)
+    assert "prefetcht1" in runner.source()
 
 
 def hot_loop(assembly: str) -> list[str]:

@@ -1,15 +1,11 @@
-"""Overlapping tiles: what they cover, and what code they become."""
+"""Overlapping tiles: what they cover."""
 
 from __future__ import annotations
 
-import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tcomp.errors import ScheduleError
-from tcomp.tensor.primitives import Tiles, store_by_tile
-from tcomp.tvm_api import te, tvm
+from tcomp.tensor.primitives import Tiles
 
 
 @given(st.integers(1, 200), st.integers(1, 40), st.integers(1, 5))
@@ -34,33 +30,3 @@ def test_tiles_with_a_rest_cover_every_element_once(extent: int, size: int) -> N
     for index in range(extent):
         tile, place = tiles.locate(index)
         assert tiles.base(tile) + place == index
-
-
-def _tiled(extent: int, tiles: Tiles) -> tuple[object, str]:
-    data = te.placeholder((extent,), name="data")
-    bias = te.placeholder((extent,), name="bias")
-    part = te.compute((tiles.count, tiles.size), lambda t, r: data(tiles.base(t) + r) * 2, name="part")
-    out = te.compute((extent,), lambda i: part(*tiles.locate(i)) + bias(i), name="out")
-    function = te.create_prim_func([data, bias, out])
-    return function, "out"
-
-
-def test_output_runs_by_tiles() -> None:
-    tiles = Tiles.of(10, 4)
-    function, block = _tiled(10, tiles)
-    tiled = store_by_tile(function, block, "part", lambda t, r: [tiles.base(t) + r])
-    text = str(tiled.script())
-    assert "out[T.min(v_tile0 * 4, 6) + v_tile1]" in text
-    assert "bias[T.min(v_tile0 * 4, 6) + v_tile1]" in text
-    module = tvm.compile(tiled, target="llvm")
-    arrays = [np.arange(10, dtype="float32"), np.ones(10, "float32"), np.zeros(10, "float32")]
-    tensors = [tvm.runtime.tensor(a, tvm.cpu()) for a in arrays]
-    module["main"](*tensors)
-    np.testing.assert_array_equal(tensors[2].numpy(), 2 * arrays[0] + 1)
-
-
-def test_unknown_stage_is_named() -> None:
-    tiles = Tiles.of(10, 4)
-    function, _ = _tiled(10, tiles)
-    with pytest.raises(ScheduleError, match="`other`"):
-        store_by_tile(function, "other", "part", lambda t, r: [tiles.base(t) + r])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import PARALLEL_FLOPS
@@ -15,6 +16,12 @@ from tcomp.tensor.template import TEMPLATES, Scheduled, Template
 
 MAX_TILE_ROWS = 30
 TILE_VECTORS = (1, 2, 3, 4, 6, 8)
+CHUNKS = (0, 64, 128, 192, 256, 384, 512, 768, 1024)
+DEFAULT_CHUNK = 256
+"""Long enough that moving sums between chunks is little work; a chunk of a panel stays near."""
+BLOCKS = (0, 1, 2, 4, 8, 16, 32, 64)
+PIECES_PER_CORE = 2
+"""Pieces of work a thread, so that none waits long for a slower one."""
 FMA_LATENCY = 4
 
 
@@ -33,6 +40,8 @@ class MatmulCpu(Template):
         tiles = tuple(_tiles(product, target))
         rows, vectors = min(tiles, key=lambda tile: _cycles(product, target, *tile))
         constant = constant_right(kernel) is not None
+        shared = target.cores > 1 and kernel.flops >= PARALLEL_FLOPS
+        row_block, group = _blocking(product, target, rows, vectors, shared)
 
         def reason(config: Config) -> str | None:
             tile = int(config["tile_rows"]), int(config["tile_vectors"])
@@ -45,15 +54,15 @@ class MatmulCpu(Template):
                 Ordered("tile_rows", tuple(sorted({r for r, _ in tiles})), rows),
                 Ordered("tile_vectors", tuple(sorted({v for _, v in tiles})), vectors),
                 Ordered("unroll", tuple(u for u in (1, 2, 4, 8) if product.depth % u == 0), _unroll(product)),
-                Ordered("chunk", (0, 64, 128, 192, 256, 384, 512, 768, 1024), 256),
-                Ordered("row_block", (0, 4, 8, 16, 32, 64), 0),
-                Ordered("group", (0, 1, 2, 4, 8, 16, 32), 0),
+                Ordered("chunk", CHUNKS, DEFAULT_CHUNK),
+                Ordered("row_block", BLOCKS, row_block),
+                Ordered("group", BLOCKS, group),
                 Choice("pack_left", (False, True), _packs_left(kernel, product, vectors, target)),
                 Choice(
                     "pack_right", (False,) if constant else (False, True), _packs_right(kernel, product, rows)
                 ),
                 Choice("prefetch", (False, True), constant),
-                Choice("parallel", (False, True), _is_parallel(kernel, target)),
+                Choice("parallel", (False, True), shared),
             ),
             reason,
         )
@@ -96,6 +105,30 @@ def _unroll(product: Product) -> int:
     return next(u for u in (4, 2, 1) if product.depth % u == 0)
 
 
+def _blocking(product: Product, target: Target, rows: int, vectors: int, shared: bool) -> tuple[int, int]:
+    """Row tiles of a block and panels of a group.
+
+    A block's chunk of the left operand, and the sums that wait for the next chunk, take a quarter of the
+    second-level cache each. Threads share panels before rows: each then reads its own part of the weights.
+    """
+    itemsize = target.vector_bits // 8 // target.lanes(product.accumulator)
+    tiles = -(-product.rows // rows)
+    panels = -(-product.columns // (vectors * _lanes(product, target)))
+    room = target.cache_bytes[1] // 4 // itemsize
+    row_block = min(tiles, max(1, room // (rows * DEFAULT_CHUNK)))
+    group = min(panels, max(1, room // (row_block * rows * vectors * _lanes(product, target))))
+    if shared:
+        pieces = -(-PIECES_PER_CORE * target.cores // prod(product.batch))
+        group = min(group, -(-panels // pieces))
+        row_block = min(row_block, -(-tiles // -(-pieces // -(-panels // group))))
+    return _at_most(row_block, tiles), _at_most(group, panels)
+
+
+def _at_most(size: int, count: int) -> int:
+    """The largest choice of blocks up to `size`; 0, all in one, where there are no more."""
+    return 0 if size >= count else max(b for b in BLOCKS if 0 < b <= size or b == 1)
+
+
 def _packs_left(kernel: Kernel, product: Product, vectors: int, target: Target) -> bool:
     """Pack rows that would otherwise be computed, or gathered from distant addresses, in every panel."""
     assert kernel.anchor is not None
@@ -111,10 +144,6 @@ def _packs_right(kernel: Kernel, product: Product, rows: int) -> bool:
         return False
     computed = placeholder_index(kernel, kernel.anchor.inputs[1]) is None
     return computed or product.transpose_right
-
-
-def _is_parallel(kernel: Kernel, target: Target) -> bool:
-    return target.cores > 1 and kernel.flops >= PARALLEL_FLOPS
 
 
 TEMPLATES.register(MatmulCpu.name, MatmulCpu())
