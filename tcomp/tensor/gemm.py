@@ -35,7 +35,7 @@ from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
 from tcomp.tensor.loops import Buffer, Expression, Statement
 from tcomp.tensor.math import convert
-from tcomp.tensor.primitives import Tiles, prefetch, transpose_square
+from tcomp.tensor.primitives import Tiles, transpose_square
 from tcomp.tensor.product import Product, unravel
 from tcomp.tensor.template import Packing, Scheduled
 from tcomp.tvm_api import Tensor, te, tirx
@@ -471,7 +471,7 @@ class GemmNest:
         ahead = min(size, FEW_ROWS_AHEAD // CACHE_LINE * line) if near else size
         first = offset + ahead + (t * iterations + i) * (share * line)
         batch = self.product.packed_batch(place.batch)
-        return [prefetch(self.panels, [*batch, first + n * line], to_first_level=near) for n in range(share)]
+        return [loops.prefetch(self.panels, [*batch, first + n * line], near) for n in range(share)]
 
 
 def _strip(size: int, width: int, body: Callable[[Expression], Statement]) -> Statement:

@@ -177,11 +177,13 @@ def vector_loop(extent: int, lanes: int, unroll: int, body: Body) -> list[Statem
     return statements
 
 
-def prefetch(buffer: Buffer, index: Sequence[Expression]) -> Statement:
-    """Ask for the cache line of `buffer[index]` to be fetched: a hint that changes no value and never faults,
-    so `index` may lie behind the buffer's end."""
+def prefetch(buffer: Buffer, index: Sequence[Expression], near: bool = True) -> Statement:
+    """Ask for the cache line of `buffer[index]`, which need not lie inside, and do not wait for it.
+
+    It goes to the first-level cache, or where it is not needed soon (not `near`) to the second.
+    """
     address = tirx.address_of(tirx.BufferLoad(buffer, list(index)))
-    for_reading, keep, of_data = constant(0), constant(3), constant(1)
+    for_reading, keep, of_data = (constant(value) for value in (0, 3 if near else 2, 1))
     return tirx.Evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", address, for_reading, keep, of_data))
 
 

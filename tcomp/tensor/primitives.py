@@ -1,12 +1,12 @@
-"""What register-tiled kernels are made of: tiles that overlap at the edge, transposed squares, prefetches."""
+"""What register-tiled kernels are made of: tiles that overlap at the edge, transposed squares."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tcomp.tvm_api import te, tirx, tvm
+from tcomp.tvm_api import te, tirx
 
 Expression = Any
 
@@ -82,10 +82,3 @@ def transpose_square(
             rows[i], rows[i + step] = bind(tirx.Shuffle(pair, low)), bind(tirx.Shuffle(pair, high))
         step *= 2
     return tirx.SeqStmt([*statements, *(store(i, row) for i, row in enumerate(rows))])
-
-
-def prefetch(buffer: Any, index: Sequence[Expression], to_first_level: bool) -> Any:
-    """Ask for the cache line of `buffer[index]`, into the first level or the second; never fails."""
-    address = tirx.address_of(tirx.BufferLoad(buffer, list(index)))
-    level = [tirx.const(value, "int32") for value in (0, 3 if to_first_level else 2, 1)]
-    return tirx.Evaluate(tirx.call_intrin("void", tvm.ir.Op.get("tirx.prefetch"), address, *level))
