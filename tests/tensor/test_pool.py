@@ -81,3 +81,11 @@ def test_results_stay_in_registers() -> None:
     lines = build_kernel(kernel, TARGETS["x86-64-v4"]).source("asm").splitlines()
     assert sum("vmaxps" in line and "zmm" in line for line in lines) >= 12
     assert not [line for line in lines if "zmm" in line and "rsp" in line and "vmov" in line]
+
+
+def test_rows_of_stride_two_are_read_in_vectors() -> None:
+    kernel = pool("max_pool2d", (1, 4, 56, 56), {"kernel": (2, 2), "strides": (2, 2)})
+    assert_matches(kernel)
+    lines = build_kernel(kernel, TARGETS["x86-64-v4"]).source("asm").splitlines()
+    assert [line for line in lines if "vpermt2ps" in line and "zmm" in line]
+    assert not [line for line in lines if "vinsertps" in line or "vgather" in line]

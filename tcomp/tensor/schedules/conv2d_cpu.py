@@ -183,7 +183,7 @@ def _cycles(conv: Convolution, tile: _Tile, target: Target) -> float:
         multiply = max(vectors * pixels / target.fma_ports, FMA_LATENCY)
         loads = vectors + pixels
         instructions = vectors * pixels + loads + vectors
-        step = max(multiply, loads / LOAD_PORTS) + 0.1 * loads + 0.02 * instructions + 0.15 * far
+        step = max(multiply, loads / LOAD_PORTS) + 0.1 * loads + 0.02 * instructions + 0.12 * far
         return steps * step + vectors * pixels + 10 if pixels else 0.0
 
     if tile.height > 1:

@@ -20,6 +20,7 @@ from tcomp.tensor.epilogue import epilogue_fits
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Ordered, Space
 from tcomp.tensor.loops import (
+    Buffer,
     Elements,
     Expression,
     Statement,
@@ -79,6 +80,7 @@ class PoolCpu(Template):
     """
 
     name = "pool_cpu"
+    version = 2
 
     def accepts(self, kernel: Kernel, target: Target) -> bool:
         return kernel.anchor is not None and kernel.anchor.op in _POOLS and epilogue_fits(kernel)
@@ -172,21 +174,26 @@ class _PoolNest:
         def every(body: Callable[[Expression, Expression], Statement]) -> Statement:
             return unrolled(vectors, lambda v: vectorized(lanes, lambda lane: body(v, lane)), "vector")
 
+        read = self._strided_source(lanes) if is_interior else None
+
         def reduce(taps: Sequence[Expression]) -> Statement:
             def step(vector: Expression, lane: Expression) -> Statement:
                 pixel, rest = self._place(vector, lane, lanes)
-                positions = [*row[2:], start + pixel]
-                at = [
-                    p * a.stride + t * a.dilation - a.begin
-                    for p, t, a in zip(positions, taps, self.axes, strict=True)
-                ]
+                at = self._read_at([*row[2:], start + pixel], taps)
                 elements = Elements(self.buffers)
                 value = elements.element(self.data, [*row[:2], *at, *rest]).astype(self.dtype)
                 slot = vector * lanes + lane
-                combined = tirx.max(results[slot], value) if self.is_max else results[slot] + value
+                combined = self._combine(results[slot], value)
                 return sequence([*elements.statements, tirx.BufferStore(results, combined, [slot])])
 
-            return every(step)
+            def strided_step(vector: Expression) -> Statement:
+                at = self._read_at([*row[2:], start + vector * lanes], taps)
+                slots = tirx.Ramp(vector * lanes, 1, lanes)
+                value = _every_other(read, [*row[:2], *at], lanes)
+                combined = self._combine(tirx.BufferLoad(results, [slots]), value)
+                return tirx.BufferStore(results, combined, [slots])
+
+            return every(step) if read is None else unrolled(vectors, strided_step, "vector")
 
         def write(vector: Expression, lane: Expression) -> Statement:
             pixel, rest = self._place(vector, lane, lanes)
@@ -204,6 +211,22 @@ class _PoolNest:
         clear = every(lambda v, lane: tirx.BufferStore(results, identity, [v * lanes + lane]))
         taps = self._over_taps(row, start, is_interior, reduce)
         return sequence([allocate, clear, taps, every(write)])
+
+    def _read_at(self, positions: Sequence[Expression], taps: Sequence[Expression]) -> list[Expression]:
+        """The input position that the output at `positions` reads at `taps`."""
+        return [
+            p * a.stride + t * a.dilation - a.begin
+            for p, t, a in zip(positions, taps, self.axes, strict=True)
+        ]
+
+    def _combine(self, result: Expression, value: Expression) -> Expression:
+        return tirx.max(result, value) if self.is_max else result + value
+
+    def _strided_source(self, lanes: int) -> Buffer | None:
+        """The input in memory where vectors take every other of its elements; None where they do not."""
+        if self.block or self.axes[-1].stride != 2 or lanes < 4 or self.data not in self.buffers:
+            return None
+        return self.buffers[self.data] if self.dtype == self.node.inputs[0].dtype else None
 
     def _over_taps(
         self,
@@ -233,6 +256,16 @@ class _PoolNest:
             first, end = (0, axis.kernel) if position is None else axis.inside(position)
             count = count * (end - first)
         return tirx.max(count, 1).astype(self.dtype)
+
+
+def _every_other(buffer: Buffer, index: Sequence[Expression], lanes: int) -> Expression:
+    """The elements 0, 2, 4... from `index` of a row, out of two vectors that overlap in one element, so that
+    none behind the last is read."""
+    *outer, start = index
+    halves = [
+        tirx.BufferLoad(buffer, [*outer, tirx.Ramp(start + shift, 1, lanes)]) for shift in (0, lanes - 1)
+    ]
+    return tirx.Shuffle(halves, [*range(0, lanes, 2), *range(lanes + 1, 2 * lanes, 2)])
 
 
 def _window(node: Node, counted: bool = False) -> list[Taps]:
