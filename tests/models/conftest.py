@@ -8,6 +8,7 @@ import pytest
 from zoo import MODELS, CompiledModel, model_path
 
 import tcomp
+from tcomp.transform.pipeline import Precision
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -21,16 +22,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], CompiledModel]:
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., CompiledModel]:
     """Compile a model of `models/` with every default, for the shapes that its entry names."""
-    done: dict[str, CompiledModel] = {}
+    done: dict[tuple[str, Precision], CompiledModel] = {}
 
-    def get(name: str) -> CompiledModel:
-        if name not in done:
+    def get(name: str, precision: Precision = "exact") -> CompiledModel:
+        if (name, precision) not in done:
             source = model_path(name)
             output = tmp_path_factory.mktemp("compiled") / f"{name}.so"
-            result = tcomp.compile(source, output, input_shapes=MODELS[name].input_shapes)
-            done[name] = CompiledModel(result.report, tcomp.load(output))
-        return done[name]
+            result = tcomp.compile(
+                source, output, input_shapes=MODELS[name].input_shapes, precision=precision
+            )
+            done[name, precision] = CompiledModel(result.report, tcomp.load(output), result.precision)
+        return done[name, precision]
 
     return get

@@ -11,9 +11,11 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 from zoo import MODELS, CompiledModel, model_path
 
+from tcomp.transform.pipeline import PRECISIONS
+
 from preprocessing import WordPiece, ctc_text, line_of_text, magika_features
 
-Compile = Callable[[str], CompiledModel]
+Compile = Callable[..., CompiledModel]
 
 FILES = {
     "python": '''"""Count words."""
@@ -82,23 +84,25 @@ def picture_of(text: str, height: int) -> np.ndarray:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("text", ["Tensor 2026", "compile, run"])
-def test_ocr_reads_a_line_of_text(text: str, compiled: Compile) -> None:
+def test_ocr_reads_a_line_of_text(text: str, precision: str, compiled: Compile) -> None:
     _, _, height, width = MODELS["ocr_rec"].input_shapes["x"]
     metadata = onnx.load(model_path("ocr_rec"), load_external_data=False).metadata_props
     characters = next(entry.value for entry in metadata if entry.key == "character")
-    (scores,) = compiled("ocr_rec").model(line_of_text(picture_of(text, height), width))
+    (scores,) = compiled("ocr_rec", precision).model(line_of_text(picture_of(text, height), width))
     assert ctc_text(scores[0], characters) == text
 
 
 @pytest.mark.slow
-def test_minilm_finds_related_sentences(compiled: Compile) -> None:
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_minilm_finds_related_sentences(precision: str, compiled: Compile) -> None:
     """The scalar product of the unit vectors is the similarity."""
     tokenizer = WordPiece(model_path("minilm", ".vocab.txt"))
     _, length = MODELS["minilm"].input_shapes["input_ids"]
 
     def embedding(sentence: str) -> np.ndarray:
-        (result,) = compiled("minilm").model(*tokenizer.encode(sentence, length))
+        (result,) = compiled("minilm", precision).model(*tokenizer.encode(sentence, length))
         return result[0]
 
     query = embedding("A man is playing a guitar.")

@@ -41,6 +41,7 @@ class CompiledModel:
 
     report: Report
     model: Model
+    precision: str
 
 
 def parameters(names: Iterable[str] = MODELS) -> list[Any]:
