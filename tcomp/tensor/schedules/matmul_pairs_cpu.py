@@ -19,7 +19,17 @@ from tcomp.tensor.anchored import PARALLEL_FLOPS, Anchored
 from tcomp.tensor.gemm import constant_right, fits
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
-from tcomp.tensor.loops import Body, Buffer, Expression, Statement, loop, parallel, sequence, vector_loop
+from tcomp.tensor.loops import (
+    Body,
+    Buffer,
+    Expression,
+    Statement,
+    loop,
+    parallel,
+    prefetch,
+    sequence,
+    vector_loop,
+)
 from tcomp.tensor.pairs import (
     MOST_STEPS,
     PAIR,
@@ -51,6 +61,7 @@ ReadElement = Callable[[Expression], "tuple[list[Statement], Expression]"]
 MAX_TILE_ROWS = 30
 TILE_VECTORS = (1, 2, 3, 4, 6)
 FMA_LATENCY = 4
+CACHE_LINE = 64
 WIDENING_CYCLES = 4.0
 """Cycles by which one vector of short sums becomes float32 sums."""
 PARTIAL_BYTES = 512 * 1024
@@ -74,6 +85,7 @@ class MatmulPairsCpu(Template):
         tiles = tuple(_tiles(product, target))
         rows, vectors = min(tiles, key=lambda tile: _cycles(product, target, *tile))
         steps = _pairs(product)
+        unrolls = tuple(u for u in (1, 2) if steps % u == 0)
 
         def reason(config: Config) -> str | None:
             tile = int(config["tile_rows"]), int(config["tile_vectors"])
@@ -92,7 +104,8 @@ class MatmulPairsCpu(Template):
                 Ordered("tile_rows", tuple(sorted({r for r, _ in tiles})), rows),
                 Ordered("tile_vectors", tuple(sorted({v for _, v in tiles})), vectors),
                 Choice("order", ("panels", "rows"), "panels" if many and fitting else "rows"),
-                Ordered("unroll", tuple(u for u in (1, 2, 4) if steps % u == 0), 1),
+                Ordered("unroll", unrolls, unrolls[-1]),
+                Choice("prefetch", (False, True), constant_right(kernel) is not None),
                 Choice("parallel", (False, True), target.cores > 1 and kernel.flops >= PARALLEL_FLOPS),
             ),
             reason,
@@ -135,7 +148,8 @@ class _Nest:
 
         zero = tirx.const(0, "float32")
         unroll = (int(config["unroll"]),)
-        reduction = Reduction((self.steps,), unroll, "float32", zero, update, short_sums())
+        ahead = self._prefetch(panels, own) if config["prefetch"] else None
+        reduction = Reduction((self.steps,), unroll, "float32", zero, update, short_sums(), ahead)
 
         def finish(index: Sequence[Expression], value: Expression) -> Statement:
             flat, row, column = index
@@ -147,6 +161,28 @@ class _Nest:
         else:
             nest = tile_nest(tile, reduction, finish, self.threaded)
         return self.anchored.scheduled([*prepare, *more, nest])
+
+    @property
+    def _stretch(self) -> int:
+        """Steps of a panel that all rows are walked with."""
+        return cut((self.steps,), MOST_STEPS)[1][0] if self.config["order"] == "panels" else self.steps
+
+    def _prefetch(
+        self, panels: Buffer, own: Callable[[Expression], Expression]
+    ) -> Callable[[RegisterTile, Point, Index], Sequence[Statement]]:
+        """Fetch what follows the present stretch of the panel in memory, a part with each tile of rows."""
+        line = CACHE_LINE // 4
+        share = -(-self.columns.size // (line * self.rows.count))
+
+        def ahead(tile: RegisterTile, first: Point, step: Index) -> Sequence[Statement]:
+            (k,) = step
+            within = k % self._stretch
+            visited = (first.tiles[1] * self._stretch + within) * share
+            begin = (k - within + self._stretch) * self.columns.size
+            at = [own(first.index[0]), first.tiles[2], 0]
+            return [prefetch(panels, [*at, begin + (visited + i) * line]) for i in range(share)]
+
+        return ahead
 
     def _batch(self, flat: Expression) -> list[Expression]:
         index: list[Expression] = []
