@@ -31,7 +31,17 @@ from tcomp.target.target import Target
 from tcomp.transform.lower_precision import describe_precision
 from tcomp.tuner.loop import TuneOptions, tune
 from tcomp.tuner.measure import MeasureOptions
-from tcomp.tuner.progress import Event, Stopping, TaskDone, TaskSkipped, TrialDone, TuningStarted, to_json
+from tcomp.tuner.process import available_cores
+from tcomp.tuner.progress import (
+    BudgetTooSmall,
+    Event,
+    Stopping,
+    TaskDone,
+    TaskSkipped,
+    TrialDone,
+    TuningStarted,
+    to_json,
+)
 from tcomp.tuner.search.strategy import STRATEGIES
 from tcomp.tuner.task import Task, tasks
 
@@ -44,6 +54,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--log", metavar="FILE", type=Path, help="where trials go (default: MODEL.jsonl)")
     parser.add_argument("--trials", metavar="N", type=positive, help="trials in all (default: 64 a task)")
     parser.add_argument("--time-budget", metavar="3m", type=duration, help="stop after this long")
+    parser.add_argument(
+        "--patience",
+        metavar="N",
+        type=positive,
+        default=48,
+        help="leave a task after so many trials without progress (default: 48)",
+    )
+    parser.add_argument(
+        "--prior", metavar="LOG", type=Path, action="append", default=[], help="try its best configs first"
+    )
+    parser.add_argument("--workers", metavar="N", type=positive, help="processes that build (default: cores)")
     parser.add_argument(
         "--tasks",
         metavar="all|list|TEXT",
@@ -71,12 +92,15 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(f"no task matches `{arguments.tasks}`; see --tasks list")
     log = arguments.log or Path(Path(arguments.model.replace(":", ".")).stem + ".jsonl")
     trials = arguments.trials or (None if arguments.time_budget else 64 * len(selected))
+    workers = arguments.workers or len(available_cores())
     options = TuneOptions(
         trials=trials,
         time_budget=arguments.time_budget,
+        patience=arguments.patience,
+        priors=arguments.prior,
         seed=arguments.seed,
         strategy=arguments.strategy,
-        measure=MeasureOptions(threads=arguments.threads, seed=arguments.seed),
+        measure=MeasureOptions(workers=workers, threads=arguments.threads, seed=arguments.seed),
         resume_command="tcomp " + shlex.join(sys.argv[1:]),
     )
     tune(selected, log, options, _reporter(arguments.json, sys.stdout))
@@ -116,10 +140,17 @@ class _Text:
         if isinstance(event, TuningStarted):
             known = f", {event.known} known from {event.log}" if event.known else f", log {event.log}"
             self._line(f"{event.tasks} tasks, {event.trials or 'unlimited'} trials{known}")
+            if event.priors:
+                self._line(f"{event.priors} configs that were fast on other machines are tried first")
             if event.problems:
                 self._line(f"skipped {event.problems} unreadable lines of {event.log}; see `tcomp log check`")
         elif isinstance(event, TrialDone):
             self._trial(event)
+        elif isinstance(event, BudgetTooSmall):
+            self._line(
+                f"the budget ended before the first trial of {event.untried} of {event.tasks} tasks; they "
+                "keep their defaults, give more --trials or --time-budget"
+            )
         elif isinstance(event, Stopping):
             self._line("stopping after the trials that run now; Ctrl-C again stops at once")
         elif isinstance(event, TaskSkipped):
@@ -146,6 +177,11 @@ class _Text:
         self._line(
             f"{event.label} x{event.weight}: {event.seconds * 1e6:.1f} us, {event.speedup:.2f}x the default"
         )
+        if event.spread is not None:
+            self._line(
+                f"    measurements spread by {event.spread:.0%}, too wide to tell a faster config from luck; "
+                "the default stays, tune again when the machine is idle"
+            )
 
     def _line(self, text: str) -> None:
         print(f"\r\x1b[K{text}" if self._live else text, file=self._stream, flush=True)

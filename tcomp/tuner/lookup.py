@@ -19,6 +19,9 @@ from tcomp.tuner.records import Problem, Record, config_key, read_log
 UNVERIFIED = 1.03
 """A trial that was never raced against the default must have beaten it by this factor to be believed."""
 
+DOUBT = 0.6
+"""Twice the standard error of the median of nine rounds, as a part of their interquartile range."""
+
 State = Literal["hit", "default", "stale", "missing"]
 
 
@@ -102,7 +105,8 @@ def best_record(records: Iterable[Record], default: Config, device: str | None =
 
     Configs are compared by their time relative to the default's in the same session, so that sessions on
     a busy and on an idle machine compare. Once there were races against the default, only raced configs
-    count, by their races alone; before, a config needs a margin of `UNVERIFIED` over the default.
+    count, by their races alone, and win by more than their spread leaves in doubt; before, a config needs
+    a margin of `UNVERIFIED` over the default.
     """
     ok = [r for r in records if r.status == "ok"]
     here = [r for r in ok if r.device == device]
@@ -125,7 +129,36 @@ def _score(group: Sequence[Record], is_default: bool) -> tuple[bool, float]:
         return False, 1.0
     if not relative:
         return True, median(r.median for r in group)
-    return False, median(relative) * (UNVERIFIED if group[0].phase == "trial" else 1.0)
+    return False, median(relative) * (UNVERIFIED if group[0].phase == "trial" else 1.0 + _doubt(group))
+
+
+def _doubt(races: Sequence[Record]) -> float:
+    """How far a race's relative time may be off by chance: twice the standard error of its median."""
+    return median(DOUBT * r.seconds.spread for r in races if r.seconds is not None)
+
+
+def uncertainty(records: Iterable[Record], default: Config, device: str | None = None) -> float | None:
+    """The spread of a config that was faster than the default in its races, but not beyond doubt.
+
+    None when a config is published, or none looked faster: then nothing is uncertain.
+    """
+    raced = [r for r in records if r.phase == "final" and r.seconds is not None and r.device == device]
+    best = best_record(raced, default, device)
+    if best is None or best.config_key != config_key(default):
+        return None
+    faster = [r for r in raced if (r.relative or 1.0) * UNVERIFIED < 1.0]
+    spreads = [r.seconds.spread for r in faster if r.seconds is not None]
+    return max(spreads, default=None)
+
+
+def fastest_configs(records: Iterable[Record], count: int) -> list[Config]:
+    """The `count` configs that were fastest relative to the default where these records were made."""
+    groups: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        if record.status == "ok":
+            groups[record.config_key].append(record)
+    ranked = sorted(groups, key=lambda key: (_score(groups[key], is_default=False), key))
+    return [groups[key][0].config for key in ranked[:count]]
 
 
 def counts(record: Record, space: Space, template_of: Callable[[Config], str]) -> bool:

@@ -5,25 +5,37 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import inf, sqrt
+from math import inf
 from pathlib import Path
 
 from tcomp.errors import Interrupted, RecordError
 from tcomp.tensor.knobs import Config
 from tcomp.tuner.cost_model import CostModel
 from tcomp.tuner.interrupts import Interrupts
-from tcomp.tuner.lookup import UNVERIFIED, best_record, counts
+from tcomp.tuner.lookup import UNVERIFIED, best_record, counts, fastest_configs, uncertainty
 from tcomp.tuner.measure import MeasureOptions, Measurer, Outcome, TaskError, WorkerPool
-from tcomp.tuner.progress import Event, Progress, Stopping, TaskDone, TaskSkipped, TrialDone, TuningStarted
+from tcomp.tuner.progress import (
+    BudgetTooSmall,
+    Event,
+    Progress,
+    Stopping,
+    TaskDone,
+    TaskSkipped,
+    TrialDone,
+    TuningStarted,
+)
 from tcomp.tuner.provenance import device_name, now, tool_versions
 from tcomp.tuner.records import LogContents, LogWriter, Phase, Record, config_key, read_log
-from tcomp.tuner.search.strategy import STRATEGIES, Strategy
+from tcomp.tuner.scheduler import TaskState, choose
+from tcomp.tuner.search.strategy import STRATEGIES
 from tcomp.tuner.task import Task
 
 RACE_SECONDS = 1.0
 """Time to keep for the race of one task when the time is limited."""
 MAX_RACES = 3
 """Races of a task when the first ones only show that trials were lucky."""
+PRIORS = 4
+"""Configs of a task taken over from other machines."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +43,15 @@ class TuneOptions:
     """How much to try and how.
 
     `trials` counts all trials of these tasks in the log, those of earlier runs included. `time_budget`
-    is in seconds. `finalists` configs a task are raced against the default. `resume_command` is what
-    the user can type after an interruption.
+    is in seconds. A task is left after `patience` trials without progress. `priors` are logs of other
+    machines, whose best configs are tried first. `finalists` configs a task are raced against the
+    default. `resume_command` is what the user can type after an interruption.
     """
 
     trials: int | None = 1000
     time_budget: float | None = None
+    patience: int | None = None
+    priors: Sequence[Path | str] = ()
     seed: int = 0
     strategy: str = "evolutionary"
     batch: int = 8
@@ -55,54 +70,23 @@ class TaskResult:
     skipped: str = ""
 
 
-@dataclass
-class _State:
-    """One task while it is tuned."""
-
-    index: int
-    task: Task
-    strategy: Strategy
-    records: list[Record] = field(default_factory=list[Record])
-    best: float = inf
-    default: float | None = None
-    stale_batches: int = 0
-    exhausted: bool = False
-    skipped: str = ""
-
-    @property
-    def default_key(self) -> str:
-        return config_key(self.task.space.default)
-
-    @property
-    def trials(self) -> int:
-        return sum(r.phase == "trial" for r in self.records)
-
-    @property
-    def has_default(self) -> bool:
-        return any(r.config_key == self.default_key for r in self.records)
-
-    @property
-    def urgency(self) -> float:
-        """How much another batch may gain: time spent in the kernel, less as gains stop coming."""
-        if not self.has_default or self.best == inf:
-            return inf
-        return self.task.weight * self.best / (1 + self.stale_batches) / sqrt(1 + self.trials)
-
-
 def tune(
     tasks: Sequence[Task],
     log: Path | str,
     options: TuneOptions | None = None,
     progress: Progress | None = None,
     measurer: Measurer | None = None,
+    model: CostModel | None = None,
 ) -> list[TaskResult]:
     """Tune `tasks`, appending every trial to `log` and continuing from what it holds already.
 
+    `measurer` and `model` stand in for worker processes and for a cost model of the features of TIR.
     Raises Interrupted on Ctrl-C, with every finished trial kept; RecordError when the log cannot be used.
     """
     options = options or TuneOptions()
     log = Path(log)
     known = _read_known(log)
+    priors = [r for path in options.priors for r in read_log(path).require_log().records]
     report = progress or _say_nothing
     done = 0
 
@@ -114,7 +98,9 @@ def tune(
     with LogWriter(log) as writer, Interrupts(lambda: report(Stopping())) as interrupts:
         pool = WorkerPool(options.measure, interrupts.check)  # Starts no process before it is used.
         try:
-            session = _Session(tasks, options, writer, measurer or pool, known, count, interrupts)
+            costs = model or CostModel(options.seed)
+            session = _Session(tasks, options, writer, measurer or pool, costs, count, interrupts)
+            session.resume(known, priors)
             return session.run()
         except KeyboardInterrupt:
             resume = options.resume_command or "tune again with the same log"
@@ -149,7 +135,7 @@ class _Session:
         options: TuneOptions,
         writer: LogWriter,
         measurer: Measurer,
-        known: LogContents,
+        model: CostModel,
         report: Progress,
         interrupts: Interrupts,
     ) -> None:
@@ -160,29 +146,33 @@ class _Session:
         self.interrupts = interrupts
         self.started = time.monotonic()
         self.done = 0
-        self.model = CostModel(options.seed)
+        self.model = model
         self.states = [self._state(i, task) for i, task in enumerate(tasks)]
-        self._resume(known)
+        self._by_task = {(s.task.key, s.task.target.isa): s for s in self.states}
+        self.known = 0
 
-    def _state(self, index: int, task: Task) -> _State:
+    def _state(self, index: int, task: Task) -> TaskState:
         make = STRATEGIES[self.options.strategy]
         strategy = make(task.space, self.options.seed + index, self.model.scorer(task))
-        return _State(index, task, strategy)
+        return TaskState(index, task, strategy)
 
-    def _resume(self, known: LogContents) -> None:
-        """Take over the trials of the log that this session would make itself."""
+    def resume(self, known: LogContents, priors: Sequence[Record]) -> None:
+        """Take over the trials that this session would make itself; others and `priors` are tried first."""
         device, threads = device_name(), self.options.measure.threads
-        states = {(s.task.key, s.task.target.isa): s for s in self.states}
+        elsewhere = list(priors)
         for record in known.records:
-            state = states.get((record.task, record.isa))
+            state = self._state_of(record)
             if state is None or record.device != device or record.threads != threads:
-                continue
-            if not counts(record, state.task.space, state.task.template_of):
+                elsewhere.append(record)
                 continue
             state.records.append(record)
             if record.phase == "trial":
                 self._learn(state, record)
         self.known = sum(s.trials for s in self.states)
+        for state in self.states:
+            tried = {r.config_key for r in state.records} | {state.default_key}
+            found = [r for r in elsewhere if self._state_of(r) is state and r.config_key not in tried]
+            state.priors = fastest_configs(found, PRIORS)
         self.report(
             TuningStarted(
                 len(self.states),
@@ -190,22 +180,36 @@ class _Session:
                 self.known,
                 len(known.problems),
                 str(self.writer.path),
+                sum(len(s.priors) for s in self.states),
             )
         )
 
+    def _state_of(self, record: Record) -> TaskState | None:
+        """The state whose task a record is of, if it counts there."""
+        state = self._by_task.get((record.task, record.isa))
+        if state is None or not counts(record, state.task.space, state.task.template_of):
+            return None
+        return state
+
     def run(self) -> list[TaskResult]:
         while not self._is_over():
-            active = [s for s in self.states if not s.exhausted and not s.skipped]
+            active = [s for s in self.states if s.is_active(self.options.patience)]
             if not active:
                 break
-            self._batch(max(active, key=lambda s: (s.urgency, -s.index)))
+            self._batch(choose(active))
             self._stop_if_asked()
+        self._report_untried()
         return [self._finish(s) for s in self.states]
 
     def _stop_if_asked(self) -> None:
         """Between two batches or races, the first Ctrl-C is enough."""
         if self.interrupts.requested:
             raise KeyboardInterrupt
+
+    def _report_untried(self) -> None:
+        untried = sum(not s.records and not s.skipped for s in self.states)
+        if untried:
+            self.report(BudgetTooSmall(untried, len(self.states)))
 
     def _is_over(self) -> bool:
         left = self._seconds_left_in_budget()
@@ -222,17 +226,13 @@ class _Session:
         races = min(RACE_SECONDS * len(self.states), 0.2 * budget)
         return budget - races - (time.monotonic() - self.started)
 
-    def _batch(self, state: _State) -> None:
-        """Measure the default if that was not done, else what the strategy proposes."""
-        if not state.has_default:
-            configs: list[Config] = [state.task.space.default]
-        else:
-            count = int(min(self.options.batch, self._trials_left()))
-            configs = list(state.strategy.ask(count))
+    def _batch(self, state: TaskState) -> None:
+        """Measure one batch of a task."""
+        configs = self._next_configs(state, int(min(self.options.batch, self._trials_left())))
         if not configs:
             state.exhausted = True
             return
-        before = state.best
+        before, done = state.best, self.done
         try:
             for outcome in self.measurer.measure(state.task, configs, state.best):
                 self._record_trial(state, outcome)
@@ -241,9 +241,16 @@ class _Session:
         except TaskError as error:
             state.skipped = str(error)
             self.report(TaskSkipped(state.index, state.task.label, state.skipped))
-        state.stale_batches = 0 if state.best < 0.99 * before else state.stale_batches + 1
+        state.end_batch(before, self.done - done)
 
-    def _record_trial(self, state: _State, outcome: Outcome) -> None:
+    def _next_configs(self, state: TaskState, count: int) -> list[Config]:
+        """The default first, then what is good elsewhere, then what the strategy proposes."""
+        if not state.has_default:
+            return [state.task.space.default]
+        priors, state.priors = state.priors[:count], state.priors[count:]
+        return priors or list(state.strategy.ask(count))
+
+    def _record_trial(self, state: TaskState, outcome: Outcome) -> None:
         if config_key(outcome.config) == state.default_key and outcome.seconds is not None:
             state.default = outcome.seconds.median
         self._write(state, outcome, "trial", state.default)
@@ -251,7 +258,7 @@ class _Session:
         self._learn(state, state.records[-1])
         self._report_trial(state, outcome)
 
-    def _write(self, state: _State, outcome: Outcome, phase: Phase, baseline: float | None) -> None:
+    def _write(self, state: TaskState, outcome: Outcome, phase: Phase, baseline: float | None) -> None:
         task, options = state.task, self.options.measure
         record = Record(
             task=task.key,
@@ -276,14 +283,14 @@ class _Session:
         self.writer.append(record)
         state.records.append(record)
 
-    def _learn(self, state: _State, record: Record) -> None:
+    def _learn(self, state: TaskState, record: Record) -> None:
         state.strategy.tell(record.config, record.median)
         self.model.tell(state.task, record.config, record.median)
         state.best = min(state.best, record.median)
         if record.config_key == state.default_key and record.seconds is not None:
             state.default = record.median
 
-    def _report_trial(self, state: _State, outcome: Outcome) -> None:
+    def _report_trial(self, state: TaskState, outcome: Outcome) -> None:
         elapsed = time.monotonic() - self.started
         rate = self.done / max(elapsed, 1e-9)
         limits = [self._trials_left() / max(rate, 1e-9), self._seconds_left_in_budget()]
@@ -305,7 +312,7 @@ class _Session:
             )
         )
 
-    def _finish(self, state: _State) -> TaskResult:
+    def _finish(self, state: TaskState) -> TaskResult:
         """Race the best configs that were never raced against the default, then publish."""
         task = state.task
         for _ in range(MAX_RACES):
@@ -328,11 +335,12 @@ class _Session:
                 seconds=record.median if record is not None else None,
                 default=state.default,
                 speedup=1.0 / speedup if speedup else 1.0,
+                spread=uncertainty(state.records, task.space.default, device_name()),
             )
         )
         return TaskResult(task, record, state.trials, state.skipped)
 
-    def _finalists(self, state: _State) -> list[Config]:
+    def _finalists(self, state: TaskState) -> list[Config]:
         """The fastest configs that were never raced and look faster than what would be published."""
         best = best_record(state.records, state.task.space.default, device_name())
         if state.default is None or state.skipped or best is None:

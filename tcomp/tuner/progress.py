@@ -12,13 +12,25 @@ from tcomp.tensor.knobs import Config
 
 @dataclass(frozen=True)
 class TuningStarted:
-    """`known` trials of these tasks were in the log already; `problems` of its lines were skipped."""
+    """`known` trials of these tasks were in the log already; `problems` of its lines were skipped.
+
+    `priors` configs that were fast on other machines are tried first.
+    """
 
     tasks: int
     trials: int
     known: int
     problems: int
     log: str
+    priors: int = 0
+
+
+@dataclass(frozen=True)
+class BudgetTooSmall:
+    """Trials or time ended before the first trial of `untried` of the `tasks`; those keep their defaults."""
+
+    untried: int
+    tasks: int
 
 
 @dataclass(frozen=True)
@@ -61,7 +73,8 @@ class TaskSkipped:
 class TaskDone:
     """The outcome of a task after its best configs were raced against the default.
 
-    `speedup` is the default's time over the best's in the race, 1.0 when the default stays.
+    `speedup` is the default's time over the best's in the race, 1.0 when the default stays. `spread` is
+    there when it stays because measurements spread too wide to tell a faster config from luck.
     """
 
     task: int
@@ -72,9 +85,10 @@ class TaskDone:
     seconds: float | None
     default: float | None
     speedup: float
+    spread: float | None = None
 
 
-Event = Union[TuningStarted, TrialDone, Stopping, TaskSkipped, TaskDone]
+Event = Union[TuningStarted, TrialDone, BudgetTooSmall, Stopping, TaskSkipped, TaskDone]
 Progress = Callable[[Event], None]
 
 

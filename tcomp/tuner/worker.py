@@ -189,15 +189,17 @@ class Worker:
             for check in checks:
                 if is_wrong(check):
                     return _wrong(check)
-            samples: list[list[float]] = [[] for _ in candidates]
             numbers = [max(1, round(request.round_seconds / max(f, 1e-9))) for f in firsts]
-            for _ in range(request.rounds):
-                for candidate, number, found in zip(candidates, numbers, samples, strict=True):
-                    found += candidate.time(number, repeat=1)
+            rounds = [
+                [
+                    candidate.time(number, repeat=1)[0]
+                    for candidate, number in zip(candidates, numbers, strict=True)
+                ]
+                for _ in range(request.rounds)
+            ]
         except Exception as error:
             return _failed("run_error", error)
-        times = [_times(s, runs=n * len(s)) for s, n in zip(samples, numbers, strict=True)]
-        return Raced(tuple(zip(times, checks, strict=True)))
+        return Raced(tuple(zip(_race_times(rounds, numbers), checks, strict=True)))
 
 
 class _Candidate:
@@ -244,6 +246,21 @@ def _time(candidate: _Candidate, request: Measure) -> Times:
         steady = times.spread < 0.05 or times.median > request.abandon_above
         if steady or len(samples) >= 3 * repeats:
             return times
+
+
+def _race_times(rounds: list[list[float]], numbers: list[int]) -> list[Times]:
+    """Times of each candidate from rounds in which all ran one after the other.
+
+    Their ratio to the first candidate in the same round decides: what slows the machine down for a while
+    slows both. `median` is the first one's median times the median ratio, `spread` that of the ratio.
+    """
+    first = median(times[0] for times in rounds)
+    results = [_times([times[0] for times in rounds], numbers[0] * len(rounds))]
+    for index, number in enumerate(numbers[1:], start=1):
+        ratio = _times([times[index] / times[0] for times in rounds], number * len(rounds))
+        fastest = min(times[index] for times in rounds)
+        results.append(Times(first * ratio.median, fastest, ratio.spread, ratio.runs))
+    return results
 
 
 def _times(samples: list[float], runs: int) -> Times:

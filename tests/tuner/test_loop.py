@@ -15,10 +15,11 @@ from recorded import SPACE, RecordedDevice, seconds
 from tcomp.errors import Interrupted, RecordError
 from tcomp.target.target import Target
 from tcomp.tensor.knobs import Config
+from tcomp.tuner.cost_model import CostModel
 from tcomp.tuner.loop import TuneOptions, tune
 from tcomp.tuner.measure import MeasureOptions, Outcome
-from tcomp.tuner.progress import Event, TaskDone, TrialDone, to_json
-from tcomp.tuner.records import config_key, read_log
+from tcomp.tuner.progress import BudgetTooSmall, Event, TaskDone, TrialDone, TuningStarted, to_json
+from tcomp.tuner.records import config_key, read_log, write_log
 from tcomp.tuner.search.strategy import STRATEGIES
 from tcomp.tuner.task import Task, tasks
 
@@ -138,3 +139,60 @@ def test_real_workers_tune_a_fake_kernel(target: Target, options: MeasureOptions
     (result,) = tune([task], tmp_path / "log.jsonl", TuneOptions(trials=10, measure=options))
     assert result.record is not None
     assert result.trials == 10
+
+
+def test_a_budget_too_small_for_every_task_says_so(target: Target, tmp_path: Path) -> None:
+    events: list[Event] = []
+    both = [Task(fake_kernel(size), target, "fake@1", SPACE) for size in (64, 128)]
+    results = tune(both, tmp_path / "log", TuneOptions(trials=1), events.append, RecordedDevice())
+    assert [e for e in events if isinstance(e, BudgetTooSmall)] == [BudgetTooSmall(untried=1, tasks=2)]
+    assert [r.trials for r in results] == [1, 0]
+
+
+def test_patience_ends_a_task_without_progress(target: Target, tmp_path: Path) -> None:
+    device = RecordedDevice()
+    options = TuneOptions(trials=None, patience=40)
+    (result,) = tune([recorded_task(target)], tmp_path / "log", options, measurer=device)
+    assert result.record is not None
+    assert 40 < len(device.measured) < 0.1 * SPACE.cardinality
+
+
+def test_trials_go_where_they_save_most(target: Target, tmp_path: Path) -> None:
+    often, once = (
+        Task(fake_kernel(size), target, "fake@1", SPACE, weight) for size, weight in ((64, 50), (128, 1))
+    )
+    options, model = TuneOptions(trials=100), CostModel(features=lambda task, config: task.space.encode(config))
+    results = tune([once, often], tmp_path / "log", options, measurer=RecordedDevice(), model=model)
+    assert results[1].trials > 2 * results[0].trials > 0
+
+
+def test_configs_of_another_machine_are_tried_first(target: Target, tmp_path: Path) -> None:
+    other, log = tmp_path / "other.jsonl", tmp_path / "log.jsonl"
+    options = TuneOptions(trials=200)
+    (elsewhere,) = tune([recorded_task(target)], other, options, measurer=RecordedDevice())
+    assert elsewhere.record is not None
+    write_log(log, [replace(r, device="another CPU") for r in read_log(other).records])
+    events: list[Event] = []
+    device = RecordedDevice()
+    (result,) = tune([recorded_task(target)], log, TuneOptions(trials=5), events.append, device)
+    (started,) = (e for e in events if isinstance(e, TuningStarted))
+    assert (started.known, started.priors) == (0, 4)
+    assert device.measured[1] == elsewhere.record.config
+    assert result.record is not None
+    assert result.record.device != "another CPU"
+
+
+def test_a_wide_spread_keeps_the_default_and_says_so(target: Target, tmp_path: Path) -> None:
+    class Busy(RecordedDevice):
+        def race(self, task: Task, configs: Sequence[Config]) -> list[Outcome]:
+            default = self._outcome(SPACE.default)
+            assert default.seconds is not None
+            lucky = replace(default.seconds, median=0.9 * default.seconds.median, spread=0.3)
+            return [default, *(replace(default, config=c, seconds=lucky) for c in configs[1:])]
+
+    events: list[Event] = []
+    (result,) = tune([recorded_task(target)], tmp_path / "l", TuneOptions(trials=20), events.append, Busy())
+    assert result.record is not None
+    assert result.record.config == SPACE.default
+    (done,) = (e for e in events if isinstance(e, TaskDone))
+    assert (done.speedup, done.spread) == (1.0, 0.3)

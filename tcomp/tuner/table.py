@@ -1,0 +1,165 @@
+"""Tables of measured trials: every config of a part of a task's space, with its time and its features.
+
+Where a log is what a user keeps, a table is what the tuner itself is made from: the cost model that ships
+is trained on tables, and a table can play the device (`TableMeasurer`), so that search is tested and
+compared over many seeds without measuring. Features are stored, not computed again: a table stays true
+when the template that made it changes.
+
+A file holds JSON lines, compressed: for each task a line that describes it, then a line for each config,
+`[[index of each knob's value], seconds or null, [features]]`.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import inf, isfinite
+from pathlib import Path
+from typing import Any
+
+from tcomp.errors import RecordError
+from tcomp.relay.parser import parse_graph
+from tcomp.relay.printer import print_graph
+from tcomp.target.target import TARGETS
+from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.knobs import Choice, Config, Knob, Ordered, Space
+from tcomp.tuner.features import NAMES
+from tcomp.tuner.measure import Outcome
+from tcomp.tuner.records import Check, Times, config_key
+from tcomp.tuner.task import Task
+
+_KNOBS: Mapping[str, Any] = {"ordered": Ordered, "choice": Choice}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured config. `seconds` is infinite where it failed."""
+
+    config: Config
+    seconds: float
+    features: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """The measured configs of one task, whose space is cut down to just them. `device` measured them."""
+
+    task: Task
+    device: str
+    rows: Mapping[str, Row]
+
+    @staticmethod
+    def of(task: Task, knobs: Sequence[Knob], device: str, rows: Sequence[Row]) -> Table:
+        """The table of `rows`, all legal combinations of `knobs`: those of the task with fewer values."""
+        by_key = {config_key(row.config): row for row in rows}
+
+        def legal(config: Config) -> str | None:
+            return None if config_key(config) in by_key else "it was not measured"
+
+        space = Space(tuple(knobs), legal)
+        return Table(Task(task.kernel, task.target, task.template, space, task.weight), device, by_key)
+
+    @property
+    def fastest(self) -> float:
+        """Seconds of the fastest config."""
+        return min(row.seconds for row in self.rows.values())
+
+    @property
+    def default(self) -> float:
+        """Seconds of the default config."""
+        return self.row(self.task.space.default).seconds
+
+    def row(self, config: Config) -> Row:
+        return self.rows[config_key(config)]
+
+
+def write_tables(path: Path, tables: Sequence[Table]) -> None:
+    """Write `tables`; the same ones give the same bytes."""
+    lines = [json.dumps(line, separators=(",", ":")) for table in tables for line in _to_json(table)]
+    path.write_bytes(gzip.compress(("\n".join(lines) + "\n").encode(), mtime=0))
+
+
+def read_tables(path: Path) -> list[Table]:
+    """The tables of a file.
+
+    Raises RecordError when it cannot be read or holds features of another definition.
+    """
+    try:
+        lines: list[Any] = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+    except (OSError, EOFError, ValueError) as error:
+        raise RecordError(f"cannot read trial tables {path}: {error}; give a file that tcomp wrote") from None
+    tables: list[Table] = []
+    while lines:
+        head, rows, lines = lines[0], lines[1 : 1 + lines[0]["rows"]], lines[1 + lines[0]["rows"] :]
+        tables.append(_from_json(path, head, rows))
+    return tables
+
+
+def _to_json(table: Table) -> Iterator[Any]:
+    task, knobs = table.task, table.task.space.knobs
+    yield {
+        "task": task.key,
+        "relay": print_graph(task.kernel.body),
+        "constants": sorted(task.kernel.constant_inputs),
+        "target": task.target.name,
+        "template": task.template,
+        "weight": task.weight,
+        "device": table.device,
+        "knobs": [{"kind": type(k).__name__.lower(), **asdict(k)} for k in knobs],  # pyright: ignore
+        "features": NAMES,
+        "rows": len(table.rows),
+    }
+    for row in table.rows.values():
+        values = [knob.values.index(row.config[knob.name]) for knob in knobs]
+        seconds = float(f"{row.seconds:.4g}") if isfinite(row.seconds) else None
+        yield [values, seconds, [round(f, 2) for f in row.features]]
+
+
+def _from_json(path: Path, head: dict[str, Any], lines: Sequence[Any]) -> Table:
+    if tuple(head["features"]) != NAMES:
+        raise RecordError(f"{path} has features of another version of tcomp; measure the tables again")
+    kernel = Kernel(parse_graph(head["relay"], source=str(path)), frozenset(head["constants"]))
+    knobs = [
+        _KNOBS[k["kind"]](name=k["name"], values=tuple(k["values"]), default=k["default"])
+        for k in head["knobs"]
+    ]
+    task = Task(kernel, TARGETS[head["target"]], head["template"], Space(tuple(knobs)), head["weight"])
+    rows = [
+        Row(
+            {knob.name: knob.values[i] for knob, i in zip(knobs, values, strict=True)},
+            inf if seconds is None else seconds,
+            tuple(features),
+        )
+        for values, seconds, features in lines
+    ]
+    return Table.of(task, knobs, head["device"], rows)
+
+
+class TableMeasurer:
+    """Answers at once from tables; `measured` lists what was asked for."""
+
+    def __init__(self, tables: Sequence[Table]) -> None:
+        self._tables = {table.task.key: table for table in tables}
+        self.measured: list[Config] = []
+
+    def measure(self, task: Task, configs: Sequence[Config], best: float) -> Iterator[Outcome]:
+        """See `Measurer.measure`."""
+        for config in configs:
+            self.measured.append(config)
+            yield self._outcome(task, config)
+
+    def race(self, task: Task, configs: Sequence[Config]) -> list[Outcome]:
+        """See `Measurer.race`."""
+        return [self._outcome(task, c) for c in configs]
+
+    def features(self, task: Task, config: Config) -> tuple[float, ...]:
+        """The stored features, in place of `features_of`."""
+        return self._tables[task.key].row(config).features
+
+    def _outcome(self, task: Task, config: Config) -> Outcome:
+        seconds = self._tables[task.key].row(config).seconds
+        if not isfinite(seconds):
+            return Outcome(config, "build_error", "failed when the table was measured")
+        return Outcome(config, "ok", "", Times(seconds, seconds, 0.0, 10), Check(0.0, 1e-4))
