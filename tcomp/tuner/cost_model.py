@@ -1,24 +1,30 @@
-"""The learned cost model: XGBoost ranking, over features of the scheduled TIR and over knobs.
+"""The learned cost model: XGBoost, over features of the scheduled TIR and over knobs.
 
-Two models share the work. One across all tasks sees the features of `features.py`, which mean the same in
-every template: it ranks a few candidates of a task that has few trials of its own. One a task sees only
-the knobs: it scores thousands of candidates a second and takes over once the task has trials enough.
+Two models share the work. One across all tasks sees how the features of `features.py`, which mean the same
+in every template, differ from those of the task's default config: it starts from the model that ships
+(`pretrained.ubj`, made by `scripts/train_cost_model.py`), learns from the other tasks of the session, and
+ranks a few candidates of a task that has few trials of its own. It predicts logarithms of times, which
+carries over to new tasks better than a ranking objective. One a task ranks by the knobs alone: it scores
+thousands of candidates a second and takes over once the task has trials enough.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from math import isfinite, log2
+from functools import lru_cache
+from importlib.resources import files
+from math import inf, isfinite, log2
 from typing import Any
 
 import numpy as np
 
 from tcomp.relay.types import Array
+from tcomp.target.target import Target
 from tcomp.tensor.knobs import Config
+from tcomp.tuner.estimate import estimate
 from tcomp.tuner.features import NAMES, features_of
 from tcomp.tuner.records import config_key
-from tcomp.tuner.search.strategy import Score
 from tcomp.tuner.task import Task
 
 ENOUGH_OWN_TRIALS = 12
@@ -26,8 +32,17 @@ ENOUGH_SHARED_TRIALS = 24
 SHARED_TRIALS_PER_TASK = 32
 FEATURIZED = 24
 """Candidates of one question that the shared model looks at; scheduling each costs milliseconds."""
+HOPELESS = 2.0
+"""A candidate is dropped unbuilt when its estimate is so many times that of the fastest config so far."""
+PRETRAINED = "pretrained.ubj"
 _ROUNDS = 40
-_PARAMETERS = {"objective": "rank:pairwise", "max_depth": 5, "eta": 0.2, "nthread": 1, "verbosity": 0}
+_ROUNDS_ON_TOP = 20
+"""Trees added to the shipped model for what a session measured."""
+_COMMON = {"eta": 0.2, "nthread": 1, "verbosity": 0, "seed": 0}
+RANKING = {**_COMMON, "objective": "rank:pairwise", "max_depth": 5}
+"""Among configs of one task, by their knobs."""
+REGRESSION = {**_COMMON, "objective": "reg:squarederror", "max_depth": 3}
+"""Across tasks, by features."""
 
 Features = tuple[float, ...]
 FeaturesOf = Callable[[Task, Config], Features]
@@ -43,14 +58,21 @@ class _Trials:
     knobs: list[Features] = field(default_factory=list[Features])
     seconds: list[float] = field(default_factory=list[float])
     shared: list[tuple[Config, float]] = field(default_factory=list[tuple[Config, float]])
+    best: tuple[float, Config | None] = (inf, None)
 
 
 class CostModel:
-    """Learns from every trial it is told; predicts for one task at a time."""
+    """Learns from every trial it is told; predicts for one task at a time.
 
-    def __init__(self, seed: int = 0, features: FeaturesOf = features_of) -> None:
-        self._parameters = {**_PARAMETERS, "seed": seed}
+    `pretrained` is a booster over `relative_features`, or None to start from nothing.
+    """
+
+    def __init__(
+        self, seed: int = 0, features: FeaturesOf = features_of, pretrained: Any | None = None
+    ) -> None:
+        self._seed = seed
         self._features_of = features
+        self._pretrained = pretrained
         self._features: dict[tuple[str, str], Features] = {}
         self._trials: dict[str, _Trials] = {}
         self._boosters: dict[str, tuple[int, Any]] = {}
@@ -62,61 +84,128 @@ class CostModel:
         trials.seconds.append(seconds)
         if isfinite(seconds) and len(trials.shared) < SHARED_TRIALS_PER_TASK:
             trials.shared.append((config, seconds))
+        if seconds < trials.best[0]:
+            trials.best = seconds, config
 
-    def scorer(self, task: Task) -> Score:
-        """Predictions for configs of `task`: higher is better, equal where too little is known."""
-        return lambda configs: self._score(task, configs) if configs else []
+    def guide(self, task: Task) -> TaskGuide:
+        """What the model knows about configs of `task`, now and later."""
+        return TaskGuide(self, task)
 
-    def _score(self, task: Task, configs: Sequence[Config]) -> list[float]:
+    def is_promising(self, task: Task, config: Config) -> bool:
+        """Whether a config is worth a build, by its estimated time beside that of the best so far."""
+        trials = self._trials.get(task.key)
+        if trials is None or trials.best[1] is None:
+            return True
+        mine, best = (self._known(task, c) for c in (config, trials.best[1]))
+        return not estimate(mine, task.target) > HOPELESS * estimate(best, task.target)
+
+    def score(self, task: Task, configs: Sequence[Config]) -> list[float]:
+        """Higher is better, equal where too little is known."""
+        if not configs:
+            return []
         own = self._trials.get(task.key)
         if own is not None and sum(map(isfinite, own.seconds)) >= ENOUGH_OWN_TRIALS:
-            booster = self._booster(task.key, len(own.seconds), lambda: [(own.knobs, own.seconds)])
-            return _predict(booster, [task.space.encode(c) for c in configs])
+            groups: list[Group] = [(own.knobs, own.seconds)]
+            booster = self._booster(task.key, len(own.seconds), lambda: self._train(groups, RANKING))
+            return predict(booster, [task.space.encode(c) for c in configs])
+        booster = self._shared_booster(task)
+        if booster is None:
+            return [0.0] * len(configs)
+        scores = predict(booster, [self._relative(task, c) for c in configs[:FEATURIZED]])
+        return scores + [min(scores)] * (len(configs) - len(scores))
+
+    def _shared_booster(self, task: Task) -> Any | None:
+        """The model across tasks: the shipped one, with the session's trials of other tasks on top."""
         others = [t for t in self._trials.values() if len(t.shared) > 1 and t.task.key != task.key]
         known = sum(len(t.shared) for t in others)
         if known < ENOUGH_SHARED_TRIALS:
-            return [0.0] * len(configs)
-        booster = self._booster("", known, lambda: [self._shared_group(t) for t in others])
-        scores = _predict(booster, [self._candidate(task, c) for c in configs[:FEATURIZED]])
-        return scores + [min(scores)] * (len(configs) - len(scores))
+            return self._pretrained
+        rounds = _ROUNDS if self._pretrained is None else _ROUNDS_ON_TOP
 
-    def _candidate(self, task: Task, config: Config) -> Features:
-        """Features of a config that was not tried; unknown where its template refuses it after all."""
-        try:
-            return self._featurized(task, config)
-        except Exception:  # TVM raises many kinds. A trial of the config would report it.
-            return (float("nan"),) * len(NAMES)
+        def trained() -> Any:
+            groups = [self._shared_group(t) for t in others]
+            return self._train(groups, REGRESSION, rounds, self._pretrained)
+
+        return self._booster("", known, trained)
 
     def _shared_group(self, trials: _Trials) -> Group:
-        rows = [self._featurized(trials.task, config) for config, _ in trials.shared]
+        rows = [self._relative(trials.task, config) for config, _ in trials.shared]
         return rows, [seconds for _, seconds in trials.shared]
 
-    def _featurized(self, task: Task, config: Config) -> Features:
+    def _relative(self, task: Task, config: Config) -> Features:
+        default = self._known(task, task.space.default)
+        return relative_features(self._known(task, config), default, task.target)
+
+    def _known(self, task: Task, config: Config) -> Features:
+        """Features of a config; unknown numbers where its template refuses it after all."""
         key = task.key, config_key(config)
         if key not in self._features:
-            self._features[key] = self._features_of(task, config)
+            try:
+                self._features[key] = self._features_of(task, config)
+            except Exception:  # TVM raises many kinds. A trial of the config would report it.
+                self._features[key] = (float("nan"),) * len(NAMES)
         return self._features[key]
 
-    def _booster(self, name: str, size: int, groups: Callable[[], list[Group]]) -> Any:
+    def _train(
+        self, groups: list[Group], parameters: dict[str, Any], rounds: int = _ROUNDS, start: Any | None = None
+    ) -> Any:
+        return train(groups, {**parameters, "seed": self._seed}, rounds, start)
+
+    def _booster(self, name: str, size: int, trained: Callable[[], Any]) -> Any:
         """The model called `name`, trained again when the number of its rows is not `size`."""
         trained_on, booster = self._boosters.get(name, (0, None))
         if trained_on != size:
-            booster = _train(self._parameters, groups())
+            booster = trained()
             self._boosters[name] = size, booster
         return booster
 
 
-def _train(parameters: dict[str, Any], groups: Sequence[Group]) -> Any:
+@dataclass(frozen=True)
+class TaskGuide:
+    """A cost model as the `Guide` of one task."""
+
+    model: CostModel
+    task: Task
+
+    def score(self, configs: Sequence[Config]) -> Sequence[float]:
+        return self.model.score(self.task, configs)
+
+    def is_promising(self, config: Config) -> bool:
+        return self.model.is_promising(self.task, config)
+
+
+@lru_cache(maxsize=1)
+def shipped_model() -> Any:
+    """The booster that ships with tcomp, trained on features named by `NAMES`."""
+    import xgboost
+
+    library: Any = xgboost
+    booster = library.Booster({"nthread": 1})
+    booster.load_model(bytearray(files("tcomp.tuner").joinpath(PRETRAINED).read_bytes()))
+    return booster
+
+
+def relative_features(features: Features, default: Features, target: Target) -> Features:
+    """How `features` differ from those of the default config, and the estimate of the time from its."""
+    ratio = estimate(features, target) / estimate(default, target)
+    return (*(a - b for a, b in zip(features, default, strict=True)), log2(ratio) if ratio > 0 else ratio)
+
+
+def train(
+    groups: Sequence[Group], parameters: dict[str, Any], rounds: int = _ROUNDS, start: Any | None = None
+) -> Any:
+    """A booster that orders the rows of each group, continuing `start` if there is one."""
     import xgboost
 
     library: Any = xgboost
     rows = np.array([row for rows, _ in groups for row in rows], np.float32)
     data = library.DMatrix(rows, label=np.concatenate([_relevance(seconds) for _, seconds in groups]))
     data.set_group([len(rows) for rows, _ in groups])
-    return library.train(parameters, data, num_boost_round=_ROUNDS)
+    return library.train(parameters, data, num_boost_round=rounds, xgb_model=start)
 
 
-def _predict(booster: Any, rows: Sequence[Features]) -> list[float]:
+def predict(booster: Any, rows: Sequence[Features]) -> list[float]:
+    """Scores of rows, higher is better."""
     return [float(s) for s in booster.inplace_predict(np.array(rows, np.float32))]
 
 

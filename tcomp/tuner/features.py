@@ -2,7 +2,8 @@
 
 They describe the statement that runs most often: the loops around it by kind, what it keeps in registers,
 and how many bytes must come from each cache level. What a loop touches is counted per dimension of a
-buffer as the product of the extents of the loops in its index, at most the dimension itself.
+buffer as the product of the extents of the loops in its index, at most the dimension itself, and over all
+dimensions at most the iterations of those loops.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ class _Access:
         """Distinct elements over the loops numbered `inside`."""
         moving = set(inside)
         spans = (prod(loops[i].extent for i in used & moving) for used in self.dimensions)
-        return prod(min(span, size) for span, size in zip(spans, self.shape, strict=True))
+        box = prod(min(span, size) for span, size in zip(spans, self.shape, strict=True))
+        # A fused loop moves in several dimensions at once, and cannot touch more than it has iterations.
+        return min(box, prod(loops[i].extent for i in moving & frozenset().union(*self.dimensions)))
 
     def depends_on(self, numbers: Iterable[int]) -> bool:
         return any(used & set(numbers) for used in self.dimensions)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tcomp.errors import Interrupted, RecordError
 from tcomp.tensor.knobs import Config
-from tcomp.tuner.cost_model import CostModel
+from tcomp.tuner.cost_model import CostModel, shipped_model
 from tcomp.tuner.interrupts import Interrupts
 from tcomp.tuner.lookup import UNVERIFIED, best_record, counts, fastest_configs, uncertainty
 from tcomp.tuner.measure import MeasureOptions, Measurer, Outcome, TaskError, WorkerPool
@@ -98,7 +98,7 @@ def tune(
     with LogWriter(log) as writer, Interrupts(lambda: report(Stopping())) as interrupts:
         pool = WorkerPool(options.measure, interrupts.check)  # Starts no process before it is used.
         try:
-            costs = model or CostModel(options.seed)
+            costs = model or CostModel(options.seed, pretrained=shipped_model())
             session = _Session(tasks, options, writer, measurer or pool, costs, count, interrupts)
             session.resume(known, priors)
             return session.run()
@@ -153,7 +153,7 @@ class _Session:
 
     def _state(self, index: int, task: Task) -> TaskState:
         make = STRATEGIES[self.options.strategy]
-        strategy = make(task.space, self.options.seed + index, self.model.scorer(task))
+        strategy = make(task.space, self.options.seed + index, self.model.guide(task))
         return TaskState(index, task, strategy)
 
     def resume(self, known: LogContents, priors: Sequence[Record]) -> None:

@@ -71,7 +71,7 @@ def test_the_shared_model_ranks_a_task_it_never_saw(target: Target) -> None:
     for config in configs[:60]:
         model.tell(known, config, seconds(config))
     candidates = configs[60:84]
-    scores = model.scorer(new)(candidates)
+    scores = model.score(new, candidates)
     by_score = sorted(range(len(candidates)), key=lambda i: -scores[i])
     times = [seconds(candidates[i]) for i in by_score]
     assert sum(times[:12]) < 0.9 * sum(times[12:])
@@ -79,4 +79,4 @@ def test_the_shared_model_ranks_a_task_it_never_saw(target: Target) -> None:
 
 def test_without_trials_the_model_says_nothing(target: Target) -> None:
     task = Task(fake_kernel(), target, "fake@1", SPACE)
-    assert CostModel().scorer(task)([SPACE.default] * 3) == [0.0, 0.0, 0.0]
+    assert CostModel().score(task, [SPACE.default] * 3) == [0.0, 0.0, 0.0]

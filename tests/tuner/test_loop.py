@@ -161,7 +161,10 @@ def test_trials_go_where_they_save_most(target: Target, tmp_path: Path) -> None:
     often, once = (
         Task(fake_kernel(size), target, "fake@1", SPACE, weight) for size, weight in ((64, 50), (128, 1))
     )
-    options, model = TuneOptions(trials=100), CostModel(features=lambda task, config: task.space.encode(config))
+    options, model = (
+        TuneOptions(trials=100),
+        CostModel(features=lambda task, config: task.space.encode(config)),
+    )
     results = tune([once, often], tmp_path / "log", options, measurer=RecordedDevice(), model=model)
     assert results[1].trials > 2 * results[0].trials > 0
 

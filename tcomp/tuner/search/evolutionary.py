@@ -1,30 +1,35 @@
-"""Evolutionary search: mutated and crossed configs of the fastest so far, ranked by the cost model.
+"""Evolutionary search: mutated and crossed configs of the fastest so far, ranked by what guides the search.
 
-A part of every batch is drawn at random instead (epsilon-greedy), so that neither a wrong model nor an
-early lead closes off the rest of the space.
+Every batch has three parts: the best-ranked children, at a distance from each other; unmeasured neighbours
+of the fastest config, so that search ends in a descent; and random configs (epsilon-greedy), so that neither
+a wrong model nor an early lead closes off the rest of the space.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from math import ceil
 
 from tcomp.tensor.knobs import Config, Space
 from tcomp.tuner.records import config_key
-from tcomp.tuner.search.strategy import STRATEGIES, Choice, Score, Unseen
+from tcomp.tuner.search.strategy import STRATEGIES, Choice, Guide, Unseen
 
 PARENTS = 16
 CANDIDATES = 96
 GENERATIONS = 3
-RANDOM_SHARE = 0.15
+RANDOM_SHARE = 0.1
+NEIGHBOUR_SHARE = 0.25
+LOOKED_AT = 4
+"""Candidates for each place in a batch that are asked whether they are promising."""
 
 
 class EvolutionarySearch:
-    """Keeps the fastest configs as parents; without `score` it is a plain evolution strategy."""
+    """Keeps the fastest configs as parents; without `guide` it is a plain evolution strategy."""
 
-    def __init__(self, space: Space, seed: int, score: Score | None = None) -> None:
+    def __init__(self, space: Space, seed: int, guide: Guide | None = None) -> None:
         self._space = space
-        self._score = score
+        self._guide = guide
         self._unseen = Unseen(space, seed)
         self._rng = self._unseen.rng
         self._told: list[tuple[float, str, Choice]] = []
@@ -36,31 +41,40 @@ class EvolutionarySearch:
             self._told.sort(key=lambda entry: entry[:2])
 
     def ask(self, count: int) -> list[Choice]:
-        at_random = (
-            max(1, ceil(RANDOM_SHARE * count)) if count > 1 else int(self._rng.random() < RANDOM_SHARE)
-        )
-        chosen = self._evolve(count - at_random)
+        near = self._take(self._neighbours(), ceil(NEIGHBOUR_SHARE * count) if count > 1 else 0)
+        at_random = sum(self._rng.random() < RANDOM_SHARE for _ in range(count - len(near)))
+        chosen = near + self._take(_apart(self._evolve()), count - len(near) - at_random)
         return chosen + self._unseen.draw(count - len(chosen))
 
-    def _evolve(self, count: int) -> list[Choice]:
-        """The best-ranked unseen configs after some generations; those chosen become seen."""
+    def _take(self, ranked: Iterable[Choice], count: int) -> list[Choice]:
+        """The first `count` unseen and promising ones, which become seen."""
+        looked_at = islice((c for c in ranked if c in self._unseen), LOOKED_AT * count)
+        promising = (c for c in looked_at if self._guide is None or self._guide.is_promising(c))
+        return [c for c in islice(promising, count) if self._unseen.add(c)]
+
+    def _neighbours(self) -> list[Choice]:
+        """Unmeasured configs one step from the fastest."""
+        if not self._told:
+            return []
+        return self._rank([c for c in self._space.neighbours(self._told[0][2]) if c in self._unseen])
+
+    def _evolve(self) -> list[Choice]:
+        """Unseen configs after some generations, best-ranked first."""
         parents = [config for _, _, config in self._told[:PARENTS]]
         population: dict[str, Choice] = {}
+        ranked: list[Choice] = []
         for _ in range(GENERATIONS):
-            children = self._children(parents)
-            population |= {config_key(c): c for c in children if c in self._unseen}
-            if not population:
-                return []
+            population |= {config_key(c): c for c in self._children(parents) if c in self._unseen}
             ranked = self._rank(list(population.values()))
             parents = [config for _, _, config in self._told[: PARENTS // 2]] + ranked[: PARENTS // 2]
-        return [c for c in self._rank(list(population.values()))[:count] if self._unseen.add(c)]
+        return ranked
 
     def _rank(self, configs: list[Choice]) -> list[Choice]:
-        """Best first by the model; in a random order where it does not distinguish."""
+        """Best first by the guide; in a random order where it does not distinguish."""
         self._rng.shuffle(configs)
-        if self._score is None:
+        if self._guide is None:
             return configs
-        scores: Sequence[float] = self._score(configs)
+        scores: Sequence[float] = self._guide.score(configs)
         return [configs[i] for i in sorted(range(len(configs)), key=lambda i: -scores[i])]
 
     def _children(self, parents: list[Choice]) -> list[Choice]:
@@ -80,6 +94,17 @@ class EvolutionarySearch:
         """Each knob from either parent that has it; `one` itself when that is not legal."""
         child = {name: self._rng.choice((one[name], other.get(name, one[name]))) for name in one}
         return child if self._space.legal(child) is None else one
+
+
+def _apart(ranked: Sequence[Choice]) -> Iterator[Choice]:
+    """`ranked` with those first that differ in two knobs from all before them, then the others."""
+    chosen: list[Choice] = []
+    others: list[Choice] = []
+    for config in ranked[: 8 * PARENTS]:
+        apart = all(sum(config[k] != one[k] for k in one) > 1 for one in chosen)
+        (chosen if apart else others).append(config)
+    yield from chosen
+    yield from others
 
 
 STRATEGIES.register("evolutionary", EvolutionarySearch)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from tcomp.tensor.knobs import Config, Space
-from tcomp.tuner.search.strategy import STRATEGIES, Choice, Score, Unseen
+from tcomp.tuner.search.strategy import STRATEGIES, Choice, Guide, Unseen
 
 
 class RandomSearch:
     """Uniform legal configs; all of them, shuffled, when the space is small."""
 
-    def __init__(self, space: Space, seed: int, score: Score | None = None) -> None:
+    def __init__(self, space: Space, seed: int, guide: Guide | None = None) -> None:
         self._unseen = Unseen(space, seed)
 
     def ask(self, count: int) -> list[Choice]:

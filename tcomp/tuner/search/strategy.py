@@ -12,11 +12,21 @@ from tcomp.tensor.knobs import Config, KnobValue, Space
 from tcomp.tuner.records import config_key
 
 Choice = dict[str, KnobValue]
-Score = Callable[[Sequence[Config]], Sequence[float]]
-"""Predicts how good configs are, higher is better; comparable within one call."""
 
 ENUMERATED = 512
 """Spaces with up to this many combinations are listed instead of sampled."""
+
+
+class Guide(Protocol):
+    """What is known about configs of a task before they are measured."""
+
+    def score(self, configs: Sequence[Config]) -> Sequence[float]:
+        """How good they should be, higher is better; comparable within one call."""
+        ...
+
+    def is_promising(self, config: Config) -> bool:
+        """Whether building it is worth the time."""
+        ...
 
 
 class Strategy(Protocol):
@@ -31,8 +41,8 @@ class Strategy(Protocol):
         ...
 
 
-MakeStrategy = Callable[[Space, int, "Score | None"], Strategy]
-"""From a space, a seed and a predictor (None when there is none yet) to a strategy."""
+MakeStrategy = Callable[[Space, int, "Guide | None"], Strategy]
+"""From a space, a seed and a guide (None for a search without one) to a strategy."""
 
 STRATEGIES: Registry[MakeStrategy] = Registry("search strategy", "tcomp.tuner.search")
 

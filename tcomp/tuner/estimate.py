@@ -1,0 +1,31 @@
+"""An analytical estimate of a kernel's time from the features of its scheduled TIR, before any build.
+
+The largest of four lower bounds, in cycles of one core: arithmetic (idle lanes, short dependency chains and
+spilled registers cost), loads, and the bytes that must come from L2, L3 and memory. It is far too coarse to
+choose the best config, and good enough to drop those that cannot be near it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tcomp.target.target import Target
+from tcomp.tuner.features import NAMES
+
+FMA_LATENCY = 4
+LOADS_PER_CYCLE = 2
+BYTES_PER_CYCLE = {"l1_bytes_per_flop": 48.0, "l2_bytes_per_flop": 12.0, "l3_bytes_per_flop": 4.0}
+"""What enters L1 from L2, L2 from L3, and L3 from memory; generous for every x86 core since 2015."""
+
+
+def estimate(features: Sequence[float], target: Target) -> float:
+    """Cycles of one run, a lower bound of sorts. `features` are those of `features_of`."""
+    value = {name: 2.0**feature for name, feature in zip(NAMES, features, strict=True)}
+    lanes = min(target.lanes(), max(1.0, value["vectorized"]))
+    operations = value["flops"] / 2 / lanes
+    independent = min(1.0, value["sums"] / (FMA_LATENCY * target.fma_ports))
+    spilled = max(0.0, value["register_pressure"] - 1)
+    arithmetic = operations / target.fma_ports / independent
+    loads = operations * (1 / max(value["operations_per_load"], 1e-3) + 2 * spilled) / LOADS_PER_CYCLE
+    traffic = [value["flops"] * value[name] / rate for name, rate in BYTES_PER_CYCLE.items()]
+    return max(arithmetic, loads, *traffic)
