@@ -22,7 +22,7 @@ def estimate(features: Sequence[float], target: Target) -> float:
     """Cycles of one run, a lower bound of sorts. `features` are those of `features_of`."""
     value = {name: 2.0**feature for name, feature in zip(NAMES, features, strict=True)}
     lanes = min(target.lanes(), max(1.0, value["vectorized"]))
-    operations = value["flops"] / 2 / lanes
+    operations = value["iterations"] / lanes  # Of this schedule: another algorithm may need fewer.
     independent = min(1.0, value["sums"] / (FMA_LATENCY * target.fma_ports))
     spilled = max(0.0, value["register_pressure"] - 1)
     arithmetic = operations / target.fma_ports / independent

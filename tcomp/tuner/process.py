@@ -20,7 +20,7 @@ from tcomp.tuner.records import Status
 from tcomp.tuner.worker import OUT_OF_MEMORY, Reply, Request
 
 _COMMAND = "from tcomp.tuner.worker import main; main()"
-_EXIT_GRACE_SECONDS = 2.0
+_EXIT_GRACE_SECONDS = 10.0
 _POLL_SECONDS = 0.03
 """How often the memory of workers and the wish of the user to stop are looked at."""
 

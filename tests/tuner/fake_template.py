@@ -17,7 +17,7 @@ from tcomp.tensor.knobs import Choice, Config, Ordered, Space
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
 from tcomp.tvm_api import s_tir, te, tirx
 
-BEHAVIOURS = ("ok", "wrong", "crash", "hang", "eat", "eat_while_building", "refuse")
+BEHAVIOURS = ("ok", "wrong", "crash", "hang", "eat", "eat_while_building", "refuse", "parallel")
 NAMES = {"fake": BEHAVIOURS, "tame": ("ok",), "drowsy": ("ok", "hang")}
 
 
@@ -85,7 +85,10 @@ class FakeTemplate(Template):
             return te.sum(value, axis=k)
 
         y = te.compute(x.shape, element, name="y")
-        return Scheduled(s_tir.Schedule(te.create_prim_func([x, y])).mod["main"])
+        schedule = s_tir.Schedule(te.create_prim_func([x, y]))
+        if behaviour == "parallel":
+            schedule.parallel(schedule.get_loops(schedule.get_sblock("y"))[0])
+        return Scheduled(schedule.mod["main"])
 
 
 TEMPLATES.register("fake", FakeTemplate())

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from math import log2
 
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
+from tcomp.tuner.features import NAMES
 from tcomp.tuner.measure import Outcome
 from tcomp.tuner.records import Check, Times
 from tcomp.tuner.task import Task
@@ -51,3 +52,9 @@ class RecordedDevice:
     def _outcome(self, config: Config) -> Outcome:
         time = seconds(config)
         return Outcome(config, "ok", "", Times(time, time, 0.0, 10), Check(0.0, 1e-4))
+
+
+def features(task: Task, config: Config) -> tuple[float, ...]:
+    """The knobs in place of features of TIR, which made-up configs do not have."""
+    knobs = task.space.encode(config)
+    return (*knobs, *(0.0 for _ in NAMES[len(knobs) :]))

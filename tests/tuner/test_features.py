@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 from fake_template import fake_kernel
-from recorded import SPACE, seconds
+from recorded import SPACE, features, seconds
 
 from tcomp.relay.builder import GraphBuilder
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.knobs import Config
 from tcomp.tensor.template import Scheduled
 from tcomp.tuner.cost_model import CostModel
 from tcomp.tuner.features import NAMES, extract
@@ -62,9 +61,6 @@ def test_smaller_caches_see_more_traffic(target: Target) -> None:
 
 
 def test_the_shared_model_ranks_a_task_it_never_saw(target: Target) -> None:
-    def features(task: Task, config: Config) -> tuple[float, ...]:
-        return task.space.encode(config)
-
     model = CostModel(features=features)
     known, new = (Task(fake_kernel(size), target, "fake@1", SPACE) for size in (64, 128))
     configs = list(SPACE)[::97]

@@ -10,7 +10,7 @@ from statistics import mean
 
 import pytest
 from fake_template import fake_graph, fake_kernel
-from recorded import SPACE, RecordedDevice, seconds
+from recorded import SPACE, RecordedDevice, features, seconds
 
 from tcomp.errors import Interrupted, RecordError
 from tcomp.target.target import Target
@@ -163,7 +163,7 @@ def test_trials_go_where_they_save_most(target: Target, tmp_path: Path) -> None:
     )
     options, model = (
         TuneOptions(trials=100),
-        CostModel(features=lambda task, config: task.space.encode(config)),
+        CostModel(features=features),
     )
     results = tune([once, often], tmp_path / "log", options, measurer=RecordedDevice(), model=model)
     assert results[1].trials > 2 * results[0].trials > 0

@@ -14,9 +14,7 @@ import pytest
 from fake_template import fake_kernel
 
 from tcomp.errors import BuildError
-from tcomp.relay.builder import GraphBuilder
 from tcomp.target.target import Target
-from tcomp.tensor.kernel import Kernel
 from tcomp.tuner.measure import MeasureOptions, WorkerPool
 from tcomp.tuner.task import Task
 
@@ -64,12 +62,9 @@ def test_times_rank_kernels_by_their_work(target: Target, options: MeasureOption
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 def test_two_threads_share_the_work_of_one_kernel(options: MeasureOptions, target: Target) -> None:
-    builder = GraphBuilder("matmul")
-    a, b = builder.input("a", (256, 512)), builder.input("b", (512, 512))
-    task = Task.of(Kernel(builder.build(builder.op("matmul", a, b))), target)
-    pool = WorkerPool(replace(options, threads=2))
-    with pool:
-        (outcome,) = pool.measure(task, [task.space.default], INFINITY)
+    task = Task.of(fake_kernel(1 << 20), target)
+    with WorkerPool(replace(options, threads=2)) as pool:
+        (outcome,) = pool.measure(task, [{"work": 32, "behaviour": "parallel"}], INFINITY)
         (worker,) = _children(os.getpid())
         used = [_cpu_ticks(worker, t) for t in _threads(worker)]
         assert outcome.status == "ok"
