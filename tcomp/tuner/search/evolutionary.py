@@ -1,19 +1,18 @@
 """Evolutionary search: mutated and crossed configs of the fastest so far, ranked by what guides the search.
 
-Every batch has three parts: the best-ranked children, at a distance from each other; unmeasured neighbours
-of the fastest config, so that search ends in a descent; and random configs (epsilon-greedy), so that neither
-a wrong model nor an early lead closes off the rest of the space.
+A batch has three parts: the best-ranked children, apart from each other; unmeasured neighbours of the fastest
+config, so that search ends in a descent; random ones (epsilon-greedy), so that nothing is closed off.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from itertools import islice
 from math import ceil
 
 from tcomp.tensor.knobs import Config, Space
 from tcomp.tuner.records import config_key
-from tcomp.tuner.search.strategy import STRATEGIES, Choice, Guide, Unseen
+from tcomp.tuner.search.strategy import STRATEGIES, Choice, Guide, Unseen, apart
 
 PARENTS = 16
 CANDIDATES = 96
@@ -43,7 +42,7 @@ class EvolutionarySearch:
     def ask(self, count: int) -> list[Choice]:
         near = self._take(self._neighbours(), ceil(NEIGHBOUR_SHARE * count) if count > 1 else 0)
         at_random = sum(self._rng.random() < RANDOM_SHARE for _ in range(count - len(near)))
-        chosen = near + self._take(_apart(self._evolve()), count - len(near) - at_random)
+        chosen = near + self._take(apart(self._evolve()[: 8 * PARENTS]), count - len(near) - at_random)
         return chosen + self._unseen.draw(count - len(chosen))
 
     def _take(self, ranked: Iterable[Choice], count: int) -> list[Choice]:
@@ -54,9 +53,8 @@ class EvolutionarySearch:
 
     def _neighbours(self) -> list[Choice]:
         """Unmeasured configs one step from the fastest."""
-        if not self._told:
-            return []
-        return self._rank([c for c in self._space.neighbours(self._told[0][2]) if c in self._unseen])
+        near = self._space.neighbours(self._told[0][2]) if self._told else ()
+        return self._rank([c for c in near if c in self._unseen])
 
     def _evolve(self) -> list[Choice]:
         """Unseen configs after some generations, best-ranked first."""
@@ -74,7 +72,7 @@ class EvolutionarySearch:
         self._rng.shuffle(configs)
         if self._guide is None:
             return configs
-        scores: Sequence[float] = self._guide.score(configs)
+        scores = self._guide.score(configs)
         return [configs[i] for i in sorted(range(len(configs)), key=lambda i: -scores[i])]
 
     def _children(self, parents: list[Choice]) -> list[Choice]:
@@ -82,7 +80,7 @@ class EvolutionarySearch:
         children = [self._space.random(self._rng) for _ in range(CANDIDATES // (4 if parents else 1))]
         while parents and len(children) < CANDIDATES:
             child = dict(self._rng.choice(parents))
-            if len(parents) > 1 and self._rng.random() < 0.3:
+            if self._rng.random() < 0.3:
                 child = self._cross(child, self._rng.choice(parents))
             for _ in range(self._rng.choice((1, 1, 2))):
                 near = list(self._space.neighbours(child))
@@ -94,17 +92,6 @@ class EvolutionarySearch:
         """Each knob from either parent that has it; `one` itself when that is not legal."""
         child = {name: self._rng.choice((one[name], other.get(name, one[name]))) for name in one}
         return child if self._space.legal(child) is None else one
-
-
-def _apart(ranked: Sequence[Choice]) -> Iterator[Choice]:
-    """`ranked` with those first that differ in two knobs from all before them, then the others."""
-    chosen: list[Choice] = []
-    others: list[Choice] = []
-    for config in ranked[: 8 * PARENTS]:
-        apart = all(sum(config[k] != one[k] for k in one) > 1 for one in chosen)
-        (chosen if apart else others).append(config)
-    yield from chosen
-    yield from others
 
 
 STRATEGIES.register("evolutionary", EvolutionarySearch)

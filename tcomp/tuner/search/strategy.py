@@ -83,3 +83,13 @@ class Unseen:
             if len(drawn) == count:
                 break
         return drawn
+
+
+def apart(configs: Sequence[Choice]) -> list[Choice]:
+    """`configs` with those first that differ in two knobs from all before them, then the others."""
+    chosen: list[Choice] = []
+    near: list[Choice] = []
+    for config in configs:
+        is_apart = all(sum(config[k] != one[k] for k in one) > 1 for one in chosen)
+        (chosen if is_apart else near).append(config)
+    return chosen + near
