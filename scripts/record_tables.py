@@ -21,7 +21,7 @@ from typing import Any
 from tcomp.api import as_target, load_model, static_kernels
 from tcomp.codegen.jit import KernelRunner, build_scheduled
 from tcomp.errors import TcompError
-from tcomp.tensor.knobs import Config, Knob
+from tcomp.tensor.knobs import Alternatives, Config, Knob, Space
 from tcomp.tensor.template import schedule
 from tcomp.tuner.features import extract
 from tcomp.tuner.provenance import device_name
@@ -33,16 +33,16 @@ ROUNDS = 5
 ROUND_SECONDS = 0.003
 
 
-def sub_space(task: Task, limit: int) -> tuple[list[Knob], list[Config]]:
-    """The task's knobs with values taken out evenly, and all their legal configs, at most `limit`."""
-    counts = dict.fromkeys((k.name for k in task.space.knobs), 1)
-    chosen, configs = _cut(task, counts), [task.space.default]
+def sub_space(space: Space, limit: int) -> tuple[list[Knob], list[Config]]:
+    """The knobs of a space with values taken out evenly, and all their legal configs, at most `limit`."""
+    counts = dict.fromkeys((k.name for k in space.knobs), 1)
+    chosen, configs = _cut(space, counts), [space.default]
     while True:
-        left = [k for k in task.space.knobs if counts[k.name] < len(k.values)]
+        left = [k for k in space.knobs if counts[k.name] < len(k.values)]
         grown = [(len(k.values) / counts[k.name], k.name) for k in left]
         for _, name in sorted(grown, reverse=True):
-            more = _cut(task, {**counts, name: counts[name] + 1})
-            legal = _legal(task, more)
+            more = _cut(space, {**counts, name: counts[name] + 1})
+            legal = _legal(space, more)
             if len(legal) <= limit:
                 counts[name] += 1
                 chosen, configs = more, legal
@@ -51,10 +51,10 @@ def sub_space(task: Task, limit: int) -> tuple[list[Knob], list[Config]]:
             return chosen, configs
 
 
-def _cut(task: Task, counts: dict[str, int]) -> list[Knob]:
+def _cut(space: Space, counts: dict[str, int]) -> list[Knob]:
     """Each knob with so many of its values: the default and others at even distances."""
     cut: list[Any] = []
-    for knob in task.space.knobs:
+    for knob in space.knobs:
         default, others = knob.default, [v for v in knob.values if v != knob.default]
         wanted = counts[knob.name] - 1
         kept = {others[(2 * i + 1) * len(others) // (2 * wanted)] for i in range(wanted)} | {default}
@@ -62,15 +62,18 @@ def _cut(task: Task, counts: dict[str, int]) -> list[Knob]:
     return cut
 
 
-def _legal(task: Task, knobs: Sequence[Knob]) -> list[Config]:
+def _legal(space: Space, knobs: Sequence[Knob]) -> list[Config]:
     names = [k.name for k in knobs]
     configs = [dict(zip(names, values, strict=True)) for values in product(*(k.values for k in knobs))]
-    return [c for c in configs if task.space.legal(c) is None]
+    return [c for c in configs if space.legal(c) is None]
 
 
 def record(task: Task, limit: int, quiet: Callable[[], AbstractContextManager[Any]] = nullcontext) -> Table:
-    """Measure one task. `quiet` surrounds the timing."""
-    knobs, configs = sub_space(task, limit)
+    """Measure one task, of several algorithms the first. `quiet` surrounds the timing."""
+    space = task.space
+    if isinstance(space, Alternatives):
+        space = next(iter(space.spaces.values()))
+    knobs, configs = sub_space(space, limit)
     inputs = trial_data(task.kernel, 0).inputs
     rows: list[Row] = []
     runners: dict[int, KernelRunner] = {}

@@ -14,7 +14,7 @@ from recorded import SPACE, RecordedDevice, features, seconds
 
 from tcomp.errors import Interrupted, RecordError
 from tcomp.target.target import Target
-from tcomp.tensor.knobs import Config
+from tcomp.tensor.knobs import ALGORITHM, Alternatives, Config, Ordered, Space
 from tcomp.tuner.cost_model import CostModel
 from tcomp.tuner.loop import TuneOptions, tune
 from tcomp.tuner.measure import MeasureOptions, Outcome
@@ -199,3 +199,17 @@ def test_a_wide_spread_keeps_the_default_and_says_so(target: Target, tmp_path: P
     assert result.record.config == SPACE.default
     (done,) = (e for e in events if isinstance(e, TaskDone))
     assert (done.speedup, done.spread) == (1.0, 0.3)
+
+
+def test_algorithms_with_knobs_of_their_own_are_searched_together(target: Target) -> None:
+    few = Space((Ordered("rows", tuple(range(1, 30)), default=1),))
+    both = Alternatives.of({"first": SPACE, "other": few}, "first")
+    guide = CostModel(features=features).guide(Task(fake_kernel(), target, "fake@1", both))
+    search = STRATEGIES["evolutionary"](both, 0, guide)
+    asked: list[Config] = []
+    for _ in range(6):
+        for config in search.ask(8):
+            asked.append(config)
+            search.tell(config, 2e-3 if ALGORITHM in config else seconds(config))
+    assert len({config_key(c) for c in asked}) == 48
+    assert {"rows" in c for c in asked} == {True, False}

@@ -90,6 +90,6 @@ def apart(configs: Sequence[Choice]) -> list[Choice]:
     chosen: list[Choice] = []
     near: list[Choice] = []
     for config in configs:
-        is_apart = all(sum(config[k] != one[k] for k in one) > 1 for one in chosen)
+        is_apart = all(len(config.items() - one.items()) > 1 for one in chosen)
         (chosen if is_apart else near).append(config)
     return chosen + near
