@@ -1,0 +1,31 @@
+"""Real models with precision `fast`: near ONNX Runtime's float32, with nothing taken back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from zoo import MODELS, CompiledModel, example_inputs, model_path, parameters
+
+from tcomp.accuracy import TOLERANCE
+from tcomp.api import load_model
+from tcomp.target.host import host_target
+from tcomp.verification import OnnxReference
+
+NAMES = ("minilm", "mobilenetv2_100", "resnet50", "vit_small_patch16_224")
+
+
+@pytest.mark.skipif(not host_target().has("avx512fp16"), reason="this CPU has no AVX512-FP16")
+@pytest.mark.parametrize("name", parameters(NAMES))
+def test_is_near_onnxruntime(name: str, compiled: Callable[..., CompiledModel]) -> None:
+    inputs = example_inputs(name, load_model(model_path(name), MODELS[name].input_shapes))
+    expected = OnnxReference(model_path(name)).run(inputs)
+    fast, exact = compiled(name, "fast"), compiled(name)
+    assert "kept in float32" not in fast.precision
+    for result, reference in zip(fast.model(*inputs.values()), expected, strict=True):
+        assert result.dtype == reference.dtype
+        scale = np.abs(reference).max()
+        assert np.abs(result.astype(np.float64) - reference).max() <= TOLERANCE * scale
+    # Tables of embeddings stay float32.
+    assert fast.report.program.weights_bytes < 0.8 * exact.report.program.weights_bytes
