@@ -44,7 +44,6 @@ Index = Sequence[Any]
 
 HEAVY_EPILOGUE_FLOPS = 12
 """From this many operations an element, the epilogue runs in a loop over the tile's rows, not unrolled."""
-CACHE_LINE = 64
 FEW_ROWS_AHEAD = 8 * 1024
 """Bytes by which a prefetch runs ahead where each panel is read once only."""
 
@@ -464,11 +463,11 @@ class GemmNest:
         plan = self.plan
         if self.panels is None or not plan.prefetch:
             return []
-        line = CACHE_LINE // np.dtype(self.panels.dtype).itemsize
+        line = loops.CACHE_LINE // np.dtype(self.panels.dtype).itemsize
         size, iterations = plan.chunk * plan.columns.size, plan.chunk // plan.unroll
         share = -(-size // (line * iterations * plan.row_block))
         near = plan.row_block == 1
-        ahead = min(size, FEW_ROWS_AHEAD // CACHE_LINE * line) if near else size
+        ahead = min(size, FEW_ROWS_AHEAD // loops.CACHE_LINE * line) if near else size
         first = offset + ahead + (t * iterations + i) * (share * line)
         batch = self.product.packed_batch(place.batch)
         return [loops.prefetch(self.panels, [*batch, first + n * line], near) for n in range(share)]

@@ -177,6 +177,10 @@ def vector_loop(extent: int, lanes: int, unroll: int, body: Body) -> list[Statem
     return statements
 
 
+CACHE_LINE = 64
+"""Bytes."""
+
+
 def prefetch(buffer: Buffer, index: Sequence[Expression], near: bool = True) -> Statement:
     """Ask for the cache line of `buffer[index]`, which need not lie inside, and do not wait for it.
 

@@ -114,8 +114,8 @@ class Algorithms(Template):
         return Alternatives.of(spaces, best.name)
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
-        algorithm, own = self.space(kernel, target).split(config)
-        return self._templates[algorithm].apply(kernel, target, own)
+        own = {name: value for name, value in config.items() if name != ALGORITHM}
+        return self._templates[str(config.get(ALGORITHM, self.name))].apply(kernel, target, own)
 
 
 TEMPLATES: Registry[Template] = Registry("schedule template", "tcomp.tensor.schedules")

@@ -19,7 +19,7 @@ from tcomp.tensor.convolution import Convolution, WeightPanels, dense_steps
 from tcomp.tensor.epilogue import epilogue_fits, placeholder_index
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
-from tcomp.tensor.loops import Buffer, Expression, Statement, prefetch
+from tcomp.tensor.loops import CACHE_LINE, Buffer, Expression, Statement, prefetch
 from tcomp.tensor.pairs import as_pairs, multiplies_pairs, multiply_add, short_sums
 from tcomp.tensor.primitives import Tiles
 from tcomp.tensor.register_tile import (
@@ -37,7 +37,6 @@ from tcomp.tvm_api import tirx
 OPERATORS = ("conv1d", "conv2d", "conv3d")
 MAX_TILE_PIXELS = 28
 MAX_OC_BLOCKS = 8
-LINE_BYTES = 64
 PREFETCH_STEPS = (0, 4, 8, 16, 32, 64)
 
 
@@ -268,7 +267,7 @@ class _Ahead:
     def _weights(self, first: Point, step: Index) -> list[Statement]:
         """The lines of one step; at the end of a panel those of the next."""
         width = int(self.weights.shape[-1])
-        line = LINE_BYTES // numpy_dtype(str(self.weights.dtype)).itemsize
+        line = CACHE_LINE // numpy_dtype(str(self.weights.dtype)).itemsize
         return [
             prefetch(self.weights, [first.tiles[1], *step, lane + self.distance * width])
             for lane in range(0, width, line)

@@ -23,14 +23,16 @@ from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.convolution import Convolution, WeightPanels
 from tcomp.tensor.epilogue import epilogue_fits, placeholder_index
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.knobs import Config, Ordered, Space
+from tcomp.tensor.knobs import Choice, Config, Ordered, Space
 from tcomp.tensor.loops import (
+    CACHE_LINE,
     Buffer,
     Expression,
     Statement,
     local,
     loop,
     parallel,
+    prefetch,
     sequence,
     unrolled,
     vectorized,
@@ -44,8 +46,8 @@ from tcomp.tvm_api import tirx
 MAX_ROWS = 28
 MAX_OC_BLOCKS = 8
 FMA_LATENCY = 4
-FAR_BYTES_PER_CYCLE = 3.6
-"""What one core gets from the last-level cache, measured on Emerald Rapids."""
+FAR_BYTES_PER_CYCLE = 7.0
+"""What one core gets from the last-level cache with prefetches, measured on Emerald Rapids."""
 GROUPS = (8, 12, 16, 20, 28, 36, 49, 64, 84, 112)
 """Sizes of a group to choose from, beside all tiles."""
 PARTS = (1, 2, 4)
@@ -62,10 +64,12 @@ class _Choice:
     rows: int
     oc_blocks: int
     parts: int
+    prefetch: bool
 
     @staticmethod
     def of(config: Config) -> _Choice:
-        return _Choice(**{name: int(value) for name, value in config.items()})
+        numbers = {name: int(value) for name, value in config.items() if name != "prefetch"}
+        return _Choice(**numbers, prefetch=bool(config["prefetch"]))
 
 
 class ConvWinograd(Template):
@@ -111,6 +115,7 @@ class ConvWinograd(Template):
                 Ordered("rows", tuple(sorted({rows for rows, _ in tiles})), best.rows),
                 Ordered("oc_blocks", tuple(sorted({blocks for _, blocks in tiles})), best.oc_blocks),
                 Ordered("parts", PARTS, best.parts),
+                Choice("prefetch", (False, True), best.prefetch),
             ),
             reason,
         )
@@ -153,7 +158,7 @@ def _register_tiles(conv: Convolution, target: Target) -> Iterator[tuple[int, in
 def _best(conv: Convolution, target: Target) -> _Choice:
     parts = PARTS if target.cores > 1 else PARTS[:1]
     choices = (
-        _Choice(outputs, group, rows, blocks, split)
+        _Choice(outputs, group, rows, blocks, split, prefetch=True)
         for outputs in PAIRS
         for group in _groups(conv, outputs)
         for rows, blocks in _register_tiles(conv, target)
@@ -175,12 +180,18 @@ def _cycles(conv: Convolution, choice: _Choice, target: Target) -> float:
     line = target.vector_bits // 8
 
     far = vectors * line / 32
-    step = max(choice.rows * vectors / target.fma_ports, FMA_LATENCY, (choice.rows + vectors) / 2, far)
-    step += 0.025 * (choice.rows + vectors) + 0.2 * far
-    one_product = channels * step + 2 * choice.rows * vectors + 20
-    multiply = (
-        groups.count * Tiles.of(groups.size, choice.rows).count * panels.count * positions * one_product
-    )
+
+    def product(rows: int) -> float:
+        """Cycles of a register tile."""
+        if not rows:
+            return 0.0
+        step = max(rows * vectors / target.fma_ports, FMA_LATENCY, (rows + vectors) / 2, far)
+        step += 0.025 * (rows + vectors) + 0.2 * far
+        return channels * step + 2 * rows * vectors + 20
+
+    whole, rest = divmod(groups.size, choice.rows)
+    products = whole * product(choice.rows) + product(rest)
+    multiply = groups.count * panels.count * positions * products
 
     near = target.cache_bytes[1]
     weights = positions * channels * panels.count * vectors * line
@@ -193,7 +204,7 @@ def _cycles(conv: Convolution, choice: _Choice, target: Target) -> float:
     transforms = groups.count * groups.size * blocks * positions * scheme.size
     work = groups.count * choice.parts
     idle = -(-work // target.cores) * target.cores / work
-    return (max(multiply, load) + 0.3 * min(multiply, load) + transforms) * idle
+    return (max(multiply, load) + 0.1 * min(multiply, load) + transforms) * idle
 
 
 class _Nest:
@@ -207,7 +218,7 @@ class _Nest:
         self.tile_counts = _tile_counts(self.conv, choice.outputs)
         self.groups = Tiles.of(self.conv.batch * prod(self.tile_counts), choice.group)
         self.panels = Tiles.of(self.conv.out_blocks, choice.oc_blocks, choice.parts)
-        self.parts, self.rows = choice.parts, choice.rows
+        self.choice = choice
         lanes = target.lanes(self.conv.accumulator)
         self.in_lanes, self.out_lanes = gcd(self.conv.in_block, lanes), gcd(self.conv.out_block, lanes)
         index = placeholder_index(kernel, kernel.anchor.inputs[1])
@@ -234,18 +245,18 @@ class _Nest:
             )
 
             def panel(p: Expression) -> Statement:
-                own = part * (self.panels.count // self.parts) + p
+                own = part * (self.panels.count // self.choice.parts) + p
                 return sequence(
                     [self._multiply(own, patches, products), self._store_outputs(first, own, products)]
                 )
 
             inputs = loop(in_blocks, lambda b: self._load_inputs(first, b, patches), "block")
             return sequence(
-                [keep, keep_products, inputs, loop(self.panels.count // self.parts, panel, "panel")]
+                [keep, keep_products, inputs, loop(self.panels.count // self.choice.parts, panel, "panel")]
             )
 
         make = parallel if self.anchored.threaded else loop
-        nest = make(self.groups.count * self.parts, work, "group")
+        nest = make(self.groups.count * self.choice.parts, work, "group")
         return self.anchored.scheduled([*self.copies, nest])
 
     def _place(self, tile: Expression) -> tuple[Expression, Expression, Expression]:
@@ -294,7 +305,7 @@ class _Nest:
         conv = self.conv
         axes = [
             Tiles.of(self.positions, 1),
-            Tiles.of(self.groups.size, self.rows),
+            Tiles.with_rest(self.groups.size, self.choice.rows),
             Tiles.of(self.panels.size, self.panels.size),
             Tiles.of(conv.out_block, conv.out_block),
         ]
@@ -311,9 +322,26 @@ class _Nest:
             return tirx.BufferStore(products, value, [position, block, row, lane])
 
         steps = (conv.reduction_chunks, conv.reduction_chunk)
-        reduction = Reduction(steps, (1, 1), conv.dtype, tirx.const(0, conv.dtype), update)
+
+        def ahead(_: RegisterTile, first: Point, step: Index) -> list[Statement]:
+            return self._prefetch(panel, first.tiles, step, axes[1].count) if len(step) == 2 else []
+
+        zero = tirx.const(0, conv.dtype)
+        fetch = ahead if self.choice.prefetch else None
+        reduction = Reduction(steps, (1, 1), conv.dtype, zero, update, ahead=fetch)
         tile = RegisterTile.of(axes, range(len(axes)), self.out_lanes)
         return tile_nest(tile, reduction, finish, threaded=False)
+
+    def _prefetch(self, panel: Expression, tiles: Index, step: Index, rounds: int) -> list[Statement]:
+        """A step's share of the weights of the next position, which `rounds` register tiles fetch."""
+        conv, width = self.conv, self.panels.size * self.conv.out_block
+        line, share = CACHE_LINE // np.dtype(conv.dtype).itemsize, -(-width // rounds)
+        channel = (tiles[1] * conv.reduction_chunks + step[0]) * conv.reduction_chunk + step[1]
+        first = width * conv.reduction_chunks * conv.reduction_chunk + channel * share
+        return [
+            prefetch(self.weights, [panel, tiles[0], 0, 0, first + offset], near=False)
+            for offset in range(0, share, line)
+        ]
 
     def _store_outputs(self, first: Expression, panel: Expression, products: Buffer) -> Statement:
         """`A^T m A` of each tile of a group and each channel block of a panel, through the epilogue."""
