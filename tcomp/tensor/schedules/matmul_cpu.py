@@ -17,7 +17,9 @@ from tcomp.tensor.template import TEMPLATES, Scheduled, Template
 MAX_TILE_ROWS = 30
 TILE_VECTORS = (1, 2, 3, 4, 6, 8)
 CHUNKS = (0, 64, 128, 192, 256, 384, 512, 768, 1024)
-DEFAULT_CHUNK = 256
+MOST_WHOLE_DEPTH = 768
+"""Up to this depth the sums of a tile stay in registers from beginning to end."""
+DEFAULT_CHUNK = 512
 """Long enough that moving sums between chunks is little work; a chunk of a panel stays near."""
 BLOCKS = (0, 1, 2, 4, 8, 16, 32, 64)
 PIECES_PER_CORE = 2
@@ -38,7 +40,9 @@ class MatmulCpu(Template):
         product = _product(kernel)
         most = target.vector_registers
         tiles = tuple(_tiles(product, target))
-        rows, vectors = min(tiles, key=lambda tile: _cycles(product, target, *tile))
+        # A default must not spill, whatever order the code generator chooses.
+        roomy = [t for t in tiles if t[0] * t[1] + t[1] + most // 16 < most]
+        rows, vectors = min(roomy, key=lambda tile: _cycles(product, target, *tile))
         constant = constant_right(kernel) is not None
         shared = target.cores > 1 and kernel.flops >= PARALLEL_FLOPS
         row_block, group = _blocking(product, target, rows, vectors, shared)
@@ -54,7 +58,7 @@ class MatmulCpu(Template):
                 Ordered("tile_rows", tuple(sorted({r for r, _ in tiles})), rows),
                 Ordered("tile_vectors", tuple(sorted({v for _, v in tiles})), vectors),
                 Ordered("unroll", tuple(u for u in (1, 2, 4, 8) if product.depth % u == 0), _unroll(product)),
-                Ordered("chunk", CHUNKS, DEFAULT_CHUNK),
+                Ordered("chunk", CHUNKS, _chunk(product)),
                 Ordered("row_block", BLOCKS, row_block),
                 Ordered("group", BLOCKS, group),
                 Choice("pack_left", (False, True), _packs_left(kernel, product, vectors, target)),
@@ -97,12 +101,17 @@ def _cycles(product: Product, target: Target, rows: int, vectors: int) -> float:
     multiply = max(rows * vectors / target.fma_ports, FMA_LATENCY)
     # A panel comes from the second-level cache, half a register a cycle; broadcasts from the first.
     load = max((rows + vectors) / 2, 2 * vectors)
-    step = max(multiply, load) + 0.05 * load
+    # Loads that fit beside the multiplications still cost: what shares the core wants their ports too.
+    step = max(multiply, load) + 0.5 * load
     return tiles * (product.depth * step + 2 * rows * vectors + 20)
 
 
 def _unroll(product: Product) -> int:
     return next(u for u in (4, 2, 1) if product.depth % u == 0)
+
+
+def _chunk(product: Product) -> int:
+    return 0 if product.depth <= MOST_WHOLE_DEPTH else DEFAULT_CHUNK
 
 
 def _blocking(product: Product, target: Target, rows: int, vectors: int, shared: bool) -> tuple[int, int]:
@@ -115,7 +124,7 @@ def _blocking(product: Product, target: Target, rows: int, vectors: int, shared:
     tiles = -(-product.rows // rows)
     panels = -(-product.columns // (vectors * _lanes(product, target)))
     room = target.cache_bytes[1] // 4 // itemsize
-    row_block = min(tiles, max(1, room // (rows * DEFAULT_CHUNK)))
+    row_block = min(tiles, max(1, room // (rows * (_chunk(product) or product.depth))))
     group = min(panels, max(1, room // (row_block * rows * vectors * _lanes(product, target))))
     if shared:
         pieces = -(-PIECES_PER_CORE * target.cores // prod(product.batch))
