@@ -137,7 +137,8 @@ def test_a_large_arena_asks_for_huge_pages(wide: Path):
 
     before = advised()
     with load(wide, threads=1) as model:
-        assert advised() - before >= model.arena_bytes // 1024
+        # Other mappings of this process come and go meanwhile.
+        assert advised() - before >= 0.9 * model.arena_bytes / 1024
 
 
 def test_contexts_run_at_once(wide: Path):
