@@ -247,7 +247,8 @@ class GemmNest:
             return self._vector(self.left, product.left_index(batch, r, k), side)
 
         zero = loops.constant(0)
-        in_squares = side >= 4 and row([zero] * len(product.batch), zero, zero) is not None
+        along_depth = side >= 4 and not product.transpose_left
+        in_squares = along_depth and row([zero] * len(product.batch), zero, zero) is not None
 
         def one(batch: Index, t: Expression) -> Statement:
             def element(k: Expression, r: Expression) -> Statement:

@@ -80,6 +80,7 @@ CASES = {
     "batch by vector": matmul((2, 5, 6), (6,), constant=False),
     "transposed constant": matmul((40, 24), (56, 24), transpose_b=True),
     "transposed operands": matmul((24, 40), (56, 24), constant=False, transpose_a=True, transpose_b=True),
+    "transposed rows": matmul((32, 40), (32, 96), transpose_a=True),
     "computed right": matmul((40, 24), (24, 56), constant=False),
     "batch": matmul((3, 20, 16), (3, 16, 40), constant=False),
     "constant batch": matmul((3, 20, 16), (3, 16, 40)),
