@@ -12,7 +12,9 @@ import onnx.parser
 import pytest
 
 import bench_cpu
+import bench_instructions
 from peers import Peer
+from tcomp.target.host import host_target
 
 RESULT = {
     "model": "m",
@@ -24,6 +26,13 @@ RESULT = {
     "compile_seconds": 1.5,
     "arena_over_bound": 1.0,
 }
+
+
+@pytest.mark.skipif(host_target().fast_dtype is None, reason="needs AVX512-FP16")
+def test_instructions_are_measured(tmp_path: Path) -> None:
+    library = bench_instructions.build(tmp_path)
+    for name in bench_instructions.PRODUCTS:
+        library[name](1)
 
 
 def test_ratios_are_taken_round_by_round() -> None:
