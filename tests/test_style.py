@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +27,14 @@ def test_ruff() -> None:
 @pytest.mark.slow
 def test_pyright_strict() -> None:
     check("pyright", "--pythonpath", sys.executable)
+
+
+def test_every_file_of_the_package_is_installed() -> None:
+    text = (ROOT / "pyproject.toml").read_text()
+    (listed,) = re.findall(r"^tcomp = (\[.*\])$", text, re.MULTILINE)
+    packaged = {path for pattern in ast.literal_eval(listed) for path in (ROOT / "tcomp").glob(pattern)}
+    others = {p for p in (ROOT / "tcomp").rglob("*.*") if p.suffix not in (".py", ".pyc")}
+    assert others == packaged
 
 
 def test_files_stay_small() -> None:
