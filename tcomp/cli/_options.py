@@ -49,14 +49,8 @@ def add_logs(parser: argparse.ArgumentParser, required: bool = False) -> None:
     )
 
 
-def add_threads(parser: argparse.ArgumentParser, default: int) -> None:
-    parser.add_argument(
-        "--threads",
-        metavar="N",
-        type=positive,
-        default=default,
-        help=f"threads to run with (default {default})",
-    )
+def add_threads(parser: argparse.ArgumentParser, meaning: str = "threads to run with") -> None:
+    parser.add_argument("--threads", metavar="N", type=positive, default=1, help=f"{meaning} (default 1)")
 
 
 def add_precision(parser: argparse.ArgumentParser) -> None:

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_target(parser)
     add_precision(parser)
     add_logs(parser)
-    add_threads(parser, default=1)
+    add_threads(parser)
     parser.add_argument(
         "--against", metavar="PEER,PEER", default="", help=f"also run the model in {', '.join(PEERS)}"
     )
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="show each step's time; of a model also its speed, share of the roofline, template",
     )
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="print times and steps as one JSON object")
 
 
 def run(arguments: argparse.Namespace) -> int:

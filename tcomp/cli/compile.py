@@ -1,7 +1,7 @@
 """Compile a model to a shared library with a plain C interface.
 
-Writes the library, a C header beside it, and tcomp.h. Kernels without a record in a --log use their
-template's default schedule.
+Writes the library, a C header beside it, and tcomp.h. Kernels without a record in a --log use the
+default config of the algorithm that should be fastest.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_target(parser)
     add_precision(parser)
     add_logs(parser)
-    add_threads(parser, default=1)
+    add_threads(parser, "use records that were measured with so many threads")
     parser.add_argument(
         "-o", "--output", metavar="FILE.so", type=Path, required=True, help="the library to write"
     )

@@ -22,8 +22,8 @@ ACTIONS = ("show", "best", "stats", "merge", "check", "prune")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("action", choices=ACTIONS)
-    parser.add_argument("files", metavar="FILE", nargs="+", type=Path)
+    parser.add_argument("action", choices=ACTIONS, help="see above")
+    parser.add_argument("files", metavar="FILE", nargs="+", type=Path, help="a tuning log")
     parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="where merge and prune write")
     parser.add_argument("--keep", type=int, default=1, help="configs a task that prune keeps (default 1)")
     parser.add_argument("--json", action="store_true", help="show, best: the records' own lines")

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_target(parser)
     add_precision(parser)
     add_logs(parser, required=True)
-    add_threads(parser, default=1)
+    add_threads(parser, "use records that were measured with so many threads")
     parser.add_argument("--strict", action="store_true", help="exit 1 unless every task has a good record")
     parser.add_argument("--json", action="store_true", help="print one task a line")
 

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-i", "--input", metavar="IN.npz", type=Path, help="inputs by name")
     parser.add_argument("-o", "--output", metavar="OUT.npz", type=Path, help="write the outputs by name")
     parser.add_argument("--fill", choices=FILLS, default="random", help="inputs that -i does not give")
-    add_threads(parser, default=1)
+    add_threads(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

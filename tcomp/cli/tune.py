@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     add_target(parser)
     add_precision(parser)
-    add_threads(parser, default=1)
+    add_threads(parser, "threads of a kernel while it is measured")
     parser.add_argument("--log", metavar="FILE", type=Path, help="where trials go (default: MODEL.jsonl)")
     parser.add_argument("--trials", metavar="N", type=positive, help="trials in all (default: 64 a task)")
     parser.add_argument("--time-budget", metavar="3m", type=duration, help="stop after this long")
@@ -62,7 +62,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="leave a task after so many trials without progress (default: 48)",
     )
     parser.add_argument(
-        "--prior", metavar="LOG", type=Path, action="append", default=[], help="try its best configs first"
+        "--prior",
+        metavar="LOG",
+        type=Path,
+        action="append",
+        default=[],
+        help="records of another machine, whose best configs are tried first; may be given several times",
     )
     parser.add_argument("--workers", metavar="N", type=positive, help="processes that build (default: cores)")
     parser.add_argument(
@@ -71,7 +76,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="all",
         help="`list` them, or tune those whose name has TEXT",
     )
-    parser.add_argument("--strategy", choices=sorted(STRATEGIES), default="evolutionary")
+    parser.add_argument(
+        "--strategy",
+        choices=sorted(STRATEGIES),
+        default="evolutionary",
+        help="how configs are chosen (default: evolutionary, led by the cost model)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the search and of the data")
     parser.add_argument("--json", action="store_true", help="print one event a line")
 

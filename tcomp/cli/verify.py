@@ -21,7 +21,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_target(parser)
     add_precision(parser)
     add_logs(parser)
-    parser.add_argument("--against", choices=("onnxruntime", "reference"), default="onnxruntime")
+    parser.add_argument(
+        "--against",
+        choices=("onnxruntime", "reference"),
+        default="onnxruntime",
+        help="what is right: ONNX Runtime (default) or the numpy evaluator",
+    )
     parser.add_argument(
         "-i", "--input", metavar="IN.npz", type=Path, help="inputs by name; others are random"
     )
