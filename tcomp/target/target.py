@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tcomp.registry import Registry
@@ -23,7 +23,7 @@ class Target:
     isa: str
     family: str
     """Which schedule templates apply: `cpu` or `cuda`."""
-    llvm: Mapping[str, Any]
+    llvm: Mapping[str, Any] = field(hash=False)
     """The TVM target dict (kind, mcpu, mattr, mtriple)."""
     vector_bits: int
     vector_registers: int

@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 
 from tcomp.codegen import c_abi
-from tcomp.codegen.jit import build_scheduled
+from tcomp.codegen.jit import build_kernel, build_scheduled
 from tcomp.errors import InputError
 from tcomp.relay.graph import Graph, Node, Value
+from tcomp.relay.op import OPS
 from tcomp.relay.types import TensorType, numpy_dtype
 from tcomp.target.target import TARGETS
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.template import Packing, Scheduled
-from tcomp.tvm_api import s_tir, te
+from tcomp.tvm_api import s_tir, te, tirx
 
 V3 = TARGETS["x86-64-v3"]
 
@@ -96,3 +97,20 @@ def test_parallel_loops_and_small_buffers_stay_in_generated_code():
     code = str(c_abi.build({"kernel": schedule.mod["main"]}, V3).inspect_source("ll"))
     assert "ParallelLaunch" in code
     assert "AllocWorkspace" not in code
+
+
+@pytest.mark.parametrize("op", ["matmul", "relu", "layout_transform"])
+def test_the_passes_left_out_would_change_nothing(op: str, monkeypatch: pytest.MonkeyPatch):
+    layouts = {"src": "NCHW16c", "dst": "NCHW", "channels": 384}
+    attrs = layouts if op == "layout_transform" else dict(OPS[op].attrs)
+    shapes = {"matmul": [(24, 96), (96, 64)], "relu": [(7, 33)], "layout_transform": [(1, 24, 14, 14, 16)]}
+    inputs = tuple(Value(TensorType(shape), f"x{i}") for i, shape in enumerate(shapes[op]))
+    types = OPS[op].infer_types([v.type for v in inputs], attrs)
+    node = Node(op, inputs, attrs, tuple(Value(t, "y") for t in types))
+    kernel = Kernel(Graph(inputs, (node,), node.outputs))
+    ours = build_kernel(kernel, V3).source()
+    stock, _, _ = tirx.compilation_pipeline.get_tir_pipeline("default")
+    _, finish_host, finish_device = c_abi._pipeline()  # pyright: ignore[reportPrivateUsage]
+    tirx.compilation_pipeline.register_tir_pipeline("stock", lambda: (stock, finish_host, finish_device))
+    monkeypatch.setattr(c_abi, "_PIPELINE", "stock")
+    assert build_kernel(kernel, V3).source() == ours

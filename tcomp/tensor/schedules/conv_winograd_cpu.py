@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import gcd, prod
 
 import numpy as np
@@ -155,7 +156,9 @@ def _register_tiles(conv: Convolution, target: Target) -> Iterator[tuple[int, in
                 yield rows, blocks
 
 
+@lru_cache(maxsize=256)
 def _best(conv: Convolution, target: Target) -> _Choice:
+    """The default: thousands of choices are estimated, for every config of the kernel again without the cache."""
     parts = PARTS if target.cores > 1 else PARTS[:1]
     choices = (
         _Choice(outputs, group, rows, blocks, split, prefetch=True)
