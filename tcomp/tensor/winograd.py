@@ -62,9 +62,10 @@ class Winograd:
 
     def transform_weights(self, weights: Array) -> Array:
         """`G g G^T` of weights [..., 3, 3]: [..., size, size], rounded once."""
-        flat = weights.astype(np.float64).reshape(-1, KERNEL**2)
-        wide: Array = flat @ np.kron(self.weight, self.weight).T
-        return wide.astype(weights.dtype).reshape(*weights.shape[:-2], self.size, self.size)
+        flat: Array = weights.astype(np.float64).reshape(-1, KERNEL**2)
+        both: Array = np.einsum("ai,bj->ijab", self.weight, self.weight).reshape(KERNEL**2, -1)
+        wide: Array = np.matmul(flat, both)
+        return wide.astype(weights.dtype).reshape((*weights.shape[:-2], self.size, self.size))
 
     def transform_input(self, x: Sequence[Expression], keep: Keep) -> list[Expression]:
         """`B^T x`, from `size` values to as many; 4 and 12 additions or fused multiply-adds."""

@@ -158,7 +158,7 @@ def _register_tiles(conv: Convolution, target: Target) -> Iterator[tuple[int, in
 
 @lru_cache(maxsize=256)
 def _best(conv: Convolution, target: Target) -> _Choice:
-    """The default: thousands of choices are estimated, for every config of the kernel again without the cache."""
+    """The default of a kernel. It is kept: thousands are estimated, and each config asks for it again."""
     parts = PARTS if target.cores > 1 else PARTS[:1]
     choices = (
         _Choice(outputs, group, rows, blocks, split, prefetch=True)
