@@ -10,7 +10,7 @@ from tcomp.relay.builder import GraphBuilder
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.template import Scheduled
-from tcomp.tuner.cost_model import CostModel
+from tcomp.tuner.cost_model import FEATURIZED, CostModel
 from tcomp.tuner.features import NAMES, extract
 from tcomp.tuner.task import Task
 from tcomp.tvm_api import s_tir, te
@@ -66,11 +66,15 @@ def test_the_shared_model_ranks_a_task_it_never_saw(target: Target) -> None:
     configs = list(SPACE)[::97]
     for config in configs[:60]:
         model.tell(known, config, seconds(config))
-    candidates = configs[60:84]
-    scores = model.score(new, candidates)
-    by_score = sorted(range(len(candidates)), key=lambda i: -scores[i])
-    times = [seconds(candidates[i]) for i in by_score]
-    assert sum(times[:12]) < 0.9 * sum(times[12:])
+    better = worse = 0.0
+    for first in range(60, 60 + 4 * FEATURIZED, FEATURIZED):
+        candidates = configs[first : first + FEATURIZED]
+        scores = model.score(new, candidates)
+        by_score = sorted(range(len(candidates)), key=lambda i: -scores[i])
+        times = [seconds(candidates[i]) for i in by_score]
+        better += sum(times[: FEATURIZED // 2])
+        worse += sum(times[-(FEATURIZED // 2) :])
+    assert better < 0.9 * worse
 
 
 def test_without_trials_the_model_says_nothing(target: Target) -> None:
