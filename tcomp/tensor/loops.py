@@ -11,6 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequen
 from contextvars import ContextVar
 from typing import Any
 
+import ml_dtypes
+import numpy as np
+
 from tcomp.tensor.math import convert, dtype_of
 from tcomp.tvm_api import Tensor, structural_map, structural_mutate, structural_walk, te, tirx, tvm
 
@@ -291,7 +294,19 @@ class Elements:
             value = mutator.mutate(cast.value)
             return convert(value, dtype_of(cast))
 
-        rules = [(tvm.ir.Var, on_variable), (tvm.ir.Call, on_call), (tirx.Cast, on_cast)]
+        def on_float(number: Any, mutator: Any) -> Expression:
+            if dtype_of(number) != "bfloat16":
+                return number
+            # A vector of them is not legalised; its bits are.
+            bits = int(np.float32(number.value).astype(ml_dtypes.bfloat16).view(np.uint16))
+            return tirx.reinterpret("bfloat16", tirx.const(bits, "uint16"))
+
+        rules = [
+            (tvm.ir.Var, on_variable),
+            (tvm.ir.Call, on_call),
+            (tirx.Cast, on_cast),
+            (tirx.FloatImm, on_float),
+        ]
         return structural_mutate(body, rules)
 
     def store(self, buffer: Buffer, tensor: Tensor, indices: Sequence[Expression]) -> Statement:

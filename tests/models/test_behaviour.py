@@ -11,9 +11,8 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 from zoo import MODELS, CompiledModel, model_path
 
-from tcomp.transform.pipeline import PRECISIONS
-
 from preprocessing import WordPiece, ctc_text, line_of_text, magika_features
+from tcomp.transform.pipeline import PRECISIONS
 
 Compile = Callable[..., CompiledModel]
 
