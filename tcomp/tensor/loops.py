@@ -11,9 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequen
 from contextvars import ContextVar
 from typing import Any
 
-import ml_dtypes
-import numpy as np
-
 from tcomp.tensor.math import convert, dtype_of
 from tcomp.tvm_api import Tensor, structural_map, structural_mutate, structural_walk, te, tirx, tvm
 
@@ -134,7 +131,12 @@ def _has_vector_form(statement: Statement, lane: Any) -> bool:
         elif not call.op.get_attr("TVectorizable"):
             found.append(not _depends_on(call, lane))
 
-    structural_walk(statement, (tvm.ir.Call, on_call))
+    def on_store(store: Any) -> None:
+        # One bfloat16 for all lanes is a broadcast, which TVM's legalisation leaves as it is.
+        if dtype_of(store.value) == "bfloat16":
+            found.append(_depends_on(store.value, lane))
+
+    structural_walk(statement, [(tvm.ir.Call, on_call), (tirx.BufferStore, on_store)])
     return all(found)
 
 
@@ -294,19 +296,7 @@ class Elements:
             value = mutator.mutate(cast.value)
             return convert(value, dtype_of(cast))
 
-        def on_float(number: Any, mutator: Any) -> Expression:
-            if dtype_of(number) != "bfloat16":
-                return number
-            # A vector of them is not legalised; its bits are.
-            bits = int(np.float32(number.value).astype(ml_dtypes.bfloat16).view(np.uint16))
-            return tirx.reinterpret("bfloat16", tirx.const(bits, "uint16"))
-
-        rules = [
-            (tvm.ir.Var, on_variable),
-            (tvm.ir.Call, on_call),
-            (tirx.Cast, on_cast),
-            (tirx.FloatImm, on_float),
-        ]
+        rules = [(tvm.ir.Var, on_variable), (tvm.ir.Call, on_call), (tirx.Cast, on_cast)]
         return structural_mutate(body, rules)
 
     def store(self, buffer: Buffer, tensor: Tensor, indices: Sequence[Expression]) -> Statement:
