@@ -54,6 +54,7 @@ def test_an_accurate_model_keeps_nothing(tmp_path: Path) -> None:
     assert 0 < relative_error(found, expected) < 2e-2
 
 
+@pytest.mark.slow
 @needs_fp16
 def test_a_kernel_that_overflows_goes_back_to_float32(tmp_path: Path) -> None:
     graph = network(loud=1e6)
@@ -64,6 +65,7 @@ def test_a_kernel_that_overflows_goes_back_to_float32(tmp_path: Path) -> None:
     assert relative_error(found, expected) < 2e-2
 
 
+@pytest.mark.slow
 @needs_fp16
 def test_no_tolerance_means_float32(tmp_path: Path) -> None:
     compiled = tcomp.compile(network(), tmp_path / "m.so", precision="fast", tolerance=0.0)
@@ -84,6 +86,7 @@ def test_other_targets_are_not_checked_here(tmp_path: Path) -> None:
     assert "`x86-64-v3` multiplies 16-bit floats no faster; all stays in float32" in compiled.precision
 
 
+@pytest.mark.slow
 @needs_fp16
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, library, inputs = tmp_path / "m.relay", tmp_path / "m.so", tmp_path / "in.npz"

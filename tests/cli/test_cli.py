@@ -77,6 +77,7 @@ def test_graph_to_library(model: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "ok: " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_bench_shows_where_time_goes(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bench = ["bench", str(model), "--input-shape", "x:8,64", "--per-op", "--rounds", "3"]
     assert main([*bench, "--json"]) == 0

@@ -80,6 +80,7 @@ def _runs(process: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_the_first_ctrl_c_finishes_the_batch(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     with tuning(log, "tame") as process:
@@ -97,6 +98,7 @@ def test_the_first_ctrl_c_finishes_the_batch(tmp_path: Path) -> None:
     assert not still_run(workers)
 
 
+@pytest.mark.slow
 def test_the_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     with tuning(log, "drowsy") as process:

@@ -50,6 +50,7 @@ def test_each_misbehaviour_has_its_status_and_measuring_goes_on(
     assert all((o.seconds is not None) == (o.status == "ok") for o in outcomes)
 
 
+@pytest.mark.slow
 def test_times_rank_kernels_by_their_work(target: Target, options: MeasureOptions) -> None:
     task = Task.of(fake_kernel(65536), target)
     configs = [{"work": w, "behaviour": "ok"} for w in (32, 1)]
