@@ -4,63 +4,29 @@ The peak is a compiled loop of independent fused multiply-adds in registers, run
 timing of a kernel on the same core. Kernels take turns over many rounds, so that slow and quiet moments of
 the machine meet all of them: on a core that shares its caches with a neighbour, kernels lose a quarter of
 their speed where the peak loop loses nothing. One thread. Prints, for each shape with its template's default
-config, the best and the median ratio to the peak, and the build time.
+config, the best and the median ratio to the peak, and the build time; with `--algorithms` a line for each
+algorithm that the kernel may have.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import statistics
-import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tcomp.codegen.jit import KernelRunner, build_kernel
+from tcomp.codegen.jit import KernelRunner, build_scheduled
+from tcomp.codegen.machine import multiply_add_rate
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.graph import Value
 from tcomp.target.host import host_target
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
-
-PEAK_SOURCE = r"""
-#include <time.h>
-typedef float vector __attribute__((vector_size(LANES * 4)));
-double peak(long steps) {
-    vector sums[12], x = {0}, y = {0};
-    struct timespec begin, end;
-    volatile float start = 0.1f;  // unknown to the compiler, which could merge equal chains otherwise
-    for (int i = 0; i < 12; i++) sums[i] = x + start * (i + 1);
-    x += 0.999f; y += 0.0001f;
-    clock_gettime(CLOCK_MONOTONIC, &begin);
-    for (long step = 0; step < steps; step++) {
-#pragma GCC unroll 12
-        for (int i = 0; i < 12; i++) sums[i] = sums[i] * x + y;
-    }
-    clock_gettime(CLOCK_MONOTONIC, &end);
-    for (int i = 1; i < 12; i++) sums[0] += sums[i];
-    volatile float sink = sums[0][0]; (void)sink;
-    return steps * 24.0 * LANES / ((end.tv_sec - begin.tv_sec) + 1e-9 * (end.tv_nsec - begin.tv_nsec));
-}
-"""
-PEAK_STEPS = 50_000
-
-
-def compile_peak(lanes: int, folder: Path) -> Callable[[], float]:
-    """A function that measures the FMA peak of this core, in operations a second."""
-    source, library = folder / "peak.c", folder / "peak.so"
-    source.write_text(PEAK_SOURCE)
-    flags = ["-O3", "-march=native", "-ffp-contract=fast", f"-DLANES={lanes}", "-shared", "-fPIC"]
-    subprocess.run(["cc", *flags, str(source), "-o", str(library)], check=True)
-    peak = ctypes.CDLL(str(library)).peak
-    peak.restype, peak.argtypes = ctypes.c_double, [ctypes.c_long]
-    return lambda: float(peak(PEAK_STEPS))
+from tcomp.tensor.template import Template, template_for
 
 
 def matmul(a: tuple[int, ...], b: tuple[int, ...], *epilogue: str, constant: bool = True) -> Kernel:
@@ -186,9 +152,12 @@ class Timed:
     """Of a rate to the peak measured around it."""
 
     @staticmethod
-    def build(name: str, kernel: Kernel, target: Target) -> Timed:
+    def build(name: str, kernel: Kernel, target: Target, template: Template) -> Timed:
+        """With the default config of `template`."""
         begin = time.perf_counter()
-        timed = Timed(name, build_kernel(kernel, target), time.perf_counter() - begin)
+        scheduled = template.apply(kernel, target, template.space(kernel, target).default)
+        runner = build_scheduled(kernel, scheduled, target)
+        timed = Timed(name, runner, time.perf_counter() - begin)
         generator = np.random.default_rng(0)
         timed.arguments = timed.runner.prepare(
             [generator.standard_normal(v.type.static_shape).astype(v.dtype) for v in kernel.body.inputs]
@@ -213,25 +182,37 @@ class Timed:
         )
 
 
+def templates(name: str, kernel: Kernel, target: Target, every: bool) -> list[tuple[str, Template]]:
+    """What to build a kernel with: its default, or each algorithm on offer."""
+    template = template_for(kernel, target)
+    if not every or not template.algorithms:
+        return [(name, template)]
+    return [(f"{name} {algorithm}", t) for algorithm, t in template.algorithms.items()]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", help="parts of kernel names; all kernels without any")
     parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--algorithms", action="store_true", help="each algorithm that a kernel may have")
     options = parser.parse_args()
     target = replace(host_target(), cores=1)
     chosen = {
-        name: make
+        name: make()
         for name, make in KERNELS.items()
         if not options.names or any(part in name for part in options.names)
     }
     if not chosen:
         parser.error(f"no kernel's name has {' or '.join(options.names)} in it")
-    with tempfile.TemporaryDirectory() as folder:
-        peak = compile_peak(target.lanes(), Path(folder))
-        kernels = [Timed.build(name, make(), target) for name, make in chosen.items()]
-        peaks = [kernel.measure(peak) for _ in range(options.rounds) for kernel in kernels]
+    peak = multiply_add_rate()
+    kernels = [
+        Timed.build(label, kernel, target, template)
+        for name, kernel in chosen.items()
+        for label, template in templates(name, kernel, target, options.algorithms)
+    ]
+    peaks = [kernel.measure(peak) for _ in range(options.rounds) for kernel in kernels]
     top = max(peaks)
     print(f"FMA peak {top / 1e9:.1f} GFLOP/s, median {statistics.median(peaks) / 1e9:.1f}\n")
     print("| kernel | GFLOP/s | best | median | us | build ms |\n|---|---|---|---|---|---|")

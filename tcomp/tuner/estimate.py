@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tcomp.target.target import Target
+from tcomp.tensor.register_tile import FMA_LATENCY, LOAD_PORTS
 from tcomp.tuner.features import NAMES
 
-FMA_LATENCY = 4
-LOADS_PER_CYCLE = 2
 BYTES_PER_CYCLE = {"l1_bytes_per_flop": 48.0, "l2_bytes_per_flop": 12.0, "l3_bytes_per_flop": 4.0}
 """What enters L1 from L2, L2 from L3, and L3 from memory; generous for every x86 core since 2015."""
 
@@ -26,6 +25,6 @@ def estimate(features: Sequence[float], target: Target) -> float:
     independent = min(1.0, value["sums"] / (FMA_LATENCY * target.fma_ports))
     spilled = max(0.0, value["register_pressure"] - 1)
     arithmetic = operations / target.fma_ports / independent
-    loads = operations * (1 / max(value["operations_per_load"], 1e-3) + 2 * spilled) / LOADS_PER_CYCLE
+    loads = operations * (1 / max(value["operations_per_load"], 1e-3) + 2 * spilled) / LOAD_PORTS
     traffic = [value["flops"] * value[name] / rate for name, rate in BYTES_PER_CYCLE.items()]
     return max(arithmetic, loads, *traffic)

@@ -159,11 +159,15 @@ class _Session:
     def resume(self, known: LogContents, priors: Sequence[Record]) -> None:
         """Take over the trials that this session would make itself; others and `priors` are tried first."""
         device, threads = device_name(), self.options.measure.threads
-        elsewhere = list(priors)
-        for record in known.records:
+        elsewhere: dict[int, list[Record]] = {s.index: [] for s in self.states}
+        candidates = [(r, False) for r in priors]
+        candidates += [(r, r.device == device and r.threads == threads) for r in known.records]
+        for record, is_own in candidates:
             state = self._state_of(record)
-            if state is None or record.device != device or record.threads != threads:
-                elsewhere.append(record)
+            if state is None:
+                continue
+            if not is_own:
+                elsewhere[state.index].append(record)
                 continue
             state.records.append(record)
             if record.phase == "trial":
@@ -171,7 +175,7 @@ class _Session:
         self.known = sum(s.trials for s in self.states)
         for state in self.states:
             tried = {r.config_key for r in state.records} | {state.default_key}
-            found = [r for r in elsewhere if self._state_of(r) is state and r.config_key not in tried]
+            found = [r for r in elsewhere[state.index] if r.config_key not in tried]
             state.priors = fastest_configs(found, PRIORS)
         self.report(
             TuningStarted(

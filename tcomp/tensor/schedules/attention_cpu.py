@@ -14,12 +14,12 @@ from tcomp.tensor.epilogue import output_axes
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
 from tcomp.tensor.primitives import Tiles
+from tcomp.tensor.register_tile import FMA_LATENCY
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
 
 ROW_BUFFER_BYTES = 16 * 1024
 """Largest tile of scores, that it stays on the stack; a single longer row gets memory of its own."""
 MAX_TILE_ROWS = 16
-FMA_LATENCY = 4
 
 
 class AttentionCpu(Template):

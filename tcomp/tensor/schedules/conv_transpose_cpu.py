@@ -16,7 +16,7 @@ from tcomp.relay.attributes import integer, integers
 from tcomp.relay.graph import Node
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import Anchored
-from tcomp.tensor.convolution import accumulator_dtype
+from tcomp.tensor.convolution import Convolution
 from tcomp.tensor.epilogue import epilogue_fits
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Ordered, Space
@@ -44,27 +44,14 @@ class _Taps:
     stride: int
 
 
-@dataclass(frozen=True)
-class _Transposed:
-    """The numbers of one transposed convolution. Tuples have one entry a spatial axis."""
-
-    dtype: str
-    batch: int
-    in_channels: int
-    out_channels: int
-    groups: int
-    in_size: tuple[int, ...]
-    out_size: tuple[int, ...]
-    kernel: tuple[int, ...]
-    strides: tuple[int, ...]
-    dilation: tuple[int, ...]
-    pad_begin: tuple[int, ...]
+class _Transposed(Convolution):
+    """The numbers of one transposed convolution."""
 
     @staticmethod
     def of(node: Node) -> _Transposed:
         data, weight = node.inputs[0].type.static_shape, node.inputs[1].type.static_shape
-        out = node.output.type.static_shape
-        groups = integer(node.attrs, "groups")
+        rank, groups = len(weight) - 2, integer(node.attrs, "groups")
+        padding = integers(node.attrs, "padding")
         return _Transposed(
             dtype=node.inputs[0].dtype,
             batch=data[0],
@@ -72,24 +59,13 @@ class _Transposed:
             out_channels=weight[1] * groups,
             groups=groups,
             in_size=data[2:],
-            out_size=out[2:],
+            out_size=node.output.type.static_shape[2:],
             kernel=weight[2:],
             strides=integers(node.attrs, "strides"),
             dilation=integers(node.attrs, "dilation"),
-            pad_begin=integers(node.attrs, "padding")[: len(data) - 2],
+            pad_begin=padding[:rank],
+            pad_end=padding[rank:],
         )
-
-    @property
-    def accumulator(self) -> str:
-        return accumulator_dtype(self.dtype)
-
-    @property
-    def group_inputs(self) -> int:
-        return self.in_channels // self.groups
-
-    @property
-    def group_outputs(self) -> int:
-        return self.out_channels // self.groups
 
     def taps(self, axis: int) -> Iterator[_Taps]:
         """The phases of one axis: output o reads input i at tap k where

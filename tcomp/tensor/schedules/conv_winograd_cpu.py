@@ -39,14 +39,21 @@ from tcomp.tensor.loops import (
     vectorized,
 )
 from tcomp.tensor.primitives import Tiles
-from tcomp.tensor.register_tile import Index, Point, Reduction, RegisterTile, tile_nest
+from tcomp.tensor.register_tile import (
+    FMA_LATENCY,
+    LOAD_PORTS,
+    Index,
+    Point,
+    Reduction,
+    RegisterTile,
+    tile_nest,
+)
 from tcomp.tensor.template import TEMPLATES, Packing, Scheduled, Template
 from tcomp.tensor.winograd import PAIRS, Keep, Winograd, winograd
 from tcomp.tvm_api import tirx
 
 MAX_ROWS = 28
 MAX_OC_BLOCKS = 8
-FMA_LATENCY = 4
 FAR_BYTES_PER_CYCLE = 7.0
 """What one core gets from the last-level cache with prefetches, measured on Emerald Rapids."""
 GROUPS = (8, 12, 16, 20, 28, 36, 49, 64, 84, 112)
@@ -188,7 +195,7 @@ def _cycles(conv: Convolution, choice: _Choice, target: Target) -> float:
         """Cycles of a register tile."""
         if not rows:
             return 0.0
-        step = max(rows * vectors / target.fma_ports, FMA_LATENCY, (rows + vectors) / 2, far)
+        step = max(rows * vectors / target.fma_ports, FMA_LATENCY, (rows + vectors) / LOAD_PORTS, far)
         step += 0.025 * (rows + vectors) + 0.2 * far
         return channels * step + 2 * rows * vectors + 20
 

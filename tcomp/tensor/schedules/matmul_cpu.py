@@ -12,6 +12,7 @@ from tcomp.tensor.gemm import Plan, constant_right, fits, schedule_product
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
 from tcomp.tensor.product import Product
+from tcomp.tensor.register_tile import FMA_LATENCY
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
 
 MAX_TILE_ROWS = 30
@@ -24,7 +25,6 @@ DEFAULT_CHUNK = 512
 BLOCKS = (0, 1, 2, 4, 8, 16, 32, 64)
 PIECES_PER_CORE = 2
 """Pieces of work a thread, so that none waits long for a slower one."""
-FMA_LATENCY = 4
 
 
 class MatmulCpu(Template):

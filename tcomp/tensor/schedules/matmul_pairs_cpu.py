@@ -43,6 +43,7 @@ from tcomp.tensor.pairs import (
 from tcomp.tensor.primitives import Tiles, transpose_square
 from tcomp.tensor.product import Product
 from tcomp.tensor.register_tile import (
+    FMA_LATENCY,
     Index,
     Point,
     Reduction,
@@ -60,7 +61,6 @@ ReadElement = Callable[[Expression], "tuple[list[Statement], Expression]"]
 
 MAX_TILE_ROWS = 30
 TILE_VECTORS = (1, 2, 3, 4, 6)
-FMA_LATENCY = 4
 CACHE_LINE = 64
 WIDENING_CYCLES = 4.0
 """Cycles by which one vector of short sums becomes float32 sums."""
