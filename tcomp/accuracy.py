@@ -18,7 +18,7 @@ from tcomp.relay.graph import Constant, Graph, Node, Value
 from tcomp.relay.op import OPS
 from tcomp.relay.types import FLOATS, Array, numpy_dtype
 from tcomp.runtime import load
-from tcomp.target.host import host_target
+from tcomp.target.host import missing_features
 from tcomp.target.target import Target
 from tcomp.transform.lower_precision import RANGES, LowerPrecision, is_lowered, product_kernels
 
@@ -56,12 +56,6 @@ class Lowered:
         return "precision fast: " + "; ".join(parts)
 
 
-def runs_here(target: Target) -> bool:
-    """Whether this machine has the 16-bit arithmetic of `target`."""
-    host = host_target()
-    return host.isa == target.isa and host.fast_dtype == target.fast_dtype
-
-
 def lower_within(
     exact: Graph,
     target: Target,
@@ -75,7 +69,7 @@ def lower_within(
     `target` multiplies fast, or when it does not run here, nothing is compared.
     """
     dtype = target.fast_dtype
-    if dtype is None or not runs_here(target):
+    if dtype is None or missing_features(target):
         graph = exact if dtype is None else LowerPrecision(dtype).run(exact)
         build(graph)
         return Lowered(graph, target, tolerance=tolerance)

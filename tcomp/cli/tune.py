@@ -25,9 +25,8 @@ from tcomp.cli._options import (
     input_shapes,
     positive,
 )
-from tcomp.errors import TargetError, UsageError
-from tcomp.target.host import host_target
-from tcomp.target.target import Target
+from tcomp.errors import UsageError
+from tcomp.target.host import require_runnable
 from tcomp.transform.lower_precision import describe_precision
 from tcomp.tuner.loop import TuneOptions, tune
 from tcomp.tuner.measure import MeasureOptions
@@ -88,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     target = as_target(arguments.target)
-    _require_runnable(target)
+    require_runnable(target)
     graph = static_kernels(load(arguments.model, input_shapes(arguments)), target, arguments.precision)
     note = describe_precision(graph, target, arguments.precision)
     if note:
@@ -115,16 +114,6 @@ def run(arguments: argparse.Namespace) -> int:
     )
     tune(selected, log, options, _reporter(arguments.json, sys.stdout))
     return 0
-
-
-def _require_runnable(target: Target) -> None:
-    host = host_target()
-    levels = ("x86-64-v3", "x86-64-v4")
-    if target.isa not in levels or levels.index(target.isa) > levels.index(host.isa):
-        raise TargetError(
-            f"target `{target.name}` ({target.isa}) does not run on this machine ({host.isa}) and so cannot "
-            "be tuned here; tune on such a machine and pass its log to `tcomp compile --log`"
-        )
 
 
 def _list(found: list[Task]) -> None:

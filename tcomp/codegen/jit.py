@@ -12,6 +12,7 @@ import numpy as np
 from tcomp.codegen import c_abi
 from tcomp.errors import InputError
 from tcomp.relay.types import Array, TensorType, numpy_dtype
+from tcomp.target.host import require_runnable
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
@@ -26,13 +27,15 @@ class KernelRunner:
     """A built kernel. Call it with the kernel's inputs (constants not packed) to get its outputs."""
 
     kernel: Kernel
+    target: Target
     scheduled: Scheduled
     library: Any
 
     def __call__(self, arrays: Sequence[Array]) -> list[Array]:
         """The kernel's outputs.
 
-        Raises InputError when `arrays` differ from the kernel's inputs in count, shape or dtype.
+        Raises InputError when `arrays` differ from the kernel's inputs in count, shape or dtype;
+        TargetError when this CPU cannot execute code for the target.
         """
         arguments = self.prepare(arrays)
         self.run_prepared(arguments)
@@ -57,6 +60,7 @@ class KernelRunner:
 
     def prepare(self, arrays: Sequence[Array]) -> list[Any]:
         """Device tensors for the function's parameters: inputs packed, scratch and outputs allocated."""
+        require_runnable(self.target)
         inputs = self.kernel.body.inputs
         if len(arrays) != len(inputs):
             raise InputError(f"kernel {self.kernel.label} takes {len(inputs)} arrays, not {len(arrays)}")
@@ -88,7 +92,7 @@ def build_kernel(kernel: Kernel, target: Target, config: Config | None = None) -
 def build_scheduled(kernel: Kernel, scheduled: Scheduled, target: Target) -> KernelRunner:
     """Compile an already scheduled kernel in memory."""
     library = c_abi.build({"kernel": scheduled.function}, target, packed=_ENTRY)
-    return KernelRunner(kernel, scheduled, library)
+    return KernelRunner(kernel, target, scheduled, library)
 
 
 def _check(kernel: Kernel, index: int, expected: TensorType, array: Array) -> None:

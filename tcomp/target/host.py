@@ -6,6 +6,7 @@ import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from tcomp.errors import TargetError
@@ -75,6 +76,26 @@ def host_target(cpuinfo: Path = Path("/proc/cpuinfo"), caches: Path | None = Non
         features=cpu.features,
         description=cpu.name or base.description,
     )
+
+
+def missing_features(target: Target) -> list[str]:
+    """Features that code for `target` may use and this CPU lacks, by LLVM's names."""
+    return sorted(target.features - _features_here())
+
+
+def require_runnable(target: Target) -> None:
+    """Raise TargetError when code for `target` would end this process with an illegal instruction."""
+    missing = missing_features(target)
+    if missing:
+        raise TargetError(
+            f"code for target `{target.name}` uses {', '.join(missing)}, which this CPU lacks: it compiles "
+            "here, but does not run; run and tune on such a machine, and pass its log to `tcomp compile --log`"
+        )
+
+
+@cache
+def _features_here() -> frozenset[str]:
+    return host_target().features
 
 
 def read_cpuinfo(path: Path) -> CpuInfo:

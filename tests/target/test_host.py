@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from tcomp.codegen.jit import build_kernel
 from tcomp.errors import TargetError
+from tcomp.relay.builder import GraphBuilder
 from tcomp.target.host import host_target
+from tcomp.tensor.kernel import Kernel
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="detection is for x86-64")
 V3 = "avx avx2 bmi1 bmi2 f16c fma abm movbe popcnt"
@@ -92,3 +97,12 @@ def test_the_real_host():
     assert target.isa in ("x86-64-v3", "x86-64-v4")
     assert target.cores >= 1
     assert all(size > 0 for size in target.cache_bytes)
+
+
+def test_code_that_this_cpu_lacks_instructions_for_is_not_run() -> None:
+    alien = replace(host_target(), name="alien", features=host_target().features | {"avx9000"})
+    builder = GraphBuilder()
+    kernel = Kernel(builder.build(builder.op("relu", builder.input("x", (4,)))))
+    runner = build_kernel(kernel, alien)
+    with pytest.raises(TargetError, match=r"`alien` uses avx9000, which this CPU lacks"):
+        runner([np.zeros(4, np.float32)])

@@ -6,6 +6,7 @@ import random
 
 import numpy as np
 import pytest
+from runnable import WIDEST
 
 from tcomp.codegen.jit import build_kernel
 from tcomp.relay.builder import GraphBuilder
@@ -15,8 +16,6 @@ from tcomp.target.target import TARGETS
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
 from tcomp.tensor.template import template_for
-
-AVX512 = TARGETS["x86-64-v4"]
 
 
 def attention(
@@ -32,7 +31,7 @@ def attention(
     return Kernel(builder.build(builder.op("relu", result) if relu else result))
 
 
-def assert_matches(kernel: Kernel, config: Config | None = None, target: str = "x86-64-v4") -> None:
+def assert_matches(kernel: Kernel, config: Config | None = None, target: str = WIDEST.name) -> None:
     generator = np.random.default_rng(0)
     arrays = [
         generator.standard_normal(v.type.static_shape).astype(numpy_dtype(v.dtype))
@@ -63,7 +62,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_default_matches_reference(case: str) -> None:
-    assert template_for(CASES[case], AVX512).id == "attention_cpu@2"
+    assert template_for(CASES[case], WIDEST).id == "attention_cpu@2"
     assert_matches(CASES[case])
 
 
@@ -73,7 +72,7 @@ def test_narrow_vectors_match_reference() -> None:
 
 def test_random_configs_match_reference() -> None:
     kernel = CASES["ragged"]
-    space = template_for(kernel, AVX512).space(kernel, AVX512)
+    space = template_for(kernel, WIDEST).space(kernel, WIDEST)
     rng = random.Random(0)
     for _ in range(4):
         assert_matches(kernel, space.random(rng))
@@ -91,7 +90,7 @@ def test_heads_are_read_and_written_where_they_lie(parallel: str) -> None:
     mask = builder.input("mask", (2, 1, 1, 37))
     result = builder.op("attention", *heads, mask, scale=0.2)
     kernel = Kernel(builder.build(builder.op("relu", builder.op("transpose", result, axes=(0, 2, 1, 3)))))
-    default = template_for(kernel, AVX512).space(kernel, AVX512).default
+    default = template_for(kernel, WIDEST).space(kernel, WIDEST).default
     assert_matches(kernel, {**default, "parallel": parallel})
 
 

@@ -6,16 +6,14 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from runnable import WIDEST
 
 from tcomp.codegen.jit import build_kernel
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.evaluate import evaluate
 from tcomp.relay.graph import Graph, Value
-from tcomp.target.target import TARGETS
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.template import template_for
-
-V4 = TARGETS["x86-64-v4"]
 
 
 def graph_of(shapes: list[tuple[int, ...]], make: Callable[..., Value | tuple[Value, ...]]) -> Graph:
@@ -26,10 +24,10 @@ def graph_of(shapes: list[tuple[int, ...]], make: Callable[..., Value | tuple[Va
 
 def check(graph: Graph, template: str, tolerance: float = 2e-5) -> None:
     kernel = Kernel(graph)
-    assert template_for(kernel, V4).name == template
+    assert template_for(kernel, WIDEST).name == template
     rng = np.random.default_rng(1)
     arrays = [rng.standard_normal(v.type.static_shape).astype("float32") for v in graph.inputs]
-    for got, wanted in zip(build_kernel(kernel, V4)(arrays), evaluate(graph, arrays), strict=True):
+    for got, wanted in zip(build_kernel(kernel, WIDEST)(arrays), evaluate(graph, arrays), strict=True):
         np.testing.assert_allclose(got, wanted, rtol=tolerance, atol=tolerance)
 
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from runnable import WIDEST
 
 from tcomp.codegen.jit import KernelRunner, build_kernel, build_scheduled
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.op import OPS
-from tcomp.target.target import TARGETS
+from tcomp.target.target import TARGETS, Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.math import exp2
 from tcomp.tensor.template import schedule
@@ -42,10 +43,10 @@ BOUNDS = {
 }
 
 
-def unary_kernel(name: str, size: int) -> KernelRunner:
+def unary_kernel(name: str, size: int, target: Target = WIDEST) -> KernelRunner:
     builder = GraphBuilder()
     graph = builder.build(builder.op(name, builder.input("x", (size,))))
-    return build_kernel(Kernel(graph), TARGETS["x86-64-v4"])
+    return build_kernel(Kernel(graph), target)
 
 
 @pytest.mark.parametrize("name", BOUNDS)
@@ -67,7 +68,7 @@ def test_error_is_within_the_stated_bound(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["exp", "log", "tanh", "erf", "sigmoid", "sin", "gelu", "mish", "softplus"])
 def test_vector_code_makes_no_calls(name: str) -> None:
-    source = unary_kernel(name, 1024).source("ll")
+    source = unary_kernel(name, 1024, TARGETS["x86-64-v4"]).source("ll")
     body = source[source.index("_internal_kernel") :] if "_internal_kernel" in source else source
     assert "<16 x float>" in body
     assert not re.findall(r"call [^\n]*@(?:expf?|logf?|log1pf?|tanhf?|erff?|sinf?|cosf?)\(", source)
@@ -79,14 +80,14 @@ def test_powers_of_two_are_within_the_stated_bound() -> None:
     x = np.concatenate([np.linspace(-140, 127, 100_001), np.linspace(-2, 2, 40_001), [-np.inf, np.nan]])
     x = x.astype("float32")
     graph = builder.build(builder.op("exp", builder.input("x", (x.size,))))
-    scheduled = schedule(Kernel(graph), TARGETS["x86-64-v4"])
+    scheduled = schedule(Kernel(graph), WIDEST)
 
     def on_call(call: Any) -> Any:
         return exp2(call.args[0]) if call.op.name == "tirx.exp" else call
 
     body = structural_map(scheduled.function.body, (tvm.ir.Call, on_call))
     changed = replace(scheduled, function=scheduled.function.with_body(body))
-    (got,) = build_scheduled(Kernel(graph), changed, TARGETS["x86-64-v4"])([x])
+    (got,) = build_scheduled(Kernel(graph), changed, WIDEST)([x])
     exact = 2 ** np.maximum(x.astype("float64"), -126)
     assert np.isnan(got[-1])
     assert np.all(np.abs(got - exact)[:-1] <= 3 * np.spacing(exact.astype("float32"))[:-1])

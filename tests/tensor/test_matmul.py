@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from runnable import WIDEST
 
 from tcomp.codegen.jit import KernelRunner, build_kernel, build_scheduled
 from tcomp.relay.builder import GraphBuilder
@@ -21,7 +22,7 @@ from tcomp.tensor.knobs import Config
 from tcomp.tensor.product import Product
 from tcomp.tensor.template import template_for
 
-AVX512, AVX2 = TARGETS["x86-64-v4"], TARGETS["x86-64-v3"]
+AVX2 = TARGETS["x86-64-v3"]
 
 
 def matmul(
@@ -96,17 +97,17 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_default_matches_reference(case: str) -> None:
-    assert_matches(CASES[case], "x86-64-v4")
-    assert template_for(CASES[case], AVX512).id == "matmul_cpu@2"
+    assert_matches(CASES[case], WIDEST.name)
+    assert template_for(CASES[case], WIDEST).id == "matmul_cpu@2"
 
 
 @pytest.mark.parametrize("case", ["tail of rows and columns", "computed right", "batch"])
 def test_every_knob_matches_reference(case: str) -> None:
     kernel = CASES[case]
-    space = template_for(kernel, AVX512).space(kernel, AVX512)
+    space = template_for(kernel, WIDEST).space(kernel, WIDEST)
     rng = random.Random(0)
     for _ in range(6):
-        assert_matches(kernel, "x86-64-v4", space.random(rng))
+        assert_matches(kernel, WIDEST.name, space.random(rng))
 
 
 def test_narrow_vectors_match_reference() -> None:
@@ -117,7 +118,7 @@ def test_two_outputs_of_one_product() -> None:
     builder = GraphBuilder()
     product = builder.op("matmul", builder.input("a", (20, 16)), builder.input("b", (16, 40)))
     activated = builder.op("relu", product)
-    assert_matches(Kernel(builder.build(product, activated), frozenset({1})), "x86-64-v4")
+    assert_matches(Kernel(builder.build(product, activated), frozenset({1})), WIDEST.name)
 
 
 def moved(dtype: str = "float32") -> Kernel:
@@ -135,15 +136,15 @@ def moved(dtype: str = "float32") -> Kernel:
 @pytest.mark.parametrize("pack", [False, True])
 def test_operands_and_results_are_moved_in_place(pack: bool) -> None:
     kernel = moved()
-    default = template_for(kernel, AVX512).space(kernel, AVX512).default
-    assert_matches(kernel, "x86-64-v4", {**default, "pack_left": pack, "pack_right": pack})
-    assert_matches(moved("bfloat16"), "x86-64-v4")
+    default = template_for(kernel, WIDEST).space(kernel, WIDEST).default
+    assert_matches(kernel, WIDEST.name, {**default, "pack_left": pack, "pack_right": pack})
+    assert_matches(moved("bfloat16"), WIDEST.name)
 
 
 @pytest.mark.parametrize("blocking", [(3, 2, 64), (2, 3, 192), (1, 1, 128)])
 def test_uneven_blocks_match_reference(blocking: tuple[int, int, int]) -> None:
     kernel = matmul((70, 444), (444, 160), "bias", "gelu")
-    default = template_for(kernel, AVX512).space(kernel, AVX512).default
+    default = template_for(kernel, WIDEST).space(kernel, WIDEST).default
     row_block, group, chunk = blocking
     config = {**default, "tile_rows": 6, "tile_vectors": 2, "pack_left": True, "parallel": True}
     runner = build_scheduled(
@@ -152,14 +153,14 @@ def test_uneven_blocks_match_reference(blocking: tuple[int, int, int]) -> None:
             kernel,
             Product.of(kernel.body.nodes[0]),
             replace(
-                Plan.of(Product.of(kernel.body.nodes[0]), AVX512, config),
+                Plan.of(Product.of(kernel.body.nodes[0]), WIDEST, config),
                 row_block=row_block,
                 group=group,
                 chunk=chunk,
             ),
-            AVX512,
+            WIDEST,
         ),
-        AVX512,
+        WIDEST,
     )
     arrays = random_arrays(kernel)
     np.testing.assert_allclose(runner(arrays)[0], evaluate(kernel.body, arrays)[0], rtol=1e-4, atol=1e-3)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import pytest
+from runnable import WIDEST
 
 from tcomp.codegen.jit import build_kernel
 from tcomp.relay.builder import GraphBuilder
@@ -37,12 +38,11 @@ def pool(
 
 
 def assert_matches(kernel: Kernel, tile: int | None = None) -> None:
-    target = TARGETS["x86-64-v4"]
-    assert template_for(kernel, target).name == "pool_cpu"
+    assert template_for(kernel, WIDEST).name == "pool_cpu"
     generator = np.random.default_rng(0)
     arrays = [generator.standard_normal(v.type.static_shape).astype(v.dtype) - 1 for v in kernel.body.inputs]
     config = None if tile is None else {"tile": tile}
-    (found,) = build_kernel(kernel, target, config)(arrays)
+    (found,) = build_kernel(kernel, WIDEST, config)(arrays)
     (expected,) = evaluate(kernel.body, arrays)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 

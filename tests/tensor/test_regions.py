@@ -7,6 +7,7 @@ from math import prod
 
 import numpy as np
 import pytest
+from runnable import RUNNABLE
 
 from tcomp.codegen.jit import build_kernel
 from tcomp.relay.builder import GraphBuilder
@@ -67,7 +68,7 @@ def regions_of(kernel: Kernel) -> list[Region]:
 
 
 @pytest.mark.parametrize(("make", "shapes"), CASES)
-@pytest.mark.parametrize("target", ["x86-64-v3", "x86-64-v4"])
+@pytest.mark.parametrize("target", RUNNABLE)
 def test_numbers(make: Make, shapes: list[tuple[int, ...]], target: str) -> None:
     kernel = kernel_of(make, shapes)
     arrays = [np.random.default_rng(i).standard_normal(s).astype(np.float32) for i, s in enumerate(shapes)]

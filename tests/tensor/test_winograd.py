@@ -6,6 +6,7 @@ import random
 
 import numpy as np
 import pytest
+from runnable import RUNNABLE
 from test_conv2d import assert_matches, conv2d
 
 from tcomp.errors import ScheduleError
@@ -17,7 +18,7 @@ from tcomp.tensor.template import schedule, template_for
 from tcomp.tensor.winograd import ERRORS, PAIRS, winograd
 
 NAME = "conv_winograd_cpu"
-ALGORITHMS = [("x86-64-v3", 8), ("x86-64-v4", 16)]
+ALGORITHMS = [(name, TARGETS[name].lanes()) for name in RUNNABLE]
 
 
 def layouts(block: int) -> dict[str, object]:
