@@ -88,8 +88,8 @@ def require_runnable(target: Target) -> None:
     missing = missing_features(target)
     if missing:
         raise TargetError(
-            f"code for target `{target.name}` uses {', '.join(missing)}, which this CPU lacks: it compiles "
-            "here, but does not run; run and tune on such a machine, and pass its log to `tcomp compile --log`"
+            f"code for target `{target.name}` uses {', '.join(missing)}, which this CPU lacks; it can "
+            "only be compiled here: run and tune on such a machine, and pass its log to `tcomp compile --log`"
         )
 
 

@@ -66,6 +66,18 @@ def loop(extent: int | Expression, body: Body, name: str = "i") -> Statement:
     return _for(extent, _SERIAL, name, body)
 
 
+def loop_nest(ranges: Sequence[range], body: Callable[[list[Expression]], Statement]) -> Statement:
+    """`for a in ranges[0]: for b in ranges[1]: ... body([a, b, ...])`."""
+
+    def nest(at: list[Expression]) -> Statement:
+        if len(at) == len(ranges):
+            return body(at)
+        values = ranges[len(at)]
+        return loop(len(values), lambda i: nest([*at, i * values.step + values.start]))
+
+    return nest([])
+
+
 def unrolled(extent: int, body: Body, name: str = "u") -> Statement:
     """As `loop`, written out."""
     return _counted(extent, _UNROLLED, name, body)

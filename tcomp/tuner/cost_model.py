@@ -31,7 +31,7 @@ ENOUGH_OWN_TRIALS = 12
 ENOUGH_SHARED_TRIALS = 24
 SHARED_TRIALS_PER_TASK = 32
 FEATURIZED = 24
-"""Candidates of one question that the shared model looks at; scheduling each costs milliseconds."""
+"""Configs of one question that the shared model looks at; scheduling each costs milliseconds."""
 HOPELESS = 2.0
 """A candidate is dropped unbuilt when its estimate is so many times that of the fastest config so far."""
 PRETRAINED = "pretrained.ubj"
@@ -103,16 +103,20 @@ class CostModel:
         """Higher is better, equal where too little is known."""
         if not configs:
             return []
-        own = self._trials.get(task.key)
-        if own is not None and sum(map(isfinite, own.seconds)) >= ENOUGH_OWN_TRIALS:
+        if self.knows(task):
+            own = self._trials[task.key]
             groups: list[Group] = [(own.knobs, own.seconds)]
             booster = self._booster(task.key, len(own.seconds), lambda: self._train(groups, RANKING))
             return predict(booster, [task.space.encode(c) for c in configs])
         booster = self._shared_booster(task)
         if booster is None:
             return [0.0] * len(configs)
-        scores = predict(booster, [self._relative(task, c) for c in configs[:FEATURIZED]])
-        return scores + [min(scores)] * (len(configs) - len(scores))
+        return predict(booster, [self._relative(task, c) for c in configs])
+
+    def knows(self, task: Task) -> bool:
+        """Whether the task has trials enough for a model of its own, by knobs alone."""
+        own = self._trials.get(task.key)
+        return own is not None and sum(map(isfinite, own.seconds)) >= ENOUGH_OWN_TRIALS
 
     def _shared_booster(self, task: Task) -> Any | None:
         """The model across tasks: the shipped one, with the session's trials of other tasks on top."""
@@ -172,6 +176,10 @@ class TaskGuide:
 
     def is_promising(self, config: Config) -> bool:
         return self.model.is_promising(self.task, config)
+
+    @property
+    def most_scored(self) -> int | None:
+        return None if self.model.knows(self.task) else FEATURIZED
 
 
 @lru_cache(maxsize=1)

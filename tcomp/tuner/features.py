@@ -202,6 +202,12 @@ class _Statements:
         return _Access(str(buffer.name), shape, itemsize, tuple(map(self._loops_in, indices)))
 
     def _loops_in(self, expression: Any) -> frozenset[int]:
+        if isinstance(expression, tirx.Var):
+            return self.meaning.get(expression, frozenset())
+        if isinstance(expression, tirx.IntImm):
+            return frozenset()
+        if isinstance(expression, tirx.Add | tirx.Mul):  # Most indices; a walk takes ten times as long.
+            return self._loops_in(expression.a) | self._loops_in(expression.b)
         variables: list[Any] = []
         structural_walk(expression, (tirx.Var, variables.append))
         return frozenset[int]().union(*(self.meaning.get(v, frozenset()) for v in variables))

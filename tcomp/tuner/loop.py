@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf
@@ -13,7 +14,7 @@ from tcomp.tensor.knobs import Config
 from tcomp.tuner.cost_model import CostModel, shipped_model
 from tcomp.tuner.interrupts import Interrupts
 from tcomp.tuner.lookup import UNVERIFIED, best_record, counts, fastest_configs, uncertainty
-from tcomp.tuner.measure import MeasureOptions, Measurer, Outcome, TaskError, WorkerPool
+from tcomp.tuner.measure import Job, MeasureOptions, Measurer, Outcome, TaskError, WorkerPool
 from tcomp.tuner.progress import (
     BudgetTooSmall,
     Event,
@@ -150,6 +151,7 @@ class _Session:
         self.states = [self._state(i, task) for i, task in enumerate(tasks)]
         self._by_task = {(s.task.key, s.task.target.isa): s for s in self.states}
         self.known = 0
+        self._queue = deque[Job]()
 
     def _state(self, index: int, task: Task) -> TaskState:
         make = STRATEGIES[self.options.strategy]
@@ -196,14 +198,44 @@ class _Session:
         return state
 
     def run(self) -> list[TaskResult]:
-        while not self._is_over():
-            active = [s for s in self.states if s.is_active(self.options.patience)]
-            if not active:
+        for job, outcome in self.measurer.run(self._next_job):
+            state = self._by_task[job.task.key, job.task.target.isa]
+            if isinstance(outcome, Outcome):
+                self._record_trial(state, outcome)
+                state.end_trial()
+            elif not state.skipped:
+                self._skip(state, outcome)
+            if self._is_out_of_time():
                 break
-            self._batch(choose(active))
-            self._stop_if_asked()
+        self._stop_if_asked()
         self._report_untried()
         return [self._finish(s) for s in self.states]
+
+    def _next_job(self) -> Job | None:
+        """The next config of the batches in flight, or of a new one; None when there is nothing to do now."""
+        if not self._queue and not self.interrupts.requested:
+            self._propose()
+        return self._queue.popleft() if self._queue else None
+
+    def _propose(self) -> None:
+        """Put a batch of the task where it promises most in the queue. A task has one batch at a time."""
+        count = int(min(self.options.batch, self._trials_left() - sum(s.pending for s in self.states)))
+        while count > 0:
+            active = [s for s in self.states if not s.pending and s.is_active(self.options.patience)]
+            if not active:
+                return
+            state = choose(active)
+            configs = self._next_configs(state, count)
+            if configs:
+                state.begin_batch(len(configs))
+                self._queue.extend(Job(state.task, config, state.best) for config in configs)
+                return
+            state.exhausted = True
+
+    def _skip(self, state: TaskState, error: TaskError) -> None:
+        state.skip(str(error))
+        self._queue = deque(job for job in self._queue if job.task is not state.task)
+        self.report(TaskSkipped(state.index, state.task.label, state.skipped))
 
     def _stop_if_asked(self) -> None:
         """Between two batches or races, the first Ctrl-C is enough."""
@@ -215,9 +247,9 @@ class _Session:
         if untried:
             self.report(BudgetTooSmall(untried, len(self.states)))
 
-    def _is_over(self) -> bool:
+    def _is_out_of_time(self) -> bool:
         left = self._seconds_left_in_budget()
-        return self._trials_left() <= 0 or (left is not None and left <= 0)
+        return left is not None and left <= 0
 
     def _trials_left(self) -> float:
         return inf if self.options.trials is None else self.options.trials - self.known - self.done
@@ -229,23 +261,6 @@ class _Session:
             return None
         races = min(RACE_SECONDS * len(self.states), 0.2 * budget)
         return budget - races - (time.monotonic() - self.started)
-
-    def _batch(self, state: TaskState) -> None:
-        """Measure one batch of a task."""
-        configs = self._next_configs(state, int(min(self.options.batch, self._trials_left())))
-        if not configs:
-            state.exhausted = True
-            return
-        before, done = state.best, self.done
-        try:
-            for outcome in self.measurer.measure(state.task, configs, state.best):
-                self._record_trial(state, outcome)
-                if self._is_over():
-                    break
-        except TaskError as error:
-            state.skipped = str(error)
-            self.report(TaskSkipped(state.index, state.task.label, state.skipped))
-        state.end_batch(before, self.done - done)
 
     def _next_configs(self, state: TaskState, count: int) -> list[Config]:
         """The default first, then what is good elsewhere, then what the strategy proposes."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -36,13 +36,26 @@ class TaskError(TcompError):
     """A task of which no config can be measured, because its reference outputs cannot be computed."""
 
 
+@dataclass(frozen=True)
+class Job:
+    """A config of a task to measure. `best` seconds are known to be reached by another one."""
+
+    task: Task
+    config: Config
+    best: float = float("inf")
+
+
+Source = Callable[[], Job | None]
+
+
 class Measurer(Protocol):
     """Something that measures configs: worker processes here, a recorded log in tests."""
 
-    def measure(self, task: Task, configs: Sequence[Config], best: float) -> Iterator[Outcome]:
-        """An outcome for each config, in any order. `best` seconds are known to be reached.
+    def run(self, source: Source) -> Iterator[tuple[Job, Outcome | TaskError]]:
+        """Measure the jobs that `source` gives; what came of each, in any order.
 
-        Raises TaskError when the task cannot be measured at all.
+        `source` is asked whenever there is room for another job, and again after each outcome. The end is
+        when it gives None and every job has its outcome, a TaskError when its task cannot be measured.
         """
         ...
 
@@ -98,22 +111,45 @@ class WorkerPool:
             process.stop()
         self._processes.clear()
 
-    def measure(self, task: Task, configs: Sequence[Config], best: float) -> Iterator[Outcome]:
-        """See `Measurer.measure`. Leaving the iteration early ends the workers that are busy."""
-        todo = deque(configs)
-        running: dict[WorkerProcess, Config] = {}
+    def run(self, source: Source) -> Iterator[tuple[Job, Outcome | TaskError]]:
+        """See `Measurer.run`. Leaving the iteration early ends the workers that are busy."""
+        waiting, running = deque[Job](), dict[WorkerProcess, Job]()
+        best: dict[str, float] = {}
         try:
-            while todo or running:
-                self._assign(task, todo, running)
+            while True:
+                self._assign(waiting, running)
+                # What comes next is thought of while workers are busy, so that they never wait for it.
+                while len(waiting) < self.options.workers and (job := source()) is not None:
+                    waiting.append(job)
+                self._assign(waiting, running)
+                if not running and not waiting:
+                    return
                 self._start_measuring(running, best)
                 for process, message in next_messages(self._busy(), self._tick):
-                    outcome = self._handle(task, process, message, running)
-                    if outcome is not None:
-                        best = min(best, outcome.median)
-                        yield outcome
+                    if (ended := self._handle(process, message, running)) is None:
+                        continue
+                    yield ended
+                    job, outcome = ended
+                    if isinstance(outcome, TaskError):
+                        hopeless = [j for j in waiting if j.task.key == job.task.key]
+                        waiting = deque(j for j in waiting if j not in hopeless)
+                        yield from ((j, outcome) for j in hopeless)
+                    else:
+                        best[job.task.key] = min(best.get(job.task.key, job.best), outcome.median)
         finally:
             for process in self._busy():
                 self._discard(process)
+
+    def measure(self, task: Task, configs: Sequence[Config]) -> Iterator[Outcome]:
+        """An outcome for each config, in any order.
+
+        Raises TaskError when the task cannot be measured at all.
+        """
+        jobs = (Job(task, config) for config in configs)
+        for _, outcome in self.run(lambda: next(jobs, None)):
+            if isinstance(outcome, TaskError):
+                raise outcome
+            yield outcome
 
     def race(self, task: Task, configs: Sequence[Config]) -> list[Outcome]:
         """See `Measurer.race`."""
@@ -134,26 +170,31 @@ class WorkerPool:
     def _busy(self) -> list[WorkerProcess]:
         return [p for p in self._processes if p.stage not in ("idle", "built")]
 
-    def _assign(self, task: Task, todo: deque[Config], running: dict[WorkerProcess, Config]) -> None:
+    def _assign(self, waiting: deque[Job], running: dict[WorkerProcess, Job]) -> None:
         """Give idle processes something to do, starting more of them up to the limit."""
-        free = sum(p not in running for p in self._processes)
-        while len(self._processes) < self.options.workers and free < len(todo):
+        if self.options.threads > 1 and any(p.stage in ("built", "measuring") for p in running):
+            return  # A kernel of several threads is measured on an otherwise idle machine.
+        jobs = len(running) + len(waiting)
+        while len(self._processes) < min(self.options.workers, jobs):
             self._start()
-            free += 1
         for process in self._processes:
-            if process.stage != "idle" or not todo:
-                continue
-            if process.prepared != task.key:
-                self._prepare(process, task)
-            else:
-                running[process] = todo.popleft()
-                process.send(Build(task.key, running[process]), "building", self.options.trial_seconds)
+            if process.stage == "idle" and process not in running and waiting:
+                running[process] = waiting.popleft()
+            if process.stage == "idle" and process in running:
+                self._build(process, running[process])
+
+    def _build(self, process: WorkerProcess, job: Job) -> None:
+        """The next step towards a built `job`."""
+        if process.prepared != job.task.key:
+            self._prepare(process, job.task)
+        else:
+            process.send(Build(job.task.key, job.config), "building", self.options.trial_seconds)
 
     def _start(self) -> WorkerProcess:
         core = self._cores[len(self._processes) % len(self._cores)]
         process = WorkerProcess(core, self.options.threads, self.options.memory_limit)
         self._processes.append(process)
-        setup = Setup(self.options.memory_limit, core, self.options.plugins, process.parent)
+        setup = Setup(self.options.memory_limit, core, self.options.plugins)
         process.send(setup, "starting", self.options.start_seconds)
         return process
 
@@ -169,22 +210,26 @@ class WorkerPool:
             if process.stage == "idle":
                 self._prepare(process, task)
             ((_, message),) = next_messages([process], self._tick)
-            self._handle(task, process, message, {})
+            ended = self._handle(process, message, {process: Job(task, task.space.default)})
+            if ended is not None and isinstance(ended[1], TaskError):
+                raise ended[1]
         return process
 
-    def _start_measuring(self, running: dict[WorkerProcess, Config], best: float) -> None:
+    def _start_measuring(self, running: dict[WorkerProcess, Job], best: Mapping[str, float]) -> None:
         if any(p.stage == "measuring" for p in running):
             return
         if self.options.threads > 1 and any(p.stage == "building" for p in running):
             return
         built = next((p for p in running if p.stage == "built"), None)
         if built is not None:
-            request = Measure(self.options.abandon_factor * best)
+            job = running[built]
+            request = Measure(self.options.abandon_factor * best.get(job.task.key, job.best))
             built.send(request, "measuring", self.options.trial_seconds)
 
     def _handle(
-        self, task: Task, process: WorkerProcess, message: object, running: dict[WorkerProcess, Config]
-    ) -> Outcome | None:
+        self, process: WorkerProcess, message: object, running: dict[WorkerProcess, Job]
+    ) -> tuple[Job, Outcome | TaskError] | None:
+        """What a message says of the job that the process works on, when it is the end of it."""
         if isinstance(message, Ready):
             process.stage = "idle"
             return None
@@ -192,16 +237,17 @@ class WorkerPool:
             process.stage = "built"
             return None
         stage = process.stage
-        config = running.pop(process, None)
         if isinstance(message, Measured):
             process.stage = "idle"
-            return None if config is None else Outcome(config, "ok", "", message.seconds, message.check)
+            job = running.pop(process)
+            return job, Outcome(job.config, "ok", "", message.seconds, message.check)
         failure = self._failure(process, message)
-        if config is None and stage == "starting":
+        if stage == "starting":
             raise BuildError(f"a measuring process does not start: {failure.reason}")
-        if config is None:
-            raise TaskError(f"no reference outputs for kernel {task.key}: {failure.reason}")
-        return Outcome(config, failure.status, failure.reason, None, failure.check)
+        job = running.pop(process)
+        if stage == "preparing":
+            return job, TaskError(f"no reference outputs for kernel {job.task.key}: {failure.reason}")
+        return job, Outcome(job.config, failure.status, failure.reason, None, failure.check)
 
     def _failure(self, process: WorkerProcess, message: object) -> Failed:
         """How a trial ended; the process is kept only after a clean refusal to build."""

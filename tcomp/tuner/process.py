@@ -19,7 +19,10 @@ from pathlib import Path
 from tcomp.tuner.records import Status
 from tcomp.tuner.worker import OUT_OF_MEMORY, Reply, Request
 
-_COMMAND = "from tcomp.tuner.worker import main; main()"
+_COMMAND = (
+    "import sys; from tcomp.tuner.lifeline import end_with; end_with(int(sys.argv[2]))\n"
+    "from tcomp.tuner.worker import main; main()"
+)
 _EXIT_GRACE_SECONDS = 10.0
 _POLL_SECONDS = 0.03
 """How often the memory of workers and the wish of the user to stop are looked at."""
@@ -42,7 +45,6 @@ class WorkerProcess:
     def __init__(self, core: int | None, threads: int, memory_limit: int) -> None:
         self.core = core
         self.memory_limit = memory_limit
-        self.parent = os.getpid()
         self.stage = "starting"
         self.prepared = ""
         self._limit = self._deadline = float("inf")
@@ -56,7 +58,7 @@ class WorkerProcess:
             "OPENBLAS_NUM_THREADS": "1",
         }
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _COMMAND, str(theirs.fileno())],
+            [sys.executable, "-c", _COMMAND, str(theirs.fileno()), str(os.getpid())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

@@ -36,6 +36,10 @@ class TaskState:
     history: list[float] = field(default_factory=list[float])
     """The best time after each batch."""
     trials_since_gain: int = 0
+    pending: int = 0
+    """Trials of the batch in flight that have no outcome yet."""
+    _batch: tuple[int, float] = (0, inf)
+    """Trials of the batch in flight, and the best time before it."""
     exhausted: bool = False
     skipped: str = ""
 
@@ -51,10 +55,22 @@ class TaskState:
     def has_default(self) -> bool:
         return any(r.config_key == self.default_key for r in self.records)
 
-    def end_batch(self, before: float, trials: int) -> None:
-        """Note what a batch of `trials` brought, that started from the best time `before`."""
-        self.history.append(self.best)
-        self.trials_since_gain = 0 if self.best < IMPROVED * before else self.trials_since_gain + trials
+    def begin_batch(self, trials: int) -> None:
+        """Note that a batch of `trials` is on its way."""
+        self.pending = trials
+        self._batch = trials, self.best
+
+    def end_trial(self) -> None:
+        """Note that one trial of the batch has its outcome, and with the last one what the batch brought."""
+        self.pending -= 1
+        if self.pending == 0:
+            trials, before = self._batch
+            self.history.append(self.best)
+            self.trials_since_gain = 0 if self.best < IMPROVED * before else self.trials_since_gain + trials
+
+    def skip(self, reason: str) -> None:
+        """Give the task up."""
+        self.skipped, self.pending = reason, 0
 
     def is_active(self, patience: int | None) -> bool:
         """Whether more trials may still pay; not after `patience` of them without progress."""

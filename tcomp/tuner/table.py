@@ -26,7 +26,7 @@ from tcomp.target.target import TARGETS
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Choice, Config, Knob, Ordered, Space
 from tcomp.tuner.features import NAMES
-from tcomp.tuner.measure import Outcome
+from tcomp.tuner.measure import Job, Outcome, Source
 from tcomp.tuner.records import Check, Times, config_key
 from tcomp.tuner.task import Task
 
@@ -144,11 +144,11 @@ class TableMeasurer:
         self._tables = {table.task.key: table for table in tables}
         self.measured: list[Config] = []
 
-    def measure(self, task: Task, configs: Sequence[Config], best: float) -> Iterator[Outcome]:
-        """See `Measurer.measure`."""
-        for config in configs:
-            self.measured.append(config)
-            yield self._outcome(task, config)
+    def run(self, source: Source) -> Iterator[tuple[Job, Outcome]]:
+        """See `Measurer.run`."""
+        while (job := source()) is not None:
+            self.measured.append(job.config)
+            yield job, self._outcome(job.task, job.config)
 
     def race(self, task: Task, configs: Sequence[Config]) -> list[Outcome]:
         """See `Measurer.race`."""

@@ -28,6 +28,10 @@ class TrialData:
     expected: tuple[Array, ...]
     tolerance: float
 
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in (*self.inputs, *self.expected))
+
 
 def trial_data(kernel: Kernel, seed: int) -> TrialData:
     """Random inputs from `seed` and the outputs of the numpy evaluator."""

@@ -6,7 +6,6 @@ or, on Linux, when the parent dies in any way.
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import os
 import resource
@@ -26,8 +25,8 @@ from tcomp.tensor.template import schedule
 from tcomp.tuner.records import Check, Status, Times
 from tcomp.tuner.trial_data import TrialData, compare, is_wrong, trial_data
 
-_KEPT_TASKS = 8
-_PR_SET_PDEATHSIG = 1
+_KEPT_BYTES = 256 << 20
+"""Data of tasks that a worker keeps, so that turning to one again costs nothing."""
 OUT_OF_MEMORY = ("bad_alloc", "MemoryError", "Cannot allocate memory", "Failed to allocate")
 """What C++, Python, the system and TVM say when memory is refused."""
 _ADDRESS_SPACE_FACTOR = 2
@@ -42,7 +41,6 @@ class Setup:
     memory_limit: int
     core: int | None
     plugins: tuple[str, ...]
-    parent: int
 
 
 @dataclass(frozen=True)
@@ -153,7 +151,7 @@ class Worker:
             except Exception as error:
                 return _failed("run_error", error)
             self._tasks[request.task] = _Prepared(request.kernel, request.target, data)
-            if len(self._tasks) > _KEPT_TASKS:
+            while len(self._tasks) > 1 and sum(t.data.nbytes for t in self._tasks.values()) > _KEPT_BYTES:
                 self._tasks.popitem(last=False)
         self._tasks.move_to_end(request.task)
         return Ready()
@@ -219,6 +217,10 @@ class _Candidate:
         """Seconds of one run, averaged over `number`, `repeat` times, after a run that is not counted."""
         return self._runner.time_prepared(self._arguments, number=number, repeat=repeat)
 
+    def clock(self, repeat: int) -> list[float]:
+        """Seconds of each of `repeat` runs, measured from Python; for kernels that take milliseconds."""
+        return self._runner.clock_prepared(self._arguments, repeat)
+
     def check(self) -> Check:
         """The error of the outputs of the last run."""
         first_output = len(self._arguments) - len(self._data.expected)
@@ -233,15 +235,18 @@ def _wrong(check: Check) -> Failed:
 def _time(candidate: _Candidate, request: Measure) -> Times:
     """Time adaptively: enough runs for `minimum_seconds`, again while the spread stays above 5%.
 
-    A candidate that is slow in its first two runs gets no more of them.
+    A candidate that is slow in its first two runs gets no more of them. It ran once before, for its numbers.
     """
-    fastest = max(min(candidate.time(number=1, repeat=2)), 1e-9)
+    firsts = candidate.clock(repeat=2)
+    fastest = max(min(firsts), 1e-9)
     repeats, number = request.repeats, max(1, ceil(request.minimum_seconds / (request.repeats * fastest)))
     if fastest > request.abandon_above and number * repeats * fastest > request.minimum_seconds / 4:
         return _times([fastest], runs=2)
-    samples: list[float] = []
+    # One run of a slow kernel is a sample; many runs of a fast one are timed from C.
+    samples = firsts if number == 1 else []
     while True:
-        samples += candidate.time(number, repeats)
+        missing = repeats - len(samples) % repeats
+        samples += candidate.clock(missing) if number == 1 else candidate.time(number, missing)
         times = _times(samples, runs=number * len(samples))
         steady = times.spread < 0.05 or times.median > request.abandon_above
         if steady or len(samples) >= 3 * repeats:
@@ -283,9 +288,8 @@ def one_line(error: BaseException) -> str:
 
 
 def set_up(request: Setup) -> None:
-    """Die with the parent, leave no core files, stay within memory, sit on one core, import plugins."""
+    """Leave no core files, stay within memory, sit on one core, import plugins."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _die_with_parent(request.parent)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     limit = _address_space() + _ADDRESS_SPACE_FACTOR * request.memory_limit
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -293,13 +297,6 @@ def set_up(request: Setup) -> None:
         os.sched_setaffinity(0, {request.core})
     for plugin in request.plugins:
         importlib.import_module(plugin)
-
-
-def _die_with_parent(parent: int) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def _address_space() -> int:

@@ -7,7 +7,7 @@ from math import log2
 
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
 from tcomp.tuner.features import NAMES
-from tcomp.tuner.measure import Outcome
+from tcomp.tuner.measure import Job, Outcome, Source
 from tcomp.tuner.records import Check, Times
 from tcomp.tuner.task import Task
 
@@ -39,12 +39,12 @@ class RecordedDevice:
         self.measured: list[Config] = []
         self._stop_after = stop_after
 
-    def measure(self, task: Task, configs: Sequence[Config], best: float) -> Iterator[Outcome]:
-        for config in configs:
+    def run(self, source: Source) -> Iterator[tuple[Job, Outcome]]:
+        while (job := source()) is not None:
             if len(self.measured) == self._stop_after:
                 raise KeyboardInterrupt
-            self.measured.append(config)
-            yield self._outcome(config)
+            self.measured.append(job.config)
+            yield job, self._outcome(job.config)
 
     def race(self, task: Task, configs: Sequence[Config]) -> list[Outcome]:
         return [self._outcome(c) for c in configs]

@@ -18,8 +18,6 @@ from tcomp.target.target import Target
 from tcomp.tuner.measure import MeasureOptions, WorkerPool
 from tcomp.tuner.task import Task
 
-INFINITY = float("inf")
-
 
 @pytest.mark.slow
 def test_each_misbehaviour_has_its_status_and_measuring_goes_on(
@@ -37,7 +35,7 @@ def test_each_misbehaviour_has_its_status_and_measuring_goes_on(
     task = Task.of(fake_kernel(), target)
     configs = [{"work": 8, "behaviour": b} for b in (*expected, "ok")]
     with WorkerPool(options) as pool:
-        outcomes = list(pool.measure(task, configs, INFINITY))
+        outcomes = list(pool.measure(task, configs))
     assert [o.status for o in outcomes] == [*expected.values(), "ok"]
     by_status = {o.status: o for o in reversed(outcomes)}
     assert "MemoryError" in outcomes[5].reason
@@ -55,7 +53,7 @@ def test_times_rank_kernels_by_their_work(target: Target, options: MeasureOption
     task = Task.of(fake_kernel(65536), target)
     configs = [{"work": w, "behaviour": "ok"} for w in (32, 1)]
     with WorkerPool(replace(options, workers=2)) as pool:
-        measured = {o.config["work"]: o.median for o in pool.measure(task, configs, INFINITY)}
+        measured = {o.config["work"]: o.median for o in pool.measure(task, configs)}
         raced = [o.median for o in pool.race(task, configs)]
     assert measured[32] > 2 * measured[1]
     assert raced[0] > 2 * raced[1]
@@ -65,7 +63,7 @@ def test_times_rank_kernels_by_their_work(target: Target, options: MeasureOption
 def test_two_threads_share_the_work_of_one_kernel(options: MeasureOptions, target: Target) -> None:
     task = Task.of(fake_kernel(1 << 20), target)
     with WorkerPool(replace(options, threads=2)) as pool:
-        (outcome,) = pool.measure(task, [{"work": 32, "behaviour": "parallel"}], INFINITY)
+        (outcome,) = pool.measure(task, [{"work": 32, "behaviour": "parallel"}])
         (worker,) = _children(os.getpid())
         used = [_computed(worker, t) for t in _threads(worker)]
         assert outcome.status == "ok"
@@ -88,7 +86,7 @@ def test_a_worker_that_cannot_start_is_reported(options: MeasureOptions, target:
         WorkerPool(replace(options, plugins=("no_such_module",))) as pool,
         pytest.raises(BuildError, match="no_such_module"),
     ):
-        list(pool.measure(task, [task.space.default], INFINITY))
+        list(pool.measure(task, [task.space.default]))
 
 
 def _children(process: int) -> list[int]:
@@ -103,8 +101,8 @@ def test_workers_die_with_a_killed_parent() -> None:
         "from tcomp.tuner.measure import MeasureOptions, WorkerPool; from tcomp.tuner.task import Task\n"
         "pool = WorkerPool(MeasureOptions(plugins=('fake_template',), trial_seconds=60))\n"
         "task = Task.of(fake_kernel(), host_target())\n"
-        "list(pool.measure(task, [{'work': 8, 'behaviour': 'ok'}], 1.0)); print('ready', flush=True)\n"
-        "list(pool.measure(task, [{'work': 8, 'behaviour': 'hang'}], 1.0))\n"
+        "list(pool.measure(task, [{'work': 8, 'behaviour': 'ok'}])); print('ready', flush=True)\n"
+        "list(pool.measure(task, [{'work': 8, 'behaviour': 'hang'}]))\n"
     )
     parent = subprocess.Popen(
         [sys.executable, "-c", code], cwd=Path(__file__).parent, stdout=subprocess.PIPE, text=True

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
 from math import gcd, prod
 
 from tcomp.relay.types import numpy_dtype
@@ -19,7 +18,7 @@ from tcomp.tensor.convolution import Convolution, WeightPanels, dense_steps
 from tcomp.tensor.epilogue import epilogue_fits, placeholder_index
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
-from tcomp.tensor.loops import CACHE_LINE, Buffer, Expression, Statement, prefetch
+from tcomp.tensor.loops import CACHE_LINE, Buffer, Expression, Statement, loop_nest, prefetch
 from tcomp.tensor.pairs import as_pairs, multiplies_pairs, multiply_add, short_sums
 from tcomp.tensor.primitives import Tiles
 from tcomp.tensor.register_tile import (
@@ -279,16 +278,26 @@ class _Ahead:
         if conv.reduction_chunk < conv.in_block or conv.in_block == 1:
             return []
         n, block, *pixel, _ = first.bases
-        places = product(*(range(t.size) for t in tile.axes[2:-1]))
         source = _first_source(conv, block, tirx.min(chunk + 1, conv.reduction_chunks - 1))
-        if conv.is_pointwise:
-            read = [conv.unflatten(pixel[0] + place[0]) for place in places]
-        else:
-            taps = list(product(*(range(k) for k in conv.kernel)))
-            reach = {tuple(conv.position(place, tap)) for place in places for tap in taps}
-            corner = conv.position(pixel, [0] * len(pixel))
-            read = [[c + o for c, o in zip(corner, offset, strict=True)] for offset in sorted(reach)]
-        return [prefetch(self.data, conv.place(n, source, at)) for at in read]
+        sizes = [t.size for t in tile.axes[2:-1]]
+        corner = pixel if conv.is_pointwise else conv.position(pixel, [0] * len(pixel))
+        axes = zip(sizes, conv.strides, conv.kernel, conv.dilation, strict=True)
+        moves = [range(sizes[0])] if conv.is_pointwise else [_reach(*axis) for axis in axes]
+
+        def fetch(move: Sequence[Expression]) -> Statement:
+            at = [c + m for c, m in zip(corner, move, strict=True)]
+            return prefetch(
+                self.data, conv.place(n, source, conv.unflatten(*at) if conv.is_pointwise else at)
+            )
+
+        # Loops, not a statement for every pixel: those took as long to compile as the products.
+        return [loop_nest(moves, fetch)]
+
+
+def _reach(places: int, stride: int, taps: int, dilation: int) -> range:
+    """Offsets that `places` neighbouring outputs read along an axis; all between them if they are uneven."""
+    last = (places - 1) * stride + (taps - 1) * dilation
+    return range(0, last + 1, stride if taps == 1 else dilation if places == 1 else 1)
 
 
 def _output_index(conv: Convolution, index: Sequence[Expression]) -> list[Expression]:

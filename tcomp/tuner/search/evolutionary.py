@@ -57,11 +57,12 @@ class EvolutionarySearch:
         return self._rank([c for c in near if c in self._unseen])
 
     def _evolve(self) -> list[Choice]:
-        """Unseen configs after some generations, best-ranked first."""
+        """Unseen configs after some generations, best-ranked first; after one where scores are dear."""
         parents = [config for _, _, config in self._told[:PARENTS]]
         population: dict[str, Choice] = {}
         ranked: list[Choice] = []
-        for _ in range(GENERATIONS):
+        are_dear = self._guide is not None and self._guide.most_scored is not None
+        for _ in range(1 if are_dear else GENERATIONS):
             population |= {config_key(c): c for c in self._children(parents) if c in self._unseen}
             ranked = self._rank(list(population.values()))
             parents = [config for _, _, config in self._told[: PARENTS // 2]] + ranked[: PARENTS // 2]
@@ -72,8 +73,9 @@ class EvolutionarySearch:
         self._rng.shuffle(configs)
         if self._guide is None:
             return configs
-        scores = self._guide.score(configs)
-        return [configs[i] for i in sorted(range(len(configs)), key=lambda i: -scores[i])]
+        scores = self._guide.score(configs[: self._guide.most_scored])
+        ranked = [configs[i] for i in sorted(range(len(scores)), key=lambda i: -scores[i])]
+        return ranked + configs[len(scores) :]
 
     def _children(self, parents: list[Choice]) -> list[Choice]:
         """Steps of one or two knobs, crossings of two parents, and fresh blood."""

@@ -28,6 +28,11 @@ class Guide(Protocol):
         """Whether building it is worth the time."""
         ...
 
+    @property
+    def most_scored(self) -> int | None:
+        """How many configs are worth a score, which takes milliseconds each; None when it costs nothing."""
+        ...
+
 
 class Strategy(Protocol):
     """Proposes configs of one task. Failed configs are told with infinite seconds."""
