@@ -139,6 +139,8 @@ class WorkerPool:
         finally:
             for process in self._busy():
                 self._discard(process)
+            for process in self._processes:  # What was built and not yet measured is forgotten.
+                process.stage = "idle"
 
     def measure(self, task: Task, configs: Sequence[Config]) -> Iterator[Outcome]:
         """An outcome for each config, in any order.

@@ -15,7 +15,7 @@ from fake_template import fake_kernel
 
 from tcomp.errors import BuildError
 from tcomp.target.target import Target
-from tcomp.tuner.measure import MeasureOptions, WorkerPool
+from tcomp.tuner.measure import Job, MeasureOptions, WorkerPool
 from tcomp.tuner.task import Task
 
 
@@ -57,6 +57,18 @@ def test_times_rank_kernels_by_their_work(target: Target, options: MeasureOption
         raced = [o.median for o in pool.race(task, configs)]
     assert measured[32] > 2 * measured[1]
     assert raced[0] > 2 * raced[1]
+
+
+def test_workers_left_early_serve_again(target: Target, options: MeasureOptions) -> None:
+    """The one whose kernel is built and waits for its turn to be measured, too."""
+    task = Task.of(fake_kernel(65536), target)
+    jobs = [Job(task, {"work": 32 - i, "behaviour": "ok"}) for i in range(16)]
+    with WorkerPool(replace(options, workers=2)) as pool:
+        for _ in range(3):
+            left = iter(jobs)
+            next(iter(pool.run(lambda left=left: next(left, None))))
+            outcomes = pool.race(task, [jobs[0].config])
+            assert [o.status for o in outcomes] == ["ok"]
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
