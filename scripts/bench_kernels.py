@@ -5,7 +5,7 @@ timing of a kernel on the same core. Kernels take turns over many rounds, so tha
 the machine meet all of them: on a core that shares its caches with a neighbour, kernels lose a quarter of
 their speed where the peak loop loses nothing. One thread. Prints, for each shape with its template's default
 config, the best and the median ratio to the peak, and the build time; with `--algorithms` a line for each
-algorithm that the kernel may have.
+algorithm that the kernel may have, with `--log` another line for each kernel with a tuned config.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,10 @@ from tcomp.relay.graph import Value
 from tcomp.target.host import host_target
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.knobs import Config
 from tcomp.tensor.template import Template, template_for
+from tcomp.tuner.lookup import Records
+from tcomp.tuner.provenance import device_name
 
 
 def matmul(a: tuple[int, ...], b: tuple[int, ...], *epilogue: str, constant: bool = True) -> Kernel:
@@ -138,6 +142,27 @@ KERNELS: dict[str, Callable[[], Kernel]] = {
 }
 
 
+@dataclass(frozen=True)
+class Variant:
+    """A kernel with the template and the config to build it with."""
+
+    name: str
+    kernel: Kernel
+    template: Template
+    config: Config
+
+    @staticmethod
+    def every(name: str, kernel: Kernel, target: Target, algorithms: bool, records: Records) -> list[Variant]:
+        """The kernel's default, or that of each algorithm on offer, and what `records` know."""
+        template = template_for(kernel, target)
+        offered = {"": template}
+        if algorithms and template.algorithms:
+            offered = {f" {algorithm}": t for algorithm, t in template.algorithms.items()}
+        found = [Variant(name + n, kernel, t, t.space(kernel, target).default) for n, t in offered.items()]
+        record = records.best(kernel, target, device=device_name())
+        return found + ([Variant(f"{name} tuned", kernel, template, record.config)] if record else [])
+
+
 @dataclass
 class Timed:
     """A built kernel with its arguments, and what was measured so far: rates in operations a second."""
@@ -152,10 +177,11 @@ class Timed:
     """Of a rate to the peak measured around it."""
 
     @staticmethod
-    def build(name: str, kernel: Kernel, target: Target, template: Template) -> Timed:
-        """With the default config of `template`."""
+    def build(variant: Variant, target: Target) -> Timed:
+        """With the variant's config."""
+        name, kernel = variant.name, variant.kernel
         begin = time.perf_counter()
-        scheduled = template.apply(kernel, target, template.space(kernel, target).default)
+        scheduled = variant.template.apply(kernel, target, variant.config)
         runner = build_scheduled(kernel, scheduled, target)
         timed = Timed(name, runner, time.perf_counter() - begin)
         generator = np.random.default_rng(0)
@@ -182,14 +208,6 @@ class Timed:
         )
 
 
-def templates(name: str, kernel: Kernel, target: Target, every: bool) -> list[tuple[str, Template]]:
-    """What to build a kernel with: its default, or each algorithm on offer."""
-    template = template_for(kernel, target)
-    if not every or not template.algorithms:
-        return [(name, template)]
-    return [(f"{name} {algorithm}", t) for algorithm, t in template.algorithms.items()]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -197,6 +215,9 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="parts of kernel names; all kernels without any")
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--algorithms", action="store_true", help="each algorithm that a kernel may have")
+    parser.add_argument(
+        "--log", type=Path, action="append", default=[], help="tuning logs or folders of them"
+    )
     options = parser.parse_args()
     target = replace(host_target(), cores=1)
     chosen = {
@@ -206,11 +227,12 @@ def main() -> None:
     }
     if not chosen:
         parser.error(f"no kernel's name has {' or '.join(options.names)} in it")
+    records = Records.load(options.log)
     peak = multiply_add_rate()
     kernels = [
-        Timed.build(label, kernel, target, template)
+        Timed.build(variant, target)
         for name, kernel in chosen.items()
-        for label, template in templates(name, kernel, target, options.algorithms)
+        for variant in Variant.every(name, kernel, target, options.algorithms, records)
     ]
     peaks = [kernel.measure(peak) for _ in range(options.rounds) for kernel in kernels]
     top = max(peaks)

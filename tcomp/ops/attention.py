@@ -14,9 +14,9 @@ from tcomp.ops.shapes import (
     broadcast_index,
     broadcast_shapes,
     cast_tensor,
+    exact,
     same_dtype,
     static_shape,
-    widened,
 )
 from tcomp.relay.attributes import number
 from tcomp.relay.graph import Attrs
@@ -43,7 +43,7 @@ def _infer(types: Sequence[TensorType], attrs: Attrs) -> list[TensorType]:
 
 
 def _evaluate(arrays: Sequence[Array], attrs: Attrs) -> list[Array]:
-    query, key, value, *mask = (widened(a) for a in arrays)
+    query, key, value, *mask = (exact(a) for a in arrays)
     scores = np.matmul(query, np.swapaxes(key, -1, -2)) * query.dtype.type(number(attrs, "scale"))
     if mask:
         scores = scores + mask[0]

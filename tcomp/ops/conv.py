@@ -17,10 +17,10 @@ from tcomp.ops.shapes import (
     accumulator,
     cast_tensor,
     element_type,
+    exact,
     out_dtype,
     same_dtype,
     static_shape,
-    widened,
 )
 from tcomp.ops.spatial import FIRST, Window, window_attrs
 from tcomp.relay.attributes import integer, text
@@ -64,12 +64,12 @@ def _kernel(weight: TensorType) -> tuple[int, ...]:
 def _evaluate(arrays: Sequence[Array], attrs: Attrs) -> list[Array]:
     x, weight = arrays
     groups = integer(attrs, "groups")
-    plain = from_layout(widened(x), text(attrs, "data_layout"), weight.shape[1] * groups)
+    plain = from_layout(exact(x), text(attrs, "data_layout"), weight.shape[1] * groups)
     window = Window.of(weight.shape[2:], attrs)
     spatial = _static(window.outputs(plain.shape[2:]))
     padded = window.pad_array(plain, spatial, 0)
     batch, outputs = x.shape[0], weight.shape[0]
-    kernel = widened(weight).reshape(groups, outputs // groups, *weight.shape[1:])
+    kernel = exact(weight).reshape(groups, outputs // groups, *weight.shape[1:])
     total = np.zeros((batch, groups, outputs // groups, prod(spatial)), plain.dtype)
     for offset, view in window.taps(padded, spatial):
         columns = view.reshape(batch, groups, weight.shape[1], -1)
@@ -149,7 +149,7 @@ def _extra(attrs: Attrs, rank: int) -> tuple[int, ...]:
 
 def _evaluate_transpose(arrays: Sequence[Array], attrs: Attrs) -> list[Array]:
     x, weight = arrays
-    rank, groups, wide = x.ndim - 2, integer(attrs, "groups"), widened(x)
+    rank, groups, wide = x.ndim - 2, integer(attrs, "groups"), exact(x)
     window = Window.of(weight.shape[2:], attrs)
     batch, inputs, group_outputs = x.shape[0], weight.shape[0] // groups, weight.shape[1]
     reached = window.needed(x.shape[2:])
@@ -158,7 +158,7 @@ def _evaluate_transpose(arrays: Sequence[Array], attrs: Attrs) -> list[Array]:
         wide.dtype,
     )
     columns = wide.reshape(batch, groups, inputs, -1)
-    kernel = widened(weight).reshape(groups, inputs, *weight.shape[1:])
+    kernel = exact(weight).reshape(groups, inputs, *weight.shape[1:])
     for offset, view in window.taps(total, x.shape[2:]):
         taps = np.swapaxes(kernel[(..., *offset)], 1, 2)
         view += np.matmul(taps, columns).reshape(view.shape)

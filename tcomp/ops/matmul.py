@@ -17,10 +17,10 @@ from tcomp.ops.shapes import (
     broadcast_index,
     broadcast_shapes,
     cast_tensor,
+    exact,
     out_dtype,
     same_dtype,
     static_shape,
-    widened,
 )
 from tcomp.relay.attributes import flag
 from tcomp.relay.dims import Dim
@@ -58,7 +58,7 @@ def _evaluate(arrays: Sequence[Array], attrs: Attrs) -> list[Array]:
         for x, name in zip(arrays, _TRANSPOSES, strict=True)
     )
     result = numpy_dtype(out_dtype("matmul", type_of(a).dtype, attrs))
-    return [np.asarray(np.matmul(widened(a), widened(b))).astype(result)]
+    return [np.asarray(np.matmul(exact(a), exact(b))).astype(result)]
 
 
 def _compute(inputs: Sequence[Tensor], attrs: Attrs, outputs: Sequence[TensorType]) -> list[Tensor]:

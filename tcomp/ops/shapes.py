@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from tcomp.errors import TypeRuleError
 from tcomp.relay.attributes import text
 from tcomp.relay.dims import Dim
@@ -72,6 +74,16 @@ def out_dtype(op: str, dtype: str, attrs: Attrs) -> str:
 def widened(array: Array) -> Array:
     """`array` in the element type in which sums of its products are kept."""
     return array.astype(numpy_dtype(accumulator(type_of(array).dtype)), copy=False)
+
+
+def exact(array: Array) -> Array:
+    """`array` in the element type in which the reference sums products: float64 for floats.
+
+    A reference that rounds like what it judges cannot tell which of the two is off. And models that amplify
+    rounding, such as those whose weights are all equal, would depend on numpy's linear algebra library.
+    """
+    wide = widened(array)
+    return wide.astype(np.float64) if wide.dtype.kind == "f" else wide
 
 
 def static_shape(tensor: Tensor) -> tuple[int, ...]:
