@@ -31,6 +31,7 @@ from tcomp.tuner.provenance import device_name
 from tcomp.tuner.replay import ReplayReport
 from tcomp.tuner.replay import replay as replay_graph
 from tcomp.tuner.task import Task, kernels, tasks
+from tcomp.tuner.whole_model import settle
 from tcomp.verification import Tolerance, Verification, chosen_inputs, verify_model
 
 InputShapes = Mapping[str, Sequence[int]]
@@ -196,11 +197,17 @@ def tune(
 ) -> list[TaskResult]:
     """Search schedules for the kernels of `model` on this machine, appending every trial to `log`.
 
+    Afterwards, when all kernels were selected, winners are timed once more inside the whole model. `results`
+    are those of the kernels alone.
     Raises Interrupted on Ctrl-C with every finished trial kept.
     """
-    chosen = as_target(target)
-    found = tasks(static_kernels(load_model(model, input_shapes), chosen, precision), chosen)
-    return tune_tasks([t for t in found if select is None or select(t)], log, options, progress)
+    chosen, options = as_target(target), options or TuneOptions()
+    graph = static_kernels(load_model(model, input_shapes), chosen, precision)
+    found = [t for t in tasks(graph, chosen) if select is None or select(t)]
+    results = tune_tasks(found, log, options, progress)
+    if select is None:
+        settle(graph, chosen, Path(log), options.measure.threads, progress or (lambda event: None))
+    return results
 
 
 def replay(

@@ -34,6 +34,7 @@ from tcomp.tuner.process import available_cores
 from tcomp.tuner.progress import (
     BudgetTooSmall,
     Event,
+    ModelDone,
     Stopping,
     TaskDone,
     TaskSkipped,
@@ -43,6 +44,7 @@ from tcomp.tuner.progress import (
 )
 from tcomp.tuner.search.strategy import STRATEGIES
 from tcomp.tuner.task import Task, tasks
+from tcomp.tuner.whole_model import settle
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_threads(parser, "threads of a kernel while it is measured")
     parser.add_argument("--log", metavar="FILE", type=Path, help="where trials go (default: MODEL.jsonl)")
     parser.add_argument("--trials", metavar="N", type=positive, help="trials in all (default: 64 a task)")
-    parser.add_argument("--time-budget", metavar="3m", type=duration, help="stop after this long")
+    parser.add_argument(
+        "--time-budget",
+        metavar="3m",
+        type=duration,
+        help="end trials and races after this long; timing the whole model follows",
+    )
     parser.add_argument(
         "--patience",
         metavar="N",
@@ -112,7 +119,10 @@ def run(arguments: argparse.Namespace) -> int:
         measure=MeasureOptions(workers=workers, threads=arguments.threads, seed=arguments.seed),
         resume_command="tcomp " + shlex.join(sys.argv[1:]),
     )
-    tune(selected, log, options, _reporter(arguments.json, sys.stdout))
+    report = _reporter(arguments.json, sys.stdout)
+    tune(selected, log, options, report)
+    if arguments.tasks == "all":
+        settle(graph, target, log, arguments.threads, report)
     return 0
 
 
@@ -154,6 +164,8 @@ class _Text:
             self._line("stopping after the trials that run now; Ctrl-C again stops at once")
         elif isinstance(event, TaskSkipped):
             self._line(f"skipped {event.label}: {event.reason}")
+        elif isinstance(event, ModelDone):
+            self._model(event)
         else:
             self._done(event)
 
@@ -181,6 +193,14 @@ class _Text:
                 f"    measurements spread by {event.spread:.0%}, too wide to tell a faster config from luck; "
                 "the default stays, tune again when the machine is idle"
             )
+
+    def _model(self, event: ModelDone) -> None:
+        self._line(
+            f"whole model: {event.seconds * 1e3:.2f} ms with {event.tuned} tuned kernels, "
+            f"{event.default * 1e3:.2f} ms with none"
+        )
+        if event.lost:
+            self._line(f"    no faster there than the default, which comes back: {', '.join(event.lost)}")
 
     def _line(self, text: str) -> None:
         print(f"\r\x1b[K{text}" if self._live else text, file=self._stream, flush=True)

@@ -113,6 +113,8 @@ def _values_in_lanes(statement: Statement, lane: Expression, lanes: int) -> tupl
     TVM's analysers substitute bound variables by their values, so a chain of operators which each read their
     operand twice would take exponential time; what lies in a buffer they leave alone.
     """
+    if not _has_binds(statement):  # Most statements; mutation takes far longer than this look.
+        return [], statement
     allocations: list[Statement] = []
     places: dict[str, Buffer] = {}
 
@@ -131,6 +133,12 @@ def _values_in_lanes(statement: Statement, lane: Expression, lanes: int) -> tupl
 
     changed = structural_mutate(statement, [(tirx.Bind, on_bind), (tvm.ir.Var, on_variable)])
     return allocations, changed
+
+
+def _has_binds(statement: Statement) -> bool:
+    found: list[Any] = []
+    structural_walk(statement, (tirx.Bind, found.append))
+    return bool(found)
 
 
 def _has_vector_form(statement: Statement, lane: Any) -> bool:

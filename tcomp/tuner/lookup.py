@@ -106,12 +106,12 @@ def best_record(records: Iterable[Record], default: Config, device: str | None =
     Configs are compared by their time relative to the default's in the same session, so that sessions on
     a busy and on an idle machine compare. Once there were races against the default, only raced configs
     count, by their races alone, and win by more than their spread leaves in doubt; before, a config needs
-    a margin of `UNVERIFIED` over the default.
+    a margin of `UNVERIFIED` over the default. Races inside the whole model count more than those alone.
     """
     ok = [r for r in records if r.status == "ok"]
     here = [r for r in ok if r.device == device]
     default_key = config_key(default)
-    raced = [r for r in here or ok if r.phase == "final"]
+    raced = [r for r in here or ok if r.phase != "trial"]
     by_config: dict[str, list[Record]] = defaultdict(list)
     for record in raced or here or ok:
         by_config[record.config_key].append(record)
@@ -119,11 +119,14 @@ def best_record(records: Iterable[Record], default: Config, device: str | None =
     if not ranked:
         return None
     _, key = min(ranked)
-    return min(by_config[key], key=lambda r: (r.phase != "final", r.median, r.time))
+    order = ("model", "final", "trial")
+    return min(by_config[key], key=lambda r: (order.index(r.phase), r.median, r.time))
 
 
 def _score(group: Sequence[Record], is_default: bool) -> tuple[bool, float]:
-    """Lower is better. Records without a baseline come last, by absolute time."""
+    """Lower is better. Records without a baseline come last, by absolute time. What a config was inside the
+    whole model counts, where it is known, and not what it was alone."""
+    group = [r for r in group if r.phase == "model"] or group
     relative = [r.relative for r in group if r.relative is not None]
     if is_default:
         return False, 1.0

@@ -364,7 +364,7 @@ class _Session:
         best = best_record(state.records, state.task.space.default, device_name())
         if state.default is None or state.skipped or best is None:
             return []
-        bar = (best.relative or 1.0) if best.phase == "final" else 1.0
+        bar = (best.relative or 1.0) if best.phase != "trial" else 1.0
         raced = {r.config_key for r in state.records if r.phase == "final"} | {state.default_key}
         trials = {r.config_key: r for r in state.records if r.phase == "trial"}
         promising = [

@@ -88,7 +88,20 @@ class TaskDone:
     spread: float | None = None
 
 
-Event = Union[TuningStarted, TrialDone, BudgetTooSmall, Stopping, TaskSkipped, TaskDone]
+@dataclass(frozen=True)
+class ModelDone:
+    """The model timed as a whole, with the default configs and with those of `tuned` kernels that won alone.
+
+    `default` and `seconds` are per run. Kernels in `lost` were no faster there; their defaults come back.
+    """
+
+    default: float
+    seconds: float
+    tuned: int
+    lost: tuple[str, ...]
+
+
+Event = Union[TuningStarted, TrialDone, BudgetTooSmall, Stopping, TaskSkipped, TaskDone, ModelDone]
 Progress = Callable[[Event], None]
 
 

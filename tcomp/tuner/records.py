@@ -11,9 +11,10 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
+from statistics import median, quantiles
 from types import TracebackType, UnionType
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
@@ -23,7 +24,7 @@ from tcomp.tensor.knobs import Config
 
 SCHEMA = 1
 Status = Literal["ok", "build_error", "run_error", "timeout", "memory", "wrong", "crash"]
-Phase = Literal["trial", "final"]
+Phase = Literal["trial", "final", "model"]
 STATUSES: tuple[str, ...] = get_args(Status)
 PHASES: tuple[str, ...] = get_args(Phase)
 
@@ -36,6 +37,13 @@ class Times:
     min: float
     spread: float
     runs: int
+
+
+def times_of(samples: Sequence[float], runs: int) -> Times:
+    """What `samples`, from `runs` runs in all, say."""
+    middle = median(samples)
+    lower, _, upper = quantiles(samples, n=4) if len(samples) > 1 else (middle,) * 3
+    return Times(middle, min(samples), (upper - lower) / middle if middle > 0 else 0.0, runs)
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,8 @@ class Record:
 
     - `task`: `Kernel.key`; `op`: its label; `isa`: what the code runs on; `target`, `device`: where it ran.
     - `template`: `name@version`; `config`: values by knob name.
-    - `phase`: `trial`, or `final` for the interleaved re-measurement of winners against the default.
+    - `phase`: `trial`; `final` for the interleaved re-measurement of winners against the default; `model` for
+      that inside the whole model.
     - `baseline`: seconds of the default config in the same session, None when it did not run.
     - `baseline_template`: the template of that config; empty where it is `template`.
     - `time`: UTC, ISO 8601.

@@ -16,14 +16,14 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from math import ceil
 from multiprocessing.connection import Connection
-from statistics import median, quantiles
+from statistics import median
 
 from tcomp.codegen.jit import build_scheduled
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
 from tcomp.tensor.template import schedule
-from tcomp.tuner.records import Check, Status, Times
+from tcomp.tuner.records import Check, Status, Times, times_of
 from tcomp.tuner.trial_data import TrialData, compare, is_wrong, trial_data
 
 _KEPT_BYTES = 256 << 20
@@ -242,13 +242,13 @@ def _time(candidate: _Candidate, request: Measure) -> Times:
     fastest = max(min(firsts), 1e-9)
     repeats, number = request.repeats, max(1, ceil(request.minimum_seconds / (request.repeats * fastest)))
     if fastest > request.abandon_above and number * repeats * fastest > request.minimum_seconds / 4:
-        return _times([fastest], runs=2)
+        return times_of([fastest], runs=2)
     # One run of a slow kernel is a sample; many runs of a fast one are timed from C.
     samples = firsts if number == 1 else []
     while True:
         missing = repeats - len(samples) % repeats
         samples += candidate.clock(missing) if number == 1 else candidate.time(number, missing)
-        times = _times(samples, runs=number * len(samples))
+        times = times_of(samples, runs=number * len(samples))
         steady = times.spread < 0.05 or times.median > request.abandon_above
         if steady or len(samples) >= 3 * repeats:
             return times
@@ -261,18 +261,12 @@ def _race_times(rounds: list[list[float]], numbers: list[int]) -> list[Times]:
     slows both. `median` is the first one's median times the median ratio, `spread` that of the ratio.
     """
     first = median(times[0] for times in rounds)
-    results = [_times([times[0] for times in rounds], numbers[0] * len(rounds))]
+    results = [times_of([times[0] for times in rounds], numbers[0] * len(rounds))]
     for index, number in enumerate(numbers[1:], start=1):
-        ratio = _times([times[index] / times[0] for times in rounds], number * len(rounds))
+        ratio = times_of([times[index] / times[0] for times in rounds], number * len(rounds))
         fastest = min(times[index] for times in rounds)
         results.append(Times(first * ratio.median, fastest, ratio.spread, ratio.runs))
     return results
-
-
-def _times(samples: list[float], runs: int) -> Times:
-    middle = median(samples)
-    lower, _, upper = quantiles(samples, n=4) if len(samples) > 1 else (middle,) * 3
-    return Times(middle, min(samples), (upper - lower) / middle if middle > 0 else 0.0, runs)
 
 
 def _failed(status: Status, error: Exception) -> Failed:
