@@ -37,7 +37,7 @@ def main() -> None:
     shape = ("--input-shape", "bytes:1,2048")
     with tempfile.TemporaryDirectory() as folder:
         log, library = f"{folder}/magika.jsonl", f"{folder}/magika.so"
-        command("tune", str(MODEL), *shape, "--log", log, "--trials", "24")
+        command("tune", str(MODEL), *shape, "--log", log, "--trials", "150")
         command("compile", str(MODEL), *shape, "--log", log, "-o", library)
         model = tcomp.load(library)
         for name in names:

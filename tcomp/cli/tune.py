@@ -196,11 +196,11 @@ class _Text:
 
     def _model(self, event: ModelDone) -> None:
         self._line(
-            f"whole model: {event.seconds * 1e3:.2f} ms with {event.tuned} tuned kernels, "
+            f"whole model: {event.seconds * 1e3:.2f} ms with {event.tuned} tuned kernel{'s' * (event.tuned != 1)}, "
             f"{event.default * 1e3:.2f} ms with none"
         )
         if event.lost:
-            self._line(f"    no faster there than the default, which comes back: {', '.join(event.lost)}")
+            self._line(f"    no faster there than with its default and taken back: {', '.join(event.lost)}")
 
     def _line(self, text: str) -> None:
         print(f"\r\x1b[K{text}" if self._live else text, file=self._stream, flush=True)
