@@ -195,10 +195,9 @@ class _Text:
             )
 
     def _model(self, event: ModelDone) -> None:
-        self._line(
-            f"whole model: {event.seconds * 1e3:.2f} ms with {event.tuned} tuned kernel{'s' * (event.tuned != 1)}, "
-            f"{event.default * 1e3:.2f} ms with none"
-        )
+        kernels = f"{event.tuned} tuned kernel{'s' * (event.tuned != 1)}"
+        seconds, default = event.seconds * 1e3, event.default * 1e3
+        self._line(f"whole model: {seconds:.2f} ms with {kernels}, {default:.2f} ms with none")
         if event.lost:
             self._line(f"    no faster there than with its default and taken back: {', '.join(event.lost)}")
 
