@@ -102,15 +102,14 @@ def _by_kernel(program: Program, seconds: list[float]) -> dict[str, list[float]]
 def _winners(graph: Graph, target: Target, log: Path, threads: int) -> dict[str, Record]:
     """The records of kernels, by key, whose best config here was raced and is not the default."""
     records, device = Records.load([log]), device_name()
-    found = {k.key: records.best(k, target, threads, device) for k, _ in kernels(graph)}
-    return {
-        kernel.key: record
-        for kernel, _ in kernels(graph)
-        if (record := found[kernel.key]) is not None
-        and record.device == device
-        and record.phase != "trial"
-        and record.config_key != config_key(_default(kernel, target))
-    }
+    winners: dict[str, Record] = {}
+    for kernel, _ in kernels(graph):
+        record = records.best(kernel, target, threads, device)
+        if record is None or record.device != device or record.phase == "trial":
+            continue
+        if record.config_key != config_key(_default(kernel, target)):
+            winners[kernel.key] = record
+    return winners
 
 
 def _default(kernel: Kernel, target: Target) -> Config:
