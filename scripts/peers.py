@@ -131,14 +131,32 @@ def executorch(model: Path, inputs: Mapping[str, Any], threads: int) -> Run:
     return run
 
 
+def litert(model: Path, inputs: Mapping[str, Any], threads: int) -> Run:
+    """XNNPACK kernels under the interpreter that was TensorFlow Lite's."""
+    module = _torch_module(model, threads)
+    import litert_torch
+    import torch
+    from ai_edge_litert.interpreter import Interpreter
+
+    tensors = tuple(torch.from_numpy(a) for a in inputs.values())
+    path = Path(tempfile.mkdtemp()) / "model.tflite"
+    litert_torch.convert(module, tensors).export(str(path))
+    interpreter = Interpreter(model_path=str(path), num_threads=threads)
+    interpreter.allocate_tensors()
+    for place, array in zip(interpreter.get_input_details(), inputs.values(), strict=True):
+        interpreter.set_tensor(place["index"], array.astype(place["dtype"]))
+    return interpreter.invoke
+
+
 RUNTIMES: dict[str, Callable[[Path, Mapping[str, Any], int], Run]] = {
     **PEERS,
     "torch_compile": torch_compile,
     "ncnn": ncnn,
     "executorch": executorch,
+    "litert": litert,
     "tcomp": tcomp,
 }
-DISTRIBUTIONS = {"openvino_bf16": "openvino", "torch_compile": "torch"}
+DISTRIBUTIONS = {"openvino_bf16": "openvino", "torch_compile": "torch", "litert": "ai-edge-litert"}
 """Where the package on PyPI has another name than the runtime here."""
 
 
