@@ -12,7 +12,6 @@ from tcomp.errors import TargetError
 from tcomp.target.host import host_target
 from tcomp.target.target import TARGETS, Target
 
-_LLVM_LLVM_KEYS = ("mcpu", "mattr", "mtriple")
 _LLVM_KEYS = ("mcpu", "mattr", "mtriple")
 _COUNTS = ("cores", "vector_bits", "vector_registers", "fma_ports")
 _ALLOWED = {"vector_bits": (128, 256, 512), "vector_registers": (16, 32)}
