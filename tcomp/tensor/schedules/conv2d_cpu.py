@@ -37,6 +37,8 @@ OPERATORS = ("conv1d", "conv2d", "conv3d")
 MAX_TILE_PIXELS = 28
 MAX_OC_BLOCKS = 8
 PREFETCH_STEPS = (0, 4, 8, 16, 32, 64)
+_FAR_CHANNELS = 1.1
+"""Times as long where the channels that follow each other in the reduction lie a whole image apart."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,8 @@ class Conv2dDirect(Template):
 
     def estimate(self, kernel: Kernel, target: Target) -> float:
         conv = _convolution(kernel, target)
-        return min(_cycles(conv, tile, target) for tile in _tiles(conv, target))
+        cycles = conv.batch * min(_cycles(conv, tile, target) for tile in _tiles(conv, target))
+        return cycles * (_FAR_CHANNELS if conv.in_block == 1 else 1.0)
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         """1. Pack weights and pad the input where necessary. 2. One nest over register tiles."""
@@ -165,7 +168,7 @@ def _tiles(conv: Convolution, target: Target) -> Iterator[_Tile]:
 
 
 def _cycles(conv: Convolution, tile: _Tile, target: Target) -> float:
-    """Estimated cycles of the whole convolution.
+    """Estimated cycles of the convolution of one image.
 
     A step is bound by FMA ports, FMA latency or load ports. Every load, every instruction and every line of
     weights from beyond the first-level cache costs a little more, though out of order and prefetched: where

@@ -44,6 +44,8 @@ from tcomp.tvm_api import tirx
 CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
 _CHANNELS = (1, 2, 3, 4, 6, 7, 8, 10, 12, 14, 16)
 _VECTORS = (1, 2, 3, 4)
+_OVERLAPPED_STEPS = 16
+"""Sums of so few steps are short enough for the CPU to begin the next tile before they are done."""
 _Body = Callable[[Sequence[Expression]], Statement]
 
 
@@ -65,6 +67,11 @@ class _Sums:
     strides: tuple[int, ...]
     dilation: tuple[int, ...]
 
+    @property
+    def steps(self) -> int:
+        """Products that are added up."""
+        return self.in_channels * prod(self.taps)
+
 
 class ConvPlain(Template):
     """Steps: copy what must be padded or gathered; sum up register tiles; finish each with the epilogue."""
@@ -82,7 +89,7 @@ class ConvPlain(Template):
         sums = _sums_of(kernel)
         wide = accumulator_dtype(sums.dtype)
         tiles = list(plain_tiles(sums.out_channels, sums.size[-1], target, wide))
-        best = min(tiles, key=lambda tile: (_cycles(sums, *tile, target), tile))
+        best = _best_tile(sums, target)
 
         def reason(config: Config) -> str | None:
             channels, vectors = int(config["channels"]), int(config["vectors"])
@@ -98,6 +105,14 @@ class ConvPlain(Template):
             ),
             reason,
         )
+
+    def estimate(self, kernel: Kernel, target: Target) -> float:
+        """Of the copy of the input and of all rows, whose sums overlap when they are short."""
+        assert kernel.anchor is not None
+        sums, conv = _sums_of(kernel), Convolution.of(kernel.anchor)
+        latency = FMA_LATENCY if sums.steps > _OVERLAPPED_STEPS else 0
+        row = _cycles(sums, *_best_tile(sums, target), target, latency)
+        return sums.batch * sums.groups * prod(sums.size[:-1]) * row + _copy_cycles(conv, target)
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         assert kernel.anchor is not None
@@ -141,7 +156,13 @@ def _row_tile(sums: _Sums, vectors: int, target: Target) -> int:
     return lanes * max(1, min(vectors, sums.size[-1] // lanes))
 
 
-def _cycles(sums: _Sums, channels: int, vectors: int, target: Target) -> float:
+def _best_tile(sums: _Sums, target: Target) -> tuple[int, int]:
+    """The default register tile: output channels by vectors."""
+    tiles = plain_tiles(sums.out_channels, sums.size[-1], target, accumulator_dtype(sums.dtype))
+    return min(tiles, key=lambda tile: (_cycles(sums, *tile, target), tile))
+
+
+def _cycles(sums: _Sums, channels: int, vectors: int, target: Target, latency: float = FMA_LATENCY) -> float:
     """Estimated cycles of a whole row of one group: FMA ports, latency, loads, and a little for every
     instruction."""
     lanes = target.lanes(accumulator_dtype(sums.dtype))
@@ -149,13 +170,27 @@ def _cycles(sums: _Sums, channels: int, vectors: int, target: Target) -> float:
     used = max(1, width // lanes)
 
     def one_tile(rows: int) -> float:
-        step = max(rows * used / target.fma_ports, FMA_LATENCY, (rows + used) / LOAD_PORTS)
+        step = max(rows * used / target.fma_ports, latency, (rows + used) / LOAD_PORTS)
         step += 0.1 * (rows * used + rows + used)
-        return steps * step + 2 * rows * used + 20 if rows else 0.0
+        return sums.steps * step + 2 * rows * used + 20 if rows else 0.0
 
-    steps = sums.in_channels * prod(sums.taps)
     tiles, rest = divmod(sums.out_channels, min(channels, sums.out_channels))
     return (tiles * one_tile(channels) + one_tile(rest)) * -(-sums.size[-1] // width)
+
+
+def _copy_cycles(conv: Convolution, target: Target) -> float:
+    """Estimated cycles of the copy of the input that precedes the sums; see `_plain`."""
+    elements = conv.batch * conv.in_channels * prod(conv.needed)
+    if _gathers(conv):
+        return 2.0 * elements
+    if conv.needed == conv.in_size and not conv.is_padded:
+        return 0.0
+    return 3.0 * elements / target.lanes(conv.dtype)
+
+
+def _gathers(conv: Convolution) -> bool:
+    """Whether pixels that a vector reads do not lie side by side, so that the input is rearranged."""
+    return conv.strides[-1] > 1 or conv.in_block > 1
 
 
 def _tile(sums: _Sums, channels: int, vectors: int, target: Target) -> RegisterTile:
@@ -193,7 +228,7 @@ def _reduction(conv: Convolution, sums: _Sums, data: Buffer, weights: Buffer, sp
 
 def _plain(kernel: Kernel, node: Node, tile: RegisterTile, target: Target) -> Scheduled:
     conv, sums, anchored = Convolution.of(node), _sums_of(kernel), Anchored(kernel)
-    lanes, split_rows = target.lanes(conv.accumulator), conv.strides[-1] > 1 or conv.in_block > 1
+    lanes, split_rows = target.lanes(conv.accumulator), _gathers(conv)
     if split_rows:
         copies, data = _gather(anchored, conv, lanes)
     else:

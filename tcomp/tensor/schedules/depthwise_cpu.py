@@ -8,7 +8,7 @@ left and right border are written out apart, without the taps that lie outside.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import gcd
+from math import gcd, prod
 
 import numpy as np
 
@@ -62,6 +62,13 @@ class DepthwiseCpu(Template):
         longest = widths[-1] if conv.out_size[-1] <= 2 * widths[-1] else min(widths[-1], 8)
         fewest = -(-conv.out_size[-1] // longest)
         return Space((Ordered("tile_width", widths, -(-conv.out_size[-1] // fewest)),))
+
+    def estimate(self, kernel: Kernel, target: Target) -> float:
+        """Products at the rate of the ports; each vector costs a little more for what is around them."""
+        conv = _convolution(kernel)
+        vectors = conv.out_block // gcd(conv.out_block, target.lanes(conv.accumulator))
+        pixels = conv.batch * conv.out_blocks * vectors * prod(conv.out_size)
+        return pixels * (prod(conv.kernel) / target.fma_ports + 1.5)
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         """One nest over rows of output pixels; threads share the rows."""

@@ -88,6 +88,18 @@ class PoolCpu(Template):
     def space(self, kernel: Kernel, target: Target) -> Space:
         return Space((Ordered("tile", (1, 2, 4, 8, 16), 4),))
 
+    def estimate(self, kernel: Kernel, target: Target) -> float:
+        """A tap of a vector of channels is a load and an operation; vectors of pixels also cost what begins
+        and ends a row, and gather their elements where there are strides."""
+        node = kernel.anchor
+        assert node is not None
+        taps = prod(axis.kernel for axis in _window(node))
+        lanes, shape = target.lanes(accumulator_dtype(node.output.dtype)), node.output.type.static_shape
+        if channel_block(text(node.attrs, "data_layout")) is not None:
+            return prod(shape[:-1]) * -(-shape[-1] // lanes) * (0.6 * taps + 1)
+        vector = 1.0 if _window(node)[-1].stride == 1 else 2.2
+        return prod(shape[:-1]) * taps * (1.5 + vector * shape[-1] / lanes)
+
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         return _PoolNest(kernel, target, int(config["tile"])).scheduled()
 
