@@ -1,7 +1,8 @@
 """What a pass is, and how a pipeline of passes is written as text.
 
-A pass is a frozen dataclass; its fields are its options. On the command line `fuse-ops{max-depth=8},simplify`
-names two passes, the first with an option; dashes there are underscores here.
+A pass is a frozen dataclass; its fields are its options, a target being written by its tag. On the command
+line `fuse-ops{max-depth=8},simplify` names two passes, the first with an option; dashes there are underscores
+here.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from tcomp.registry import Registry
 from tcomp.relay.graph import Graph
 from tcomp.relay.rewrite import keep_output_names
 from tcomp.relay.verify import verify
+from tcomp.target.parse import parse_target
+from tcomp.target.target import Target
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,8 @@ def _value(name: str, pass_type: type[Pass], option: str, text: str) -> object:
     default = getattr(pass_type, option)
     if isinstance(default, str):
         return text
+    if isinstance(default, Target):
+        return parse_target(text)
     literal = {"true": "True", "false": "False"}.get(text, text)
     try:
         value: object = ast.literal_eval(literal)
@@ -123,11 +128,15 @@ def _value(name: str, pass_type: type[Pass], option: str, text: str) -> object:
 
 def _pass_text(item: Pass) -> str:
     changed = [
-        f"{f.name.replace('_', '-')}={str(getattr(item, f.name)).lower()}"
+        f"{f.name.replace('_', '-')}={_option_text(getattr(item, f.name))}"
         for f in fields(item)
         if getattr(item, f.name) != f.default
     ]
     return item.name + (f"{{{' '.join(changed)}}}" if changed else "")
+
+
+def _option_text(value: object) -> str:
+    return value.name if isinstance(value, Target) else str(value).lower()
 
 
 def _check_interface(before: Graph, after: Graph) -> None:

@@ -56,7 +56,7 @@ def default_passes(target: Target, precision: Precision = "exact") -> tuple[Pass
         FoldConstants(),
         CommonSubexpressions(),
         FlushSubnormals(),
-        BlockChannels(block=target.lanes("float32")),
+        BlockChannels.for_isa(target),
         CommonSubexpressions(),
         FuseOps(),
         *([] if dtype is None else [LowerPrecision(dtype)]),

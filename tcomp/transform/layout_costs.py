@@ -1,0 +1,111 @@
+"""What layouts cost: estimated cycles of one operator, or of a change of layout.
+
+Convolutions and pools have the estimates of their templates. What only moves elements is counted by its
+bytes. A cycle is one in which each of the target's ports starts a product of whole vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tcomp.relay.attributes import integer, integers
+from tcomp.relay.builder import make_node
+from tcomp.relay.graph import Attr, Graph, Node, Value
+from tcomp.relay.layouts import channel_block, layout_shape
+from tcomp.relay.types import TensorType
+from tcomp.target.target import Target
+from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.template import template_for
+
+BYTES_PER_CYCLE = 16.0
+"""Read and written by kernels that only move or map elements, from the second-level or last-level cache."""
+KERNEL_CYCLES = 300.0
+"""Of calling one more kernel."""
+_DOUBT = 1.1
+"""Estimates are off by about a tenth: a convolution must be better by more than that in plain layout, or with
+blocks that do not fill a vector."""
+
+
+def stored(type_: TensorType, layout: str) -> TensorType:
+    """The type in which `layout` stores a plain tensor of type `type_`."""
+    batch, channels, *spatial = type_.shape
+    return type_.with_shape(layout_shape(batch, channels, tuple(spatial), layout))
+
+
+class LayoutCosts:
+    """Estimates for one target. Equal kernels are estimated once."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._known: dict[tuple[object, ...], float] = {}
+
+    def convolution(self, node: Node, source: str, result: str) -> float:
+        """Of a plain `conv2d` node that reads layout `source` and writes `result`."""
+        x, weight = (v.type for v in node.inputs)
+        attrs = {**node.attrs, "data_layout": source, "out_layout": result}
+        cycles = self._anchor(node.op, [stored(x, source), weight], attrs, constants=frozenset({1}))
+        usual = (channel_block(result) or 1) % self._target.lanes(node.output.dtype) == 0
+        return cycles if usual else _DOUBT * cycles
+
+    def pool(self, node: Node, layout: str) -> float:
+        """Of a plain pool whose input and output have `layout`."""
+        attrs = {**node.attrs, "data_layout": layout}
+        return self._anchor(node.op, [stored(node.inputs[0].type, layout)], attrs)
+
+    def elementwise(self, node: Node, layout: str) -> float:
+        """Of writing the result: most elementwise operators are fused with what makes their operand."""
+        return stored(node.output.type, layout).nbytes / BYTES_PER_CYCLE
+
+    def reading(self, node: Node, layout: str) -> float:
+        """Of an operator that reads its first operand in `layout` once."""
+        return stored(node.inputs[0].type, layout).nbytes / BYTES_PER_CYCLE
+
+    def concat(self, node: Node, layout: str) -> float:
+        """Of a concatenation along the channels: parts that begin with a block are written in place."""
+        block, batch = channel_block(layout) or 1, node.output.type.static_shape[0]
+        whole = all(v.type.static_shape[1] % block == 0 for v in node.inputs)
+        if whole and batch == 1:
+            return 0.0
+        nbytes = sum(stored(v.type, layout).nbytes for v in (*node.inputs, node.output))
+        return KERNEL_CYCLES + nbytes / BYTES_PER_CYCLE
+
+    def transform(self, type_: TensorType, source: str, result: str) -> float:
+        """Of changing the layout of a tensor whose plain type is `type_`."""
+        if source == result or is_view(type_, source, result):
+            return 0.0
+        nbytes = stored(type_, source).nbytes + stored(type_, result).nbytes
+        return KERNEL_CYCLES + nbytes / BYTES_PER_CYCLE
+
+    def _anchor(
+        self,
+        op: str,
+        types: Sequence[TensorType],
+        attrs: dict[str, Attr],
+        constants: frozenset[int] = frozenset(),
+    ) -> float:
+        key = (op, *types, *attrs.items())
+        if key not in self._known:
+            operands = [Value(t) for t in types]
+            node = make_node(op, operands, attrs, "")
+            kernel = Kernel(Graph(tuple(operands), (node,), node.outputs), constants)
+            template = template_for(kernel, self._target)
+            self._known[key] = template.estimate(kernel, self._target)
+        return self._known[key]
+
+
+def is_view(type_: TensorType, source: str, result: str) -> bool:
+    """Whether two layouts of a plain tensor hold the same bytes: single pixels in whole blocks."""
+    _, channels, *spatial = type_.static_shape
+    blocks = (channel_block(source) or 1, channel_block(result) or 1)
+    return all(d == 1 for d in spatial) and all(channels % b == 0 for b in blocks)
+
+
+def is_depthwise(node: Node) -> bool:
+    """Whether every output channel of a convolution reads the one input channel of its own number."""
+    outputs, group_inputs = node.inputs[1].type.static_shape[:2]
+    return 1 < integer(node.attrs, "groups") == group_inputs * integer(node.attrs, "groups") == outputs
+
+
+def reduces_pixels(node: Node) -> bool:
+    """Whether a reduction leaves every channel one element an axis that it reduces, none of them channels."""
+    return bool(node.attrs["keepdims"]) and set(integers(node.attrs, "axes")) <= {2, 3}
