@@ -34,6 +34,7 @@ def facts(target: Target) -> str:
         "llvm": " ".join(f"{k}={v}" for k, v in target.llvm.items()),
         "vectors": f"{target.vector_registers} registers of {target.vector_bits} bits",
         "FMA ports": str(target.fma_ports),
+        "fast": f"products in {target.fast_dtype or 'float32'}",
         "caches": f"L1 {l1}, L2 {l2}, L3 {l3}",
         "cores": str(target.cores),
         "features": " ".join(sorted(target.features)),

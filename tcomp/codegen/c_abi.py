@@ -14,6 +14,7 @@ from typing import Any
 from tcomp.errors import BuildError
 from tcomp.target.host import CPUINFO_NAMES
 from tcomp.target.target import Target
+from tcomp.tensor.bfloat16 import with_instructions
 from tcomp.tvm_api import PrimFunc, s_tir, structural_map, structural_walk, tirx, tvm
 
 STACK_BYTES = 16 * 1024
@@ -85,7 +86,7 @@ def build(functions: Mapping[str, PrimFunc], target: Target, packed: str | None 
     module: dict[Any, PrimFunc] = {}
     for symbol, function in functions.items():
         variable = tvm.ir.GlobalVar(symbol)
-        module[variable] = to_c_abi(function, None if packed else symbol)
+        module[variable] = to_c_abi(with_instructions(function, target), None if packed else symbol)
         if packed is not None:
             module[tvm.ir.GlobalVar(packed)] = packed_entry(function, variable, packed)
     try:

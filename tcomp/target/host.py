@@ -68,14 +68,16 @@ def host_target(cpuinfo: Path = Path("/proc/cpuinfo"), caches: Path | None = Non
     added = sorted(_16_BIT & cpu.features) if base is level else []
     switches = [*(f"-{name}" for name in hidden), *(f"+{name}" for name in added)]
     attributes = [*base.llvm.get("mattr", ()), *switches]
-    return replace(
+    found = replace(
         base,
         llvm={**base.llvm, **({"mattr": attributes} if attributes else {})},
         cache_bytes=_cache_bytes(caches or Path("/sys/devices/system/cpu/cpu0/cache"), base, level),
         cores=len(os.sched_getaffinity(0)),
+        fast_dtype="float16" if base is level else base.fast_dtype,
         features=cpu.features,
         description=cpu.name or base.description,
     )
+    return found.available()
 
 
 def missing_features(target: Target) -> list[str]:

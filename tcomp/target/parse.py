@@ -10,12 +10,12 @@ from typing import Any, cast
 
 from tcomp.errors import TargetError
 from tcomp.target.host import host_target
-from tcomp.target.target import TARGETS, Target
+from tcomp.target.target import PRODUCT_FEATURES, TARGETS, Target
 
 _LLVM_KEYS = ("mcpu", "mattr", "mtriple")
 _COUNTS = ("cores", "vector_bits", "vector_registers", "fma_ports")
 _ALLOWED = {"vector_bits": (128, 256, 512), "vector_registers": (16, 32)}
-_KEYS = ("tag", "kind", "name", *_LLVM_KEYS, *_COUNTS, "cache_bytes", "features")
+_KEYS = ("tag", "kind", "name", *_LLVM_KEYS, *_COUNTS, "cache_bytes", "features", "fast_dtype")
 
 
 def parse_target(text: str) -> Target:
@@ -67,7 +67,21 @@ def _from_json(text: str) -> Target:
         changes["cache_bytes"] = _caches(facts["cache_bytes"])
     if "features" in facts:
         changes["features"] = frozenset(_strings("features", facts["features"]))
-    return replace(base, name=str(facts.get("name", base.name)), llvm=llvm, **changes)
+    target = replace(base, name=str(facts.get("name", base.name)), llvm=llvm, **changes)
+    return _with_fast_dtype(target, facts["fast_dtype"]) if "fast_dtype" in facts else target.available()
+
+
+def _with_fast_dtype(target: Target, value: object) -> Target:
+    """`target` with this `fast_dtype`, which for float16 needs the instructions."""
+    if value is not None and value not in PRODUCT_FEATURES:
+        known = ", ".join(f'"{name}"' for name in PRODUCT_FEATURES)
+        raise TargetError(f"target key `fast_dtype` is {value!r}; it must be one of {known}, null")
+    found = replace(target, fast_dtype=value)
+    if value == "float16" and found.available() != found:
+        raise TargetError(
+            f"target key `fast_dtype` is 'float16', but `{target.name}` lacks avx512fp16 in `features`"
+        )
+    return found
 
 
 def _base(facts: Mapping[str, Any]) -> Target:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tcomp.registry import Registry
 from tcomp.relay.types import numpy_dtype
+
+PRODUCT_FEATURES: Mapping[str, str] = {"float16": "avx512fp16", "bfloat16": "avx512bf16"}
+"""16-bit types and the CPU feature, by LLVM's name, that multiplies pairs of them."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,14 @@ class Target:
     cache_bytes: tuple[int, int, int]
     cores: int = 1
     fma_ports: int = 2
+    """Multiply-adds of whole vectors that start in one cycle."""
+    fast_dtype: str | None = None
+    """The 16-bit type whose products run faster than float32 ones; None when there is none.
+
+    It is a fact of the core, not of its features: AMD's execute `vdpbf16ps` at twice the rate of float32
+    products, Intel's at half. A target may name bfloat16 without the feature: kernels then compute the same
+    sums by float32 instructions.
+    """
     features: frozenset[str] = frozenset()
     description: str = ""
 
@@ -37,10 +48,10 @@ class Target:
         """Whether code for this target may use a CPU feature, by LLVM's name."""
         return feature in self.features and f"-{feature}" not in self.llvm.get("mattr", ())
 
-    @property
-    def fast_dtype(self) -> str | None:
-        """The 16-bit type whose products run faster than float32 ones; None when there is none."""
-        return "float16" if self.has("avx512fp16") else None
+    def available(self) -> Target:
+        """This target without a `fast_dtype` whose instructions it lacks or has switched off."""
+        lacks = self.fast_dtype is not None and not self.has(PRODUCT_FEATURES[self.fast_dtype])
+        return replace(self, fast_dtype=None) if lacks else self
 
     def lanes(self, dtype: str = "float32") -> int:
         """Elements of `dtype` in one vector register."""

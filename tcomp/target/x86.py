@@ -40,12 +40,14 @@ for _target in (_V3, _V4):
     TARGETS.register(_target.name, _target)
 
 _16_BIT = {
-    "sapphirerapids": ("avx512bf16", "avx512fp16"),
-    "emeraldrapids": ("avx512bf16", "avx512fp16"),
-    "znver4": ("avx512bf16",),
-    "znver5": ("avx512bf16",),
+    "sapphirerapids": ("float16", ("avx512bf16", "avx512fp16")),
+    "emeraldrapids": ("float16", ("avx512bf16", "avx512fp16")),
+    "znver4": ("bfloat16", ("avx512bf16",)),
+    "znver5": ("bfloat16", ("avx512bf16",)),
 }
-"""Features of 16-bit floating-point arithmetic beyond those of the level."""
+"""The 16-bit type that is multiplied faster than float32, and the features beyond those of the level."""
+_FMA_PORTS = {"znver4": 1}
+"""Where they are not two: Zen 4 puts a vector of 512 bits through both of its pipes of 256."""
 
 _CORES = {
     "haswell": (_V3, (32 * KIB, 256 * KIB, 2 * MIB), "Intel Core 4th generation"),
@@ -59,6 +61,7 @@ _CORES = {
     "znver5": (_V4, (48 * KIB, 1 * MIB, 4 * MIB), "AMD Zen 5"),
 }
 for _name, (_level, _caches, _description) in _CORES.items():
+    _fast_dtype, _features = _16_BIT.get(_name, (None, ()))
     TARGETS.register(
         _name,
         replace(
@@ -66,7 +69,9 @@ for _name, (_level, _caches, _description) in _CORES.items():
             name=_name,
             llvm={**_level.llvm, "mcpu": _name},
             cache_bytes=_caches,
-            features=_level.features | frozenset(_16_BIT.get(_name, ())),
+            fma_ports=_FMA_PORTS.get(_name, _level.fma_ports),
+            fast_dtype=_fast_dtype,
+            features=_level.features | frozenset(_features),
             description=_description,
         ),
     )

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from math import inf, log, nan, pi
 from typing import Any
 
+from tcomp.tensor import bfloat16
+from tcomp.tensor.intrinsics import dtype_of
 from tcomp.tvm_api import tirx, tvm
 
 Expression = Any
@@ -20,13 +22,8 @@ _MAGIC_BITS = 0x4B400000
 _LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
 
 
-def dtype_of(x: Expression) -> str:
-    """The element type of an expression, with its lanes: `float32`, `float32x16`."""
-    return str(x.ty.dtype)
-
-
 def convert(x: Expression, dtype: str) -> Expression:
-    """x as `dtype`; bfloat16 is widened and rounded (to nearest even) by integer operations on its bits."""
+    """x as `dtype`; bfloat16 is widened by a shift of its bits, and rounded to nearest even."""
     source = dtype_of(x)
     if source == "bfloat16" and dtype != "bfloat16":
         bits = tirx.reinterpret("uint16", x).astype("uint32")
@@ -34,12 +31,7 @@ def convert(x: Expression, dtype: str) -> Expression:
         return wide.astype(dtype)
     if dtype != "bfloat16" or source == dtype:
         return x.astype(dtype)
-    x = x.astype("float32")
-    bits, sixteen = tirx.reinterpret("uint32", x), tirx.const(16, "uint32")
-    odd = tirx.bitwise_and(tirx.shift_right(bits, sixteen), tirx.const(1, "uint32"))
-    rounded = tirx.shift_right(bits + odd + tirx.const(0x7FFF, "uint32"), sixteen)
-    quiet = tirx.const(0x7FC0, "uint32")
-    return tirx.reinterpret("bfloat16", tirx.Select(is_nan(x), quiet, rounded).astype("uint16"))
+    return tirx.reinterpret("bfloat16", bfloat16.rounded(x.astype("float32")))
 
 
 def exp(x: Expression) -> Expression:

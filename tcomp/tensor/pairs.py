@@ -2,9 +2,9 @@
 
 A matrix [M, K] of 16-bit elements is a matrix [M, K / 2] of pairs, each one `uint32` with the earlier
 element in its low half. A kernel over pairs looks as one over float32: a scalar of the left operand is
-broadcast, a vector of the right one loaded, and one instruction multiplies and adds. Here are the
-instructions; they stay calls of one intrinsic each as long as schedules work on them, and become LLVM's
-vector code when TVM lowers intrinsics.
+broadcast, a vector of the right one loaded, and one instruction multiplies and adds. `PairSums` says which.
+
+bfloat16 (AVX512-BF16): `vdpbf16ps` adds both products to a float32 sum. See `tcomp.tensor.bfloat16`.
 
 float16 (AVX512-FP16): `vfmadd231ph` adds into a pair of float16 sums. Float16 carries 11 bits, so such short
 sums take up few products and are then added to float32 sums. With `MOST_STEPS` products a half, their
@@ -14,45 +14,50 @@ rounding adds an error of the size of bfloat16's rounding of the operands, measu
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from tcomp.relay.types import Array
 from tcomp.target.target import Target
-from tcomp.tensor.math import dtype_of
+from tcomp.tensor import bfloat16
+from tcomp.tensor.intrinsics import Expression, call, dtype_of, lanes_of, register, spread, vector
 from tcomp.tensor.register_tile import ShortSums
-from tcomp.tvm_api import tirx, tvm
+from tcomp.tvm_api import tirx
 
-Expression = Any
 PAIR = "uint32"
 """The element type of a pair."""
 MOST_STEPS = 96
 """Products that one half of a pair of float16 sums takes up before it is added to the float32 sum."""
 
 
+@dataclass(frozen=True)
+class PairSums:
+    """How products of pairs of one 16-bit type are summed.
+
+    `multiply_add(total, left, right)` adds both products of a step; `short` says what it adds them to, where
+    that is not float32.
+    """
+
+    multiply_add: Callable[[Expression, Expression, Expression], Expression]
+    short: ShortSums | None = None
+
+
 def multiplies_pairs(target: Target, dtype: str) -> bool:
-    """Whether `target` multiplies and adds pairs of `dtype` at full vector width."""
-    return dtype == "float16" and target.has("avx512fp16")
+    """Whether `target` multiplies pairs of `dtype` faster than float32."""
+    return dtype == target.fast_dtype
 
 
-def multiply_add(total: Expression, left: Expression, right: Expression) -> Expression:
-    """`total + left * right` in both halves of float16 pairs, rounded once."""
-    return _call("half_multiply_add", PAIR, total, left, right)
-
-
-def widened_sum(pair: Expression) -> Expression:
-    """The sum of both halves of a float16 pair as float32."""
-    return _call("half_widened_sum", "float32", pair)
-
-
-def short_sums() -> ShortSums:
-    """Sums of a reduction by `multiply_add`."""
-    return ShortSums(PAIR, tirx.const(0, PAIR), widened_sum, MOST_STEPS)
+def pair_sums(dtype: str) -> PairSums:
+    """The sums of a 16-bit type."""
+    if dtype == "bfloat16":
+        return PairSums(bfloat16.multiply_add)
+    return PairSums(_half_multiply_add, ShortSums(PAIR, tirx.const(0, PAIR), _half_widened_sum, MOST_STEPS))
 
 
 def joined(low: Expression, high: Expression) -> Expression:
-    """Two float16 elements as a pair."""
+    """Two 16-bit elements as a pair."""
     parts = [tirx.reinterpret("uint16", x).astype(PAIR) for x in (low, high)]
     return tirx.bitwise_or(parts[0], tirx.shift_left(parts[1], tirx.const(16, PAIR)))
 
@@ -73,20 +78,18 @@ def pack_pairs(array: Array) -> Array:
     return np.asarray(low | (high << np.uint32(16)))
 
 
-def _call(name: str, dtype: str, *operands: Expression) -> Expression:
-    return tvm.ir.Call(f"tirx.{name}", list(operands), ret_ty=dtype)
+def _half_multiply_add(total: Expression, left: Expression, right: Expression) -> Expression:
+    """`total + left * right` in both halves of float16 pairs, rounded once."""
+    return call("half_multiply_add", PAIR, total, left, right)
 
 
-def _lanes(expression: Expression) -> int:
-    return int(tvm.runtime.DataType(dtype_of(expression)).lanes)
-
-
-def _vector(dtype: str, lanes: int) -> str:
-    return dtype if lanes == 1 else f"{dtype}x{lanes}"
+def _half_widened_sum(pair: Expression) -> Expression:
+    """The sum of both halves of a float16 pair as float32."""
+    return call("half_widened_sum", "float32", pair)
 
 
 def _halves(pair: Expression) -> Expression:
-    return tirx.reinterpret(_vector("float16", 2 * _lanes(pair)), pair)
+    return tirx.reinterpret(vector("float16", 2 * lanes_of(pair)), pair)
 
 
 def _lower_multiply_add(operands: Sequence[Expression]) -> Expression:
@@ -98,24 +101,12 @@ def _lower_multiply_add(operands: Sequence[Expression]) -> Expression:
 
 def _lower_widened_sum(operands: Sequence[Expression]) -> Expression:
     (pair,) = operands
-    lanes, sixteen = _lanes(pair), tirx.const(16, PAIR)
-    shift = sixteen if lanes == 1 else tirx.Broadcast(sixteen, lanes)
+    lanes = lanes_of(pair)
+    shift = spread(tirx.const(16, PAIR), lanes)
     total = tirx.reinterpret(dtype_of(pair), _halves(pair) + _halves(tirx.shift_right(pair, shift)))
-    low = tirx.reinterpret(_vector("float16", lanes), total.astype(_vector("uint16", lanes)))
-    return low.astype(_vector("float32", lanes))
+    low = tirx.reinterpret(vector("float16", lanes), total.astype(vector("uint16", lanes)))
+    return low.astype(vector("float32", lanes))
 
 
-def _register(name: str, lower: Callable[[Sequence[Expression]], Expression]) -> None:
-    operator = f"tirx.{name}"
-    tvm.ir.register_op_attr(operator, "TCallEffectKind", tirx.expr.CallEffectKind.Pure.value, level=99)
-    tvm.ir.register_op_attr(operator, "TScriptPrinterName", name, level=99)
-    tvm.ir.register_op_attr(operator, "TVectorizable", True, level=99)
-
-    def rule(call: Any) -> Expression:
-        return lower(call.args)
-
-    tirx.register_intrin_lowering(operator, target="llvm", f=rule, level=99)
-
-
-_register("half_multiply_add", _lower_multiply_add)
-_register("half_widened_sum", _lower_widened_sum)
+register("half_multiply_add", _lower_multiply_add)
+register("half_widened_sum", _lower_widened_sum)

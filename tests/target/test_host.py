@@ -53,6 +53,26 @@ def test_recognises(tmp_path: Path, vendor: str, family: int, model: int, flags:
     assert (target.name, target.isa, target.family) == (name, isa, "cpu")
 
 
+@pytest.mark.parametrize(
+    ("vendor", "family", "model", "flags", "fast_dtype"),
+    [
+        ("AuthenticAMD", 0x19, 0x11, "avx512_bf16", "bfloat16"),
+        ("AuthenticAMD", 0x19, 0x61, "avx512_bf16", "bfloat16"),
+        ("AuthenticAMD", 0x19, 0xA0, "avx512_bf16", "bfloat16"),
+        ("AuthenticAMD", 0x1A, 0x02, "avx512_bf16", "bfloat16"),
+        ("AuthenticAMD", 0x19, 0x11, "", None),
+        ("GenuineIntel", 6, 143, "avx512_bf16 avx512_fp16", "float16"),
+        ("GenuineIntel", 6, 143, "avx512_bf16", None),
+        ("SomebodyElse", 1, 1, "avx512_bf16 avx512_fp16", "float16"),
+        ("SomebodyElse", 1, 1, "avx512_bf16", None),
+    ],
+)
+def test_fast_type(tmp_path: Path, vendor: str, family: int, model: int, flags: str, fast_dtype: str | None):
+    """AMD's cores multiply bfloat16 faster than float32, others slower; a hidden feature helps nobody."""
+    target = host_target(cpuinfo(tmp_path, vendor, family, model, f"{V4} {flags}"), tmp_path)
+    assert target.fast_dtype == fast_dtype
+
+
 def test_switches_hidden_features_off(tmp_path: Path):
     target = host_target(cpuinfo(tmp_path, "GenuineIntel", 6, 143, f"{V4} avx512_bf16"), tmp_path)
     assert "-amx-tile" in target.llvm["mattr"]

@@ -30,6 +30,26 @@ def test_json_changes_facts_of_its_base():
     assert target.isa == "x86-64-v4"
 
 
+@pytest.mark.parametrize(
+    ("text", "fast_dtype"),
+    [
+        ("znver3", None),
+        ("znver4", "bfloat16"),
+        ("znver5", "bfloat16"),
+        ("sapphirerapids", "float16"),
+        ("icelake-server", None),
+        ('{"tag": "znver4", "cores": 8}', "bfloat16"),
+        ('{"tag": "znver4", "mattr": ["-avx512bf16"]}', None),
+        ('{"tag": "sapphirerapids", "mattr": ["-avx512fp16"]}', None),
+        ('{"tag": "sapphirerapids", "fast_dtype": "bfloat16"}', "bfloat16"),
+        ('{"tag": "sapphirerapids", "fast_dtype": null}', None),
+        ('{"tag": "x86-64-v3", "fast_dtype": "bfloat16"}', "bfloat16"),
+    ],
+)
+def test_the_fast_type_is_a_fact_of_the_core(text: str, fast_dtype: str | None):
+    assert parse_target(text).fast_dtype == fast_dtype
+
+
 def test_json_with_only_an_mcpu():
     assert parse_target('{"kind": "llvm", "mcpu": "znver2"}') == TARGETS["znver2"]
 
@@ -51,6 +71,8 @@ def test_json_with_only_an_mcpu():
         ('{"vector_bits": 7}', "`vector_bits` is 7; it must be one of"),
         ('{"vector_registers": 1}', "`vector_registers` is 1; it must be one of"),
         ('{"tag": "znver4", "features": [3]}', "list of strings"),
+        ('{"tag": "znver4", "fast_dtype": "float8"}', "`fast_dtype` is 'float8'; it must be one of"),
+        ('{"tag": "x86-64-v3", "fast_dtype": "float16"}', "`x86-64-v3` lacks avx512fp16"),
     ],
 )
 def test_refuses(text: str, message: str):

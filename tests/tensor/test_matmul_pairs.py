@@ -1,56 +1,64 @@
-"""Products of float16 matrices in pairs, against float32 products of the same rounded operands."""
+"""Products of 16-bit matrices in pairs, against float32 products of the same rounded operands."""
 
 from __future__ import annotations
 
 import random
+import re
 
 import numpy as np
 import pytest
+from pair_types import HARDWARE, PAIR_TYPES, assert_near, runnable, without_instructions
+from test_matmul import hot_loop
 
-from tcomp.codegen.jit import KernelRunner, build_kernel
+from tcomp.codegen.jit import build_kernel
 from tcomp.relay.builder import GraphBuilder, make_node
 from tcomp.relay.evaluate import evaluate
 from tcomp.relay.graph import Attr, Value
-from tcomp.target.host import host_target
-from tcomp.target.target import TARGETS
+from tcomp.relay.types import numpy_dtype
+from tcomp.target.target import TARGETS, Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
 from tcomp.tensor.pairs import pack_pairs
 from tcomp.tensor.register_tile import cut
 from tcomp.tensor.template import template_for
 
-FP16 = TARGETS["sapphirerapids"]
-needs_fp16 = pytest.mark.skipif(not host_target().has("avx512fp16"), reason="this CPU has no AVX512-FP16")
-
 
 def matmul(
     a: tuple[int, ...], b: tuple[int, ...], *epilogue: str, constant: bool = True, **attrs: Attr
+) -> dict[str, Kernel]:
+    """A 16-bit product summed in float32, with operators after it, by type; `half` is a cast."""
+    return {d: _matmul(a, b, epilogue, constant, attrs, d) for d in ("float16", "bfloat16")}
+
+
+def _matmul(
+    a: tuple[int, ...],
+    b: tuple[int, ...],
+    epilogue: tuple[str, ...],
+    constant: bool,
+    attrs: dict[str, Attr],
+    dtype: str,
 ) -> Kernel:
-    """A float16 product summed in float32 with operators after it; `bias` is float32, `half` a cast."""
     builder = GraphBuilder()
-    operands = builder.input("a", a, "float16"), builder.input("b", b, "float16")
+    operands = builder.input("a", a, dtype), builder.input("b", b, dtype)
     result: Value = builder.add(make_node("matmul", operands, {"out_dtype": "float32", **attrs})).output
     for name in epilogue:
         if name == "bias":
             result = builder.op("add", result, builder.input(name, result.type.static_shape[-1:]))
         elif name == "half":
-            result = builder.op("cast", result, dtype="float16")
+            result = builder.op("cast", result, dtype=dtype)
         else:
             result = builder.op(name, result)
     return Kernel(builder.build(result), frozenset({1}) if constant else frozenset())
 
 
-def assert_matches(kernel: Kernel, config: Config | None = None) -> KernelRunner:
-    """Rounding in short float16 sums adds no more than bfloat16's rounding of the operands would."""
+def assert_matches(kernel: Kernel, target: Target, config: Config | None = None) -> None:
     generator = np.random.default_rng(0)
-    arrays = [generator.standard_normal(v.type.static_shape).astype(v.type.dtype) for v in kernel.body.inputs]
-    runner = build_kernel(kernel, host_target(), config)
-    (found,), (expected,) = runner(arrays), evaluate(kernel.body, arrays)
-    error = found.astype(np.float64) - expected.astype(np.float64)
-    scale = np.sqrt((expected.astype(np.float64) ** 2).mean())
-    assert np.sqrt((error**2).mean()) <= 2e-3 * scale
-    assert np.abs(error).max() <= 1.5e-2 * scale
-    return runner
+    arrays = [
+        generator.standard_normal(v.type.static_shape).astype(numpy_dtype(v.type.dtype))
+        for v in kernel.body.inputs
+    ]
+    (found,), (expected,) = build_kernel(kernel, target, config)(arrays), evaluate(kernel.body, arrays)
+    assert_near(found, expected, kernel.body.inputs[0].dtype)
 
 
 CASES = {
@@ -71,32 +79,50 @@ CASES = {
 }
 
 
-@needs_fp16
 @pytest.mark.parametrize("name", CASES)
-def test_products(name: str) -> None:
-    assert template_for(CASES[name], host_target()).name == "matmul_pairs_cpu"
-    assert_matches(CASES[name])
+@pytest.mark.parametrize("dtype", PAIR_TYPES)
+def test_products(dtype: str, name: str) -> None:
+    kernel, target = CASES[name][dtype], runnable(dtype)
+    assert template_for(kernel, target).name == "matmul_pairs_cpu"
+    assert_matches(kernel, target)
 
 
-@needs_fp16
 @pytest.mark.parametrize("seed", range(6))
-def test_random_configs(seed: int) -> None:
-    kernel = CASES["long depth" if seed % 2 else "tails"]
-    space = template_for(kernel, host_target()).space(kernel, host_target())
-    assert_matches(kernel, space.random(random.Random(seed)))
+@pytest.mark.parametrize("dtype", PAIR_TYPES)
+def test_random_configs(dtype: str, seed: int) -> None:
+    kernel, target = CASES["long depth" if seed % 2 else "tails"][dtype], runnable(dtype)
+    space = template_for(kernel, target).space(kernel, target)
+    assert_matches(kernel, target, space.random(random.Random(seed)))
 
 
-@needs_fp16
-def test_the_inner_loop_multiplies_whole_vectors() -> None:
-    source = build_kernel(CASES["bert"], FP16).source()
-    lines = [line for line in source.splitlines() if "vfmadd" in line and "ph" in line]
-    assert lines
-    assert all("zmm" in line for line in lines)
+def test_pairs_of_bfloat16_need_no_instructions() -> None:
+    assert_matches(CASES["bert"]["bfloat16"], without_instructions("bfloat16"))
 
 
-@pytest.mark.parametrize("tag", ["x86-64-v3", "x86-64-v4", "znver4"])
-def test_other_targets_take_another_template(tag: str) -> None:
-    assert template_for(CASES["tails"], TARGETS[tag]).name == "matmul_cpu"
+@pytest.mark.parametrize(("dtype", "instruction"), [("float16", "vfmadd231ph"), ("bfloat16", "vdpbf16ps")])
+def test_the_inner_loop_multiplies_whole_vectors(dtype: str, instruction: str) -> None:
+    kernel, target = CASES["bert"][dtype], TARGETS[HARDWARE[dtype]]
+    default = template_for(kernel, target).space(kernel, target).default
+    loop = hot_loop(build_kernel(kernel, target).source(), instruction)
+    products = [line for line in loop if line.startswith(instruction)]
+    sums = int(default["tile_rows"]) * int(default["tile_vectors"])
+    assert len(products) == sums * int(default["unroll"])
+    assert all("zmm" in line for line in products)
+    assert not [line for line in loop if re.search(r"\(%rsp", line) and "mm" in line]
+
+
+@pytest.mark.parametrize(
+    ("tag", "dtype"),
+    [
+        ("x86-64-v3", "float16"),
+        ("x86-64-v4", "bfloat16"),
+        ("znver4", "float16"),
+        ("sapphirerapids", "bfloat16"),
+        ("znver3", "bfloat16"),
+    ],
+)
+def test_other_targets_take_another_template(tag: str, dtype: str) -> None:
+    assert template_for(CASES["tails"][dtype], TARGETS[tag]).name == "matmul_cpu"
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from tcomp.tensor.epilogue import epilogue_fits, placeholder_index
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
 from tcomp.tensor.loops import CACHE_LINE, Buffer, Expression, Statement, loop_nest, prefetch
-from tcomp.tensor.pairs import as_pairs, multiplies_pairs, multiply_add, short_sums
+from tcomp.tensor.pairs import as_pairs, multiplies_pairs, pair_sums
 from tcomp.tensor.primitives import Tiles
 from tcomp.tensor.register_tile import (
     FMA_LATENCY,
@@ -224,6 +224,7 @@ def _register_tile(conv: Convolution, tile: _Tile, order: str, lanes: int) -> Re
 
 def _reduction(conv: Convolution, data: Buffer, weights: Buffer, config: Config) -> Reduction:
     steps = dense_steps(conv)
+    pairs = pair_sums(conv.dtype) if conv.pairs else None
     written = [1] * len(steps)
     written[-1] = int(config["unroll"])
     if config["unroll_kernel"]:
@@ -237,12 +238,12 @@ def _reduction(conv: Convolution, data: Buffer, weights: Buffer, config: Config)
         lane = point.places[1] * conv.out_block + point.places[-1]
         weight = tirx.BufferLoad(weights, [point.tiles[1], *step, lane])
         value, wide = conv.read(data, n, source, at), conv.accumulator
-        if conv.pairs:
-            return multiply_add(total, value, weight)
+        if pairs is not None:
+            return pairs.multiply_add(total, value, weight)
         return total + value.astype(wide) * weight.astype(wide)
 
     zero, distance = tirx.const(0, conv.accumulator), int(config["prefetch"])
-    short = short_sums() if conv.pairs else None
+    short = None if pairs is None else pairs.short
     ahead = _Ahead(conv, data, weights, distance) if distance else None
     return Reduction(steps, tuple(written), conv.accumulator, zero, update, short, ahead)
 

@@ -31,14 +31,12 @@ from tcomp.tensor.loops import (
     vector_loop,
 )
 from tcomp.tensor.pairs import (
-    MOST_STEPS,
     PAIR,
     as_pairs,
     joined,
     multiplies_pairs,
-    multiply_add,
     pack_pairs,
-    short_sums,
+    pair_sums,
 )
 from tcomp.tensor.primitives import Tiles, transpose_square
 from tcomp.tensor.product import Product
@@ -97,7 +95,7 @@ class MatmulPairsCpu(Template):
                 return f"partial sums of a panel need more than {PARTIAL_BYTES} bytes"
             return None
 
-        many = cut((steps,), MOST_STEPS)[0] != (1,)
+        many = _stretch(product, target, vectors) < steps
         fitting = _partial_bytes(product, rows, vectors, target) <= PARTIAL_BYTES
         return Space(
             (
@@ -121,11 +119,14 @@ class _Nest:
     def __init__(self, kernel: Kernel, target: Target, config: Config) -> None:
         self.product = product = _product(kernel)
         self.config = config
+        self.pairs = pair_sums(product.left.dtype)
         self.lanes = target.lanes("float32")
         self.threaded = bool(config["parallel"])
         self.rows = Tiles.of(product.rows, int(config["tile_rows"]))
         self.columns = vector_tile(product.columns, self.lanes, int(config["tile_vectors"]))
         self.steps = _pairs(product)
+        in_panels = config["order"] == "panels"
+        self.stretch = _stretch(product, target, int(config["tile_vectors"])) if in_panels else self.steps
         constant = constant_right(kernel)
         packing = {} if constant is None else {constant: self._packing()}
         self.anchored = Anchored(kernel, packing)
@@ -144,28 +145,22 @@ class _Nest:
             flat, row, _ = point.index
             (k,) = step
             vector = tirx.BufferLoad(panels, [own(flat), point.tiles[2], k, point.places[2]])
-            return multiply_add(total, left(flat, row, k), vector)
+            return self.pairs.multiply_add(total, left(flat, row, k), vector)
 
         zero = tirx.const(0, "float32")
         unroll = (int(config["unroll"]),)
         ahead = self._prefetch(panels, own) if config["prefetch"] else None
-        reduction = Reduction((self.steps,), unroll, "float32", zero, update, short_sums(), ahead)
+        reduction = Reduction((self.steps,), unroll, "float32", zero, update, self.pairs.short, ahead)
 
         def finish(index: Sequence[Expression], value: Expression) -> Statement:
             flat, row, column = index
             return self.anchored.finish(product.index(self._batch(flat), row, column), value)
 
         if config["order"] == "panels":
-            _, (chunk,) = cut((self.steps,), MOST_STEPS)
-            nest = passes_nest(tile, reduction, finish, self.threaded, kept=2, steps=chunk)
+            nest = passes_nest(tile, reduction, finish, self.threaded, kept=2, steps=self.stretch)
         else:
             nest = tile_nest(tile, reduction, finish, self.threaded)
         return self.anchored.scheduled([*prepare, *more, nest])
-
-    @property
-    def _stretch(self) -> int:
-        """Steps of a panel that all rows are walked with."""
-        return cut((self.steps,), MOST_STEPS)[1][0] if self.config["order"] == "panels" else self.steps
 
     def _prefetch(
         self, panels: Buffer, own: Callable[[Expression], Expression]
@@ -176,9 +171,9 @@ class _Nest:
 
         def ahead(tile: RegisterTile, first: Point, step: Index) -> Sequence[Statement]:
             (k,) = step
-            within = k % self._stretch
-            visited = (first.tiles[1] * self._stretch + within) * share
-            begin = (k - within + self._stretch) * self.columns.size
+            within = k % self.stretch
+            visited = (first.tiles[1] * self.stretch + within) * share
+            begin = (k - within + self.stretch) * self.columns.size
             at = [own(first.index[0]), first.tiles[2], 0]
             return [prefetch(panels, [*at, begin + (visited + i) * line]) for i in range(share)]
 
@@ -330,9 +325,11 @@ class _Nest:
         last = depth - 1
         needed, low = element(k * 2)
         more, high = element(k * 2 + 1 if depth % 2 == 0 else tirx.min(k * 2 + 1, last))
+        pair = joined(low, high)
         if depth % 2:
-            high = tirx.Select(k * 2 + 1 <= last, high, tirx.const(0, "float16"))
-        return sequence([*needed, *more, tirx.BufferStore(target, joined(low, high), list(index))])
+            only_low = tirx.bitwise_and(pair, tirx.const(0xFFFF, PAIR))
+            pair = tirx.Select(k * 2 + 1 <= last, pair, only_low)
+        return sequence([*needed, *more, tirx.BufferStore(target, pair, list(index))])
 
 
 def _product(kernel: Kernel) -> Product:
@@ -361,8 +358,18 @@ def _cycles(product: Product, target: Target, rows: int, vectors: int) -> float:
     multiply = max(rows * vectors / target.fma_ports, FMA_LATENCY)
     load = max((rows + vectors) / 2, 2 * vectors)
     step = max(multiply, load) + 0.05 * load
-    widenings = cut((steps,), MOST_STEPS)[0][0]
+    short = pair_sums(product.left.dtype).short
+    widenings = 0 if short is None else cut((steps,), short.most_steps)[0][0]
     return tiles * (steps * step + rows * vectors * (widenings * WIDENING_CYCLES + 2) + 20)
+
+
+def _stretch(product: Product, target: Target, vectors: int) -> int:
+    """Steps that a tile goes through at a time in order `panels`: what short sums take, or else so many that
+    the panel's part fills half of the first-level cache."""
+    short = pair_sums(product.left.dtype).short
+    width = vectors * target.vector_bits // 8
+    most = target.cache_bytes[0] // (2 * width) if short is None else short.most_steps
+    return cut((_pairs(product),), most)[1][0]
 
 
 def _partial_bytes(product: Product, rows: int, vectors: int, target: Target) -> int:
