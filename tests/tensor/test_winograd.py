@@ -6,8 +6,11 @@ import random
 
 import numpy as np
 import pytest
+from pair_types import runnable
 from runnable import RUNNABLE
 from test_conv2d import assert_matches, conv2d
+from test_conv_pairs import assert_matches as assert_pairs_match
+from test_conv_pairs import conv as pair_conv
 
 from tcomp.errors import ScheduleError
 from tcomp.relay.types import Array
@@ -193,11 +196,31 @@ def test_the_union_answers_as_a_space() -> None:
     assert space.cardinality == sum(own.cardinality for own in space.spaces.values())
 
 
+@pytest.mark.parametrize("outputs", PAIRS)
+@pytest.mark.parametrize(("channels", "size"), [(24, 9), (64, 14)])
+def test_operands_of_bfloat16_are_widened(channels: int, size: int, outputs: int) -> None:
+    kernel, target = pair_conv(channels, size, 32)["bfloat16"], runnable("bfloat16")
+    assert_pairs_match(kernel, target, small_tiles(kernel, target, outputs))
+
+
+@pytest.mark.parametrize(
+    ("channels", "size", "algorithm"), [(64, 56, NAME), (128, 28, NAME), (512, 7, None), (16, 7, None)]
+)
+def test_fewer_float32_products_or_faster_ones_of_bfloat16(
+    channels: int, size: int, algorithm: str | None
+) -> None:
+    """Late layers are bound by weights, which are 16/9 or 4 times as many and twice as wide."""
+    kernel = pair_conv(channels, size, channels)["bfloat16"]
+    assert space_of(kernel, TARGETS["znver4"]).default.get("algorithm") == algorithm
+
+
 def test_kernels_that_only_direct_convolution_serves() -> None:
     target = TARGETS["x86-64-v4"]
     for attrs in ({"strides": (2, 2)}, {"dilation": (2, 2), "padding": (2,) * 4}):
         kernel = conv2d((1, 2, 9, 9, 16), (32, 32, 3, 3), **layouts(16), **attrs)
         assert not template_for(kernel, target).algorithms
+    for name in ("float16", "bfloat16"):
+        assert not template_for(pair_conv(64, 14, 64)[name], TARGETS["sapphirerapids"]).algorithms
     for options in ({"constant": False}, {"dtype": "float16"}):
         kernel = conv2d((1, 2, 9, 9, 16), (32, 32, 3, 3), **options, **layouts(16))
         assert not template_for(kernel, target).algorithms
