@@ -1,7 +1,7 @@
 """How fast this core multiplies and adds in 16 bits: `python scripts/bench_instructions.py`.
 
 24 independent chains of each instruction on 512-bit registers, the instructions in turns, best of 60 runs.
-Prints products a second relative to those of float32. Needs a CPU with AVX512-FP16 and AVX512-BF16.
+Prints products a second relative to those of float32. Instructions that the CPU lacks are left out.
 """
 
 from __future__ import annotations
@@ -12,9 +12,13 @@ import tempfile
 import time
 from pathlib import Path
 
+from tcomp.target.host import host_target
+
 CHAINS = 24
 PRODUCTS = {"vfmadd231ps": 16, "vdpbf16ps": 32, "vfmadd231ph": 32}
 """Products of one instruction."""
+FEATURES = {"vfmadd231ps": "avx512f", "vdpbf16ps": "avx512bf16", "vfmadd231ph": "avx512fp16"}
+"""What each needs, by LLVM's name."""
 STEPS, RUNS = 20_000, 60
 
 
@@ -40,16 +44,23 @@ def build(folder: Path) -> ctypes.CDLL:
     return ctypes.CDLL(str(library))
 
 
+def present() -> list[str]:
+    """The instructions that this CPU has."""
+    return [name for name, feature in FEATURES.items() if host_target().has(feature)]
+
+
 def main() -> None:
-    best = dict.fromkeys(PRODUCTS, float("inf"))
+    if not present():
+        raise SystemExit("this CPU has no AVX-512")
+    best = dict.fromkeys(present(), float("inf"))
     with tempfile.TemporaryDirectory() as folder:
         library = build(Path(folder))
     for _ in range(RUNS):
-        for name in PRODUCTS:
+        for name in best:
             begin = time.perf_counter()
             library[name](ctypes.c_long(STEPS))
             best[name] = min(best[name], time.perf_counter() - begin)
-    rates = {name: products / best[name] for name, products in PRODUCTS.items()}
+    rates = {name: PRODUCTS[name] / seconds for name, seconds in best.items()}
     for name, rate in rates.items():
         print(f"{name:12} {rate / rates['vfmadd231ps']:.2f}")
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +25,10 @@ from tcomp.target.target import TARGETS
 from tcomp.transform.lower_precision import LowerPrecision
 from tcomp.transform.pipeline import optimize
 
+HERE = {dtype: replace(host_target(), fast_dtype=dtype) for dtype in ("float16", "bfloat16")}
+"""This machine, said to multiply pairs of a type faster than float32; it computes bfloat16 in any case."""
 needs_fp16 = pytest.mark.skipif(not host_target().has("avx512fp16"), reason="this CPU has no AVX512-FP16")
+both_types = pytest.mark.parametrize("dtype", [pytest.param("float16", marks=needs_fp16), "bfloat16"])
 
 
 def network(loud: float = 1.0) -> Graph:
@@ -31,7 +38,7 @@ def network(loud: float = 1.0) -> Graph:
     ones, zeros = builder.constant(np.ones(32, np.float32)), builder.constant(np.zeros(32, np.float32))
     x = builder.op("relu", builder.op("layer_norm", builder.input("x", (16, 32)), ones, zeros, axis=1))
     for name in ("first", "loud", "third"):
-        weight = rng.standard_normal((32, 32)).astype(np.float32)
+        weight = (rng.standard_normal((32, 32)) / 4).astype(np.float32)
         x = builder.op("relu", builder.op("matmul", x, builder.constant(weight), name=name))
         scale = loud if name == "first" else 1 / loud if name == "loud" else 1.0
         x = builder.op("mul", x, builder.constant(np.float32(scale)))
@@ -45,10 +52,10 @@ def run(library: Path) -> tuple[np.ndarray, np.ndarray]:
     return found, x
 
 
-@needs_fp16
-def test_an_accurate_model_keeps_nothing(tmp_path: Path) -> None:
-    compiled = tcomp.compile(network(), tmp_path / "m.so", precision="fast")
-    assert compiled.precision.startswith("precision fast: 3 of 3 products in float16; error of ")
+@both_types
+def test_an_accurate_model_keeps_nothing(dtype: str, tmp_path: Path) -> None:
+    compiled = tcomp.compile(network(), tmp_path / "m.so", HERE[dtype], precision="fast")
+    assert compiled.precision.startswith(f"precision fast: 3 of 3 products in {dtype}; error of ")
     found, x = run(tmp_path / "m.so")
     (expected,) = evaluate(network(), [x])
     assert 0 < relative_error(found, expected) < 2e-2
@@ -65,11 +72,36 @@ def test_a_kernel_that_overflows_goes_back_to_float32(tmp_path: Path) -> None:
     assert relative_error(found, expected) < 2e-2
 
 
+def test_bfloat16_does_not_overflow_where_float32_does_not(tmp_path: Path) -> None:
+    compiled = tcomp.compile(network(loud=1e6), tmp_path / "m.so", HERE["bfloat16"], precision="fast")
+    assert compiled.precision.startswith("precision fast: 3 of 3 products in bfloat16; error of ")
+    found, x = run(tmp_path / "m.so")
+    (expected,) = evaluate(network(loud=1e6), [x])
+    assert relative_error(found, expected) < 2e-2
+
+
 @pytest.mark.slow
-@needs_fp16
-def test_no_tolerance_means_float32(tmp_path: Path) -> None:
-    compiled = tcomp.compile(network(), tmp_path / "m.so", precision="fast", tolerance=0.0)
-    assert compiled.precision.startswith("precision fast: 0 of 3 products in float16; 3 kernels kept")
+@both_types
+def test_no_tolerance_means_float32(dtype: str, tmp_path: Path) -> None:
+    target = HERE[dtype]
+    compiled = tcomp.compile(network(), tmp_path / "m.so", target, precision="fast", tolerance=0.0)
+    assert compiled.precision.startswith(f"precision fast: 0 of 3 products in {dtype}; 3 kernels kept")
+    found, x = run(tmp_path / "m.so")
+    (expected,) = evaluate(network(), [x])
+    assert relative_error(found, expected) < 1e-5
+
+
+def test_a_kernel_beyond_the_tolerance_goes_back_to_float32(tmp_path: Path) -> None:
+    fine = tcomp.compile(network(), tmp_path / "m.so", HERE["bfloat16"], precision="fast", tolerance=1.0)
+    (error,) = re.findall(r"error of `\w*` ([\d.]+)%", fine.precision)
+    allowed = float(error) / 100 * 0.9
+    kept = tcomp.compile(network(), tmp_path / "m.so", HERE["bfloat16"], precision="fast", tolerance=allowed)
+    assert re.search(
+        r"[012] of 3 products in bfloat16; \d kernels? kept in float32 for accuracy", kept.precision
+    )
+    found, x = run(tmp_path / "m.so")
+    (expected,) = evaluate(network(), [x])
+    assert relative_error(found, expected) < 2e-2
 
 
 def test_kernels_that_write_or_read_infinities_rank_first() -> None:
@@ -86,19 +118,48 @@ def test_other_targets_are_not_checked_here(tmp_path: Path) -> None:
     assert "`x86-64-v3` multiplies 16-bit floats no faster; all stays in float32" in compiled.precision
 
 
+@pytest.mark.skipif(host_target().fast_dtype is not None, reason="this CPU has a faster 16-bit type")
+def test_a_machine_without_a_faster_type_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, library = tmp_path / "m.relay", tmp_path / "m.so"
+    save_graph(network(), model)
+    assert main(["compile", str(model), "--precision", "fast", "-o", str(library)]) == 0
+    said = f"precision fast: `{host_target().name}` multiplies 16-bit floats no faster; all stays in float32"
+    assert said in capsys.readouterr().out
+    found, x = run(library)
+    np.testing.assert_allclose(found, evaluate(network(), [x])[0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.skipif(host_target().has("avx512bf16"), reason="the library would run here")
+@pytest.mark.skipif(shutil.which("objdump") is None, reason="no objdump")
+def test_zen_4_is_compiled_for_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, library = tmp_path / "m.relay", tmp_path / "m.so"
+    save_graph(network(), model)
+    options = ["--target", "znver4", "--precision", "fast", "-o", str(library)]
+    assert main(["compile", str(model), *options]) == 0
+    assert (
+        "precision fast: 3 of 3 products in bfloat16; accuracy not checked: `znver4` does not run on this "
+        "machine" in capsys.readouterr().out
+    )
+    code = subprocess.run(["objdump", "-d", str(library)], capture_output=True, text=True, check=True).stdout
+    products = [line for line in code.splitlines() if "vdpbf16ps" in line]
+    assert products
+    assert all("zmm" in line for line in products)
+    assert "vcvtneps2bf16" in code
+
+
 @pytest.mark.slow
-@needs_fp16
-def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@both_types
+def test_command_line(dtype: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, library, inputs = tmp_path / "m.relay", tmp_path / "m.so", tmp_path / "in.npz"
     save_graph(network(), model)
     np.savez(inputs, x=np.ones((16, 32), np.float32))
-    fast = ["compile", str(model), "--precision", "fast", "-o", str(library)]
-    assert main([*fast, "--check-input", str(inputs), "--tolerance", "0.05", "--json"]) == 0
+    options = ["--precision", "fast", "--target", json.dumps({"tag": "llvm", "fast_dtype": dtype})]
+    compiling = ["compile", str(model), *options, "-o", str(library)]
+    assert main([*compiling, "--check-input", str(inputs), "--tolerance", "0.05", "--json"]) == 0
     assert "(allowed 5.00%)" in json.loads(capsys.readouterr().out)["precision"]
-    assert main(["verify", str(model), "--precision", "fast", "--against", "reference"]) == 0
-    assert (
-        main(["verify", str(model), "--precision", "fast", "--against", "reference", "--rtol", "1e-6"]) == 1
-    )
+    verifying = ["verify", str(model), *options, "--against", "reference"]
+    assert main(verifying) == 0
+    assert main([*verifying, "--rtol", "1e-6"]) == 1
     assert "pass `lower-precision` changes the outputs" in capsys.readouterr().out
 
 

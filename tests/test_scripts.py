@@ -13,8 +13,9 @@ import pytest
 
 import bench_cpu
 import bench_instructions
+import kernel_cycles
 from peers import Peer
-from tcomp.target.host import host_target
+from tcomp.target.target import TARGETS
 
 RESULT = {
     "model": "m",
@@ -28,11 +29,56 @@ RESULT = {
 }
 
 
-@pytest.mark.skipif(host_target().fast_dtype is None, reason="needs AVX512-FP16")
+@pytest.mark.skipif(not bench_instructions.present(), reason="this CPU has no AVX-512")
 def test_instructions_are_measured(tmp_path: Path) -> None:
     library = bench_instructions.build(tmp_path)
-    for name in bench_instructions.PRODUCTS:
+    for name in bench_instructions.present():
         library[name](1)
+
+
+LOOP = """
+.LBB0_1:
+\tvmovups (%rsp), %zmm3
+\tvfmadd231ps %zmm1, %zmm2, %zmm3
+\tvfmadd231ps %zmm1, %zmm2, %zmm3
+\tvfmadd231ps %zmm1, %zmm2, %zmm3
+\tjne .LBB0_1
+.LBB0_2:
+\tvfmadd231ps %zmm1, %zmm2, %zmm3
+\t.loc 1 0 0
+\tvfmadd231ps %zmm1, %zmm2, %zmm4
+\tjne .LBB0_2
+"""
+
+
+def test_the_loop_with_most_sums_is_cut_out_of_assembly() -> None:
+    loop = kernel_cycles.hot_loop(LOOP)
+    assert loop == [
+        "vfmadd231ps %zmm1, %zmm2, %zmm3",
+        "vfmadd231ps %zmm1, %zmm2, %zmm4",
+        "jne .LBB0_2",
+    ]
+    assert kernel_cycles.multiplies(loop) == 2
+    assert kernel_cycles.on_stack(["vmovups (%rsp), %zmm3", *loop]) == ["vmovups (%rsp), %zmm3"]
+
+
+@pytest.mark.parametrize("tag", kernel_cycles.TABLES)
+def test_cycles_are_asked_of_llvm_mca(tag: str, tmp_path: Path) -> None:
+    """The program is given the products as float32 ones, and its count is set against the ports' bound."""
+    program = tmp_path / "llvm-mca"
+    program.write_text(
+        f"#!/bin/sh\ncat > {tmp_path}/code\necho \"$@\" > {tmp_path}/arguments\necho 'Total Cycles: 600'\n"
+    )
+    program.chmod(0o755)
+    target = TARGETS[tag]
+    instruction = kernel_cycles.INSTRUCTIONS[str(target.fast_dtype)]
+    body = [f"{instruction} %zmm1, %zmm2, %zmm3", "vbroadcastss 4(%rax), %zmm1", "jne .LBB0_2"]
+    loop = kernel_cycles.Loop.of(body, instruction, target, str(program))
+    assert (loop.products, loop.others, loop.spills, loop.cycles) == (1, 2, 0, 3.0)
+    assert loop.bound == 1 / target.fma_ports
+    expected = ["loop:", "vfmadd231ps %zmm1, %zmm2, %zmm3", "vmovups 4(%rax), %zmm1", "jne loop"]
+    assert (tmp_path / "code").read_text().splitlines() == expected
+    assert f"-mcpu={kernel_cycles.TABLES[tag]}" in (tmp_path / "arguments").read_text()
 
 
 def test_ratios_are_taken_round_by_round() -> None:

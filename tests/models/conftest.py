@@ -24,16 +24,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., CompiledModel]:
     """Compile a model of `models/` with every default, for the shapes that its entry names."""
-    done: dict[tuple[str, Precision], CompiledModel] = {}
+    done: dict[tuple[str, Precision, str], CompiledModel] = {}
 
-    def get(name: str, precision: Precision = "exact") -> CompiledModel:
-        if (name, precision) not in done:
+    def get(name: str, precision: Precision = "exact", target: str = "llvm") -> CompiledModel:
+        if (name, precision, target) not in done:
             source = model_path(name)
             output = tmp_path_factory.mktemp("compiled") / f"{name}.so"
-            result = tcomp.compile(
-                source, output, input_shapes=MODELS[name].input_shapes, precision=precision
-            )
-            done[name, precision] = CompiledModel(result.report, tcomp.load(output), result.precision)
-        return done[name, precision]
+            shapes = MODELS[name].input_shapes
+            result = tcomp.compile(source, output, target, input_shapes=shapes, precision=precision)
+            done[name, precision, target] = CompiledModel(result.report, tcomp.load(output), result.precision)
+        return done[name, precision, target]
 
     return get

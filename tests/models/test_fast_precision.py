@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import numpy as np
@@ -16,16 +17,22 @@ from tcomp.verification import OnnxReference
 NAMES = ("minilm", "mobilenetv2_100", "resnet50", "vit_small_patch16_224")
 
 
-@pytest.mark.skipif(not host_target().has("avx512fp16"), reason="this CPU has no AVX512-FP16")
+needs_fp16 = pytest.mark.skipif(not host_target().has("avx512fp16"), reason="this CPU has no AVX512-FP16")
+
+
+@pytest.mark.parametrize("dtype", [pytest.param("float16", marks=needs_fp16), "bfloat16"])
 @pytest.mark.parametrize("name", parameters(NAMES))
-def test_is_near_onnxruntime(name: str, compiled: Callable[..., CompiledModel]) -> None:
+def test_is_near_onnxruntime(name: str, dtype: str, compiled: Callable[..., CompiledModel]) -> None:
+    """Any CPU computes products of bfloat16, if it is told to."""
+    target = json.dumps({"tag": "llvm", "fast_dtype": dtype})
     inputs = example_inputs(name, load_model(model_path(name), MODELS[name].input_shapes))
     expected = OnnxReference(model_path(name)).run(inputs)
-    fast, exact = compiled(name, "fast"), compiled(name)
+    fast, exact = compiled(name, "fast", target), compiled(name)
+    assert f"products in {dtype}" in fast.precision
     assert "kept in float32" not in fast.precision
     for result, reference in zip(fast.model(*inputs.values()), expected, strict=True):
         assert result.dtype == reference.dtype
         scale = np.abs(reference).max()
         assert np.abs(result.astype(np.float64) - reference).max() <= TOLERANCE * scale
-    # Tables of embeddings stay float32.
+    # Tables of embeddings stay float32, as do transformed weights of Winograd convolutions.
     assert fast.report.program.weights_bytes < 0.8 * exact.report.program.weights_bytes

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from runnable import WIDEST
 
+from kernel_cycles import hot_loop, multiplies, on_stack
 from tcomp.codegen.jit import KernelRunner, build_kernel, build_scheduled
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.evaluate import evaluate
@@ -167,25 +167,6 @@ def test_uneven_blocks_match_reference(blocking: tuple[int, int, int]) -> None:
     assert "prefetcht" in runner.source()
 
 
-def hot_loop(assembly: str, multiply: str = "vfmadd") -> list[str]:
-    """The instructions of the innermost loop with the most that begin with `multiply`."""
-    best: list[str] = []
-    lines = [line.strip() for line in assembly.splitlines()]
-    labels = {line[:-1]: i for i, line in enumerate(lines) if re.fullmatch(r"\.LBB\w+:", line)}
-    for end, line in enumerate(lines):
-        jump = re.match(r"j\w+\s+(\.LBB\w+)$", line)
-        start = labels.get(jump.group(1), end) if jump else end
-        body = lines[start:end]
-        inner = any(re.match(r"\.LBB\w+:", text) for text in body[1:])
-        if not inner and _multiplies(body, multiply) > _multiplies(best, multiply):
-            best = body
-    return best
-
-
-def _multiplies(instructions: list[str], multiply: str = "vfmadd") -> int:
-    return sum(text.startswith(multiply) for text in instructions)
-
-
 @pytest.mark.parametrize("target_name", ["x86-64-v4", "x86-64-v3"])
 def test_sums_stay_in_registers(target_name: str) -> None:
     kernel = matmul((1024, 256), (256, 1024), "bias", "relu")
@@ -194,6 +175,6 @@ def test_sums_stay_in_registers(target_name: str) -> None:
     runner = build_kernel(kernel, target)
     loop = hot_loop(runner.source())
     sums = int(default["tile_rows"]) * int(default["tile_vectors"])
-    assert _multiplies(loop) == sums * int(default["unroll"])
-    assert not [text for text in loop if re.search(r"[xyz]mm\d+, \S*\(%rsp", text.replace("\t", " "))]
+    assert multiplies(loop) == sums * int(default["unroll"])
+    assert not on_stack(loop)
     assert "TVMBackendAllocWorkspace" not in runner.source("ll").split("define", 1)[1]

@@ -12,6 +12,7 @@ from tcomp.relay.graph import Graph
 from tcomp.target.target import TARGETS, Target
 from tcomp.transform.lower_precision import LowerPrecision, describe_precision, is_lowered, product_kernels
 from tcomp.transform.pipeline import optimize
+from tcomp.tuner.task import tasks
 
 FP16, BF16, NO_FP16 = (TARGETS[name] for name in ("emeraldrapids", "znver4", "x86-64-v4"))
 
@@ -60,6 +61,16 @@ def test_weights_out_of_range_keep_their_product_in_float32() -> None:
 def test_bfloat16_has_the_range_of_float32() -> None:
     optimized = optimize(mlp(scale=1e6), BF16, precision="fast")
     assert [is_lowered(n) for n in product_kernels(optimized)] == [True, True]
+
+
+def test_tasks_of_both_types_have_keys_of_their_own() -> None:
+    """Records are kept by instruction set, which `znver4` and `emeraldrapids` share: keys tell them apart."""
+    assert FP16.isa == BF16.isa
+    found = {t: [x.kernel for x in tasks(optimize(mlp(), t, precision="fast"), t)] for t in (FP16, BF16)}
+    half, brain = ({k.key for k in found[t] if k.anchor and k.anchor.op == "matmul"} for t in (FP16, BF16))
+    assert len(half) == len(brain) == 2
+    assert all("f16[" in key and "bf16[" not in key for key in half)
+    assert all("bf16[" in key for key in brain)
 
 
 def test_kept_kernels_read_and_write_float32() -> None:

@@ -1,0 +1,158 @@
+"""How close loops of 16-bit products come to the multiply-add ports: `python scripts/kernel_cycles.py`.
+
+No such CPU is needed. The default config of every kernel is built for the target, the innermost loop that
+multiplies into the most registers is cut out of the assembly, and llvm-mca says how many cycles an iteration
+takes in the steady state with all data in the first-level cache. Prints, for each kernel, the register tile,
+products and other instructions of an iteration, accesses to the stack among them, cycles, and the part of
+them that the multiply-add ports alone need.
+
+The rates of single instructions are taken for granted (`scripts/bench_instructions.py` measures them where
+they exist): loads, loop control, decoding and chains of sums are what is checked. LLVM 19's tables do not
+know these rates: `vdpbf16ps` has three cycles on Zen 4 there, and Sapphire Rapids one port of 512 bits. So
+a product counts as a float32 multiply-add, which uses the same ports as often, and Intel's core by the
+tables of skylake-avx512. A broadcast from memory takes a multiplying port in the table of Zen 4; float32
+tiles with one for every three products were measured at 95% of the peak there, so it counts as a load.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+from dataclasses import dataclass
+
+from tcomp.codegen.jit import build_kernel
+from tcomp.relay.builder import GraphBuilder, make_node
+from tcomp.target.target import TARGETS, Target
+from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.knobs import Config
+from tcomp.tensor.template import template_for
+
+INSTRUCTIONS = {"bfloat16": "vdpbf16ps", "float16": "vfmadd231ph"}
+TABLES = {"znver4": "znver4", "sapphirerapids": "skylake-avx512"}
+"""Targets and the core of LLVM's whose ports are theirs."""
+ITERATIONS = 200
+
+
+def hot_loop(assembly: str, multiply: str = "vfmadd") -> list[str]:
+    """The instructions of the innermost loop in which those that begin with `multiply` have most results."""
+    best: list[str] = []
+    lines = [line.strip() for line in assembly.splitlines()]
+    labels = {line[:-1]: i for i, line in enumerate(lines) if re.fullmatch(r"\.LBB\w+:", line)}
+    for end, line in enumerate(lines):
+        jump = re.match(r"j\w+\s+(\.LBB\w+)$", line)
+        start = labels.get(jump.group(1), end) if jump else end
+        body = lines[start:end]
+        inner = any(re.match(r"\.LBB\w+:", text) for text in body[1:])
+        if not inner and results(body, multiply) > results(best, multiply):
+            best = [text for text in lines[start : end + 1] if text and not text.startswith(("#", "."))]
+    return best
+
+
+def results(instructions: list[str], multiply: str = "vfmadd") -> int:
+    """How many registers are written by instructions that begin with `multiply`."""
+    return len({text.rsplit(None, 1)[-1] for text in instructions if text.startswith(multiply)})
+
+
+def multiplies(instructions: list[str], multiply: str = "vfmadd") -> int:
+    """How many of the instructions begin with `multiply`."""
+    return sum(text.startswith(multiply) for text in instructions)
+
+
+def on_stack(instructions: list[str]) -> list[str]:
+    """Instructions on vectors that read or write the stack: registers ran out."""
+    return [text for text in instructions if "mm" in text and "(%rsp" in text]
+
+
+@dataclass(frozen=True)
+class Loop:
+    """What llvm-mca says about one iteration."""
+
+    products: int
+    others: int
+    spills: int
+    cycles: float
+    bound: float
+
+    @staticmethod
+    def of(instructions: list[str], multiply: str, target: Target, program: str) -> Loop:
+        code = [re.sub(rf"^{multiply}\b", "vfmadd231ps", text) for text in instructions]
+        code = [re.sub(r"^vp?broadcast(ss|d)(?=\s.*\(%r)", "vmovups", text) for text in code]
+        command = [program, "-mtriple=x86_64", f"-mcpu={TABLES[target.name]}", f"-iterations={ITERATIONS}"]
+        text = "\n".join(re.sub(r"^(j\w+\s+)\.LBB\w+", r"\1loop", line) for line in ["loop:", *code])
+        found = subprocess.run(command, input=text + "\n", capture_output=True, text=True, check=True).stdout
+        total = re.search(r"Total Cycles:\s+(\d+)", found)
+        assert total is not None, found
+        products = multiplies(instructions, multiply)
+        bound = products / target.fma_ports
+        rest = len(instructions) - products
+        return Loop(products, rest, len(on_stack(instructions)), int(total.group(1)) / ITERATIONS, bound)
+
+
+def matmul(rows: int, depth: int, columns: int, dtype: str) -> Kernel:
+    """A product with constant weights, stored in 16 bits."""
+    builder = GraphBuilder()
+    operands = builder.input("a", (rows, depth), dtype), builder.input("b", (depth, columns), dtype)
+    product = builder.add(make_node("matmul", operands, {"out_dtype": "float32"})).output
+    return Kernel(builder.build(builder.op("cast", product, dtype=dtype)), frozenset({1}))
+
+
+def conv(channels: int, size: int, outputs: int, kernel: int, stride: int, dtype: str) -> Kernel:
+    """A convolution of blocked channels with constant weights, stored in 16 bits."""
+    builder = GraphBuilder()
+    operands = (
+        builder.input("data", (1, channels // 16, size, size, 16), dtype),
+        builder.input("weight", (outputs, channels, kernel, kernel), dtype),
+    )
+    layouts = {"data_layout": "NCHW16c", "out_layout": "NCHW16c", "out_dtype": "float32"}
+    padding = (kernel // 2,) * 4
+    product = builder.op("conv2d", *operands, strides=(stride, stride), padding=padding, **layouts)
+    return Kernel(builder.build(builder.op("cast", product, dtype=dtype)), frozenset({1}))
+
+
+MATMULS = ((128, 768, 768), (128, 3072, 768), (197, 384, 1536))
+CONVOLUTIONS = (
+    (64, 56, 64, 3, 1), (128, 28, 128, 3, 1), (256, 14, 256, 3, 1), (512, 7, 512, 3, 1), (256, 28, 256, 3, 2),
+    (64, 56, 256, 1, 1), (1024, 14, 256, 1, 1), (2048, 7, 512, 1, 1),
+)  # fmt: skip
+"""Channels, size, output channels, kernel, stride."""
+
+
+def kernels(dtype: str) -> dict[str, Kernel]:
+    """The kernels by name."""
+    products = {f"matmul {m}x{k}x{n}": matmul(m, k, n, dtype) for m, k, n in MATMULS}
+    names = [
+        f"conv {c}x{s}x{s} to {o}, {k}x{k}" + (f" / {t}" if t > 1 else "") for c, s, o, k, t in CONVOLUTIONS
+    ]
+    return products | {n: conv(*sizes, dtype) for n, sizes in zip(names, CONVOLUTIONS, strict=True)}
+
+
+def direct_default(kernel: Kernel, target: Target) -> Config:
+    """The default config of the template that multiplies in 16 bits."""
+    template = template_for(kernel, target)
+    return template.algorithms.get(template.name, template).space(kernel, target).default
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("targets", nargs="*", default=list(TABLES), help="of " + ", ".join(TABLES))
+    parser.add_argument("--llvm-mca", default="llvm-mca", help="the program, of LLVM 16 or newer")
+    arguments = parser.parse_args()
+    for name in arguments.targets:
+        target = TARGETS[name]
+        dtype = str(target.fast_dtype)
+        print(f"| {name}, {dtype} | tile | products | others | on the stack | cycles | ports busy |")
+        print("|---|---|---|---|---|---|---|")
+        for label, kernel in kernels(dtype).items():
+            config = direct_default(kernel, target)
+            assembly = build_kernel(kernel, target, config).source()
+            instruction = INSTRUCTIONS[dtype]
+            loop = Loop.of(hot_loop(assembly, instruction), instruction, target, arguments.llvm_mca)
+            tile = "x".join(str(config[k]) for k in config if k.startswith("tile_") or k == "oc_blocks")
+            busy = loop.bound / loop.cycles
+            counts = f"{loop.products} | {loop.others} | {loop.spills} | {loop.cycles:.1f} | {busy:.0%}"
+            print(f"| {label} | {tile} | {counts} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
