@@ -33,7 +33,7 @@ class Target:
     cache_bytes: tuple[int, int, int]
     cores: int = 1
     fma_ports: int = 2
-    """Multiply-adds of whole vectors that start in one cycle."""
+    """Multiply-adds of whole vectors that start in the time of two loads."""
     fast_dtype: str | None = None
     """The 16-bit type whose products run faster than float32 ones; None when there is none.
 
