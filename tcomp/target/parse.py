@@ -24,7 +24,8 @@ def parse_target(text: str) -> Target:
     - `llvm`: this machine, detected.
     - a tag: `znver4`, `x86-64-v3`.
     - JSON: `{"tag": "znver4", "cores": 8, "cache_bytes": [32768, 1048576, 4194304]}`: a base tag (without
-      one, the tag that `mcpu` names, or this machine) and the facts that differ from it.
+      one, the tag that `mcpu` names, or this machine) and the facts that differ from it. `fast_dtype` is
+      `float16`, `bfloat16` or null; see `Target`.
 
     Raises TargetError for unknown tags, keys and values.
     """
