@@ -39,6 +39,8 @@ MAX_OC_BLOCKS = 8
 PREFETCH_STEPS = (0, 4, 8, 16, 32, 64)
 _FAR_CHANNELS = 1.1
 """Times as long where the channels that follow each other in the reduction lie a whole image apart."""
+UNROLLED_PRODUCTS = 96
+"""Multiplications that one iteration of the innermost loop has written out at most."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Conv2dDirect(Template):
                 Ordered("tile_width", tuple(sorted({t.width for t in tiles})), best.width),
                 Ordered("oc_blocks", tuple(sorted({t.oc_blocks for t in tiles})), best.oc_blocks),
                 Choice("order", ("weights", "pixels"), _order(conv, best, target)),
-                Ordered("unroll", tuple(u for u in (1, 2, 4, 8) if conv.chunk_steps % u == 0), 1),
+                Ordered("unroll", _unrolls(conv), _unroll(conv, best, target)),
                 Choice("unroll_kernel", (False, True), False),
                 Ordered("prefetch", PREFETCH_STEPS, 32),
             ),
@@ -205,6 +207,19 @@ def _order(conv: Convolution, tile: _Tile, target: Target) -> str:
     return "pixels" if weights < pixels and weights <= target.cache_bytes[1] // 2 else "weights"
 
 
+def _unrolls(conv: Convolution) -> tuple[int, ...]:
+    return tuple(u for u in (1, 2, 4, 8) if conv.chunk_steps % u == 0)
+
+
+def _unroll(conv: Convolution, tile: _Tile, target: Target) -> int:
+    """Steps written out. Below several taps the loop over a chunk's channels is short, and its end is
+    mispredicted: there fewer iterations pay; the deeper loops of a 1x1 convolution gain nothing."""
+    if prod(conv.kernel) == 1:
+        return 1
+    step = tile.pixels * tile.oc_blocks * _vectors(conv, target)
+    return max(u for u in _unrolls(conv) if u == 1 or u * step <= UNROLLED_PRODUCTS)
+
+
 def _register_tile(conv: Convolution, tile: _Tile, order: str, lanes: int) -> RegisterTile:
     *outer, width = _pixels(conv)
     sizes = [1] * len(outer) + [tile.width]
@@ -287,6 +302,10 @@ class _Ahead:
         corner = pixel if conv.is_pointwise else conv.position(pixel, [0] * len(pixel))
         axes = zip(sizes, conv.strides, conv.kernel, conv.dilation, strict=True)
         moves = [range(sizes[0])] if conv.is_pointwise else [_reach(*axis) for axis in axes]
+        # One fetch a line: pixels of a row lie side by side.
+        pixel_bytes = int(self.data.shape[-1]) * numpy_dtype(str(self.data.dtype)).itemsize
+        if moves[-1].step == 1:
+            moves[-1] = moves[-1][:: max(1, CACHE_LINE // pixel_bytes)]
 
         def fetch(move: Sequence[Expression]) -> Statement:
             at = [c + m for c, m in zip(corner, move, strict=True)]
