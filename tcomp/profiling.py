@@ -103,7 +103,7 @@ def _facts(
     kernel = planned.kernel
     template = template_for(kernel, target)
     default = template.space(kernel, target).default
-    changed = {k: v for k, v in (config or {}).items() if default[k] != v}
+    changed = {k: v for k, v in (config or {}).items() if default.get(k) != v}
     values = kernel.body.inputs
     packed = {i: p.type for i, p in planned.scheduled.packing.items()}
     weights = sum(packed.get(i, values[i].type).nbytes for i in kernel.constant_inputs)

@@ -11,6 +11,10 @@ high-performance matrix multiplication", 2008:
           for each row tile of the block: the left operand's chunk, in the second-level cache
             the sums of one tile
 
+Where the output has fewer tiles than there are threads, `parts` of the depth are summed up apart, each over
+its own chunks, and their sums added in order: bits do not depend on who computed them. Where a tile has too
+few sums to hide the latency of an addition, each is kept as several `partial_sums`.
+
 The right operand lies packed in the very order in which this walk reads it, so that the memory behind it
 is one stream, which every tile prefetches its share of. Constants are packed at compile time.
 """
@@ -25,20 +29,19 @@ from typing import Any
 import numpy as np
 
 from tcomp.relay.op import OPS
-from tcomp.relay.types import Array, TensorType
 from tcomp.target.target import Target
 from tcomp.tensor import loops
 from tcomp.tensor.access import vector_load
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.epilogue import output_axes, placeholder_index
+from tcomp.tensor.gemm_plan import Plan, pack_right
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.knobs import Config
 from tcomp.tensor.loops import Buffer, Expression, Statement
 from tcomp.tensor.math import convert
-from tcomp.tensor.primitives import Tiles, transpose_square
+from tcomp.tensor.primitives import transpose_square
 from tcomp.tensor.product import Product, unravel
-from tcomp.tensor.template import Packing, Scheduled
-from tcomp.tvm_api import Tensor, te, tirx
+from tcomp.tensor.template import Scheduled
+from tcomp.tvm_api import Tensor, tirx
 
 Index = Sequence[Any]
 
@@ -46,96 +49,6 @@ HEAVY_EPILOGUE_FLOPS = 12
 """From this many operations an element, the epilogue runs in a loop over the tile's rows, not unrolled."""
 FEW_ROWS_AHEAD = 8 * 1024
 """Bytes by which a prefetch runs ahead where each panel is read once only."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a config means for one product: tiles, blocking and packed operands."""
-
-    rows: Tiles
-    columns: Tiles
-    lanes: int
-    row_block: int
-    """Row tiles that are visited with each panel."""
-    group: int
-    """Panels that are visited with each chunk of the depth."""
-    depth: int
-    chunk: int
-    unroll: int
-    """Divides the depth and the chunk."""
-    pack_left: bool
-    pack_right: bool
-    prefetch: bool
-    parallel: bool
-
-    @staticmethod
-    def of(product: Product, target: Target, config: Config) -> Plan:
-        lanes = min(target.lanes(product.accumulator), product.columns)
-        rows = Tiles.of(product.rows, int(config["tile_rows"]))
-        columns = Tiles.of(product.columns, int(config["tile_vectors"]) * lanes)
-        unroll, chunk = int(config["unroll"]), int(config["chunk"]) or product.depth
-        return Plan(
-            rows,
-            columns,
-            lanes,
-            _even(rows.count, int(config["row_block"])),
-            _even(columns.count, int(config["group"])),
-            product.depth,
-            _even(product.depth // unroll, chunk // unroll) * unroll,
-            unroll,
-            bool(config["pack_left"]),
-            bool(config["pack_right"]),
-            bool(config["prefetch"]),
-            bool(config["parallel"]),
-        )
-
-    @property
-    def row_blocks(self) -> int:
-        return -(-self.rows.count // self.row_block)
-
-    @property
-    def groups(self) -> int:
-        return -(-self.columns.count // self.group)
-
-    @property
-    def chunks(self) -> int:
-        return -(-self.depth // self.chunk)
-
-    @property
-    def panel_size(self) -> int:
-        """Elements of the right operand that one panel has, over the whole depth."""
-        return self.columns.size * self.depth
-
-    def panels_of(self, group: Expression) -> Expression:
-        """How many panels a group has: the last one may have fewer."""
-        return _rest(self.columns.count, self.group, group)
-
-    def tiles_of(self, block: Expression) -> Expression:
-        """How many row tiles a block has."""
-        return _rest(self.rows.count, self.row_block, block)
-
-    def depth_of(self, chunk: Expression) -> Expression:
-        """How long a chunk is."""
-        return _rest(self.depth, self.chunk, chunk)
-
-    def panel_offset(self, group: Expression, chunk: Expression, panel: Expression) -> Expression:
-        """Where a chunk of the `panel`-th panel of a group begins in the packed right operand."""
-        before = group * (self.group * self.panel_size)
-        inside = chunk * (self.chunk * self.columns.size) * self.panels_of(group)
-        return before + inside + panel * self.columns.size * self.depth_of(chunk)
-
-
-def _even(count: int, most: int) -> int:
-    """The size of the fewest parts of nearly equal size, at most `most` each (0: one part)."""
-    parts = -(-count // min(count, most or count))
-    return -(-count // parts)
-
-
-def _rest(extent: int, part: int, number: Expression) -> Expression:
-    if extent % part == 0:
-        return part
-    left = extent - number * part
-    return min(part, left) if isinstance(left, int) else te.min(left, part)
 
 
 def fits(kernel: Kernel) -> bool:
@@ -160,39 +73,26 @@ def epilogue_flops(kernel: Kernel) -> int:
     return sum(OPS[n.op].flops_per_element for n in kernel.body.nodes if n is not kernel.anchor)
 
 
-def pack_right(product: Product, plan: Plan) -> Packing:
-    """`[*batch, depth, columns] -> [*batch, group, chunk, panel, k, column]`, the last five flat."""
-    columns = plan.columns
-    batch = product.right.static_shape[:-2] if product.batch else ()
+@dataclass(frozen=True)
+class _Piece:
+    """Work that one thread does as a whole: a block of row tiles by a group of panels, over a part of the
+    depth. `slot` is where its sums are kept between chunks."""
 
-    def pack(original: Array) -> Array:
-        matrix = original.reshape(-1, 1) if product.right.rank == 1 else original
-        matrix = np.swapaxes(matrix, -1, -2) if product.transpose_right else matrix
-        matrix = matrix.reshape(-1, product.depth, product.columns)
-        packed = np.empty((len(matrix), columns.count * plan.panel_size), matrix.dtype)
-        for group in range(plan.groups):
-            first = group * plan.group
-            bases = [columns.base(p) for p in range(first, first + plan.panels_of(group))]
-            at = np.array(bases)[:, None] + np.arange(columns.size)
-            for chunk in range(plan.chunks):
-                start, extent = chunk * plan.chunk, plan.depth_of(chunk)
-                panels = np.moveaxis(matrix[:, start : start + extent][..., at], -3, -2)
-                begin = plan.panel_offset(group, chunk, 0)
-                packed[:, begin : begin + panels[0].size] = panels.reshape(len(matrix), -1)
-        return packed.reshape(*batch, -1)
-
-    shape = (*batch, columns.count * plan.panel_size)
-    return Packing(TensorType(shape, product.right.dtype), pack)
+    batch: Index
+    block: Expression
+    group: Expression
+    part: Expression
+    slot: Expression
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where the walk stands: group of panels, chunk of the depth, panel of the group."""
+    """Where the walk of a piece stands: chunk of the depth, panel of the group, row tile of the block."""
 
-    batch: Index
-    group: Expression
+    piece: _Piece
     chunk: Expression
     panel: Expression
+    tile: Expression
 
 
 class GemmNest:
@@ -208,6 +108,7 @@ class GemmNest:
         self.left, self.right = self.anchored.operands
         self.panels = self.anchored.buffer_of(self.right) if packing else None
         self.row_tiles: Buffer | None = None
+        self.kept: Buffer | None = None
 
     def scheduled(self) -> Scheduled:
         """1. Pack what is not packed yet. 2. Blocks, groups, chunks, panels, tiles."""
@@ -216,22 +117,24 @@ class GemmNest:
             statements.append(self._pack_left())
         if self.plan.pack_right and self.panels is None:
             statements.append(self._pack_right())
-        partial: Buffer | None = None
-        pieces = prod(self.product.batch) * self.plan.row_blocks * self.plan.groups
-        if self.plan.chunks > 1:
-            tiles = self.plan.group * self.plan.row_block
-            shape = (pieces if self.plan.parallel else 1, tiles, self.plan.rows.size, self.plan.columns.size)
-            partial = self.anchored.add_scratch(shape, self.product.accumulator, "partial_sums")
+        plan, product = self.plan, self.product
+        outputs = (*product.batch, plan.row_blocks, plan.groups)
+        pieces = prod(outputs) * plan.parts
+        if plan.chunks > 1:
+            slots = pieces if plan.parallel or plan.parts > 1 else 1
+            shape = (slots, plan.group * plan.row_block, plan.rows.size, plan.columns.size)
+            self.kept = self.anchored.add_scratch(shape, product.accumulator, "partial_sums")
 
         def piece(number: Expression) -> Statement:
-            sums = partial, (number if self.plan.parallel else 0)
-            *batch, block, group = unravel(
-                number, (*self.product.batch, self.plan.row_blocks, self.plan.groups)
-            )
-            return self._chunks(batch, block, group, sums)
+            *batch, block, group, part = unravel(number, (*outputs, plan.parts))
+            slot = number if plan.parallel or plan.parts > 1 else 0
+            return self._chunks(_Piece(batch, block, group, part, slot))
 
-        make = loops.parallel if self.plan.parallel else loops.loop
-        return self.anchored.scheduled([*statements, make(pieces, piece, "piece")])
+        make = loops.parallel if plan.parallel else loops.loop
+        statements.append(make(pieces, piece, "piece"))
+        if plan.parts > 1:
+            statements.append(loops.loop(prod(outputs), lambda i: self._add_parts(i, outputs), "output"))
+        return self.anchored.scheduled(statements)
 
     # Packing
 
@@ -361,58 +264,116 @@ class GemmNest:
 
     # The walk
 
-    def _chunks(
-        self, batch: Index, block: Expression, group: Expression, partial: tuple[Buffer | None, Expression]
-    ) -> Statement:
+    def _chunks(self, piece: _Piece) -> Statement:
         plan = self.plan
+        first = piece.part * plan.chunks_of_part
 
         def tile(chunk: Expression, panel: Expression, t: Expression) -> Statement:
-            return self._tile(_Place(batch, group, chunk, panel), block, t, partial)
+            return self._tile(_Place(piece, first + chunk, panel, t), chunk)
 
         return loops.loop(
-            plan.chunks,
-            lambda chunk: loops.loop(
-                plan.panels_of(group),
-                lambda panel: loops.loop(plan.tiles_of(block), lambda t: tile(chunk, panel, t), "t"),
-                "panel",
-            ),
+            plan.chunks_in(piece.part),
+            lambda chunk: self._tiles(piece, lambda panel, t: tile(chunk, panel, t)),
             "chunk",
         )
 
-    def _tile(
-        self, place: _Place, block: Expression, t: Expression, partial: tuple[Buffer | None, Expression]
-    ) -> Statement:
-        """One tile over one chunk: sums from zero or from the chunks before, to the output or to the next."""
+    def _tiles(self, piece: _Piece, body: Callable[[Expression, Expression], Statement]) -> Statement:
+        """`body(panel, row tile)` for all tiles of a piece."""
+        plan = self.plan
+        return loops.loop(
+            plan.panels_of(piece.group),
+            lambda panel: loops.loop(plan.tiles_of(piece.block), lambda t: body(panel, t), "t"),
+            "panel",
+        )
+
+    def _tile(self, place: _Place, since: Expression) -> Statement:
+        """One tile over one chunk: sums from zero or from the chunks before, to the output or to the next.
+
+        `since` are the chunks that the piece has walked before.
+        """
         plan, accumulator = self.plan, self.product.accumulator
-        allocate, sums = loops.local((plan.rows.size, plan.columns.size), accumulator, "sums")
-        tile = block * plan.row_block + t
-        memory, piece = partial
+        rows = plan.rows.size
+        allocate, sums = loops.local((plan.partial_sums * rows, plan.columns.size), accumulator, "sums")
         zero = tirx.const(0, accumulator)
-        begin = self._elements(lambda r, c: tirx.BufferStore(sums, zero, [r, c]))
-        end = self._finish(place, tile, sums)
-        if memory is not None:
-            number = place.panel * plan.row_block + t
 
-            def restore(r: Expression, c: Expression) -> Statement:
-                return tirx.BufferStore(sums, tirx.BufferLoad(memory, [piece, number, r, c]), [r, c])
+        def clear(r: Expression, c: Expression) -> Statement:
+            return tirx.BufferStore(sums, zero, [r, c])
 
-            def keep(r: Expression, c: Expression) -> Statement:
-                return tirx.BufferStore(memory, tirx.BufferLoad(sums, [r, c]), [piece, number, r, c])
+        def restore(r: Expression, c: Expression) -> Statement:
+            return tirx.BufferStore(sums, self._kept(place, r, c), [r, c])
 
-            begin = tirx.IfThenElse(place.chunk == 0, begin, self._elements(restore))
+        def keep(r: Expression, c: Expression) -> Statement:
+            at = [place.piece.slot, self._number(place), r, c]
+            return tirx.BufferStore(self.kept, tirx.BufferLoad(sums, [r, c]), at)
+
+        begin, end = self._elements(clear), self._finish(place, sums)
+        others = [
+            self._elements(lambda r, c, s=s: clear(r + s * rows, c)) for s in range(1, plan.partial_sums)
+        ]
+        if plan.chunks_of_part > 1:
+            begin = tirx.IfThenElse(since == 0, begin, self._elements(restore))
+        if plan.parts > 1:
+            end = self._elements(keep)
+        elif plan.chunks > 1:
             end = tirx.IfThenElse(place.chunk == plan.chunks - 1, end, self._elements(keep))
-        return loops.sequence([allocate, begin, self._multiply(place, tile, t, sums), end])
+        return loops.sequence(
+            [allocate, begin, *others, self._multiply(place, sums), *self._gather(sums), end]
+        )
+
+    def _gather(self, sums: Buffer) -> list[Statement]:
+        """Add the partial sums of each element by halves, into the first."""
+        rows, count = self.plan.rows.size, self.plan.partial_sums
+        statements: list[Statement] = []
+        while count > 1:
+            count //= 2
+
+            def add(r: Expression, c: Expression, half: int = count) -> Statement:
+                first, second = (tirx.BufferLoad(sums, [r + s * rows, c]) for s in (0, half))
+                return tirx.BufferStore(sums, first + second, [r, c])
+
+            statements.append(
+                loops.unrolled(count * rows, lambda r, add=add: self._columns(lambda c: add(r, c)))
+            )
+        return statements
+
+    def _number(self, place: _Place) -> Expression:
+        return place.panel * self.plan.row_block + place.tile
+
+    def _kept(self, place: _Place, r: Expression, c: Expression) -> Expression:
+        return tirx.BufferLoad(self.kept, [place.piece.slot, self._number(place), r, c])
+
+    def _add_parts(self, output: Expression, outputs: Sequence[int]) -> Statement:
+        """The sums of all parts, in order, of the tiles of one block of rows and group of panels."""
+        plan = self.plan
+        *batch, block, group = unravel(output, outputs)
+
+        def tile(panel: Expression, t: Expression) -> Statement:
+            shape = (plan.rows.size, plan.columns.size)
+            allocate, sums = loops.local(shape, self.product.accumulator, "sums")
+            places = [
+                _Place(_Piece(batch, block, group, p, output * plan.parts + p), 0, panel, t)
+                for p in range(plan.parts)
+            ]
+
+            def total(r: Expression, c: Expression) -> Statement:
+                first, *others = (self._kept(place, r, c) for place in places)
+                return tirx.BufferStore(sums, sum(others, first), [r, c])
+
+            return loops.sequence([allocate, self._elements(total), self._finish(places[0], sums)])
+
+        return self._tiles(_Piece(batch, block, group, 0, 0), tile)
 
     def _elements(self, body: Callable[[Expression, Expression], Statement]) -> Statement:
         """`body(row, column)` over a tile, written out in vectors."""
         return loops.unrolled(self.plan.rows.size, lambda r: self._columns(lambda c: body(r, c)), "r")
 
-    def _finish(self, place: _Place, tile: Expression, sums: Buffer) -> Statement:
-        plan = self.plan
-        column = plan.columns.base(place.group * plan.group + place.panel)
+    def _finish(self, place: _Place, sums: Buffer) -> Statement:
+        plan, piece = self.plan, place.piece
+        column = plan.columns.base(piece.group * plan.group + place.panel)
+        row = plan.rows.base(piece.block * plan.row_block + place.tile)
 
         def store(r: Expression, c: Expression, source: Buffer) -> Statement:
-            index = self.product.index(place.batch, plan.rows.base(tile) + r, column + c)
+            index = self.product.index(piece.batch, row + r, column + c)
             return self.anchored.finish(index, tirx.BufferLoad(source, [r, c]))
 
         if not self.heavy:
@@ -424,42 +385,47 @@ class GemmNest:
         write = loops.loop(plan.rows.size, lambda r: self._columns(lambda c: store(r, c, kept)), "r")
         return loops.sequence([allocate, copy, write])
 
-    def _multiply(self, place: _Place, tile: Expression, t: Expression, sums: Buffer) -> Statement:
+    def _multiply(self, place: _Place, sums: Buffer) -> Statement:
         plan, product, wide = self.plan, self.product, self.product.accumulator
-        panel = place.group * plan.group + place.panel
-        start, offset = place.chunk * plan.chunk, plan.panel_offset(place.group, place.chunk, place.panel)
+        piece = place.piece
+        panel, tile = piece.group * plan.group + place.panel, piece.block * plan.row_block + place.tile
+        start, offset = place.chunk * plan.chunk, plan.panel_offset(piece.group, place.chunk, place.panel)
 
         def left(r: Expression, k: Expression) -> tuple[list[Statement], Expression]:
             if self.row_tiles is not None:
-                at = [*place.batch, tile, start + k, r]
+                at = [*piece.batch, tile, start + k, r]
                 return [], convert(tirx.BufferLoad(self.row_tiles, at), wide)
             return self._element(
-                self.left, product.left_index(place.batch, plan.rows.base(tile) + r, start + k), wide
+                self.left, product.left_index(piece.batch, plan.rows.base(tile) + r, start + k), wide
             )
 
         def right(k: Expression, c: Expression) -> tuple[list[Statement], Expression]:
             if self.panels is not None:
-                at = [*product.packed_batch(place.batch), offset + k * plan.columns.size + c]
+                at = [*product.packed_batch(piece.batch), offset + k * plan.columns.size + c]
                 return [], convert(tirx.BufferLoad(self.panels, at), wide)
             return self._element(
-                self.right, product.right_index(place.batch, start + k, plan.columns.base(panel) + c), wide
+                self.right, product.right_index(piece.batch, start + k, plan.columns.base(panel) + c), wide
             )
 
-        def step(k: Expression) -> Statement:
+        def step(k: Expression, first: Expression) -> Statement:
             def add(r: Expression, c: Expression) -> Statement:
                 (needed, a), (more, b) = left(r, k), right(k, c)
-                total = tirx.BufferLoad(sums, [r, c]) + a * b
-                return loops.sequence([*needed, *more, tirx.BufferStore(sums, total, [r, c])])
+                total = tirx.BufferLoad(sums, [first + r, c]) + a * b
+                return loops.sequence([*needed, *more, tirx.BufferStore(sums, total, [first + r, c])])
 
             return self._elements(add)
 
         def steps(i: Expression) -> Statement:
-            body = loops.unrolled(plan.unroll, lambda u: step(i * plan.unroll + u), "k")
-            return loops.sequence([*self._prefetch(place, offset, t, i), body])
+            body = loops.unrolled(
+                plan.unroll,
+                lambda u: step(i * plan.unroll + u, u % plan.partial_sums * plan.rows.size),
+                "k",
+            )
+            return loops.sequence([*self._prefetch(place, offset, i), body])
 
         return loops.loop(plan.depth_of(place.chunk) // plan.unroll, steps, "k")
 
-    def _prefetch(self, place: _Place, offset: Expression, t: Expression, i: Expression) -> list[Statement]:
+    def _prefetch(self, place: _Place, offset: Expression, i: Expression) -> list[Statement]:
         """This iteration's share of the panel that comes next in memory."""
         plan = self.plan
         if self.panels is None or not plan.prefetch:
@@ -469,8 +435,8 @@ class GemmNest:
         share = -(-size // (line * iterations * plan.row_block))
         near = plan.row_block == 1
         ahead = min(size, FEW_ROWS_AHEAD // loops.CACHE_LINE * line) if near else size
-        first = offset + ahead + (t * iterations + i) * (share * line)
-        batch = self.product.packed_batch(place.batch)
+        first = offset + ahead + (place.tile * iterations + i) * (share * line)
+        batch = self.product.packed_batch(place.piece.batch)
         return [loops.prefetch(self.panels, [*batch, first + n * line], near) for n in range(share)]
 
 

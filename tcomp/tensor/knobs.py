@@ -82,15 +82,26 @@ def _always(config: Config) -> str | None:
 class Space:
     """All configs of a kernel under one template: a product of knobs, cut down by `legal`.
 
-    `legal` answers None, or the reason why a config cannot be scheduled.
+    `legal` answers None, or the reason why a config cannot be scheduled. `added` are knobs that a template
+    got after records of it had been written, with the value that means what it did before: configs leave
+    them out where they have it, so that those records stay what they were.
     """
 
     knobs: tuple[Knob, ...]
     legal: Legal = _always
+    added: Config = field(default_factory=dict[str, KnobValue])
+
+    def complete(self, config: Config) -> dict[str, KnobValue]:
+        """`config` with the values of added knobs that it leaves out."""
+        return {**self.added, **config}
+
+    def _written(self, config: Config) -> dict[str, KnobValue]:
+        """`config` without added knobs that change nothing."""
+        return {name: v for name, v in config.items() if name not in self.added or v != self.added[name]}
 
     @property
     def default(self) -> dict[str, KnobValue]:
-        return {k.name: k.default for k in self.knobs}
+        return self._written({k.name: k.default for k in self.knobs})
 
     @property
     def cardinality(self) -> int:
@@ -99,16 +110,16 @@ class Space:
 
     def check(self, config: Config) -> None:
         """Raise ScheduleError when `config` has other knobs, unknown values or is not legal."""
-        names = {k.name for k in self.knobs}
-        if set(config) != names:
-            odd = sorted(set(config) ^ names)[0]
+        names, full = {k.name for k in self.knobs}, self.complete(config)
+        if set(full) != names:
+            odd = sorted(set(full) ^ names)[0]
             raise ScheduleError(f"knob `{odd}` is {'unknown' if odd in config else 'missing'}")
         for knob in self.knobs:
-            if config[knob.name] not in knob.values:
+            if full[knob.name] not in knob.values:
                 raise ScheduleError(
-                    f"knob `{knob.name}` is {config[knob.name]}; allowed: {', '.join(map(str, knob.values))}"
+                    f"knob `{knob.name}` is {full[knob.name]}; allowed: {', '.join(map(str, knob.values))}"
                 )
-        reason = self.legal(config)
+        reason = self.legal(full)
         if reason is not None:
             raise ScheduleError(reason)
 
@@ -117,26 +128,28 @@ class Space:
         for _ in range(attempts):
             config = {k.name: k.random(rng) for k in self.knobs}
             if self.legal(config) is None:
-                return config
+                return self._written(config)
         return self.default
 
     def neighbours(self, config: Config) -> Iterator[dict[str, KnobValue]]:
         """Legal configs that differ from `config` in one step of one knob."""
+        full = self.complete(config)
         for knob in self.knobs:
-            for value in knob.neighbours(config[knob.name]):
-                near = {**config, knob.name: value}
+            for value in knob.neighbours(full[knob.name]):
+                near = {**full, knob.name: value}
                 if self.legal(near) is None:
-                    yield near
+                    yield self._written(near)
 
     def encode(self, config: Config) -> tuple[float, ...]:
-        return tuple(x for k in self.knobs for x in k.encode(config[k.name]))
+        full = self.complete(config)
+        return tuple(x for k in self.knobs for x in k.encode(full[k.name]))
 
     def __iter__(self) -> Iterator[dict[str, KnobValue]]:
         """Every legal config."""
         for values in product(*(k.values for k in self.knobs)):
             config = {k.name: v for k, v in zip(self.knobs, values, strict=True)}
             if self.legal(config) is None:
-                yield config
+                yield self._written(config)
 
 
 ALGORITHM = "algorithm"
@@ -165,7 +178,8 @@ class Alternatives(Space):
                 return str(error)
             return None
 
-        union = Alternatives((Choice(ALGORITHM, tuple(spaces), preferred),), reason, spaces, preferred)
+        algorithm = Choice(ALGORITHM, tuple(spaces), preferred)
+        union = Alternatives((algorithm,), reason, spaces=spaces, preferred=preferred)
         return union
 
     def split(self, config: Config) -> tuple[str, dict[str, KnobValue]]:

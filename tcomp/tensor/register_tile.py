@@ -116,9 +116,11 @@ class Reduction:
     """What is summed up: `update(sum, point, step)` at every `step` of `extents`, from `initial`.
 
     Axes whose extent is in `unroll` above 1 have that many steps of their loop written out; `unroll`
-    divides the extent. With `short`, `update` works on short sums. `ahead(tile, first, step)` are statements
-    that come before the steps which begin with `step`, all indices of a step or its first one (the latter
-    not for short sums): they fetch what the tile whose first element is `first` reads later.
+    divides the extent. Every sum is kept as `partial_sums` ones, each of every so many steps, so that one
+    need not wait for the other; they divide the `unroll` of the last axis, and are for whole plain sums
+    alone. With `short`, `update` works on short sums. `ahead(tile, first, step)` are statements that come
+    before the steps which begin with `step`, all indices of a step or its first one (the latter not for
+    short sums): they fetch what the tile whose first element is `first` reads later.
     """
 
     extents: tuple[int, ...]
@@ -128,6 +130,7 @@ class Reduction:
     update: Callable[[Expression, Point, Index], Expression]
     short: ShortSums | None = None
     ahead: Callable[[RegisterTile, Point, Index], Sequence[Statement]] | None = None
+    partial_sums: int = 1
 
 
 def tile_nest(
@@ -149,10 +152,10 @@ def _whole_sums(
     tile: RegisterTile, reduction: Reduction, first: Point, finish: Callable[[Index, Expression], Statement]
 ) -> Statement:
     """The whole reduction of one tile."""
-    allocation, sums = local([tile.size], reduction.dtype, "sums")
+    allocation, sums = local([reduction.partial_sums * tile.size], reduction.dtype, "sums")
 
-    def clear(_: Point, at: Expression) -> Statement:
-        return tirx.BufferStore(sums, reduction.initial, [at])
+    def clear(first_sum: int) -> Callable[[Point, Expression], Statement]:
+        return lambda _, at: tirx.BufferStore(sums, reduction.initial, [first_sum + at])
 
     def end(point: Point, at: Expression) -> Statement:
         return finish(point.index, tirx.BufferLoad(sums, [at]))
@@ -161,7 +164,25 @@ def _whole_sums(
         work = _plain_steps(tile, reduction, first, sums)
     else:
         work = _short_steps(tile, reduction, reduction.short, first, (sums, 0))
-    return sequence([allocation, _positions(tile, first, clear), work, _positions(tile, first, end)])
+    begin = [_positions(tile, first, clear(n * tile.size)) for n in range(reduction.partial_sums)]
+    gather = _add_partial_sums(tile, first, sums, reduction.partial_sums)
+    return sequence([allocation, *begin, work, *gather, _positions(tile, first, end)])
+
+
+def _add_partial_sums(tile: RegisterTile, first: Point, sums: Any, count: int) -> list[Statement]:
+    """Add the partial sums of each element by halves, into the first."""
+    statements: list[Statement] = []
+    while count > 1:
+        count //= 2
+        for n in range(count):
+            places = n * tile.size, (n + count) * tile.size
+
+            def add(_: Point, at: Expression, places: tuple[int, int] = places) -> Statement:
+                one, other = (tirx.BufferLoad(sums, [at + place]) for place in places)
+                return tirx.BufferStore(sums, one + other, [at + places[0]])
+
+            statements.append(_positions(tile, first, add))
+    return statements
 
 
 def passes_nest(
@@ -242,11 +263,12 @@ def passes_nest(
 
 def _update(tile: RegisterTile, reduction: Reduction, first: Point, sums: Any, taken: Index) -> Statement:
     """One step of the reduction for every sum of a tile."""
+    begin = taken[-1] % reduction.partial_sums * tile.size if reduction.partial_sums > 1 else 0
     return _positions(
         tile,
         first,
         lambda point, at: tirx.BufferStore(
-            sums, reduction.update(tirx.BufferLoad(sums, [at]), point, taken), [at]
+            sums, reduction.update(tirx.BufferLoad(sums, [at + begin]), point, taken), [at + begin]
         ),
     )
 

@@ -112,7 +112,8 @@ def _to_json(table: Table) -> Iterator[Any]:
         "rows": len(table.rows),
     }
     for row in table.rows.values():
-        values = [knob.values.index(row.config[knob.name]) for knob in knobs]
+        config = task.space.complete(row.config)
+        values = [knob.values.index(config[knob.name]) for knob in knobs]
         seconds = float(f"{row.seconds:.4g}") if isfinite(row.seconds) else None
         yield [values, seconds, [round(f, 2) for f in row.features]]
 

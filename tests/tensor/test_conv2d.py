@@ -136,6 +136,23 @@ def test_last_tile_is_smaller(target: Target, kernel_size: int, height: int, wid
     assert_matches(kernel, target, config)
 
 
+@pytest.mark.parametrize("sums", [2, 4, 8])
+@pytest.mark.parametrize("size", [1, 3], ids=["pixel", "pixels"])
+def test_partial_sums(target: Target, size: int, sums: int) -> None:
+    kernel = conv2d(
+        (1, 4, size, size, 8), (16, 32, size, size), epilogue=True, padding=(size // 2,) * 4, **BLOCKED
+    )
+    space = TEMPLATES["conv_direct_cpu"].space(kernel, target)
+    tile = {"tile_height": 1, "tile_width": 1, "oc_blocks": 1}
+    assert_matches(kernel, target, {**space.default, **tile, "unroll": 8, "partial_sums": sums})
+
+
+def test_outputs_of_one_pixel_have_partial_sums(target: Target) -> None:
+    few, many = (conv2d((1, 12, 1, 1, 8), (outputs, 96, 1, 1), **BLOCKED) for outputs in (8, 96))
+    defaults = [template_for(k, target).space(k, target).default for k in (few, many)]
+    assert [d.get("partial_sums") for d in defaults] == [8, None]
+
+
 @pytest.mark.parametrize("distance", [0, 4, 64])
 def test_prefetch(target: Target, distance: int) -> None:
     """Any distance gives the same numbers, 0 no instruction."""

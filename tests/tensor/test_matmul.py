@@ -16,7 +16,8 @@ from tcomp.relay.evaluate import evaluate
 from tcomp.relay.graph import Value
 from tcomp.relay.types import Array, TensorType, numpy_dtype
 from tcomp.target.target import TARGETS
-from tcomp.tensor.gemm import Plan, schedule_product
+from tcomp.tensor.gemm import schedule_product
+from tcomp.tensor.gemm_plan import Plan
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
 from tcomp.tensor.product import Product
@@ -165,6 +166,57 @@ def test_uneven_blocks_match_reference(blocking: tuple[int, int, int]) -> None:
     arrays = random_arrays(kernel)
     np.testing.assert_allclose(runner(arrays)[0], evaluate(kernel.body, arrays)[0], rtol=1e-4, atol=1e-3)
     assert "prefetcht" in runner.source()
+
+
+SPLIT = [
+    {"partial_sums": 2, "unroll": 4},
+    {"partial_sums": 8, "unroll": 8, "tile_rows": 1},
+    {"parts": 2, "chunk": 64},
+    {"parts": 4, "parallel": True},
+    {"parts": 8, "chunk": 64, "partial_sums": 2, "unroll": 2, "parallel": True, "row_block": 1},
+]
+
+
+@pytest.mark.parametrize("knobs", SPLIT, ids=str)
+@pytest.mark.parametrize("shape", [(7, 456, 20), (3, 5, 456, 20)], ids=["one", "batch"])
+def test_split_sums_match_reference(shape: tuple[int, ...], knobs: Config) -> None:
+    """456 steps are 57 of 8: parts and chunks of uneven size."""
+    *batch, rows, depth, columns = shape
+    kernel = matmul((*batch, rows, depth), (*batch, depth, columns), "bias", "gelu")
+    default = template_for(kernel, AVX2).space(kernel, AVX2).default
+    assert_matches(kernel, AVX2.name, {**default, "tile_rows": 2, "tile_vectors": 1, **knobs})
+
+
+def test_threads_do_not_change_split_sums() -> None:
+    kernel = matmul((8, 2048), (2048, 24), "bias")
+    target = replace(AVX2, cores=2)
+    config = template_for(kernel, target).space(kernel, target).default
+    assert config["parts"] == 2
+    arrays = random_arrays(kernel)
+    shared, alone = (
+        build_kernel(kernel, target, {**config, "parallel": parallel})(arrays)[0]
+        for parallel in (True, False)
+    )
+    np.testing.assert_array_equal(shared, alone)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "cores", "expected"),
+    [
+        ((1, 4096), (4096, 8), 1, {"partial_sums": 8}),
+        ((8, 8192), (8192, 8), 1, {}),
+        ((8, 8192), (8192, 8), 2, {"parts": 4}),
+        ((8, 8192), (8192, 8), 8, {"parts": 16}),
+        ((1, 2048), (2048, 1000), 2, {}),
+        ((128, 768), (768, 768), 2, {}),
+    ],
+)
+def test_sums_are_split_where_outputs_are_few(
+    a: tuple[int, int], b: tuple[int, int], cores: int, expected: Config
+) -> None:
+    kernel, target = matmul(a, b), replace(AVX2, cores=cores)
+    default = template_for(kernel, target).space(kernel, target).default
+    assert {k: v for k, v in default.items() if k in ("partial_sums", "parts")} == expected
 
 
 @pytest.mark.parametrize("target_name", ["x86-64-v4", "x86-64-v3"])

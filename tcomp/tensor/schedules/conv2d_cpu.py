@@ -39,6 +39,7 @@ MAX_OC_BLOCKS = 8
 PREFETCH_STEPS = (0, 4, 8, 16, 32, 64)
 _FAR_CHANNELS = 1.1
 """Times as long where the channels that follow each other in the reduction lie a whole image apart."""
+PARTIAL_SUMS = (1, 2, 4, 8)
 UNROLLED_PRODUCTS = 96
 """Multiplications that one iteration of the innermost loop has written out at most."""
 
@@ -75,25 +76,32 @@ class Conv2dDirect(Template):
         legal = set(tiles)
 
         def reason(config: Config) -> str | None:
-            tile = _tile_of(config)
-            if tile not in legal:
+            tile, sums = _tile_of(config), int(config.get("partial_sums", 1))
+            if int(config["unroll"]) % sums:
+                return f"{sums} partial sums do not share {config['unroll']} steps evenly"
+            too_many = sums > 1 and _registers(conv, tile, target, sums) > target.vector_registers
+            if tile not in legal or too_many:
                 return (
                     f"register tile {tile.height}x{tile.width}x{tile.oc_blocks} breaks a row or a group, or "
                     f"needs more than {target.vector_registers} vector registers"
                 )
             return None
 
+        partial_sums = _partial_sums(conv, best, target)
+        unroll = max(_unroll(conv, best, target), partial_sums)
         return Space(
             (
                 Ordered("tile_height", tuple(sorted({t.height for t in tiles})), best.height),
                 Ordered("tile_width", tuple(sorted({t.width for t in tiles})), best.width),
                 Ordered("oc_blocks", tuple(sorted({t.oc_blocks for t in tiles})), best.oc_blocks),
                 Choice("order", ("weights", "pixels"), _order(conv, best, target)),
-                Ordered("unroll", _unrolls(conv), _unroll(conv, best, target)),
+                Ordered("unroll", _unrolls(conv), unroll),
                 Choice("unroll_kernel", (False, True), False),
                 Ordered("prefetch", PREFETCH_STEPS, 32),
+                Ordered("partial_sums", (1,) if conv.pairs else PARTIAL_SUMS, partial_sums),
             ),
             reason,
+            {"partial_sums": 1},
         )
 
     def estimate(self, kernel: Kernel, target: Target) -> float:
@@ -155,7 +163,6 @@ def _vectors(conv: Convolution, target: Target) -> int:
 def _tiles(conv: Convolution, target: Target) -> Iterator[_Tile]:
     """Register tiles whose sums fit beside the weights of one step and a broadcast input."""
     *_, height, width = (1, *_pixels(conv))
-    vectors = _vectors(conv, target)
     merged_outputs = conv.group_outputs * conv.merged_groups
     for oc_blocks in range(1, min(MAX_OC_BLOCKS, conv.out_blocks) + 1):
         if conv.merged_groups < conv.groups and merged_outputs % (oc_blocks * conv.out_block):
@@ -164,9 +171,25 @@ def _tiles(conv: Convolution, target: Target) -> Iterator[_Tile]:
             heights = range(1, min(MAX_TILE_PIXELS // width, height) + 1) if tile_width == width else (1,)
             for tile_height in heights:
                 tile = _Tile(tile_height, tile_width, oc_blocks)
-                registers = (tile.pixels + 1) * oc_blocks * vectors + 1
-                if registers <= target.vector_registers or tile.pixels == oc_blocks == 1:
+                fits = _registers(conv, tile, target) <= target.vector_registers
+                if fits or tile.pixels == oc_blocks == 1:
                     yield tile
+
+
+def _registers(conv: Convolution, tile: _Tile, target: Target, partial_sums: int = 1) -> int:
+    """Vector registers of the sums, the weights of one step and a broadcast input."""
+    return (partial_sums * tile.pixels + 1) * tile.oc_blocks * _vectors(conv, target) + 1
+
+
+def _partial_sums(conv: Convolution, tile: _Tile, target: Target) -> int:
+    """How many sums of each element hide the latency of an addition, where a tile has half or less of those
+    that it takes: outputs of one pixel and few channels."""
+    sums, wanted = tile.pixels * tile.oc_blocks * _vectors(conv, target), FMA_LATENCY * target.fma_ports
+    if 2 * sums > wanted or conv.pairs:
+        return 1
+    room = target.vector_registers
+    fitting = [n for n in PARTIAL_SUMS if n in _unrolls(conv) and _registers(conv, tile, target, n) <= room]
+    return next((n for n in fitting if n * sums >= wanted), max(fitting, default=1))
 
 
 def _cycles(conv: Convolution, tile: _Tile, target: Target) -> float:
@@ -260,7 +283,8 @@ def _reduction(conv: Convolution, data: Buffer, weights: Buffer, config: Config)
     zero, distance = tirx.const(0, conv.accumulator), int(config["prefetch"])
     short = None if pairs is None else pairs.short
     ahead = _Ahead(conv, data, weights, distance) if distance else None
-    return Reduction(steps, tuple(written), conv.accumulator, zero, update, short, ahead)
+    sums = int(config.get("partial_sums", 1))
+    return Reduction(steps, tuple(written), conv.accumulator, zero, update, short, ahead, sums)
 
 
 def _first_source(conv: Convolution, out_block: Expression, chunk: Expression) -> Expression:

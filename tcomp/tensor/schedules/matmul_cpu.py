@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import prod
 
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import PARALLEL_FLOPS
 from tcomp.tensor.epilogue import placeholder_index
-from tcomp.tensor.gemm import Plan, constant_right, fits, schedule_product
+from tcomp.tensor.gemm import constant_right, fits, schedule_product
+from tcomp.tensor.gemm_plan import Plan
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
 from tcomp.tensor.product import Product
@@ -23,12 +24,16 @@ MOST_WHOLE_DEPTH = 768
 DEFAULT_CHUNK = 512
 """Long enough that moving sums between chunks is little work; a chunk of a panel stays near."""
 BLOCKS = (0, 1, 2, 4, 8, 16, 32, 64)
+PARTIAL_SUMS = (1, 2, 4, 8)
+PARTS = (1, 2, 4, 8, 16, 32)
+SHORTEST_PART = 256
+"""Depth from which a part is worth the sums that it leaves to add."""
 PIECES_PER_CORE = 2
 """Pieces of work a thread, so that none waits long for a slower one."""
 
 
 class MatmulCpu(Template):
-    """One template for plain and batched products; knobs as in `tcomp.tensor.gemm.Plan`."""
+    """One template for plain and batched products; knobs as in `tcomp.tensor.gemm_plan.Plan`."""
 
     name = "matmul_cpu"
     version = 2
@@ -43,21 +48,26 @@ class MatmulCpu(Template):
         # A default must not spill, whatever order the code generator chooses.
         roomy = [t for t in tiles if t[0] * t[1] + t[1] + most // 16 < most]
         rows, vectors = min(roomy, key=lambda tile: _cycles(product, target, *tile))
+        unrolls = tuple(u for u in (1, 2, 4, 8) if product.depth % u == 0)
+        partial_sums = _partial_sums(target, rows, vectors, unrolls)
         constant = constant_right(kernel) is not None
         shared = target.cores > 1 and kernel.flops >= PARALLEL_FLOPS
         row_block, group = _blocking(product, target, rows, vectors, shared)
 
         def reason(config: Config) -> str | None:
             tile = int(config["tile_rows"]), int(config["tile_vectors"])
-            if tile not in tiles:
+            sums = int(config.get("partial_sums", 1))
+            if tile not in tiles or tile[1] * (sums * tile[0] + 1) >= most:
                 return f"register tile {tile[0]}x{tile[1]} needs more than {most} vector registers"
+            if int(config["unroll"]) % sums:
+                return f"{sums} partial sums do not share {config['unroll']} steps evenly"
             return None
 
         return Space(
             (
                 Ordered("tile_rows", tuple(sorted({r for r, _ in tiles})), rows),
                 Ordered("tile_vectors", tuple(sorted({v for _, v in tiles})), vectors),
-                Ordered("unroll", tuple(u for u in (1, 2, 4, 8) if product.depth % u == 0), _unroll(product)),
+                Ordered("unroll", unrolls, max(_unroll(product), partial_sums)),
                 Ordered("chunk", CHUNKS, _chunk(product)),
                 Ordered("row_block", BLOCKS, row_block),
                 Ordered("group", BLOCKS, group),
@@ -67,8 +77,11 @@ class MatmulCpu(Template):
                 ),
                 Choice("prefetch", (False, True), constant),
                 Choice("parallel", (False, True), shared),
+                Ordered("partial_sums", PARTIAL_SUMS, partial_sums),
+                Ordered("parts", PARTS, _parts(product, target, rows, vectors) if shared else 1),
             ),
             reason,
+            {"partial_sums": 1, "parts": 1},
         )
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
@@ -108,6 +121,24 @@ def _cycles(product: Product, target: Target, rows: int, vectors: int) -> float:
 
 def _unroll(product: Product) -> int:
     return next(u for u in (4, 2, 1) if product.depth % u == 0)
+
+
+def _partial_sums(target: Target, rows: int, vectors: int, unrolls: Sequence[int]) -> int:
+    """How many sums of each element hide the latency of an addition, where a tile has half or less of those
+    that it takes: what more there are, the less registers are left."""
+    wanted = FMA_LATENCY * target.fma_ports
+    if 2 * rows * vectors > wanted:
+        return 1
+    fitting = [n for n in PARTIAL_SUMS if n in unrolls and vectors * (n * rows + 1) < target.vector_registers]
+    return next((n for n in fitting if n * rows * vectors >= wanted), max(fitting))
+
+
+def _parts(product: Product, target: Target, rows: int, vectors: int) -> int:
+    """Parts of the depth that give every thread work where the output has too few tiles."""
+    tiles = prod(product.batch) * -(-product.rows // rows)
+    tiles *= -(-product.columns // (vectors * _lanes(product, target)))
+    wanted = min(-(-PIECES_PER_CORE * target.cores // tiles), product.depth // SHORTEST_PART)
+    return max(n for n in PARTS if n <= max(1, wanted))
 
 
 def _chunk(product: Product) -> int:
