@@ -97,10 +97,10 @@ class Timed:
         return self.moving > self.flops / peak
 
     def measure(self, peak: Callable[[], float]) -> float:
-        """One more time between two of the peak; the peak."""
+        """One more time between two of the peak; the better of these."""
         before = peak()
         seconds = min(self.runner.time_prepared(self.arguments, self.number, 1))
-        top = (before + peak()) / 2
+        top = max(before, peak())
         self.rates.append(self.flops / seconds)
         self.ratios.append(max(self.flops / top, self.moving) / seconds)
         return top

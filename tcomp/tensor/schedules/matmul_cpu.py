@@ -23,6 +23,8 @@ MOST_WHOLE_DEPTH = 768
 """Up to this depth the sums of a tile stay in registers from beginning to end."""
 DEFAULT_CHUNK = 512
 """Long enough that moving sums between chunks is little work; a chunk of a panel stays near."""
+SECOND_LEVEL_BYTES = 32
+"""What the second-level cache gives in a cycle."""
 BLOCKS = (0, 1, 2, 4, 8, 16, 32, 64)
 PARTIAL_SUMS = (1, 2, 4, 8)
 PARTS = (1, 2, 4, 8, 16, 32)
@@ -45,8 +47,10 @@ class MatmulCpu(Template):
         product = _product(kernel)
         most = target.vector_registers
         tiles = tuple(_tiles(product, target))
-        # A default must not spill, whatever order the code generator chooses.
-        roomy = [t for t in tiles if t[0] * t[1] + t[1] + most // 16 < most]
+        # A default must not spill, whatever order the code generator chooses; of 16 registers each counts, and
+        # 4x3, which takes all of them, does not.
+        spare = most // 16 if most > 16 else 0
+        roomy = [t for t in tiles if t[0] * t[1] + t[1] + spare < most]
         rows, vectors = min(roomy, key=lambda tile: _cycles(product, target, *tile))
         unrolls = tuple(u for u in (1, 2, 4, 8) if product.depth % u == 0)
         partial_sums = _partial_sums(target, rows, vectors, unrolls)
@@ -112,8 +116,8 @@ def _cycles(product: Product, target: Target, rows: int, vectors: int) -> float:
     """Estimated cycles of the whole product by the tightest of FMA ports, FMA latency and loads."""
     tiles = -(-product.rows // rows) * -(-product.columns // (vectors * _lanes(product, target)))
     multiply = max(rows * vectors / target.fma_ports, FMA_LATENCY)
-    # A panel comes from the second-level cache, half a register a cycle; broadcasts from the first.
-    load = max((rows + vectors) / 2, 2 * vectors)
+    # A panel comes from the second-level cache; broadcasts from the first.
+    load = max((rows + vectors) / 2, vectors * target.vector_bits / 8 / SECOND_LEVEL_BYTES)
     # Loads that fit beside the multiplications still cost: what shares the core wants their ports too.
     step = max(multiply, load) + 0.5 * load
     return tiles * (product.depth * step + 2 * rows * vectors + 20)
