@@ -47,8 +47,8 @@ class MatmulCpu(Template):
         product = _product(kernel)
         most = target.vector_registers
         tiles = tuple(_tiles(product, target))
-        # A default must not spill, whatever order the code generator chooses; of 16 registers each counts, and
-        # 4x3, which takes all of them, does not.
+        # A default must not spill, whatever order the code generator chooses; of 16 registers each counts,
+        # and 4x3, which takes all of them, does not.
         spare = most // 16 if most > 16 else 0
         roomy = [t for t in tiles if t[0] * t[1] + t[1] + spare < most]
         rows, vectors = min(roomy, key=lambda tile: _cycles(product, target, *tile))
