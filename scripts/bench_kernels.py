@@ -3,9 +3,10 @@
 The peak is a compiled loop of independent fused multiply-adds in registers, run before and after every
 timing of a kernel on the same core. Kernels take turns over many rounds, so that slow and quiet moments of
 the machine meet all of them: on a core that shares its caches with a neighbour, kernels lose a quarter of
-their speed where the peak loop loses nothing. One thread. Prints, for each shape with its template's default
-config, the best and the median ratio to the peak, and the build time; with `--algorithms` a line for each
-algorithm that the kernel may have, with `--log` another line for each kernel with a tuned config.
+their speed where the peak loop loses nothing. With `--threads` the peak is that of so many cores. Prints,
+for each shape with its template's default config, the best and the median ratio to the peak, and the build
+time; with `--algorithms` a line for each algorithm that the kernel may have, with `--log` another line for
+each kernel with a tuned config, with `--knob NAME=VALUE` one with that knob changed where it may be.
 
 Kernels that move more bytes than they compute with, by the measured bandwidth of the memory that holds their
 operands, are marked `memory`: their ratio is to the time that moving takes. The last line is the geometric
@@ -15,6 +16,7 @@ mean over all others. `--fixed` runs the 40 shapes of `kernel_shapes.FIXED`, who
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -30,7 +32,7 @@ from tcomp.codegen.machine import Machine, measure_machine, multiply_add_rate
 from tcomp.target.host import host_target
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.knobs import Config
+from tcomp.tensor.knobs import Config, Space
 from tcomp.tensor.template import Template, template_for
 from tcomp.tuner.lookup import Records
 from tcomp.tuner.provenance import device_name
@@ -46,15 +48,33 @@ class Variant:
     config: Config
 
     @staticmethod
-    def every(name: str, kernel: Kernel, target: Target, algorithms: bool, records: Records) -> list[Variant]:
-        """The kernel's default, or that of each algorithm on offer, and what `records` know."""
+    def every(
+        name: str, kernel: Kernel, target: Target, algorithms: bool, records: Records, knobs: Sequence[str]
+    ) -> list[Variant]:
+        """The kernel's default, or that of each algorithm on offer, with each of `knobs`; and what `records`
+        know."""
         template = template_for(kernel, target)
         offered = {"": template}
         if algorithms and template.algorithms:
             offered = {f" {algorithm}": t for algorithm, t in template.algorithms.items()}
-        found = [Variant(name + n, kernel, t, t.space(kernel, target).default) for n, t in offered.items()]
+        found: list[Variant] = []
+        for suffix, one in offered.items():
+            space = one.space(kernel, target)
+            found.append(Variant(name + suffix, kernel, one, space.default))
+            for knob in knobs:
+                config = _changed(space, *knob.split("=", 1))
+                found += [Variant(f"{name}{suffix} {knob}", kernel, one, config)] if config else []
         record = records.best(kernel, target, device=device_name())
         return found + ([Variant(f"{name} tuned", kernel, template, record.config)] if record else [])
+
+
+def _changed(space: Space, name: str, value: str) -> Config | None:
+    """The default with another value of a knob; None when it has none such or that is not legal."""
+    values = {str(v): v for knob in space.knobs if knob.name == name for v in knob.values}
+    if value not in values:
+        return None
+    config = {**space.complete(space.default), name: values[value]}
+    return config if space.legal(config) is None and config != space.complete(space.default) else None
 
 
 @dataclass
@@ -125,12 +145,17 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="parts of kernel names; all kernels without any")
     parser.add_argument("--fixed", action="store_true", help="of the 40 shapes whose mean is followed")
     parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--algorithms", action="store_true", help="each algorithm that a kernel may have")
     parser.add_argument(
         "--log", type=Path, action="append", default=[], help="tuning logs or folders of them"
     )
+    parser.add_argument(
+        "--knob", action="append", default=[], metavar="NAME=VALUE", help="also with this value of a knob"
+    )
     options = parser.parse_args()
-    target = replace(host_target(), cores=1)
+    target = replace(host_target(), cores=options.threads)
+    os.environ["TVM_NUM_THREADS"] = str(options.threads)  # Read when the first parallel loop runs.
     chosen = {
         name: KERNELS[name]()
         for name in (FIXED if options.fixed else KERNELS)
@@ -139,13 +164,15 @@ def main() -> None:
     if not chosen:
         parser.error(f"no kernel's name has {' or '.join(options.names)} in it")
     records = Records.load(options.log)
-    peak, machine = multiply_add_rate(), measure_machine()
+    rate, machine = multiply_add_rate(), measure_machine(options.threads)
     kernels = [
         Timed.build(variant, target, machine)
         for name, kernel in chosen.items()
-        for variant in Variant.every(name, kernel, target, options.algorithms, records)
+        for variant in Variant.every(name, kernel, target, options.algorithms, records, options.knob)
     ]
-    peaks = [kernel.measure(peak) for _ in range(options.rounds) for kernel in kernels]
+    peaks = [
+        kernel.measure(lambda: options.threads * rate()) for _ in range(options.rounds) for kernel in kernels
+    ]
     top = max(peaks)
     print(f"FMA peak {top / 1e9:.1f} GFLOP/s, median {statistics.median(peaks) / 1e9:.1f}\n")
     print("| kernel | GFLOP/s | bound | best | median | us | build ms |\n|---|---|---|---|---|---|---|")

@@ -13,9 +13,14 @@ import pytest
 
 import bench_cpu
 import bench_instructions
+import bench_kernels
 import kernel_cycles
+from kernel_shapes import FIXED, KERNELS
 from peers import Peer
+from tcomp.target.host import host_target
 from tcomp.target.target import TARGETS
+from tcomp.tensor.template import template_for
+from tcomp.tuner.lookup import Records
 
 RESULT = {
     "model": "m",
@@ -119,3 +124,18 @@ def test_worker_says_why_a_runtime_is_absent(model: tuple[Path, Path]) -> None:
     path.write_bytes(b"no model")
     with closing(Peer("onnxruntime", path, inputs, 1, sys.executable)) as peer:
         assert "ONNX Runtime cannot run" in peer.absent
+
+
+def test_forty_kernels_are_fixed() -> None:
+    assert len(set(FIXED)) == 40
+    assert set(FIXED) <= set(KERNELS)
+    for name in FIXED:
+        template_for(KERNELS[name](), host_target())
+
+
+def test_knobs_are_changed_where_they_may_be() -> None:
+    kernel, target = KERNELS["matmul 8x8192x8"](), TARGETS["x86-64-v3"]
+    knobs = ["unroll=2", "parts=4", "parts=1", "partial_sums=8", "tile_rows=99", "nonsense=1"]
+    variants = bench_kernels.Variant.every("small", kernel, target, False, Records([]), knobs)
+    assert [v.name for v in variants] == ["small", "small unroll=2", "small parts=4"]
+    assert variants[2].config["parts"] == 4
