@@ -6,14 +6,36 @@ TVM is untyped for a type checker, so everything here is `Any` on purpose; the t
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-import tvm as _tvm
-from tvm import s_tir as _s_tir
-from tvm import te as _te
-from tvm import tirx as _tirx
-from tvm import topi as _topi
-from tvm_ffi import structural as _structural
+
+@contextmanager
+def _without_torch() -> Iterator[None]:
+    """Make `import torch` fail for a while, unless torch was imported before.
+
+    tvm_ffi imports torch wherever it is installed, for a name clash on Windows. That takes three seconds at
+    every start, worker processes included, and nothing here gives TVM tensors of torch.
+    """
+    if "torch" in sys.modules:
+        yield
+        return
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules["torch"]
+
+
+with _without_torch():
+    import tvm as _tvm
+    from tvm import s_tir as _s_tir
+    from tvm import te as _te
+    from tvm import tirx as _tirx
+    from tvm import topi as _topi
+    from tvm_ffi import structural as _structural
 
 tvm: Any = _tvm
 te: Any = _te

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,16 @@ def loaded_by(statement: str) -> set[str]:
 def test_light_imports(statement: str) -> None:
     heavy = {"tvm", "onnx", "xgboost", "torch", "scipy"} & loaded_by(statement)
     assert not heavy
+
+
+def test_tvm_is_imported_without_torch(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("")
+    loaded = loaded_by(f"sys.path.insert(0, {str(tmp_path)!r}); import tcomp.tvm_api")
+    assert "tvm" in loaded
+    assert "torch" not in loaded
+
+
+@pytest.mark.skipif(find_spec("torch") is None, reason="torch is not installed")
+def test_torch_stays_where_it_was_imported_before_or_is_after() -> None:
+    assert "torch" in loaded_by("import torch, tcomp.tvm_api")
+    assert "torch" in loaded_by("import tcomp.tvm_api, torch")
