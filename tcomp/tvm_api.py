@@ -42,6 +42,7 @@ te: Any = _te
 tirx: Any = _tirx
 s_tir: Any = _s_tir
 topi: Any = _topi
+structural_key: Any = _structural.StructuralKey
 structural_map: Any = _structural.structural_map
 structural_mutate: Any = _structural.structural_mutate
 structural_walk: Any = _structural.structural_walk

@@ -12,7 +12,16 @@ from contextvars import ContextVar
 from typing import Any
 
 from tcomp.tensor.math import convert, dtype_of
-from tcomp.tvm_api import Tensor, structural_map, structural_mutate, structural_walk, te, tirx, tvm
+from tcomp.tvm_api import (
+    Tensor,
+    structural_key,
+    structural_map,
+    structural_mutate,
+    structural_walk,
+    te,
+    tirx,
+    tvm,
+)
 
 Expression = Any
 Statement = Any
@@ -284,7 +293,7 @@ class Elements:
         if tensor in self._buffers:
             buffer = self._buffers[tensor]
             return tirx.BufferLoad(buffer, at) if isinstance(buffer, tvm.ir.Var) else buffer(at)
-        key = (hash(tensor.op), int(tensor.value_index), *(str(i) for i in at))
+        key = (hash(tensor.op), int(tensor.value_index), *map(structural_key, at))
         if key not in self._known:
             value = self.expression(tensor.op.body[tensor.value_index], tensor.op.axis, at)
             if self._guarded:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import inf
 from typing import ClassVar
 
@@ -140,11 +141,17 @@ def schedule(kernel: Kernel, target: Target, config: Config | None = None) -> Sc
 
     Raises ScheduleError when `config` is not legal for the kernel.
     """
-    template = template_for(kernel, target)
-    space = template.space(kernel, target)
+    template, space = _choices(kernel, target)
     chosen = dict(space.default if config is None else config)
     try:
         space.check(chosen)
     except ScheduleError as error:
         raise ScheduleError(f"{template.id_of(chosen)}: {error}; kernel {kernel.key}") from None
     return template.apply(kernel, target, chosen)
+
+
+@lru_cache(maxsize=64)
+def _choices(kernel: Kernel, target: Target) -> tuple[Template, Space]:
+    """Who schedules `kernel`, and how: the same for the hundreds of configs that a search looks at."""
+    template = template_for(kernel, target)
+    return template, template.space(kernel, target)
