@@ -40,19 +40,24 @@ class _Loop:
 
 
 @dataclass(frozen=True)
+class _Buffer:
+    name: str
+    shape: tuple[int, ...]
+    itemsize: int
+
+
+@dataclass(frozen=True)
 class _Access:
     """One read or write of a buffer: which of the statement's loops each dimension's index depends on."""
 
-    buffer: str
-    shape: tuple[int, ...]
-    itemsize: int
+    buffer: _Buffer
     dimensions: tuple[frozenset[int], ...]
 
     def touched(self, loops: Sequence[_Loop], inside: Iterable[int]) -> int:
         """Distinct elements over the loops numbered `inside`."""
         moving = set(inside)
         spans = (prod(loops[i].extent for i in used & moving) for used in self.dimensions)
-        box = prod(min(span, size) for span, size in zip(spans, self.shape, strict=True))
+        box = prod(min(span, size) for span, size in zip(spans, self.buffer.shape, strict=True))
         # A fused loop moves in several dimensions at once, and cannot touch more than it has iterations.
         return min(box, prod(loops[i].extent for i in moving & frozenset().union(*self.dimensions)))
 
@@ -82,8 +87,8 @@ class _Statement:
         """Bytes that the loops from number `depth` inwards touch, each buffer once."""
         largest: dict[str, int] = {}
         for access in (self.write, *self.reads):
-            nbytes = access.itemsize * access.touched(self.loops, range(depth, len(self.loops)))
-            largest[access.buffer] = max(nbytes, largest.get(access.buffer, 0))
+            nbytes = access.buffer.itemsize * access.touched(self.loops, range(depth, len(self.loops)))
+            largest[access.buffer.name] = max(nbytes, largest.get(access.buffer.name, 0))
         return sum(largest.values())
 
 
@@ -127,7 +132,7 @@ def _register_values(statement: _Statement, target: Target) -> tuple[float, ...]
     in_registers, lanes = statement.numbers(VECTORIZED, UNROLLED), statement.numbers(VECTORIZED)
     width = max(1, statement.extent(VECTORIZED))
     sums = statement.write.touched(statement.loops, in_registers) / width
-    reads = [r for r in statement.reads if r.buffer != statement.write.buffer]
+    reads = [r for r in statement.reads if r.buffer.name != statement.write.buffer.name]
     vectors = sum(r.touched(statement.loops, in_registers) / width for r in reads if r.depends_on(lanes))
     scalars = sum(r.touched(statement.loops, in_registers) for r in reads if not r.depends_on(lanes))
     pressure = (sums + vectors + 1) / target.vector_registers
@@ -153,10 +158,14 @@ def _traffic(statement: _Statement, cache_bytes: int) -> float:
 
 @dataclass
 class _Statements:
-    """Collects the stores below a statement, with the loops that variables stand for."""
+    """Collects the stores below a statement, with the loops that variables stand for.
+
+    TVM's objects go by their handles: comparing two of its variables builds an expression.
+    """
 
     loops: list[_Loop] = field(default_factory=list[_Loop])
-    meaning: dict[Any, frozenset[int]] = field(default_factory=dict[Any, "frozenset[int]"])
+    meaning: dict[int, frozenset[int]] = field(default_factory=dict[int, "frozenset[int]"])
+    buffers: dict[int, _Buffer] = field(default_factory=dict[int, "_Buffer"])
     found: list[_Statement] = field(default_factory=list[_Statement])
 
     def collect(self, root: Any) -> list[_Statement]:
@@ -165,14 +174,14 @@ class _Statements:
 
     def _visit(self, node: Any) -> None:
         if isinstance(node, tirx.For):
-            self.meaning[node.loop_var] = frozenset((len(self.loops),))
+            self.meaning[_handle(node.loop_var)] = frozenset((len(self.loops),))
             extent = int(node.extent) if isinstance(node.extent, tirx.IntImm) else 1
             self.loops.append(_Loop(extent, int(node.kind)))
             self._visit(node.body)
             self.loops.pop()
         elif isinstance(node, s_tir.SBlockRealize):
             for variable, value in zip(node.block.iter_vars, node.iter_values, strict=True):
-                self.meaning[variable.var] = self._loops_in(value)
+                self.meaning[_handle(variable.var)] = self._loops_in(value)
             self._visit(node.block.body)
         elif isinstance(node, tirx.SeqStmt):
             for part in node.seq:
@@ -197,17 +206,24 @@ class _Statements:
         self.found.append(_Statement(tuple(self.loops), write, tuple(reads)))
 
     def _access(self, buffer: Any, indices: Any) -> _Access:
-        shape = tuple(int(d) if isinstance(d, tirx.IntImm) else 1 for d in buffer.shape)
-        itemsize = numpy_dtype(str(buffer.dtype)).itemsize
-        return _Access(str(buffer.name), shape, itemsize, tuple(map(self._loops_in, indices)))
+        handle = _handle(buffer)
+        if handle not in self.buffers:
+            shape = tuple(int(d) if isinstance(d, tirx.IntImm) else 1 for d in buffer.shape)
+            self.buffers[handle] = _Buffer(str(buffer.name), shape, numpy_dtype(str(buffer.dtype)).itemsize)
+        return _Access(self.buffers[handle], tuple(map(self._loops_in, indices)))
 
     def _loops_in(self, expression: Any) -> frozenset[int]:
         if isinstance(expression, tirx.Var):
-            return self.meaning.get(expression, frozenset())
+            return self.meaning.get(_handle(expression), frozenset())
         if isinstance(expression, tirx.IntImm):
             return frozenset()
         if isinstance(expression, tirx.Add | tirx.Mul):  # Most indices; a walk takes ten times as long.
             return self._loops_in(expression.a) | self._loops_in(expression.b)
         variables: list[Any] = []
         structural_walk(expression, (tirx.Var, variables.append))
-        return frozenset[int]().union(*(self.meaning.get(v, frozenset()) for v in variables))
+        return frozenset[int]().union(*(self.meaning.get(_handle(v), frozenset()) for v in variables))
+
+
+def _handle(node: Any) -> int:
+    """What tells an object of TVM from all others that are alive."""
+    return hash(node)
