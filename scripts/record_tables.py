@@ -12,7 +12,6 @@ import argparse
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from itertools import product
 from math import ceil, inf
 from pathlib import Path
 from statistics import median
@@ -21,7 +20,7 @@ from typing import Any
 from tcomp.api import as_target, load_model, static_kernels
 from tcomp.codegen.jit import KernelRunner, build_scheduled
 from tcomp.errors import TcompError
-from tcomp.tensor.knobs import Alternatives, Config, Knob, Space
+from tcomp.tensor.knobs import Alternatives, Space
 from tcomp.tensor.template import schedule
 from tcomp.tuner.features import extract
 from tcomp.tuner.provenance import device_name
@@ -33,25 +32,27 @@ ROUNDS = 5
 ROUND_SECONDS = 0.003
 
 
-def sub_space(space: Space, limit: int) -> tuple[list[Knob], list[Config]]:
-    """The knobs of a space with values taken out evenly, and all their legal configs, at most `limit`."""
+def sub_space(space: Space, limit: int) -> Space:
+    """`space` with values of knobs taken out evenly: at most `limit` legal configs, shared by algorithms."""
+    if isinstance(space, Alternatives):
+        share = limit // len(space.spaces)
+        return Alternatives.of({n: sub_space(s, share) for n, s in space.spaces.items()}, space.preferred)
     counts = dict.fromkeys((k.name for k in space.knobs), 1)
-    chosen, configs = _cut(space, counts), [space.default]
+    chosen = _cut(space, counts)
     while True:
         left = [k for k in space.knobs if counts[k.name] < len(k.values)]
         grown = [(len(k.values) / counts[k.name], k.name) for k in left]
         for _, name in sorted(grown, reverse=True):
             more = _cut(space, {**counts, name: counts[name] + 1})
-            legal = _legal(space, more)
-            if len(legal) <= limit:
+            if len(list(more)) <= limit:
                 counts[name] += 1
-                chosen, configs = more, legal
+                chosen = more
                 break
         else:
-            return chosen, configs
+            return chosen
 
 
-def _cut(space: Space, counts: dict[str, int]) -> list[Knob]:
+def _cut(space: Space, counts: dict[str, int]) -> Space:
     """Each knob with so many of its values: the default and others at even distances."""
     cut: list[Any] = []
     for knob in space.knobs:
@@ -59,25 +60,16 @@ def _cut(space: Space, counts: dict[str, int]) -> list[Knob]:
         wanted = counts[knob.name] - 1
         kept = {others[(2 * i + 1) * len(others) // (2 * wanted)] for i in range(wanted)} | {default}
         cut.append(replace(knob, values=tuple(v for v in knob.values if v in kept)))  # pyright: ignore
-    return cut
-
-
-def _legal(space: Space, knobs: Sequence[Knob]) -> list[Config]:
-    names = [k.name for k in knobs]
-    configs = [dict(zip(names, values, strict=True)) for values in product(*(k.values for k in knobs))]
-    return [c for c in configs if space.legal(c) is None]
+    return Space(tuple(cut), space.legal)
 
 
 def record(task: Task, limit: int, quiet: Callable[[], AbstractContextManager[Any]] = nullcontext) -> Table:
-    """Measure one task, of several algorithms the first. `quiet` surrounds the timing."""
-    space = task.space
-    if isinstance(space, Alternatives):
-        space = next(iter(space.spaces.values()))
-    knobs, configs = sub_space(space, limit)
+    """Measure one task. `quiet` surrounds the timing."""
+    space = sub_space(task.space, limit)
     inputs = trial_data(task.kernel, 0).inputs
     rows: list[Row] = []
     runners: dict[int, KernelRunner] = {}
-    for config in configs:
+    for config in space:
         scheduled = schedule(task.kernel, task.target, config)
         rows.append(Row(config, inf, extract(task.kernel, scheduled, task.target)))
         try:
@@ -87,9 +79,8 @@ def record(task: Task, limit: int, quiet: Callable[[], AbstractContextManager[An
             continue  # Its time stays infinite: a failure is a result.
     with quiet():
         seconds = _time_in_turns(runners, inputs)
-    return Table.of(
-        task, knobs, device_name(), [replace(r, seconds=seconds.get(i, inf)) for i, r in enumerate(rows)]
-    )
+    timed = [replace(row, seconds=seconds.get(i, inf)) for i, row in enumerate(rows)]
+    return Table.of(task, space, device_name(), timed)
 
 
 def _time_in_turns(runners: dict[int, KernelRunner], inputs: Sequence[Any]) -> dict[int, float]:

@@ -20,7 +20,7 @@ from tcomp.tuner.table import Row, Table, read_tables
 ROOT = Path(__file__).parents[1]
 TABLES = ROOT / "tuning_logs" / "tables"
 MODEL = ROOT / "tcomp" / "tuner" / cost_model.PRETRAINED
-ROUNDS = 60
+ROUNDS = 90
 
 
 def load(folder: Path = TABLES) -> list[Table]:

@@ -187,13 +187,14 @@ class Alternatives(Space):
         own = {name: value for name, value in config.items() if name != ALGORITHM}
         return str(config.get(ALGORITHM, next(iter(self.spaces)))), own
 
-    def _join(self, algorithm: str, own: Config) -> dict[str, KnobValue]:
+    def join(self, algorithm: str, own: Config) -> dict[str, KnobValue]:
+        """The config of `own` knobs of `algorithm`: the inverse of `split`."""
         first = next(iter(self.spaces))
         return dict(own) if algorithm == first else {ALGORITHM: algorithm, **own}
 
     @property
     def default(self) -> dict[str, KnobValue]:
-        return self._join(self.preferred, self.spaces[self.preferred].default)
+        return self.join(self.preferred, self.spaces[self.preferred].default)
 
     @property
     def cardinality(self) -> int:
@@ -207,16 +208,16 @@ class Alternatives(Space):
 
     def random(self, rng: random.Random, attempts: int = 1000) -> dict[str, KnobValue]:
         algorithm = rng.choice(tuple(self.spaces))
-        return self._join(algorithm, self.spaces[algorithm].random(rng, attempts))
+        return self.join(algorithm, self.spaces[algorithm].random(rng, attempts))
 
     def neighbours(self, config: Config) -> Iterator[dict[str, KnobValue]]:
         """Neighbours within the algorithm, and the defaults of all others."""
         algorithm, own = self.split(config)
         for near in self.spaces[algorithm].neighbours(own):
-            yield self._join(algorithm, near)
+            yield self.join(algorithm, near)
         for other, space in self.spaces.items():
             if other != algorithm:
-                yield self._join(other, space.default)
+                yield self.join(other, space.default)
 
     def encode(self, config: Config) -> tuple[float, ...]:
         """For each algorithm whether it is the config's, and its knobs: zeros where it is not."""
@@ -229,5 +230,5 @@ class Alternatives(Space):
 
     def __iter__(self) -> Iterator[dict[str, KnobValue]]:
         return chain.from_iterable(
-            (self._join(name, own) for own in space) for name, space in self.spaces.items()
+            (self.join(name, own) for own in space) for name, space in self.spaces.items()
         )

@@ -30,9 +30,9 @@ from tcomp.tuner.task import Task
 ENOUGH_OWN_TRIALS = 12
 ENOUGH_SHARED_TRIALS = 24
 SHARED_TRIALS_PER_TASK = 32
-FEATURIZED = 24
+FEATURIZED = 12
 """Configs of one question that the shared model looks at; scheduling each costs milliseconds."""
-HOPELESS = 2.0
+HOPELESS = 2.5
 """A candidate is dropped unbuilt when its estimate is so many times that of the fastest config so far."""
 PRETRAINED = "pretrained.ubj"
 _ROUNDS = 40

@@ -23,7 +23,8 @@ def estimate(features: Sequence[float], target: Target) -> float:
     lanes = min(target.lanes(), max(1.0, value["vectorized"]))
     operations = value["iterations"] / lanes  # Of this schedule: another algorithm may need fewer.
     independent = min(1.0, value["sums"] / (FMA_LATENCY * target.fma_ports))
-    spilled = max(0.0, value["register_pressure"] - 1)
+    # Sums must stay in registers; operands, of several unrolled steps too, can be loaded again.
+    spilled = max(0.0, value["sums"] / target.vector_registers - 1)
     arithmetic = operations / target.fma_ports / independent
     loads = operations * (1 / max(value["operations_per_load"], 1e-3) + 2 * spilled) / LOAD_PORTS
     traffic = [value["flops"] * value[name] / rate for name, rate in BYTES_PER_CYCLE.items()]

@@ -24,6 +24,8 @@ from tcomp.tvm_api import s_tir, structural_walk, tirx, tvm
 SERIAL, PARALLEL, VECTORIZED, UNROLLED = range(4)
 """Kinds of loops, in TIR's own numbering."""
 WORKING_SET_DEPTHS = 4
+_UNBOUNDED = 1 << 40
+"""TVM's bounds of what it knows nothing about are larger."""
 NAMES = (
     "flops", "flops_per_byte", "iterations", "other_iterations", "loops",
     "serial", "parallel", "vectorized", "unrolled", "innermost_serial",
@@ -175,8 +177,7 @@ class _Statements:
     def _visit(self, node: Any) -> None:
         if isinstance(node, tirx.For):
             self.meaning[_handle(node.loop_var)] = frozenset((len(self.loops),))
-            extent = int(node.extent) if isinstance(node.extent, tirx.IntImm) else 1
-            self.loops.append(_Loop(extent, int(node.kind)))
+            self.loops.append(_Loop(_largest(node.extent), int(node.kind)))
             self._visit(node.body)
             self.loops.pop()
         elif isinstance(node, s_tir.SBlockRealize):
@@ -227,3 +228,11 @@ class _Statements:
 def _handle(node: Any) -> int:
     """What tells an object of TVM from all others that are alive."""
     return hash(node)
+
+
+def _largest(extent: Any) -> int:
+    """The most iterations that a loop has: 512 of `min(512, 1280 - i * 512)`."""
+    if isinstance(extent, tirx.IntImm):
+        return int(extent)
+    bound = int(tvm.sym.Analyzer().const_int_bound(extent).max_value)
+    return bound if 0 < bound < _UNBOUNDED else 1

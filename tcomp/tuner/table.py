@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from math import inf, isfinite
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from tcomp.relay.parser import parse_graph
 from tcomp.relay.printer import print_graph
 from tcomp.target.target import TARGETS
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.knobs import Choice, Config, Knob, Ordered, Space
+from tcomp.tensor.knobs import Alternatives, Choice, Config, KnobValue, Ordered, Space
 from tcomp.tuner.features import NAMES
 from tcomp.tuner.measure import Job, Outcome, Source
 from tcomp.tuner.records import Check, Times, config_key
@@ -51,15 +52,24 @@ class Table:
     rows: Mapping[str, Row]
 
     @staticmethod
-    def of(task: Task, knobs: Sequence[Knob], device: str, rows: Sequence[Row]) -> Table:
-        """The table of `rows`, all legal combinations of `knobs`: those of the task with fewer values."""
+    def of(task: Task, space: Space, device: str, rows: Sequence[Row]) -> Table:
+        """The table of `rows`: every legal config of `space`, which is that of the task with fewer values."""
         by_key = {config_key(row.config): row for row in rows}
 
-        def legal(config: Config) -> str | None:
-            return None if config_key(config) in by_key else "it was not measured"
+        def only_measured(part: Space, whole: Callable[[Config], Config]) -> Space:
+            def legal(config: Config) -> str | None:
+                return None if config_key(whole(config)) in by_key else "it was not measured"
 
-        space = Space(tuple(knobs), legal)
-        return Table(Task(task.kernel, task.target, task.template, space, task.weight), device, by_key)
+            return Space(part.knobs, legal)
+
+        if isinstance(space, Alternatives):
+            parts = {
+                name: only_measured(part, partial(space.join, name)) for name, part in space.spaces.items()
+            }
+            measured: Space = Alternatives.of(parts, space.preferred)
+        else:
+            measured = only_measured(space, dict[str, KnobValue])
+        return Table(Task(task.kernel, task.target, task.template, measured, task.weight), device, by_key)
 
     @property
     def fastest(self) -> float:
@@ -98,7 +108,10 @@ def read_tables(path: Path) -> list[Table]:
 
 
 def _to_json(table: Table) -> Iterator[Any]:
-    task, knobs = table.task, table.task.space.knobs
+    task, space = table.task, table.task.space
+    union = space if isinstance(space, Alternatives) else Alternatives.of({"": space}, "")
+    knobs = {name: [_knob_to_json(k) for k in part.knobs] for name, part in union.spaces.items()}
+    several = {"algorithms": knobs, "preferred": union.preferred}
     yield {
         "task": task.key,
         "relay": print_graph(task.kernel.body),
@@ -107,35 +120,53 @@ def _to_json(table: Table) -> Iterator[Any]:
         "template": task.template,
         "weight": task.weight,
         "device": table.device,
-        "knobs": [{"kind": type(k).__name__.lower(), **asdict(k)} for k in knobs],  # pyright: ignore
+        **(several if union is space else {"knobs": knobs[""]}),
         "features": NAMES,
         "rows": len(table.rows),
     }
     for row in table.rows.values():
-        config = task.space.complete(row.config)
-        values = [knob.values.index(config[knob.name]) for knob in knobs]
+        algorithm, own = union.split(row.config)
+        part = union.spaces[algorithm]
+        config = part.complete(own)
+        values = [knob.values.index(config[knob.name]) for knob in part.knobs]
         seconds = float(f"{row.seconds:.4g}") if isfinite(row.seconds) else None
-        yield [values, seconds, [round(f, 2) for f in row.features]]
+        line = [values, seconds, [round(f, 2) for f in row.features]]
+        yield [*line, algorithm] if union is space else line
+
+
+def _knob_to_json(knob: Any) -> dict[str, Any]:
+    return {"kind": type(knob).__name__.lower(), **asdict(knob)}
 
 
 def _from_json(path: Path, head: dict[str, Any], lines: Sequence[Any]) -> Table:
     if tuple(head["features"]) != NAMES:
         raise RecordError(f"{path} has features of another version of tcomp; measure the tables again")
     kernel = Kernel(parse_graph(head["relay"], source=str(path)), frozenset(head["constants"]))
-    knobs = [
-        _KNOBS[k["kind"]](name=k["name"], values=tuple(k["values"]), default=k["default"])
-        for k in head["knobs"]
-    ]
-    task = Task(kernel, TARGETS[head["target"]], head["template"], Space(tuple(knobs)), head["weight"])
-    rows = [
-        Row(
-            {knob.name: knob.values[i] for knob, i in zip(knobs, values, strict=True)},
-            inf if seconds is None else seconds,
-            tuple(features),
+    space = _space_from_json(head)
+    union = space if isinstance(space, Alternatives) else Alternatives.of({"": space}, "")
+    task = Task(kernel, TARGETS[head["target"]], head["template"], space, head["weight"])
+    rows: list[Row] = []
+    for line in lines:
+        values, seconds, features = line[:3]
+        name = line[3] if union is space else next(iter(union.spaces))
+        own = {k.name: k.values[int(i)] for k, i in zip(union.spaces[name].knobs, values, strict=True)}
+        rows.append(Row(union.join(name, own), inf if seconds is None else seconds, tuple(features)))
+    return Table.of(task, space, head["device"], rows)
+
+
+def _space_from_json(head: Mapping[str, Any]) -> Space:
+    if "algorithms" in head:
+        spaces = {name: _space_of_knobs(knobs) for name, knobs in head["algorithms"].items()}
+        return Alternatives.of(spaces, head["preferred"])
+    return _space_of_knobs(head["knobs"])
+
+
+def _space_of_knobs(knobs: Sequence[Mapping[str, Any]]) -> Space:
+    return Space(
+        tuple(
+            _KNOBS[k["kind"]](name=k["name"], values=tuple(k["values"]), default=k["default"]) for k in knobs
         )
-        for values, seconds, features in lines
-    ]
-    return Table.of(task, knobs, head["device"], rows)
+    )
 
 
 class TableMeasurer:

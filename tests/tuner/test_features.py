@@ -9,11 +9,12 @@ from recorded import SPACE, features, seconds
 from tcomp.relay.builder import GraphBuilder
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.loops import Expression, Statement, constant, function, loop
 from tcomp.tensor.template import Scheduled
 from tcomp.tuner.cost_model import FEATURIZED, CostModel
 from tcomp.tuner.features import NAMES, extract
 from tcomp.tuner.task import Task
-from tcomp.tvm_api import s_tir, te
+from tcomp.tvm_api import s_tir, te, tirx
 
 
 def tiled_matmul() -> tuple[Kernel, Scheduled]:
@@ -52,6 +53,20 @@ def test_features_say_what_the_loops_do(target: Target) -> None:
         "working_set_0": 4 * (4 * 16 + 4 * 128 + 128 * 16),
     }
     assert {n: found[n] for n in expected} == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_loop_with_a_shorter_last_round_counts_as_its_longest(target: Target) -> None:
+    kernel = fake_kernel(1280)
+    x, y = buffers = [tirx.decl_buffer([1280], "float32", name=name) for name in "xy"]
+
+    def chunk(number: Expression) -> Statement:
+        extent = tirx.min(constant(512), 1280 - number * 512)
+        return loop(extent, lambda i: tirx.BufferStore(y, x[number * 512 + i], [number * 512 + i]))
+
+    scheduled = Scheduled(function(buffers, loop(3, chunk)))
+    found = dict(zip(NAMES, extract(kernel, scheduled, target), strict=True))
+    assert 2 ** found["iterations"] == pytest.approx(3 * 512)
+    assert 2 ** found["innermost_serial"] == pytest.approx(512)
 
 
 def test_smaller_caches_see_more_traffic(target: Target) -> None:

@@ -9,10 +9,13 @@ from statistics import median
 import pytest
 
 from tcomp.errors import RecordError
+from tcomp.tensor.knobs import ALGORITHM, Alternatives
 from tcomp.tuner.cost_model import HOPELESS, CostModel, shipped_model
 from tcomp.tuner.estimate import estimate
 from tcomp.tuner.loop import TuneOptions, tune
+from tcomp.tuner.records import config_key
 from tcomp.tuner.table import Table, TableMeasurer, read_tables, write_tables
+from tcomp.tuner.task import Task
 from train_cost_model import MODEL, TABLES, load, regret, train
 
 ALL = load()
@@ -46,6 +49,17 @@ def test_a_replayed_search_repeats_exactly(tmp_path: Path) -> None:
     (tmp_path / "again").mkdir()
     first, again = (reached(LARGE[0], folder, "evolutionary", 3) for folder in (tmp_path, tmp_path / "again"))
     assert first == again
+
+
+def test_a_table_of_two_algorithms_has_legal_configs_of_both() -> None:
+    tables = [t for t in ALL if isinstance(t.task.space, Alternatives)]
+    assert tables
+    for table in tables:
+        space = Task.of(table.task.kernel, table.task.target).space
+        configs = list(table.task.space)
+        assert len({c.get(ALGORITHM) for c in configs}) == 2
+        assert [config_key(c) for c in configs] == list(table.rows)
+        assert all(space.legal(c) is None for c in configs)
 
 
 @pytest.mark.parametrize("table", ALL, ids=label)
@@ -83,9 +97,13 @@ def test_a_model_of_other_tasks_ranks_better_than_the_default() -> None:
 def test_tables_read_back_equal_and_foreign_files_are_refused(tmp_path: Path) -> None:
     copy = tmp_path / "copy.jsonl.gz"
     write_tables(copy, ALL)
-    assert [t.rows for t in read_tables(copy)] == [t.rows for t in ALL]
-    assert [t.task.key for t in read_tables(copy)] == [t.task.key for t in ALL]
-    assert copy.read_bytes() == (TABLES / "emeraldrapids.jsonl.gz").read_bytes()
+    again = read_tables(copy)
+    assert [t.rows for t in again] == [t.rows for t in ALL]
+    assert [t.task.key for t in again] == [t.task.key for t in ALL]
+    assert [list(t.task.space) for t in again] == [list(t.task.space) for t in ALL]
+    for file in TABLES.glob("*.jsonl.gz"):
+        write_tables(copy, read_tables(file))
+        assert copy.read_bytes() == file.read_bytes()
     copy.write_bytes(b"\x1f\x8bnot a table")
     with pytest.raises(RecordError, match=r"cannot read trial tables .*copy"):
         read_tables(copy)
