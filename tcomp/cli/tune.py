@@ -119,7 +119,7 @@ def run(arguments: argparse.Namespace) -> int:
         measure=MeasureOptions(workers=workers, threads=arguments.threads, seed=arguments.seed),
         resume_command="tcomp " + shlex.join(sys.argv[1:]),
     )
-    report = _reporter(arguments.json, sys.stdout)
+    report = reporter(arguments.json, sys.stdout)
     tune(selected, log, options, report)
     if arguments.tasks == "all":
         settle(graph, target, log, arguments.threads, report)
@@ -132,7 +132,8 @@ def _list(found: list[Task]) -> None:
         print(f"{task.label}  {task.template}  {size}  {task.space.cardinality} configs\n    {task.key}")
 
 
-def _reporter(as_json: bool, stream: TextIO) -> Callable[[Event], None]:
+def reporter(as_json: bool, stream: TextIO) -> Callable[[Event], None]:
+    """What prints events: a JSON line each, or text for people."""
     if as_json:
         return lambda event: print(json.dumps(to_json(event)), file=stream, flush=True)
     return _Text(stream)

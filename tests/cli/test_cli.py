@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import json
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tcomp.cli import commands, main
+from tcomp.cli.tune import reporter
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.dims import symbol
 from tcomp.relay.printer import save_graph
+from tcomp.tuner.progress import TaskDone
+from tcomp.tuner.provenance import device_name
+from tcomp.tuner.records import read_log, write_log
 
 COMMANDS = ["bench", "compile", "log", "opt", "replay", "run", "targets", "tune", "verify"]
 
@@ -128,6 +134,30 @@ def test_tune_replay_and_log(model: Path, tmp_path: Path, capsys: pytest.Capture
     pruned = str(tmp_path / "small.jsonl")
     assert main(["log", "prune", log, "-o", pruned]) == 0
     assert main(["replay", str(model), *shape, "--log", pruned, "--strict"]) == 0
+
+
+@pytest.mark.slow
+def test_tune_says_what_it_takes_from_other_machines_and_what_it_leaves_out(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prior, log = tmp_path / "elsewhere.jsonl", tmp_path / "here.jsonl"
+    tune = ["tune", str(model), "--input-shape", "x:8,64"]
+    assert main([*tune, "--trials", "6", "--log", str(prior)]) == 0
+    write_log(prior, [replace(r, device="another CPU") for r in read_log(prior).records])
+    capsys.readouterr()
+    assert main([*tune, "--trials", "1", "--prior", str(prior), "--log", str(log)]) == 0
+    said = "".join(capsys.readouterr())
+    assert "configs that were fast on other machines are tried first" in said
+    assert "the budget ended before the first trial of" in said
+    assert {r.device for r in read_log(log).records} == {device_name()}
+
+
+def test_tune_says_that_measurements_spread_too_wide_to_decide() -> None:
+    stream = io.StringIO()
+    done = TaskDone(0, "conv2d", "key", 1, {}, 1e-3, 1e-3, 1.0, spread=0.3)
+    reporter(as_json=False, stream=stream)(done)
+    assert "1.00x the default" in stream.getvalue()
+    assert "spread by 30%, too wide to tell a faster config from luck; the default stays" in stream.getvalue()
 
 
 def test_symbolic_model_asks_for_shapes(
