@@ -1,0 +1,218 @@
+"""Direct convolution into blocked output: register tiles, their cost, their products.
+
+A register tile is pixels by channel blocks. One step of the reduction loads the weights of the channel blocks
+and multiplies them with one broadcast input scalar a pixel. A 1x1 convolution without strides runs over the
+flattened pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import gcd, prod
+
+from tcomp.relay.types import numpy_dtype
+from tcomp.target.target import Target
+from tcomp.tensor.convolution import Convolution, dense_steps
+from tcomp.tensor.loops import CACHE_LINE, Buffer, Expression, Statement, loop_nest, prefetch
+from tcomp.tensor.pairs import pair_sums
+from tcomp.tensor.primitives import Tiles
+from tcomp.tensor.register_tile import FMA_LATENCY, LOAD_PORTS, Index, Point, Reduction, RegisterTile
+from tcomp.tvm_api import tirx
+
+MAX_TILE_PIXELS = 28
+MAX_OC_BLOCKS = 8
+
+
+@dataclass(frozen=True)
+class PixelTile:
+    """The register tile: pixels (rows by columns) and channel blocks."""
+
+    height: int
+    width: int
+    oc_blocks: int
+
+    @property
+    def pixels(self) -> int:
+        return self.height * self.width
+
+
+def pixels_of(conv: Convolution) -> tuple[int, ...]:
+    """The output's spatial extents, flattened where the convolution does not look at neighbours."""
+    return (prod(conv.out_size),) if conv.is_pointwise else conv.out_size
+
+
+def vectors_of(conv: Convolution, target: Target) -> int:
+    """Vector registers of one channel block."""
+    return conv.out_block // gcd(conv.out_block, target.lanes(conv.accumulator))
+
+
+def pixel_tiles(conv: Convolution, target: Target) -> Iterator[PixelTile]:
+    """Register tiles whose sums fit beside the weights of one step and a broadcast input."""
+    *_, height, width = (1, *pixels_of(conv))
+    merged_outputs = conv.group_outputs * conv.merged_groups
+    for oc_blocks in range(1, min(MAX_OC_BLOCKS, conv.out_blocks) + 1):
+        if conv.merged_groups < conv.groups and merged_outputs % (oc_blocks * conv.out_block):
+            continue
+        for tile_width in range(1, min(MAX_TILE_PIXELS, width) + 1):
+            heights = range(1, min(MAX_TILE_PIXELS // width, height) + 1) if tile_width == width else (1,)
+            for tile_height in heights:
+                tile = PixelTile(tile_height, tile_width, oc_blocks)
+                fits = registers_of(conv, tile, target) <= target.vector_registers
+                if fits or tile.pixels == oc_blocks == 1:
+                    yield tile
+
+
+def registers_of(conv: Convolution, tile: PixelTile, target: Target, partial_sums: int = 1) -> int:
+    """Vector registers of the sums, the weights of one step and a broadcast input."""
+    return (partial_sums * tile.pixels + 1) * tile.oc_blocks * vectors_of(conv, target) + 1
+
+
+def direct_cycles(conv: Convolution, tile: PixelTile, target: Target) -> float:
+    """Estimated cycles of the convolution of one image.
+
+    A step is bound by FMA ports, FMA latency or load ports. Every load, every instruction and every line of
+    weights from beyond the first-level cache costs a little more, though out of order and prefetched: where
+    another thread shares the core, tiles of more products a load keep more of their speed.
+    """
+    *outer, height, width = (1, *pixels_of(conv))
+    vectors = vectors_of(conv, target) * tile.oc_blocks
+    steps = prod(dense_steps(conv))
+    panel = steps * vectors * target.vector_bits // 8
+    far = vectors if panel > target.cache_bytes[0] // 2 else 0
+
+    def one_tile(pixels: int) -> float:
+        multiply = max(vectors * pixels / target.fma_ports, FMA_LATENCY)
+        loads = vectors + pixels
+        instructions = vectors * pixels + loads + vectors
+        step = max(multiply, loads / LOAD_PORTS) + 0.1 * loads + 0.02 * instructions + 0.12 * far
+        return steps * step + vectors * pixels + 10 if pixels else 0.0
+
+    if tile.height > 1:
+        rows, rest = divmod(height, tile.height)
+        row = rows * one_tile(tile.pixels) + one_tile(rest * width)
+    else:
+        tiles, rest = divmod(width, tile.width)
+        row = height * (tiles * one_tile(tile.pixels) + one_tile(rest))
+    return prod(outer) * row * -(-conv.out_blocks // tile.oc_blocks)
+
+
+def walk_order(conv: Convolution, tile: PixelTile, target: Target) -> str:
+    """Which operand stays in the cache while the other one is walked: the operand walked anew for every
+    tile of the other should be the smaller one."""
+    itemsize = target.vector_bits // 8 // target.lanes(conv.accumulator)
+    weights = conv.out_blocks * conv.out_block * prod(dense_steps(conv)) * itemsize
+    pixels = prod(conv.in_size) * conv.in_channels * itemsize
+    return "pixels" if weights < pixels and weights <= target.cache_bytes[1] // 2 else "weights"
+
+
+def register_tile(conv: Convolution, tile: PixelTile, order: str, lanes: int) -> RegisterTile:
+    """The tiles of the whole output, those of pixels walked inside those of channels (`weights`) or around
+    them (`pixels`)."""
+    *outer, width = pixels_of(conv)
+    sizes = [1] * len(outer) + [tile.width]
+    if outer:
+        sizes[-2] = tile.height
+    spatial = [Tiles.with_rest(extent, size) for extent, size in zip((*outer, width), sizes, strict=True)]
+    axes = [
+        Tiles.of(conv.batch, 1),
+        Tiles.of(conv.out_blocks, tile.oc_blocks),
+        *spatial,
+        Tiles.of(conv.out_block, conv.out_block),
+    ]
+    pixels = list(range(2, 2 + len(spatial)))
+    walk = [0, 1, *pixels] if order == "weights" else [0, *pixels, 1]
+    return RegisterTile.of(axes, [*walk, len(axes) - 1], lanes, inside=[0, *pixels, 1])
+
+
+@dataclass(frozen=True)
+class DirectProduct:
+    """Products of pixels and packed weights (`WeightPanels`), summed over channels and kernel positions.
+
+    `data` holds the input; `place` is where, for an index in the layout of the convolution's input.
+    """
+
+    conv: Convolution
+    data: Buffer
+    weights: Buffer
+    place: Callable[[Index], Index] = list
+
+    def reduction(
+        self,
+        unroll: int = 1,
+        unroll_kernel: bool = False,
+        ahead: Callable[..., list[Statement]] | None = None,
+        partial_sums: int = 1,
+    ) -> Reduction:
+        """The sums of a tile: `unroll` steps of the innermost loop and maybe one kernel axis written out."""
+        conv = self.conv
+        pairs = pair_sums(conv.dtype) if conv.pairs else None
+        steps = dense_steps(conv)
+        written = [1] * len(steps)
+        written[-1] = unroll
+        if unroll_kernel:
+            written[-2] = steps[-2]
+
+        def update(total: Expression, point: Point, step: Index) -> Expression:
+            n, _, *pixel, _ = point.index
+            chunk, *taps, channel = step
+            source = _first_source(conv, point.bases[1], chunk) + channel
+            at = conv.unflatten(*pixel) if conv.is_pointwise else conv.position(pixel, taps)
+            lane = point.places[1] * conv.out_block + point.places[-1]
+            weight = tirx.BufferLoad(self.weights, [point.tiles[1], *step, lane])
+            value = tirx.BufferLoad(self.data, self.place(conv.place(n, source, at)))
+            if pairs is not None:
+                return pairs.multiply_add(total, value, weight)
+            return total + value.astype(conv.accumulator) * weight.astype(conv.accumulator)
+
+        short = None if pairs is None else pairs.short
+        zero = tirx.const(0, conv.accumulator)
+        return Reduction(steps, tuple(written), conv.accumulator, zero, update, short, ahead, partial_sums)
+
+    def weights_ahead(self, first: Point, step: Index, distance: int) -> list[Statement]:
+        """Fetch the weights of the step that is `distance` after `step`; at a panel's end those of the next.
+
+        Weights and inputs lie in memory in the order of the steps, but in runs too short for hardware to see.
+        """
+        width = int(self.weights.shape[-1])
+        line = CACHE_LINE // numpy_dtype(str(self.weights.dtype)).itemsize
+        return [
+            prefetch(self.weights, [first.tiles[1], *step, lane + distance * width])
+            for lane in range(0, width, line)
+        ]
+
+    def inputs_ahead(self, tile: RegisterTile, first: Point, chunk: Expression) -> list[Statement]:
+        """Fetch the pixels of the tile in the chunk of input channels after `chunk`."""
+        conv = self.conv
+        if conv.reduction_chunk < conv.in_block or conv.in_block == 1:
+            return []
+        n, block, *pixel, _ = first.bases
+        source = _first_source(conv, block, tirx.min(chunk + 1, conv.reduction_chunks - 1))
+        sizes = [t.size for t in tile.axes[2:-1]]
+        corner = pixel if conv.is_pointwise else conv.position(pixel, [0] * len(pixel))
+        axes = zip(sizes, conv.strides, conv.kernel, conv.dilation, strict=True)
+        moves = [range(sizes[0])] if conv.is_pointwise else [_reach(*axis) for axis in axes]
+        # One fetch a line: pixels of a row lie side by side.
+        pixel_bytes = int(self.data.shape[-1]) * numpy_dtype(str(self.data.dtype)).itemsize
+        if moves[-1].step == 1:
+            moves[-1] = moves[-1][:: max(1, CACHE_LINE // pixel_bytes)]
+
+        def fetch(move: Sequence[Expression]) -> Statement:
+            moved = [c + m for c, m in zip(corner, move, strict=True)]
+            at = conv.unflatten(*moved) if conv.is_pointwise else moved
+            return prefetch(self.data, self.place(conv.place(n, source, at)))
+
+        # Loops, not a statement for every pixel: those took as long to compile as the products.
+        return [loop_nest(moves, fetch)]
+
+
+def _first_source(conv: Convolution, out_block: Expression, chunk: Expression) -> Expression:
+    """The first input channel, or pair of channels, that block `out_block` reads in a chunk."""
+    first = conv.first_input(out_block * conv.out_block)
+    return (first // 2 if conv.pairs else first) + chunk * conv.chunk_steps
+
+
+def _reach(places: int, stride: int, taps: int, dilation: int) -> range:
+    """Offsets that `places` neighbouring outputs read along an axis; all between them if they are uneven."""
+    last = (places - 1) * stride + (taps - 1) * dilation
+    return range(0, last + 1, stride if taps == 1 else dilation if places == 1 else 1)
