@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 
 from tcomp.relay.graph import Node
@@ -31,11 +32,19 @@ PARALLEL_FLOPS = 500_000
 """Kernels of fewer operations run on the calling thread: waking others costs more."""
 
 
+@dataclass(frozen=True)
+class AnchorTensors:
+    """The tensors around one anchor: `value` is its output, or what the template made of it."""
+
+    operands: tuple[Tensor, ...]
+    value: Tensor
+
+
 class Anchored:
     """The tensors and buffers of one kernel.
 
-    `value` is the tensor that the nest computes: the anchor's output, or what `anchor` made of it.
-    `operands` are the anchor's operands; where `buffer_of` has none for one, a prologue computes it.
+    `stages` has the tensors around each anchor in order; `operands` and `value` are those of the last. Where
+    `buffer_of` has none for an operand, a prologue or the stage before computes it.
     """
 
     def __init__(
@@ -46,12 +55,11 @@ class Anchored:
     ) -> None:
         self.kernel = kernel
         self.packing = dict(packing or {})
-        self.operands: list[Tensor] = []
+        self.stages: list[AnchorTensors] = []
         self._inputs = placeholders(kernel, {i: p.type for i, p in self.packing.items()})
         self._input_buffers = buffers_of(self._inputs, "input")
         self._buffers = TensorMap(zip(self._inputs, self._input_buffers, strict=True))
         self._scratch: list[Buffer] = []
-        self.value: Tensor = None
         self._outputs = lower_body(kernel, self._inputs, self._replace(anchor))
         self._output_buffers = buffers_of(self._outputs, "output")
 
@@ -59,14 +67,23 @@ class Anchored:
         self, anchor: Callable[[Node, Sequence[Tensor]], tuple[Tensor, Sequence[Tensor]]] | None
     ) -> AnchorCompute:
         def compute(node: Node, operands: Sequence[Tensor]) -> Sequence[Tensor]:
-            self.operands = list(operands)
             if anchor is not None:
-                self.value, results = anchor(node, operands)
-                return results
-            self.value = te.placeholder(node.output.type.static_shape, node.output.dtype, name="anchor")
-            return [self.value]
+                value, results = anchor(node, operands)
+            else:
+                value = te.placeholder(node.output.type.static_shape, node.output.dtype, name="anchor")
+                results = [value]
+            self.stages.append(AnchorTensors(tuple(operands), value))
+            return results
 
         return compute
+
+    @property
+    def operands(self) -> tuple[Tensor, ...]:
+        return self.stages[-1].operands
+
+    @property
+    def value(self) -> Tensor:
+        return self.stages[-1].value
 
     @property
     def threaded(self) -> bool:
@@ -99,6 +116,20 @@ class Anchored:
             elements.bind(self.value, convert(value, str(self.value.dtype)))
             stores.append(elements.store(buffer, tensor, index))
         return sequence(stores)
+
+    def pass_on(
+        self,
+        stage: int,
+        index: Sequence[Expression],
+        value: Expression,
+        buffer: Buffer,
+        at: Sequence[Expression],
+    ) -> Statement:
+        """Store what the next stage reads at `index` into `buffer[at]`; the sum of `stage` is `value`."""
+        elements = self.elements()
+        elements.bind(self.stages[stage].value, value)
+        read = elements.element(self.stages[stage + 1].operands[0], index)
+        return sequence([*elements.statements, tirx.BufferStore(buffer, read, list(at))])
 
     def copy(
         self,

@@ -35,12 +35,20 @@ class Kernel:
         return Kernel(body, frozenset(i for i, v in enumerate(node.inputs) if isinstance(v, Constant)))
 
     @cached_property
-    def anchor(self) -> Node | None:
-        """The one operator that decides the schedule; None for purely elementwise or movement groups."""
-        anchors = [n for n in self.body.nodes if OPS[n.op].kind in ANCHOR_KINDS]
-        if len(anchors) > 1:
+    def anchors(self) -> tuple[Node, ...]:
+        """The operators that decide the schedule, in order: a chain of contractions where there are several.
+
+        Only templates that say so (`Template.takes_chains`) see kernels with more than one.
+        """
+        anchors = anchors_of(self.body)
+        if len(anchors) > 1 and any(OPS[n.op].kind is not FusionKind.CONTRACTION for n in anchors):
             raise GraphError(f"a kernel has two anchors: {', '.join(n.op for n in anchors)}")
-        return anchors[0] if anchors else None
+        return anchors
+
+    @property
+    def anchor(self) -> Node | None:
+        """The last of `anchors`, which makes the outputs; None for purely elementwise or movement groups."""
+        return self.anchors[-1] if self.anchors else None
 
     @cached_property
     def flops(self) -> int:
@@ -79,6 +87,11 @@ class Kernel:
             text.append(f"{names}={node.op}({operands}){_attrs(node)}")
         text.append("-> " + ",".join(numbers[v] for v in self.body.outputs))
         return " ".join(text)
+
+
+def anchors_of(body: Graph) -> tuple[Node, ...]:
+    """The operators of a kernel's body that elementwise work is fused around."""
+    return tuple(n for n in body.nodes if OPS[n.op].kind in ANCHOR_KINDS)
 
 
 def _cost(node: Node) -> Cost:

@@ -22,14 +22,14 @@ def placeholders(kernel: Kernel, packed: Mapping[int, TensorType] | None = None)
 
 
 def lower_body(kernel: Kernel, inputs: Sequence[Tensor], anchor: AnchorCompute | None = None) -> list[Tensor]:
-    """The output tensors of `kernel` from its `inputs`; `anchor` replaces the anchor operator's own compute.
+    """The output tensors of `kernel` from its `inputs`; `anchor` replaces the compute of its anchors.
 
     Raises UnsupportedError for an operator without a tensor expression.
     """
     tensors: dict[Value, Any] = dict(zip(kernel.body.inputs, inputs, strict=True))
     for node in kernel.body.nodes:
         operands = [_operand(v, tensors) for v in node.inputs]
-        if anchor is not None and node is kernel.anchor:
+        if anchor is not None and node in kernel.anchors:
             results = anchor(node, operands)
         else:
             compute = OPS[node.op].compute

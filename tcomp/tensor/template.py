@@ -56,6 +56,8 @@ class Template(ABC):
     family: ClassVar[str] = "cpu"
     priority: ClassVar[int] = 0
     """Among the templates that accept a kernel, the highest priority wins."""
+    takes_chains: ClassVar[bool] = False
+    """Whether it schedules kernels with several anchors, and those alone."""
     alternative_to: ClassVar[str] = ""
     """The template beside which this one is offered as another algorithm; it has no priority then."""
 
@@ -127,7 +129,9 @@ def template_for(kernel: Kernel, target: Target) -> Template:
 
     Raises UnsupportedError when there is none.
     """
-    fitting = [t for t in TEMPLATES.values() if t.family == target.family and t.accepts(kernel, target)]
+    is_chain = len(kernel.anchors) > 1
+    candidates = [t for t in TEMPLATES.values() if t.family == target.family and t.takes_chains == is_chain]
+    fitting = [t for t in candidates if t.accepts(kernel, target)]
     rivals = [t for t in fitting if not t.alternative_to]
     if not rivals:
         raise UnsupportedError(f"no schedule template for target `{target.name}` accepts kernel {kernel.key}")

@@ -6,7 +6,8 @@ cycle among the nodes themselves. The node where all paths from a member meet ag
 post-dominator; a group grows forward from post-dominator to post-dominator and backwards over producers
 whose readers are all members.
 
-1. Contractions, then reductions, take the elementwise nodes behind them (epilogue).
+1. Contractions, then reductions, take the elementwise nodes behind them (epilogue). Pointwise, depthwise and
+   pointwise convolutions that alone read one another are one group where the tensors between them are large.
 2. Reductions take the elementwise nodes in front of them (prologue), which each row reads once. Contractions
    that can take the slices and transposes of rows in front of them, and a transpose behind them.
 3. What is left, elementwise and movement, groups among itself.
@@ -28,6 +29,7 @@ from tcomp.relay.attributes import integers
 from tcomp.relay.builder import make_node
 from tcomp.relay.graph import Constant, Graph, Node, Value
 from tcomp.relay.op import OPS, FusionKind
+from tcomp.tensor.conv_chain import ConvChain
 from tcomp.transform.pass_ import Pass, declare_pass
 
 _INJECTIVE = (FusionKind.ELEMENTWISE, FusionKind.MOVEMENT)
@@ -40,12 +42,15 @@ class FuseOps(Pass):
 
     A kernel is one anchor with prologue and epilogue, or a group of elementwise and movement nodes.
     `max_depth` bounds the number of nodes of a group. A node of `expensive_flops` or more operations an
-    element is not moved to where it would be computed more than once.
+    element is not moved to where it would be computed more than once. Chains of convolutions are weighed for
+    `cores` cores with second-level caches of `near_bytes`; 0 makes none.
     """
 
     name: ClassVar[str] = "fuse-ops"
     max_depth: int = 48
     expensive_flops: int = 5
+    near_bytes: int = 0
+    cores: int = 1
 
     def transform(self, graph: Graph, stats: Counter[str]) -> Graph:
         if all(_is_final(node) for node in graph.nodes):
@@ -79,6 +84,9 @@ class _Grouping:
                 if _kind(node) is kind:
                     self._start(node)
                     self._grow_epilogue(node)
+        if self._options.near_bytes:
+            for node in nodes:
+                self._chain(node)
         for node in nodes:
             if _kind(node) is FusionKind.REDUCTION:
                 self._grow_backward(
@@ -133,6 +141,33 @@ class _Grouping:
             moved = self._grow_forward(last, lambda node: node.op == "transpose" and _moves_rows(node))
             if moved is not last:
                 elementwise(moved)
+
+    def _chain(self, last: Node) -> None:
+        """Join the groups of the convolutions that `last` ends a chain of, where one kernel is faster."""
+        anchors = [last]
+        while len(anchors) < 3:
+            before = self._anchor_before(anchors[0])
+            if before is None:
+                return
+            anchors.insert(0, before)
+        groups = [self._group_of[anchor] for anchor in anchors]
+        chain = ConvChain.of(anchors)
+        if chain is None or sum(map(len, groups)) > self._options.max_depth:
+            return
+        if chain.pays(self._options.near_bytes, self._options.cores):
+            for group in groups[:-1]:
+                self._join(groups[-1], group)
+
+    def _anchor_before(self, anchor: Node) -> Node | None:
+        """The convolution whose group makes what `anchor`, a convolution by constant weights, alone reads."""
+        if anchor.op != "conv2d" or not isinstance(anchor.inputs[1], Constant):
+            return None
+        data = anchor.inputs[0]
+        producer = self._graph.producers.get(data)
+        if producer is None or self._graph.users[data] != (anchor,) or data in self._outputs:
+            return None
+        first = [n for n in self._group_of.get(producer, ()) if _kind(n) is FusionKind.CONTRACTION]
+        return first[0] if len(first) == 1 else None
 
     def _grow_injective(self, start: Node) -> None:
         """Take elementwise and movement nodes behind `start` where nothing expensive is computed twice."""

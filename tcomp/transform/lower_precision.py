@@ -7,6 +7,7 @@ only move elements never leave 16 bits. Norms, softmax and reductions thus compu
 
 Graph inputs and outputs keep their types. A product stays in float32 when an operand is a graph input, is
 computed inside its kernel, or is a constant beyond the range of 16 bits, and when its kernel is to be kept.
+Chains of convolutions stay in float32 with everything they read and write.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from tcomp.relay.layouts import channel_block
 from tcomp.relay.op import OPS, FusionKind
 from tcomp.relay.types import TensorType, numpy_dtype
 from tcomp.target.target import Target
-from tcomp.tensor.kernel import ANCHOR_KINDS
+from tcomp.tensor.kernel import anchors_of
 from tcomp.transform.pass_ import Pass, declare_pass
 
 MOVING_ANCHORS = ("max_pool1d", "max_pool2d", "max_pool3d")
@@ -93,8 +94,7 @@ def _is_product(anchor: Node | None) -> bool:
 def _anchor(node: Node) -> Node | None:
     if node.op != "fused":
         return None
-    body = graph_attribute(node.attrs, "body")
-    return next((n for n in body.nodes if OPS[n.op].kind in ANCHOR_KINDS), None)
+    return next(iter(anchors_of(graph_attribute(node.attrs, "body"))), None)
 
 
 class _Lowering:
@@ -148,7 +148,8 @@ class _Lowering:
             anchor = _anchor(node)
             reads = {self._group(v) for v in node.inputs}
             writes = {self._group(v) for v in node.outputs}
-            if node.name in self._keep or (anchor and OPS[anchor.op].kind is FusionKind.OPAQUE):
+            is_chain = len(anchors_of(graph_attribute(node.attrs, "body"))) > 1
+            if node.name in self._keep or is_chain or (anchor and OPS[anchor.op].kind is FusionKind.OPAQUE):
                 fixed |= reads | writes
             elif _is_product(anchor):
                 touched |= reads | writes

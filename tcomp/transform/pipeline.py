@@ -34,7 +34,8 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 def default_passes(target: Target, precision: Precision = "exact") -> tuple[Pass, ...]:
     """The passes that `optimize` runs for `target`, in order.
 
-    Precision `fast` is `exact` on targets that multiply 16-bit floats no faster than float32.
+    Precision `fast` is `exact` on targets that multiply 16-bit floats no faster than float32. Chains of
+    convolutions are float32 kernels, so that there are none with 16 bits.
     """
     dtype = target.fast_dtype if precision == "fast" else None
     return (
@@ -58,7 +59,7 @@ def default_passes(target: Target, precision: Precision = "exact") -> tuple[Pass
         FlushSubnormals(),
         BlockChannels.for_isa(target),
         CommonSubexpressions(),
-        FuseOps(),
+        FuseOps(near_bytes=0 if dtype else target.cache_bytes[1], cores=target.cores),
         *([] if dtype is None else [LowerPrecision(dtype)]),
     )
 

@@ -8,8 +8,10 @@ import pytest
 from tcomp.errors import GraphError
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.evaluate import evaluate
-from tcomp.relay.graph import Graph
+from tcomp.relay.graph import Attr, Graph, Value
 from tcomp.target.target import TARGETS, Target
+from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.template import template_for
 from tcomp.transform.lower_precision import LowerPrecision, describe_precision, is_lowered, product_kernels
 from tcomp.transform.pipeline import optimize
 from tcomp.tuner.task import tasks
@@ -80,6 +82,40 @@ def test_kept_kernels_read_and_write_float32() -> None:
     assert {v.dtype for v in (*first.inputs, *first.outputs)} == {"float32"}
     assert not is_lowered(second)
     assert all(v.dtype == "float32" for v in evaluate(optimized, [np.ones((16, 32), np.float32)]))
+
+
+def inverted_residual(size: int) -> Graph:
+    """Pointwise, depthwise and pointwise convolution behind a strided one, in plain layout."""
+    rng = np.random.default_rng(0)
+    builder = GraphBuilder()
+
+    def conv(x: Value, outputs: int, inputs: int, kernel: int, name: str, **attrs: Attr) -> Value:
+        weight = builder.constant(
+            rng.standard_normal((outputs, inputs, kernel, kernel)).astype(np.float32) / 4
+        )
+        return builder.op(
+            "relu", builder.op("conv2d", x, weight, name=name, padding=(kernel // 2,) * 4, **attrs)
+        )
+
+    x = conv(builder.input("x", (1, 3, 2 * size, 2 * size)), 16, 3, 3, "stem", strides=(2, 2))
+    x = conv(conv(x, 64, 16, 1, "expand"), 64, 1, 3, "depthwise", groups=64)
+    return builder.build(conv(conv(x, 16, 64, 1, "project"), 16, 16, 1, "last"))
+
+
+def test_a_chain_of_convolutions_is_one_kernel_in_float32() -> None:
+    target = replace(FP16, cache_bytes=(48 * 1024, 256 * 1024, 1024 * 1024))
+    chained = optimize(inverted_residual(56), target)
+    assert [len(Kernel.of(n).anchors) for n in chained.nodes if n.op == "fused"].count(3) == 1
+    lowered = LowerPrecision().run(chained)
+    (chain,) = (n for n in lowered.nodes if n.op == "fused" and len(Kernel.of(n).anchors) == 3)
+    assert {v.dtype for v in (*chain.inputs, *chain.outputs)} == {"float32"}
+    assert template_for(Kernel.of(chain), target).name == "conv_chain_cpu"
+    assert all(
+        is_lowered(n) for n in product_kernels(optimize(inverted_residual(56), target, precision="fast"))[1:]
+    )
+    x = np.random.default_rng(1).standard_normal((1, 3, 112, 112)).astype(np.float32)
+    (exact,), (found,) = evaluate(inverted_residual(56), [x]), evaluate(chained, [x])
+    np.testing.assert_allclose(found, exact, rtol=1e-4, atol=1e-4)
 
 
 def test_unknown_types_are_refused() -> None:

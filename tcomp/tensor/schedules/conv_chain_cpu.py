@@ -1,0 +1,253 @@
+"""Pointwise, depthwise and pointwise convolution in one kernel on CPUs, in blocked layout.
+
+    for each piece of neighbouring rows of an image:      shared among threads
+      for each row of outputs:
+        the rows of hidden pixels that it reads first     -> a ring of rows, all hidden channels
+        one row of the depthwise convolution of these     -> a row, all hidden channels
+        one row of outputs
+
+Both buffers stay in the second-level cache. A piece computes the hidden rows above its first row for itself,
+so that results do not depend on how rows are cut or shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from math import gcd
+
+from tcomp.relay.graph import Node, Value
+from tcomp.relay.op import OPS, FusionKind
+from tcomp.target.target import Target
+from tcomp.tensor.anchored import Anchored
+from tcomp.tensor.conv_chain import ConvChain
+from tcomp.tensor.convolution import Convolution, WeightPanels
+from tcomp.tensor.depthwise_rows import DepthwiseRows, pack_depthwise, tile_widths
+from tcomp.tensor.direct_convolution import (
+    DirectProduct,
+    PixelTile,
+    direct_cycles,
+    pixel_tiles,
+    register_tile,
+    walk_order,
+)
+from tcomp.tensor.epilogue import epilogue_fits, placeholder_index
+from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.knobs import Choice, Config, Ordered, Space
+from tcomp.tensor.loops import Buffer, Expression, Statement, constant, local, loop, parallel, sequence
+from tcomp.tensor.primitives import Tiles
+from tcomp.tensor.register_tile import Index, Point, RegisterTile, tile_nest
+from tcomp.tensor.template import TEMPLATES, Packing, Scheduled, Template
+from tcomp.tvm_api import tirx
+
+PIECES = (1, 2, 4, 8, 16)
+
+
+class ConvChainCpu(Template):
+    """Three convolutions by rows; see the module's text."""
+
+    name = "conv_chain_cpu"
+    takes_chains = True
+
+    def accepts(self, kernel: Kernel, target: Target) -> bool:
+        anchors = kernel.anchors
+        if ConvChain.of(anchors) is None or not epilogue_fits(kernel):
+            return False
+        weights = [placeholder_index(kernel, n.inputs[1]) for n in anchors]
+        return (
+            all(index in kernel.constant_inputs for index in weights)
+            and len(set(weights)) == len(weights)
+            and placeholder_index(kernel, anchors[0].inputs[0]) is not None
+            and all(_passes_on(kernel, *pair) for pair in pairwise(anchors))
+        )
+
+    def space(self, kernel: Kernel, target: Target) -> Space:
+        chain = _chain(kernel)
+        expand, project = (_tiles(chain.row_of(c), target) for c in (chain.expand, chain.project))
+        widths, width = tile_widths(chain.depthwise, target)
+        pieces = chain.pieces(target.cores)
+        counts = {p for p in PIECES if p <= chain.project.out_size[0]} | {pieces}
+
+        def reason(config: Config) -> str | None:
+            for name, tiles in (("expand", expand), ("project", project)):
+                tile = _tile_of(config, name)
+                if tile not in tiles:
+                    return (
+                        f"register tile {tile.width}x{tile.oc_blocks} of `{name}` needs more than "
+                        f"{target.vector_registers} vector registers"
+                    )
+            return None
+
+        return Space(
+            (
+                *_tile_knobs("expand", expand),
+                Ordered("depthwise_width", widths, width),
+                *_tile_knobs("project", project),
+                Ordered("pieces", tuple(sorted(counts)), pieces),
+                Choice("prefetch", (False, True), True),
+            ),
+            reason,
+        )
+
+    def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
+        return _Nest(kernel, target, config).scheduled()
+
+
+def _chain(kernel: Kernel) -> ConvChain:
+    chain = ConvChain.of(kernel.anchors)
+    assert chain is not None
+    return chain
+
+
+def _passes_on(kernel: Kernel, first: Node, second: Node) -> bool:
+    """Whether `second` alone reads what `first` makes, with nothing but elementwise work between them."""
+    made: set[Value] = {first.output}
+    for node in kernel.body.nodes:
+        if node is second or made.isdisjoint(node.inputs):
+            continue
+        if OPS[node.op].kind is not FusionKind.ELEMENTWISE or node.output.shape != first.output.shape:
+            return False
+        made |= set(node.outputs)
+    return second.inputs[0] in made and made.isdisjoint(kernel.body.outputs)
+
+
+def _tiles(row: Convolution, target: Target) -> list[PixelTile]:
+    """Register tiles of a row, the best one by estimate first."""
+    return sorted(pixel_tiles(row, target), key=lambda tile: direct_cycles(row, tile, target))
+
+
+def _tile_knobs(stage: str, tiles: Sequence[PixelTile]) -> tuple[Ordered, Ordered]:
+    return (
+        Ordered(f"{stage}_width", tuple(sorted({t.width for t in tiles})), tiles[0].width),
+        Ordered(f"{stage}_blocks", tuple(sorted({t.oc_blocks for t in tiles})), tiles[0].oc_blocks),
+    )
+
+
+def _tile_of(config: Config, stage: str) -> PixelTile:
+    return PixelTile(1, int(config[f"{stage}_width"]), int(config[f"{stage}_blocks"]))
+
+
+class _Nest:
+    """The loops of one kernel."""
+
+    def __init__(self, kernel: Kernel, target: Target, config: Config) -> None:
+        self.target = target
+        self.chain = chain = _chain(kernel)
+        self.ahead = bool(config["prefetch"])
+        self.expand_tile, self.project_tile = (_tile_of(config, name) for name in ("expand", "project"))
+        self.pixels = Tiles.of(chain.depthwise.out_size[1], int(config["depthwise_width"]))
+        rows = chain.project.out_size[0]
+        self.rows = Tiles.with_rest(rows, -(-rows // int(config["pieces"])))
+        self.lanes = gcd(chain.expand.out_block, target.lanes())
+        packings = (
+            self._panels(chain.expand, self.expand_tile),
+            pack_depthwise(chain.depthwise),
+            self._panels(chain.project, self.project_tile),
+        )
+        places = [placeholder_index(kernel, node.inputs[1]) for node in kernel.anchors]
+        self.anchored = Anchored(
+            kernel, {i: p for i, p in zip(places, packings, strict=True) if i is not None}
+        )
+        self.data: Buffer = self.anchored.buffer_of(self.anchored.stages[0].operands[0])
+        self.weights: list[Buffer] = [self.anchored.buffer_of(s.operands[1]) for s in self.anchored.stages]
+
+    @staticmethod
+    def _panels(conv: Convolution, tile: PixelTile) -> Packing:
+        return WeightPanels(conv, Tiles.of(conv.out_blocks, tile.oc_blocks)).packing
+
+    def scheduled(self) -> Scheduled:
+        chain = self.chain
+        blocks, block = chain.expand.out_blocks, chain.expand.out_block
+        hidden_shape = (blocks, chain.reach, chain.expand.out_size[1], block)
+
+        def piece(number: Expression) -> Statement:
+            n, place = number // self.rows.count, number % self.rows.count
+            keep_hidden, hidden = local(hidden_shape, chain.expand.dtype, "hidden")
+            keep_row, filtered = local(
+                (blocks, chain.project.out_size[1], block), chain.expand.dtype, "filtered"
+            )
+            first = self.rows.base(place)
+
+            def row(i: Expression) -> Statement:
+                return sequence(
+                    [
+                        self._new_hidden(n, first + i, i, hidden),
+                        self._depthwise(n, first + i, hidden, filtered),
+                        self._project(n, first + i, filtered),
+                    ]
+                )
+
+            count = tirx.min(self.rows.size, self.rows.extent - first) if self.rows.rest else self.rows.size
+            return sequence([keep_hidden, keep_row, loop(count, row, "row")])
+
+        make = parallel if self.anchored.threaded else loop
+        return self.anchored.scheduled([make(chain.project.batch * self.rows.count, piece, "piece")])
+
+    def _new_hidden(self, n: Expression, row: Expression, number: Expression, hidden: Buffer) -> Statement:
+        """The hidden rows that output row `row` reads and the row before it in the piece did not."""
+        chain = self.chain
+        begin = row * chain.depthwise.strides[0] - chain.depthwise.pad_begin[0]
+        kept = tirx.if_then_else(number > 0, constant(chain.kept_rows), constant(0))
+        first = tirx.max(begin + kept, 0)
+        end = tirx.min(begin + chain.reach, chain.expand.out_size[0])
+        return loop(tirx.max(end - first, 0), lambda i: self._expand(n, first + i, hidden), "hidden_row")
+
+    def _expand(self, n: Expression, row: Expression, hidden: Buffer) -> Statement:
+        """Hidden row `row`, in its place of the ring."""
+        conv, ring = self.chain.row_of(self.chain.expand), self.chain.reach
+
+        def place(index: Index) -> Index:
+            _, block, _, pixel, lane = index
+            return [n, block, row, pixel, lane]
+
+        def finish(index: Index, value: Expression) -> Statement:
+            _, block, pixel, lane = index
+            at = [block, tirx.truncmod(row, ring), pixel, lane]
+            return self.anchored.pass_on(0, [n, block, row, pixel, lane], value, hidden, at)
+
+        return self._products(
+            DirectProduct(conv, self.data, self.weights[0], place), self.expand_tile, finish
+        )
+
+    def _depthwise(self, n: Expression, row: Expression, hidden: Buffer, filtered: Buffer) -> Statement:
+        ring = self.chain.reach
+
+        def load(index: Index) -> Expression:
+            _, block, at, pixel, lane = index
+            return tirx.BufferLoad(hidden, [block, tirx.truncmod(at, ring), pixel, lane])
+
+        def finish(index: Index, value: Expression) -> Statement:
+            _, block, _, pixel, lane = index
+            return self.anchored.pass_on(1, index, value, filtered, [block, pixel, lane])
+
+        rows = DepthwiseRows(self.chain.depthwise, self.pixels, self.lanes, self.weights[1], load, finish)
+        return loop(self.chain.depthwise.out_blocks, lambda block: rows.row([n, block, row]), "block")
+
+    def _project(self, n: Expression, row: Expression, filtered: Buffer) -> Statement:
+        conv = self.chain.row_of(self.chain.project)
+
+        def place(index: Index) -> Index:
+            _, block, _, pixel, lane = index
+            return [block, pixel, lane]
+
+        def finish(index: Index, value: Expression) -> Statement:
+            _, block, pixel, lane = index
+            return self.anchored.finish([n, block, row, pixel, lane], value)
+
+        return self._products(
+            DirectProduct(conv, filtered, self.weights[2], place), self.project_tile, finish
+        )
+
+    def _products(
+        self, product: DirectProduct, tile: PixelTile, finish: Callable[[Index, Expression], Statement]
+    ) -> Statement:
+        """One row of a pointwise convolution."""
+
+        def ahead(tile: RegisterTile, first: Point, step: Index) -> list[Statement]:
+            return product.inputs_ahead(tile, first, step[0]) if len(step) == 1 else []
+
+        nest = register_tile(product.conv, tile, walk_order(product.conv, tile, self.target), self.lanes)
+        return tile_nest(nest, product.reduction(ahead=ahead if self.ahead else None), finish, threaded=False)
+
+
+TEMPLATES.register(ConvChainCpu.name, ConvChainCpu())
