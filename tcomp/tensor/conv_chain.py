@@ -19,6 +19,9 @@ PRODUCTS_A_SAVED_BYTE = 10
 BYTES_A_REPEATED_PRODUCT = 2
 """What the time of one repeated multiplication is worth in bytes of traffic, with AVX2; less with AVX-512."""
 
+MOST_REPEATED_ROWS = 0.04
+"""Share of the hidden rows that may be computed twice for the sake of threads that may not exist."""
+
 
 @dataclass(frozen=True)
 class ConvChain:
@@ -68,8 +71,16 @@ class ConvChain:
         return replace(stage, batch=1, in_size=size, out_size=size)
 
     def pieces(self, cores: int) -> int:
-        """Into how many pieces of neighbouring rows each image is cut, so that no core is idle."""
-        return min(-(-cores // self.project.batch), self.project.out_size[0])
+        """Into how many pieces of neighbouring rows each image is cut.
+
+        So many that no core is idle, and more while few rows are computed twice: the machine that runs the
+        kernel may have more cores than the target tells.
+        """
+        rows, hidden_rows = self.project.out_size[0], self.expand.out_size[0]
+        pieces = -(-cores // self.project.batch)
+        while 2 * pieces <= rows and (2 * pieces - 1) * self.kept_rows <= MOST_REPEATED_ROWS * hidden_rows:
+            pieces *= 2
+        return min(pieces, rows)
 
     def pays(self, near_bytes: int, cores: int) -> bool:
         """Whether one kernel is worth more than three on cores with a second-level cache of `near_bytes`.
