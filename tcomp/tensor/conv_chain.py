@@ -14,7 +14,7 @@ from tcomp.relay.graph import Node
 from tcomp.relay.types import numpy_dtype
 from tcomp.tensor.convolution import Convolution
 
-PRODUCTS_A_SAVED_BYTE = 10
+PRODUCTS_A_SAVED_BYTE = 6
 """A chain pays when it saves the traffic of a byte for so many multiplications: docs/design/algorithms.md."""
 BYTES_A_REPEATED_PRODUCT = 2
 """What the time of one repeated multiplication is worth in bytes of traffic, with AVX2; less with AVX-512."""

@@ -165,9 +165,10 @@ def test_pieces_keep_cores_busy_and_few_rows_are_computed_twice() -> None:
     [
         ((96, 112, 2, 16, 24), 512 * KIB, 1, True),
         ((144, 56, 1, 24, 24), 512 * KIB, 2, True),
+        ((144, 56, 2, 24, 32), 512 * KIB, 2, False),
         ((192, 28, 1, 32, 32), 512 * KIB, 1, False),
         ((384, 14, 1, 64, 64), 512 * KIB, 1, False),
-        ((96, 112, 2, 16, 24), 2 * MIB, 4, True),
+        ((96, 112, 2, 16, 24), 1 * MIB, 4, True),
         ((144, 56, 1, 24, 24), 2 * MIB, 1, False),
         ((144, 56, 1, 24, 24), 512 * KIB, 16, False),
     ],
