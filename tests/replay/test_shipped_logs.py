@@ -1,4 +1,4 @@
-"""The records that ship still build: every tunable kernel of their models, with no miss."""
+"""The records that ship still build: every tunable kernel of their models, with no miss but the known ones."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from tcomp.tuner.records import read_log
 
 ROOT = Path(__file__).parent.parent.parent
 LOGS = sorted((ROOT / "tuning_logs").rglob("*.jsonl"))
+OLDER = {"x86-64-v4-mobilenetv2_100": {"conv2d_add_clip_conv2d_add_clip_conv2d_add"}}
+"""Logs from before a kind of kernel was there, with the labels of what they miss: only a CPU with that
+instruction set can measure it."""
 
 
 def test_three_models_ship() -> None:
@@ -33,5 +36,8 @@ def test_strict_replay(log: Path) -> None:
     assert model.exists(), f"run `python scripts/models.py {log.stem}`"
     report, problems = replay(model, log.parent.name, [log], MODELS[log.stem].input_shapes)
     assert not problems
-    assert not report.failures, [f"{t.state} {t.label}: {t.note}" for t in report.failures]
+    older = OLDER.get(f"{log.parent.name}-{log.stem}", set())
+    failures = [t for t in report.failures if t.state != "missing" or t.label not in older]
+    assert not failures, [f"{t.state} {t.label}: {t.note}" for t in failures]
+    assert older <= {t.label for t in report.failures}, "tuned by now: take it out of OLDER"
     assert report.count("hit") > 0
