@@ -16,7 +16,6 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import inf
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -111,7 +110,7 @@ def reached(found: Found, seconds: float) -> float | None:
 def compare(task: Task, names: Sequence[str], trials: int) -> list[dict[str, Any]]:
     found = {name: search(name, task, trials) for name in names}
     best = in_turns(found)
-    goal = best.get(PEER, inf)
+    goal = best.get(PEER, 0.0)
     return [
         {
             "task": task.key,
@@ -133,7 +132,7 @@ def markdown(results: Sequence[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for r in results:
-        after = "never" if r["reached_peer"] is None else f"{r['reached_peer']:.1f} s"
+        after = "-" if r["reached_peer"] is None else f"{r['reached_peer']:.1f} s"
         cells = (
             r["label"],
             r["search"],

@@ -1,4 +1,4 @@
-"""The records that ship still build: every tunable kernel of their models, with no miss but the known ones."""
+"""The records that ship still build: every tunable kernel of their models, but for misses that are known."""
 
 from __future__ import annotations
 
