@@ -16,8 +16,9 @@ from typing import Literal
 import numpy as np
 
 from tcomp.codegen import c_abi
-from tcomp.codegen.link import RUNTIME, SOURCES, compile_c, find_c_compiler, link
+from tcomp.codegen.link import RUNTIME, SOURCES, compile_c, link
 from tcomp.codegen.model_source import kernel_symbol, model_header, model_source, weights_source
+from tcomp.codegen.toolchain import Toolchain, find_toolchain
 from tcomp.errors import BuildError, GraphError
 from tcomp.plan import Program, distinct_kernels, plan
 from tcomp.plan.program import PlannedConstant
@@ -64,7 +65,7 @@ def compile_graph(
     """
     _check_static(graph)
     clock = _Clock()
-    compiler = find_c_compiler()
+    toolchain = find_toolchain(target)
     with clock.measure("schedule"):
         scheduled = _schedule_all(graph, target, config_of)
     with clock.measure("plan"):
@@ -82,7 +83,7 @@ def compile_graph(
             with clock.measure("weights"):
                 digest = _write_weights(program, folder / "weights")
             with clock.measure("link"):
-                _link_library(compiler, program, target, objects, folder, embed, digest)
+                _link_library(toolchain, program, target, objects, folder, embed, digest)
             files = _install(program, target, folder, output, embed)
     except OSError as error:
         raise BuildError(
@@ -193,7 +194,7 @@ def _packed(entry: PlannedConstant) -> memoryview:
 
 
 def _link_library(
-    compiler: str,
+    toolchain: Toolchain,
     program: Program,
     target: Target,
     objects: Sequence[Path],
@@ -210,7 +211,7 @@ def _link_library(
         assembly.write_text(weights_source(str(folder / "weights")))
         sources.append(assembly)
     library = folder / "library"
-    link(compiler, [*compile_c(compiler, sources, folder), *objects], library, folder)
+    link(toolchain, [*compile_c(toolchain, sources, folder), *objects], library, folder)
     write_stamp(library)
 
 

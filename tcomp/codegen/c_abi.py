@@ -12,7 +12,7 @@ from math import prod
 from typing import Any
 
 from tcomp.errors import BuildError
-from tcomp.target.host import CPUINFO_NAMES
+from tcomp.target.host import CHECKED_FEATURES
 from tcomp.target.target import Target
 from tcomp.tensor.bfloat16 import with_instructions
 from tcomp.tvm_api import PrimFunc, s_tir, structural_map, structural_walk, tirx, tvm
@@ -114,7 +114,7 @@ def object_code(functions: Mapping[str, PrimFunc], target: Target) -> bytes:
 def needed_features(target: Target) -> list[str]:
     """The CPU features that code for `target` may use, by LLVM's names: those worth checking before a run."""
     enabled = tvm.target.codegen.llvm_get_cpu_features(_tvm_target(target))
-    return sorted({str(name) for name in enabled} & set(CPUINFO_NAMES.values()))
+    return sorted({str(name) for name in enabled} & CHECKED_FEATURES)
 
 
 def _tvm_target(target: Target) -> Any:

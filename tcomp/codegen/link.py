@@ -3,49 +3,39 @@
 from __future__ import annotations
 
 import mmap
-import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from tcomp.codegen.toolchain import Toolchain
 from tcomp.errors import BuildError
 from tcomp.runtime.elf import SharedLibrary
 
 SOURCES = Path(__file__).parent / "c"
 RUNTIME = ("context.c", "pool.c", "cpu.c", "blake2b.c")
-ALLOWED_LIBRARIES = ("libc", "libm", "libpthread", "ld-linux-x86-64")
-_COMPILERS = ("cc", "gcc", "clang")
+ALLOWED_LIBRARIES = (
+    "libc", "libm", "libdl", "libpthread", "ld-linux-x86-64", "ld-linux-aarch64", "ld-linux-armhf"
+)  # fmt: skip
+"""What every system of a target has: the C library and its loader."""
 _TELLING = (" error: ", ": undefined reference", "No space left")
 _EXPORTS = "{ global: tcomp_*; local: *; };\n"
 
 
-def find_c_compiler() -> str:
-    """The path of a C compiler.
-
-    Raises BuildError when there is none.
-    """
-    for name in _COMPILERS:
-        path = shutil.which(name)
-        if path is not None:
-            return path
-    raise BuildError(
-        f"no C compiler found ({', '.join(_COMPILERS)}); install one, such as `apt-get install gcc`"
-    )
-
-
 def compile_c(
-    compiler: str, sources: Sequence[Path], folder: Path, more_flags: Sequence[str] = ()
+    toolchain: Toolchain, sources: Sequence[Path], folder: Path, more_flags: Sequence[str] = ()
 ) -> list[Path]:
     """Compile C and assembly `sources` to objects in `folder`.
 
     Raises BuildError with the compiler's first error line.
     """
     flags = ["-std=gnu11", "-O2", "-fPIC", "-fvisibility=hidden", f"-I{SOURCES}", *more_flags, "-c"]
-    _execute([compiler, *flags, *map(str, sources)], folder)
-    return [folder / source.with_suffix(".o").name for source in sources]
+    objects = [folder / source.with_suffix(".o").name for source in sources]
+    for source, result in zip(sources, objects, strict=True):
+        _execute([*toolchain.command, *flags, str(source), "-o", str(result)], folder)
+    return objects
 
 
-def link(compiler: str, objects: Sequence[Path], output: Path, folder: Path) -> None:
+def link(toolchain: Toolchain, objects: Sequence[Path], output: Path, folder: Path) -> None:
     """Link `objects` into the shared library `output`, which exports the public interface alone.
 
     Raises BuildError when a symbol is undefined or the library would need more than libc.
@@ -54,9 +44,10 @@ def link(compiler: str, objects: Sequence[Path], output: Path, folder: Path) -> 
     exports.write_text(_EXPORTS)
     flags = [
         "-shared", "-static-libgcc", f"-Wl,--version-script={exports}", "-Wl,-z,defs", "-Wl,-z,relro,-z,now",
-        "-Wl,-z,noexecstack", "-Wl,--as-needed", "-Wl,--build-id=none",
+        "-Wl,-z,noexecstack", "-Wl,--as-needed", "-Wl,--build-id=none", "-Wl,--strip-debug",
     ]  # fmt: skip
-    _execute([compiler, *flags, "-o", str(output), *map(str, objects), "-lm", "-lpthread"], folder)
+    command = [*toolchain.command, *flags, "-o", str(output), *map(str, objects), "-lm", "-lpthread"]
+    _execute(command, folder)
     check_self_contained(output)
 
 

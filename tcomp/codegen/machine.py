@@ -13,7 +13,8 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from tcomp.codegen.link import SOURCES, compile_c, find_c_compiler, link
+from tcomp.codegen.link import SOURCES, compile_c, link
+from tcomp.codegen.toolchain import native_toolchain
 from tcomp.errors import BuildError
 from tcomp.target.host import host_target
 
@@ -81,10 +82,10 @@ def multiply_add_rate() -> Callable[[], float]:
 
 
 def _compile(folder: Path) -> ctypes.CDLL:
-    compiler, vector_bytes = find_c_compiler(), host_target().vector_bits // 8
+    toolchain, vector_bytes = native_toolchain(), host_target().vector_bits // 8
     flags = ["-O3", "-march=native", "-ffp-contract=fast", f"-DVECTOR_BYTES={vector_bytes}"]
-    objects = compile_c(compiler, [SOURCES / "machine.c"], folder, flags)
-    link(compiler, objects, folder / "machine.so", folder)
+    objects = compile_c(toolchain, [SOURCES / "machine.c"], folder, flags)
+    link(toolchain, objects, folder / "machine.so", folder)
     library = ctypes.CDLL(str(folder / "machine.so"))
     library.tcomp_machine_multiply_add.restype = ctypes.c_double
     library.tcomp_machine_multiply_add.argtypes = (ctypes.c_int64,)

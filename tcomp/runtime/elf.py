@@ -13,6 +13,29 @@ MACHINES = {3: "x86", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv"}
 _SHARED_OBJECT = 3
 _SECTION_STRING_TABLE, _SECTION_DYNAMIC, _SECTION_DYNAMIC_SYMBOLS, _SECTION_NO_BITS = 3, 6, 11, 8
 _TAG_NEEDED = 1
+_LOCAL, _WEAK = 0, 2
+"""Bindings of symbols. Some linkers put local ones into the dynamic table, which means nothing."""
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How the tables of 32 or 64-bit files lie in memory: `struct` formats, and entries in one order."""
+
+    header: str
+    """Type, machine, ..., section table offset, ..., its entry size, count, index of names."""
+    section: str
+    """Name, kind, flags, address, offset, size, link, ..."""
+    dynamic: str
+    symbol: str
+    symbol_fields: tuple[int, int, int]
+    """Where name, info and section index stand among the fields of a symbol."""
+
+
+_LAYOUTS = {
+    1: _Layout("<HHIIIIIHHHHHH", "<IIIIIIIIII", "<iI", "<IIIBBH", (0, 3, 5)),
+    2: _Layout("<HHIQQQIHHHHHH", "<IIQQQQIIQQ", "<qQ", "<IBBHQQ", (0, 1, 3)),
+}
+"""By the class byte of the identification."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +58,7 @@ class Symbol:
 
 @dataclass(frozen=True)
 class SharedLibrary:
-    """A parsed 64-bit little-endian ELF shared library. `data` is its whole content.
+    """A parsed little-endian ELF shared library. `data` is its whole content.
 
     Every property raises ArtifactError when the file is damaged.
     """
@@ -51,9 +74,10 @@ class SharedLibrary:
     @cached_property
     def sections(self) -> tuple[Section, ...]:
         *_, section_offset, entry_bytes, count, names_index = self._header
-        if entry_bytes != 64 or names_index >= count:
+        layout = self._layout
+        if entry_bytes != struct.calcsize(layout.section) or names_index >= count:
             raise self._damaged("its section table is not valid")
-        raw = [self._unpack("<IIQQQQIIQQ", section_offset + i * 64) for i in range(count)]
+        raw = [self._unpack(layout.section, section_offset + i * entry_bytes) for i in range(count)]
         names = Section("", raw[names_index][1], raw[names_index][4], raw[names_index][5], 0)
         return tuple(
             Section(self._string(names, entry[0]), entry[1], entry[4], entry[5], entry[6]) for entry in raw
@@ -72,9 +96,10 @@ class SharedLibrary:
     def needed(self) -> tuple[str, ...]:
         """The libraries that this one asks the loader for."""
         found: list[str] = []
+        layout = self._layout.dynamic
         for section, strings in self._linked(_SECTION_DYNAMIC):
-            for offset in range(section.offset, section.offset + section.size, 16):
-                tag, value = self._unpack("<qQ", offset)
+            for offset in _entries(section, layout):
+                tag, value = self._unpack(layout, offset)
                 if tag == _TAG_NEEDED:
                     found.append(self._string(strings, value))
         return tuple(found)
@@ -83,10 +108,13 @@ class SharedLibrary:
     def symbols(self) -> tuple[Symbol, ...]:
         """The dynamic symbols: what the library exports and what it wants from others."""
         found: list[Symbol] = []
+        layout, places = self._layout.symbol, self._layout.symbol_fields
         for section, strings in self._linked(_SECTION_DYNAMIC_SYMBOLS):
-            for offset in range(section.offset + 24, section.offset + section.size, 24):
-                name, info, _, index, _, _ = self._unpack("<IBBHQQ", offset)
-                found.append(Symbol(self._string(strings, name), index != 0, info >> 4 == 2))
+            for offset in _entries(section, layout)[1:]:
+                fields = self._unpack(layout, offset)
+                name, info, index = (fields[place] for place in places)
+                if info >> 4 != _LOCAL:
+                    found.append(Symbol(self._string(strings, name), index != 0, info >> 4 == _WEAK))
         return tuple(found)
 
     def _linked(self, kind: int) -> Iterator[tuple[Section, Section]]:
@@ -101,14 +129,16 @@ class SharedLibrary:
         """Type, machine, section table offset, its entry size, count and the index of its names."""
         if bytes(self.data[:4]) != b"\x7fELF":
             raise ArtifactError(f"{self.path} is not a shared library (no ELF header); compile it again")
-        if bytes(self.data[4:6]) != b"\x02\x01":
-            raise ArtifactError(
-                f"{self.path} is not a 64-bit little-endian library; compile for this machine"
-            )
-        kind, machine, _, _, _, sections, *_, entry, count, names = self._unpack("<HHIQQQIHHHHHH", 16)
+        if len(self.data) < 6 or self.data[4] not in _LAYOUTS or self.data[5] != 1:
+            raise ArtifactError(f"{self.path} is not a little-endian library; compile for this machine")
+        kind, machine, _, _, _, sections, *_, entry, count, names = self._unpack(self._layout.header, 16)
         if kind != _SHARED_OBJECT:
             raise ArtifactError(f"{self.path} is an ELF file but no shared library")
         return kind, machine, sections, entry, count, names
+
+    @property
+    def _layout(self) -> _Layout:
+        return _LAYOUTS[self.data[4]]
 
     def _unpack(self, layout: str, offset: int) -> tuple[int, ...]:
         try:
@@ -127,3 +157,8 @@ class SharedLibrary:
 
     def _damaged(self, how: str) -> ArtifactError:
         return ArtifactError(f"{self.path} is damaged: {how}; compile it again")
+
+
+def _entries(section: Section, layout: str) -> range:
+    """Where the entries of a table start."""
+    return range(section.offset, section.offset + section.size, struct.calcsize(layout))

@@ -24,6 +24,15 @@ CPUINFO_NAMES: Mapping[str, str] = {
 }  # fmt: skip
 """Features that generated code may use: Linux's name -> LLVM's name."""
 
+ARM_CPUINFO_NAMES: Mapping[str, str] = {
+    "asimd": "neon", "neon": "neon", "vfpv4": "vfp4", "asimdhp": "fullfp16", "asimddp": "dotprod",
+    "asimdfhm": "fp16fml", "asimdrdm": "rdm", "fcma": "complxnum", "i8mm": "i8mm", "bf16": "bf16",
+    "sve": "sve", "sve2": "sve2",
+}  # fmt: skip
+"""The same for ARM, as the C runtime's cpu.c knows them."""
+
+CHECKED_FEATURES = frozenset({*CPUINFO_NAMES.values(), *ARM_CPUINFO_NAMES.values()})
+
 _V3 = frozenset({"avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe", "popcnt"})
 _V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 _16_BIT = frozenset({"avx512bf16", "avx512fp16"})

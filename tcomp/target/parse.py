@@ -9,12 +9,14 @@ from difflib import get_close_matches
 from typing import Any, cast
 
 from tcomp.errors import TargetError
+from tcomp.target.arm import CORES, SYSTEMS, on_core
 from tcomp.target.host import host_target
 from tcomp.target.target import PRODUCT_FEATURES, TARGETS, Target
 
 _LLVM_KEYS = ("mcpu", "mattr", "mtriple")
 _COUNTS = ("cores", "vector_bits", "vector_registers", "fma_ports")
 _ALLOWED = {"vector_bits": (128, 256, 512), "vector_registers": (16, 32)}
+_ARCHITECTURES = ("x86_64", "aarch64", "armv7a")
 _KEYS = ("tag", "kind", "name", *_LLVM_KEYS, *_COUNTS, "cache_bytes", "features", "fast_dtype")
 
 
@@ -22,7 +24,7 @@ def parse_target(text: str) -> Target:
     """The target that `text` means.
 
     - `llvm`: this machine, detected.
-    - a tag: `znver4`, `x86-64-v3`.
+    - a tag: `znver4`, `arm64-android`, `raspberry-pi-5`; a system and a core: `arm64-android+cortex-a76`.
     - JSON: `{"tag": "znver4", "cores": 8, "cache_bytes": [32768, 1048576, 4194304]}`: a base tag (without
       one, the tag that `mcpu` names, or this machine) and the facts that differ from it. `fast_dtype` is
       `float16`, `bfloat16` or null; see `Target`.
@@ -40,10 +42,18 @@ def parse_target(text: str) -> Target:
 def _from_tag(tag: str) -> Target:
     if tag in TARGETS:
         return TARGETS[tag]
-    known = ["llvm", *TARGETS]
-    near = get_close_matches(tag, known, n=3)
+    system, plus, core = tag.partition("+")
+    if plus and system in SYSTEMS:
+        if core in CORES:
+            return on_core(SYSTEMS[system], core)
+        raise _unknown("core", core, list(CORES))
+    raise _unknown("target", tag, ["llvm", *TARGETS])
+
+
+def _unknown(what: str, name: str, known: list[str]) -> TargetError:
+    near = get_close_matches(name, known, n=3)
     hint = f"did you mean {', '.join(f'`{n}`' for n in near)}?" if near else f"one of {', '.join(known)}"
-    raise TargetError(f"unknown target `{tag}`; {hint}")
+    return TargetError(f"unknown {what} `{name}`; {hint}")
 
 
 def _from_json(text: str) -> Target:
@@ -61,8 +71,11 @@ def _from_json(text: str) -> Target:
         raise TargetError(f"target kind is `{facts['kind']}`; only `llvm` is supported in a JSON target")
     base = _base(facts)
     llvm = {**base.llvm, **{k: _llvm_value(k, facts[k]) for k in _LLVM_KEYS if k in facts}}
-    if not str(llvm.get("mtriple", "x86_64")).startswith("x86_64"):
-        raise TargetError(f"target key `mtriple` is {llvm['mtriple']!r}; only x86_64 is supported")
+    if not str(llvm["mtriple"]).startswith(_ARCHITECTURES):
+        supported = ", ".join(_ARCHITECTURES)
+        raise TargetError(
+            f"target key `mtriple` is {llvm['mtriple']!r}; it must begin with one of {supported}"
+        )
     changes: dict[str, Any] = {k: _count(k, facts[k]) for k in _COUNTS if k in facts}
     if "cache_bytes" in facts:
         changes["cache_bytes"] = _caches(facts["cache_bytes"])

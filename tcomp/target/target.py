@@ -44,6 +44,17 @@ class Target:
     features: frozenset[str] = frozenset()
     description: str = ""
 
+    @property
+    def machine(self) -> str:
+        """What ELF files and `platform.machine()` call the architecture: x86_64, aarch64, arm."""
+        architecture = str(self.llvm["mtriple"]).split("-")[0]
+        return "arm" if architecture.startswith("arm") else architecture
+
+    @property
+    def system(self) -> str:
+        """What the library is linked for: linux or android."""
+        return "android" if "android" in str(self.llvm["mtriple"]) else "linux"
+
     def has(self, feature: str) -> bool:
         """Whether code for this target may use a CPU feature, by LLVM's name."""
         return feature in self.features and f"-{feature}" not in self.llvm.get("mattr", ())

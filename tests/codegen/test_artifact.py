@@ -12,6 +12,7 @@ from small_models import chain, diamond
 
 from tcomp.codegen import link
 from tcomp.codegen.artifact import Report, compile_graph
+from tcomp.codegen.toolchain import native_toolchain
 from tcomp.errors import BuildError, GraphError
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.evaluate import evaluate
@@ -55,7 +56,7 @@ def test_needs_only_libc(report: Report):
 
 
 def test_refuses_foreign_libraries(tmp_path: Path):
-    compiler = link.find_c_compiler()
+    (compiler,) = native_toolchain().command
     (tmp_path / "a.c").write_text("int helper(void) { return 0; }")
     (tmp_path / "b.c").write_text("int helper(void); int tcomp_x(void) { return helper(); }")
     subprocess.run([compiler, "-shared", "-fPIC", "-o", "libhelper.so", "a.c"], cwd=tmp_path, check=True)
@@ -67,11 +68,11 @@ def test_refuses_foreign_libraries(tmp_path: Path):
 
 
 def test_undefined_symbols_do_not_link(tmp_path: Path):
-    compiler = link.find_c_compiler()
+    toolchain = native_toolchain()
     (tmp_path / "a.c").write_text("int missing(void); int tcomp_x(void) { return missing(); }")
-    objects = link.compile_c(compiler, [tmp_path / "a.c"], tmp_path)
+    objects = link.compile_c(toolchain, [tmp_path / "a.c"], tmp_path)
     with pytest.raises(BuildError, match="undefined reference to `missing'"):
-        link.link(compiler, objects, tmp_path / "a.so", tmp_path)
+        link.link(toolchain, objects, tmp_path / "a.so", tmp_path)
 
 
 def test_no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -164,7 +165,7 @@ int main(void) {
 
 @pytest.mark.parametrize("language", ["c", "c++"])
 def test_a_c_program_links_and_runs(report: Report, tmp_path: Path, language: str):
-    compiler = shutil.which("g++" if language == "c++" else link.find_c_compiler())
+    compiler = shutil.which("g++") if language == "c++" else native_toolchain().command[0]
     if compiler is None:
         pytest.skip("no C++ compiler")
     source = tmp_path / "main.c"

@@ -11,6 +11,7 @@ import pytest
 from tcomp.api import optimize
 from tcomp.codegen import artifact, link
 from tcomp.codegen.artifact import compile_graph
+from tcomp.codegen.toolchain import Toolchain, native_toolchain
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.graph import Graph
 from tcomp.target.host import host_target
@@ -41,7 +42,7 @@ def build(folder: Path, compiler: str) -> Path:
 
 
 def test_callers_allocator_and_threads(tmp_path: Path) -> None:
-    program = build(tmp_path, link.find_c_compiler())
+    program = build(tmp_path, native_toolchain().command[0])
     result = subprocess.run([program], capture_output=True, text=True, check=False, timeout=120)
     assert (result.returncode, result.stderr) == (0, ""), result.stdout
 
@@ -52,14 +53,15 @@ def test_sanitizers_find_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """The runtime and the program are instrumented; generated kernels are not."""
     compiler = tmp_path / "cc"
     flags = f"-fsanitize={sanitizer} -fno-sanitize-recover=all -fno-omit-frame-pointer -g"
-    compiler.write_text(f'#!/bin/sh\nexec {link.find_c_compiler()} {flags} "$@"\n')
+    compiler.write_text(f'#!/bin/sh\nexec {native_toolchain().command[0]} {flags} "$@"\n')
     compiler.chmod(0o755)
     probe = tmp_path / "probe.c"
     probe.write_text("int main(void) { return 0; }\n")
     made = subprocess.run([compiler, probe, "-o", tmp_path / "probe"], capture_output=True, check=False)
     if made.returncode or subprocess.run([tmp_path / "probe"], check=False).returncode:
         pytest.skip(f"the C compiler has no working -fsanitize={sanitizer}")
-    monkeypatch.setattr(artifact, "find_c_compiler", lambda: str(compiler))
+    toolchain = Toolchain("instrumented", (str(compiler),))
+    monkeypatch.setattr(artifact, "find_toolchain", lambda target: toolchain)
     monkeypatch.setattr(link, "check_self_contained", lambda path: None)  # it needs the sanitizer's library
     program = build(tmp_path, str(compiler))
     result = subprocess.run([program], capture_output=True, text=True, check=False, timeout=300)

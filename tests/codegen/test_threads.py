@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tcomp.codegen import c_abi
-from tcomp.codegen.link import SOURCES, find_c_compiler
+from tcomp.codegen.link import SOURCES
+from tcomp.codegen.toolchain import native_toolchain
 from tcomp.target.host import host_target
 from tcomp.tensor.loops import function, parallel
 from tcomp.tvm_api import tirx, tvm
@@ -35,6 +36,6 @@ def test_the_pool_runs_every_chunk_once(tmp_path: Path):
     flags = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", f"-I{SOURCES}"]
     sources = [str(Path(__file__).parent / "pool_test.c"), str(SOURCES / "pool.c")]
     program = str(tmp_path / "pool_test")
-    subprocess.run([find_c_compiler(), *flags, *sources, "-o", program, "-lpthread"], check=True)
+    subprocess.run([*native_toolchain().command, *flags, *sources, "-o", program, "-lpthread"], check=True)
     result = subprocess.run([program], capture_output=True, text=True, timeout=120, check=False)
     assert (result.returncode, result.stdout) == (0, "fine\n")

@@ -20,6 +20,13 @@ def test_llvm_is_the_host():
     assert parse_target("llvm").isa.startswith("x86-64-")
 
 
+def test_a_system_and_a_core():
+    target = parse_target("arm64-android+cortex-a55")
+    assert (target.system, target.machine, target.isa) == ("android", "aarch64", "armv8.2-a")
+    assert target.llvm["mcpu"] == "cortex-a55"
+    assert parse_target("armv7-linux+cortex-a53").machine == "arm"
+
+
 def test_json_changes_facts_of_its_base():
     text = (
         '{"tag": "znver4", "name": "server", "cores": 8, "cache_bytes": [1, 2, 3], "mattr": ["-avx512fp16"]}'
@@ -67,7 +74,9 @@ def test_json_with_only_an_mcpu():
         ('{"tag": "znver4", "cores": true}', "positive integer"),
         ('{"tag": "znver4", "cache_bytes": [1, 2]}', "must be .L1 data"),
         ('{"tag": "znver4", "mtriple": 3}', "must be a string"),
-        ('{"mtriple": "aarch64-linux-gnu"}', "only x86_64"),
+        ('{"mtriple": "riscv64-linux-gnu"}', "must begin with one of x86_64, aarch64, armv7a"),
+        ("arm64-linux+cortex-a77", "unknown core `cortex-a77`; did you mean .*`cortex-a76`"),
+        ("raspberry-pi-6", "unknown target `raspberry-pi-6`; did you mean `raspberry-pi-5`"),
         ('{"vector_bits": 7}', "`vector_bits` is 7; it must be one of"),
         ('{"vector_registers": 1}', "`vector_registers` is 1; it must be one of"),
         ('{"tag": "znver4", "features": [3]}', "list of strings"),

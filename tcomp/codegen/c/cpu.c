@@ -76,11 +76,39 @@ static int has(const char *name, size_t length) {
       return has_feature(&FEATURES[i]);
   return 0;
 }
+#elif defined(__aarch64__) || defined(__arm__)
+#include <sys/auxv.h>
+
+typedef struct {
+  const char *name;
+  unsigned long vector; /* of the auxiliary vector that the kernel hands to a process */
+  int bit;
+} cpu_feature;
+
+#ifndef AT_HWCAP2
+#define AT_HWCAP2 26
+#endif
+
+/* Linux, Documentation/arch/arm64/elf_hwcaps.rst and arch/arm/include/uapi/asm/hwcap.h */
+static const cpu_feature FEATURES[] = {
+#if defined(__aarch64__)
+    {"neon", AT_HWCAP, 1},      {"fullfp16", AT_HWCAP, 10}, {"rdm", AT_HWCAP, 12},  {"complxnum", AT_HWCAP, 14},
+    {"dotprod", AT_HWCAP, 20},  {"sve", AT_HWCAP, 22},      {"fp16fml", AT_HWCAP, 23}, {"sve2", AT_HWCAP2, 1},
+    {"i8mm", AT_HWCAP2, 13},    {"bf16", AT_HWCAP2, 14},
 #else
+    {"neon", AT_HWCAP, 12},
+    {"vfp4", AT_HWCAP, 16},
+#endif
+};
+
 static int has(const char *name, size_t length) {
-  (void)name, (void)length;
-  return 1; /* on other architectures libraries are built for the baseline of their target */
+  for (size_t i = 0; i < sizeof FEATURES / sizeof *FEATURES; i++)
+    if (strlen(FEATURES[i].name) == length && memcmp(FEATURES[i].name, name, length) == 0)
+      return getauxval(FEATURES[i].vector) >> FEATURES[i].bit & 1;
+  return 0;
 }
+#else
+#error "no table of CPU features for this architecture"
 #endif
 
 int tcomp_cpu_lacks(const char *features, char *missing, size_t missing_bytes) {

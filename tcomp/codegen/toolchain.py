@@ -1,0 +1,96 @@
+"""Which C compiler and linker makes a library for a target."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tcomp.errors import BuildError
+from tcomp.target.target import Target
+
+_NATIVE = ("cc", "gcc", "clang")
+_GNU = {"aarch64": "aarch64-linux-gnu", "arm": "arm-linux-gnueabihf", "x86_64": "x86_64-linux-gnu"}
+_GLIBC = "2.28"
+"""The oldest glibc that libraries linked by zig run with."""
+_NDK = {"aarch64": "aarch64-linux-android24", "arm": "armv7a-linux-androideabi24"}
+_FLOATS = {"arm": ("-march=armv7-a", "-mfpu=neon-vfpv4", "-mfloat-abi=hard")}
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    """A compiler command that also links. `name` is for messages."""
+
+    name: str
+    command: tuple[str, ...]
+
+
+def native_toolchain() -> Toolchain:
+    """The C compiler for this machine.
+
+    Raises BuildError when there is none.
+    """
+    for name in _NATIVE:
+        path = shutil.which(name)
+        if path is not None:
+            return Toolchain(name, (path,))
+    raise BuildError(
+        f"no C compiler found ({', '.join(_NATIVE)}); install one, such as `apt-get install gcc`"
+    )
+
+
+def find_toolchain(target: Target) -> Toolchain:
+    """The toolchain for `target`: this machine's own, the Android NDK's, ziglang, or Debian's cross compiler.
+
+    Raises BuildError, saying what to install, when there is none.
+    """
+    if target.system == "linux" and target.machine == platform.machine():
+        return native_toolchain()
+    searches: Sequence[Callable[[Target], Toolchain | None]] = (_ndk, _zig, _cross_gcc)
+    for search in searches:
+        found = search(target)
+        if found is not None:
+            return found
+    raise BuildError(f"no linker for target `{target.name}` found; {_remedy(target)}")
+
+
+def _ndk(target: Target) -> Toolchain | None:
+    """clang of the Android NDK that ANDROID_NDK_HOME names, as Google's tools find it."""
+    home = os.environ.get("ANDROID_NDK_HOME")
+    if target.system != "android" or not home:
+        return None
+    folders = sorted(Path(home, "toolchains", "llvm", "prebuilt").glob("*/bin/clang"))
+    if not folders:
+        raise BuildError(
+            f"ANDROID_NDK_HOME is {home}, which holds no toolchains/llvm/prebuilt/*/bin/clang; "
+            "set it to the folder of an installed NDK"
+        )
+    return Toolchain("the NDK's clang", (str(folders[0]), f"--target={_NDK[target.machine]}"))
+
+
+def _zig(target: Target) -> Toolchain | None:
+    if target.system != "linux" or importlib.util.find_spec("ziglang") is None:
+        return None
+    return Toolchain(
+        "zig cc", (sys.executable, "-m", "ziglang", "cc", "-target", f"{_GNU[target.machine]}.{_GLIBC}")
+    )
+
+
+def _cross_gcc(target: Target) -> Toolchain | None:
+    name = f"{_GNU[target.machine]}-gcc"
+    path = shutil.which(name)
+    if target.system != "linux" or path is None:
+        return None
+    return Toolchain(name, (path, *_FLOATS.get(target.machine, ())))
+
+
+def _remedy(target: Target) -> str:
+    if target.system == "android":
+        return "set ANDROID_NDK_HOME to an installed Android NDK"
+    package = f"gcc-{_GNU[target.machine]}"
+    return f"install one, `pip install 'tcomp[cross]'` or `apt-get install {package}`"

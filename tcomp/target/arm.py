@@ -1,0 +1,151 @@
+"""ARM cores and the systems they run: `arm64-linux`, `cortex-a76`, `arm64-android+cortex-a55`.
+
+A system says how code is called and linked, a core what it may hold and how fast that runs. The facts of
+the cores are those of Arm's software optimization guides and technical reference manuals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from tcomp.target.target import TARGETS, Target
+
+KIB, MIB = 1024, 1024 * 1024
+
+_8_2 = frozenset({"neon", "dotprod", "fullfp16"})
+_9_0 = _8_2 | {"bf16", "i8mm", "sve", "sve2"}
+
+_ARM64 = Target(
+    name="arm64-linux",
+    isa="armv8-a",
+    family="cpu",
+    llvm={"kind": "llvm", "mcpu": "generic", "mtriple": "aarch64-unknown-linux-gnu"},
+    vector_bits=128,
+    vector_registers=32,
+    cache_bytes=(32 * KIB, 256 * KIB, 512 * KIB),
+    features=frozenset({"neon"}),
+    description="every 64-bit ARM CPU, on Linux with glibc 2.28 or newer",
+)
+_ARMV7 = replace(
+    _ARM64,
+    name="armv7-linux",
+    isa="armv7-a",
+    llvm={
+        "kind": "llvm",
+        "mcpu": "generic",
+        "mtriple": "armv7a-unknown-linux-gnueabihf",
+        "mattr": ["+neon", "+vfp4"],
+    },
+    vector_registers=16,
+    fma_ports=1,
+    features=frozenset({"neon", "vfp4"}),
+    description="32-bit ARM with NEON and VFPv4 (Cortex-A7 and newer), on Linux with hard floats",
+)
+
+SYSTEMS: Mapping[str, Target] = {
+    t.name: t
+    for t in (
+        _ARM64,
+        replace(
+            _ARM64,
+            name="arm64-android",
+            llvm={**_ARM64.llvm, "mtriple": "aarch64-unknown-linux-android24"},
+            description="every 64-bit ARM phone from Android 7 (API 24)",
+        ),
+        _ARMV7,
+        replace(
+            _ARMV7,
+            name="armv7-android",
+            llvm={**_ARMV7.llvm, "mtriple": "armv7a-unknown-linux-androideabi24"},
+            description="32-bit ARM phones with VFPv4 from Android 7 (API 24)",
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Core:
+    """One kind of core. `cache_bytes` is L1 data, L2 and a core's share of what lies behind it."""
+
+    isa: str
+    features: frozenset[str]
+    cache_bytes: tuple[int, int, int]
+    fma_ports: int
+    """128-bit multiply-adds that start in a cycle."""
+    description: str
+
+
+CORES: Mapping[str, Core] = {
+    "cortex-a53": Core(
+        "armv8-a", frozenset({"neon"}), (32 * KIB, 128 * KIB, 128 * KIB), 1,
+        "in order, 2014: small cores of older phones, Raspberry Pi 3",
+    ),
+    "cortex-a55": Core(
+        "armv8.2-a", _8_2, (32 * KIB, 128 * KIB, 512 * KIB), 1, "in order, 2018: small cores of phones"
+    ),
+    "cortex-a72": Core(
+        "armv8-a", frozenset({"neon"}), (32 * KIB, 256 * KIB, 256 * KIB), 1, "2016: Raspberry Pi 4"
+    ),
+    "cortex-a76": Core(
+        "armv8.2-a", _8_2, (64 * KIB, 512 * KIB, 512 * KIB), 2, "2019: large cores of phones, Raspberry Pi 5"
+    ),
+    "cortex-a78": Core("armv8.2-a", _8_2, (32 * KIB, 512 * KIB, 1 * MIB), 2, "2021: large cores of phones"),
+    "cortex-x2": Core("armv9-a", _9_0, (64 * KIB, 1 * MIB, 2 * MIB), 4, "2022: the largest core of phones"),
+    "neoverse-n1": Core("armv8.2-a", _8_2, (64 * KIB, 1 * MIB, 1 * MIB), 2, "2019: Graviton 2, Ampere Altra"),
+    "neoverse-v1": Core(
+        "armv8.4-a", _8_2 | {"bf16", "i8mm", "sve"}, (64 * KIB, 1 * MIB, 1 * MIB), 4, "2021: Graviton 3"
+    ),
+}  # fmt: skip
+
+BOARDS: Mapping[str, tuple[str, str, int]] = {
+    "raspberry-pi-3": ("arm64-linux", "cortex-a53", 4),
+    "raspberry-pi-4": ("arm64-linux", "cortex-a72", 4),
+    "raspberry-pi-5": ("arm64-linux", "cortex-a76", 4),
+    "jetson-orin": ("arm64-linux", "cortex-a78", 8),
+    "pixel-6": ("arm64-android", "cortex-a76", 2),
+    "snapdragon-865": ("arm64-android", "cortex-a76", 4),
+    "snapdragon-888": ("arm64-android", "cortex-a78", 3),
+    "graviton2": ("arm64-linux", "neoverse-n1", 64),
+    "graviton3": ("arm64-linux", "neoverse-v1", 64),
+}
+"""Boards, phones' chips and clouds: the system, the core that inference runs on, and how many of them."""
+
+
+def on_core(system: Target, name: str) -> Target:
+    """Code for `system` that only needs to run well, and may only run, on cores as new as `name`."""
+    core = CORES[name]
+    if system.machine != "aarch64":
+        return replace(
+            system,
+            name=f"{system.name}+{name}",
+            llvm={**system.llvm, "mcpu": name},
+            cache_bytes=core.cache_bytes,
+            fma_ports=core.fma_ports,
+            description=f"{core.description}, as {system.isa}",
+        )
+    return replace(
+        system,
+        name=f"{system.name}+{name}",
+        isa=core.isa,
+        llvm={**system.llvm, "mcpu": name},
+        cache_bytes=core.cache_bytes,
+        fma_ports=core.fma_ports,
+        features=core.features,
+        description=core.description,
+    )
+
+
+def _register() -> None:
+    for name, system in SYSTEMS.items():
+        TARGETS.register(name, system)
+    for name, core in CORES.items():
+        TARGETS.register(name, replace(on_core(_ARM64, name), name=name, description=core.description))
+    for name, (system, core, count) in BOARDS.items():
+        described = f"{CORES[core].description.split(':')[0]} {core} on {system}"
+        TARGETS.register(
+            name, replace(on_core(SYSTEMS[system], core), name=name, cores=count, description=described)
+        )
+
+
+_register()

@@ -1,0 +1,100 @@
+"""Libraries for ARM under qemu: their numbers, and what they say on a CPU that lacks features."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tcomp.api import optimize
+from tcomp.codegen.artifact import compile_graph
+from tcomp.codegen.toolchain import Toolchain, find_toolchain
+from tcomp.errors import BuildError
+from tcomp.relay.builder import GraphBuilder
+from tcomp.relay.evaluate import evaluate
+from tcomp.relay.graph import Graph
+from tcomp.relay.types import Array
+from tcomp.target.parse import parse_target
+from tcomp.target.target import Target
+
+PROGRAM = Path(__file__).with_name("run_library.c")
+QEMU = {
+    "aarch64": ("qemu-aarch64", "/usr/aarch64-linux-gnu"),
+    "arm": ("qemu-arm", "/usr/arm-linux-gnueabihf"),
+}
+"""The emulator, and where Debian's cross compilers keep the C library of its machine."""
+
+
+def tools(target: Target) -> tuple[Toolchain, list[str]]:
+    """What builds for `target` and what runs that here."""
+    emulator, libraries = QEMU[target.machine]
+    if shutil.which(emulator) is None or not Path(libraries).is_dir():
+        pytest.skip(f"no {emulator} with {libraries}: apt-get install qemu-user and Debian's cross compilers")
+    try:
+        return find_toolchain(target), [emulator, "-L", libraries]
+    except BuildError as error:
+        pytest.skip(str(error))
+
+
+def network() -> Graph:
+    """A strided convolution with few channels, a 3x3 one, a depthwise one, a mean and a classifier."""
+    rng = np.random.default_rng(0)
+
+    def weights(*shape: int) -> Array:
+        return (rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+
+    g = GraphBuilder("network")
+    x = g.input("image", (1, 3, 32, 32))
+    for shape, strides, groups in (((24, 3, 3, 3), 2, 1), ((24, 24, 3, 3), 1, 1), ((24, 1, 3, 3), 1, 24)):
+        filters = g.constant(weights(*shape))
+        x = g.op("conv2d", x, filters, strides=(strides,) * 2, padding=(1,) * 4, groups=groups)
+        x = g.op("relu", x)
+    x = g.op("reduce_mean", x, axes=(2, 3), keepdims=False)
+    x = g.op("softmax", g.op("matmul", x, g.constant(weights(24, 10))), axis=1)
+    return g.build(x)
+
+
+def run(
+    library: Path, target: Target, arrays: Sequence[Array], folder: Path
+) -> subprocess.CompletedProcess[bytes]:
+    toolchain, emulator = tools(target)
+    program = folder / "program"
+    flags = ["-std=gnu11", f"-I{folder}", f"-Wl,-rpath,{folder}"]
+    subprocess.run([*toolchain.command, *flags, PROGRAM, library, "-o", program, "-lm"], check=True)
+    data = b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)
+    return subprocess.run(
+        [*emulator, program, "2"], input=data, capture_output=True, check=False, timeout=120
+    )
+
+
+@pytest.mark.parametrize("name", ["arm64-linux", "cortex-a76", "armv7-linux"])
+def test_equals_the_reference(name: str, tmp_path: Path) -> None:
+    target, graph = parse_target(name), network()
+    tools(target)
+    library = tmp_path / "network.so"
+    compile_graph(optimize(graph, target), target, library)
+    image = np.random.default_rng(1).standard_normal((1, 3, 32, 32)).astype(np.float32)
+    result = run(library, target, [image], tmp_path)
+    assert (result.returncode, result.stderr) == (0, b"")
+    (expected,) = evaluate(graph, [image])
+    found = np.frombuffer(result.stdout, np.float32).reshape(expected.shape)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_refuses_a_cpu_that_lacks_a_feature(tmp_path: Path) -> None:
+    target = parse_target("cortex-a76")
+    _, emulator = tools(target)
+    library = tmp_path / "network.so"
+    compile_graph(optimize(network(), target), target, library)
+    image = np.zeros((1, 3, 32, 32), np.float32)
+    assert run(library, target, [image], tmp_path).returncode == 0
+    old = [*emulator[:1], "-cpu", "cortex-a53", *emulator[1:]]
+    result = subprocess.run(
+        [*old, tmp_path / "program"], input=image.tobytes(), capture_output=True, check=False
+    )
+    assert result.returncode == 1
+    assert b"this CPU has no dotprod" in result.stderr
