@@ -12,7 +12,7 @@ from tcomp.tuner.records import read_log
 
 ROOT = Path(__file__).parent.parent.parent
 LOGS = sorted((ROOT / "tuning_logs").rglob("*.jsonl"))
-OLDER = {"x86-64-v4-mobilenetv2_100": {"conv2d_add_clip_conv2d_add_clip_conv2d_add"}}
+OLDER = {"x86-64-v4-mobilenetv2_100": {"conv2d_add_clip_conv2d_and_4_more"}}
 """Logs from before a kind of kernel was there, with the labels of what they miss: only a CPU with that
 instruction set can measure it."""
 
