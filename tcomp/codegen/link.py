@@ -31,7 +31,7 @@ def compile_c(
     flags = ["-std=gnu11", "-O2", "-fPIC", "-fvisibility=hidden", f"-I{SOURCES}", *more_flags, "-c"]
     objects = [folder / source.with_suffix(".o").name for source in sources]
     for source, result in zip(sources, objects, strict=True):
-        _execute([*toolchain.command, *flags, str(source), "-o", str(result)], folder)
+        _execute(toolchain, [*flags, str(source), "-o", str(result)], folder)
     return objects
 
 
@@ -46,8 +46,7 @@ def link(toolchain: Toolchain, objects: Sequence[Path], output: Path, folder: Pa
         "-shared", "-static-libgcc", f"-Wl,--version-script={exports}", "-Wl,-z,defs", "-Wl,-z,relro,-z,now",
         "-Wl,-z,noexecstack", "-Wl,--as-needed", "-Wl,--build-id=none", "-Wl,--strip-debug",
     ]  # fmt: skip
-    command = [*toolchain.command, *flags, "-o", str(output), *map(str, objects), "-lm", "-lpthread"]
-    _execute(command, folder)
+    _execute(toolchain, [*flags, "-o", str(output), *map(str, objects), "-lm", "-lpthread"], folder)
     check_self_contained(output)
 
 
@@ -71,13 +70,14 @@ def check_self_contained(path: Path) -> None:
         raise BuildError(f"{path.name} exports {', '.join(leaked[:3])}; only tcomp_* may be exported")
 
 
-def _execute(command: Sequence[str], folder: Path) -> None:
+def _execute(toolchain: Toolchain, arguments: Sequence[str], folder: Path) -> None:
+    command = [*toolchain.command, *arguments]
     try:
         result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     except OSError as error:
-        raise BuildError(f"cannot run {command[0]}: {error.strerror}") from None
+        raise BuildError(f"cannot run {toolchain.name} ({command[0]}): {error.strerror}") from None
     if result.returncode != 0:
         lines = (result.stderr or result.stdout).strip().splitlines()
         telling = [line for line in lines if any(word in line for word in _TELLING)]
         reason = (telling or lines or [f"exit status {result.returncode}"])[0]
-        raise BuildError(f"{Path(command[0]).name} failed: {reason}")
+        raise BuildError(f"{toolchain.name} failed: {reason}")

@@ -113,27 +113,20 @@ BOARDS: Mapping[str, tuple[str, str, int]] = {
 
 
 def on_core(system: Target, name: str) -> Target:
-    """Code for `system` that only needs to run well, and may only run, on cores as new as `name`."""
+    """`system` with the facts of a core. Code for it may not run on older cores.
+
+    A 32-bit system keeps its own instruction set, whatever else the core has.
+    """
     core = CORES[name]
-    if system.machine != "aarch64":
-        return replace(
-            system,
-            name=f"{system.name}+{name}",
-            llvm={**system.llvm, "mcpu": name},
-            cache_bytes=core.cache_bytes,
-            fma_ports=core.fma_ports,
-            description=f"{core.description}, as {system.isa}",
-        )
-    return replace(
+    found = replace(
         system,
         name=f"{system.name}+{name}",
-        isa=core.isa,
         llvm={**system.llvm, "mcpu": name},
         cache_bytes=core.cache_bytes,
         fma_ports=core.fma_ports,
-        features=core.features,
-        description=core.description,
+        description=f"{core.description}, on {system.name}",
     )
+    return replace(found, isa=core.isa, features=core.features) if system.machine == "aarch64" else found
 
 
 def _register() -> None:

@@ -24,14 +24,11 @@ CPUINFO_NAMES: Mapping[str, str] = {
 }  # fmt: skip
 """Features that generated code may use: Linux's name -> LLVM's name."""
 
-ARM_CPUINFO_NAMES: Mapping[str, str] = {
-    "asimd": "neon", "neon": "neon", "vfpv4": "vfp4", "asimdhp": "fullfp16", "asimddp": "dotprod",
-    "asimdfhm": "fp16fml", "asimdrdm": "rdm", "fcma": "complxnum", "i8mm": "i8mm", "bf16": "bf16",
-    "sve": "sve", "sve2": "sve2",
-}  # fmt: skip
-"""The same for ARM, as the C runtime's cpu.c knows them."""
-
-CHECKED_FEATURES = frozenset({*CPUINFO_NAMES.values(), *ARM_CPUINFO_NAMES.values()})
+_ARM = (
+    "neon", "vfp4", "fullfp16", "dotprod", "fp16fml", "rdm", "complxnum", "i8mm", "bf16", "sve", "sve2"
+)  # fmt: skip
+CHECKED_FEATURES = frozenset({*CPUINFO_NAMES.values(), *_ARM})
+"""Features, by LLVM's names, that the C runtime (cpu.c) looks for before any kernel runs."""
 
 _V3 = frozenset({"avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe", "popcnt"})
 _V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}

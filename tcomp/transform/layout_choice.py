@@ -22,7 +22,8 @@ from tcomp.relay.layouts import PLAIN
 from tcomp.relay.op import OPS, LayoutRule
 from tcomp.relay.types import Array
 from tcomp.target.target import Target
-from tcomp.transform.layout_costs import LayoutCosts, is_depthwise, reduces_pixels
+from tcomp.tensor.convolution import Convolution
+from tcomp.transform.layout_costs import LayoutCosts, reduces_pixels
 from tcomp.transform.min_sum import Factor, minimize
 
 _SPATIAL_REDUCTIONS = ("reduce_mean", "reduce_max", "reduce_min", "reduce_sum")
@@ -110,7 +111,7 @@ class _Problem:
             layouts = layouts_of(node, blocks)
             if len(layouts) > 1:
                 self._result[node] = self._variable_of(node, layouts)
-                apart = node.op == "conv2d" and not is_depthwise(node)
+                apart = node.op == "conv2d" and not Convolution.of(node).is_depthwise
                 self._source[node] = self._new(layouts) if apart else self._result[node]
 
     def layouts(self, labels: Sequence[int]) -> Mapping[Node, NodeLayouts]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tcomp.relay.attributes import integer, integers
+from tcomp.relay.attributes import integers
 from tcomp.relay.builder import make_node
 from tcomp.relay.graph import Attr, Graph, Node, Value
 from tcomp.relay.layouts import channel_block, layout_shape
@@ -98,12 +98,6 @@ def is_view(type_: TensorType, source: str, result: str) -> bool:
     _, channels, *spatial = type_.static_shape
     blocks = (channel_block(source) or 1, channel_block(result) or 1)
     return all(d == 1 for d in spatial) and all(channels % b == 0 for b in blocks)
-
-
-def is_depthwise(node: Node) -> bool:
-    """Whether every output channel of a convolution reads the one input channel of its own number."""
-    outputs, group_inputs = node.inputs[1].type.static_shape[:2]
-    return 1 < integer(node.attrs, "groups") == group_inputs * integer(node.attrs, "groups") == outputs
 
 
 def reduces_pixels(node: Node) -> bool:
