@@ -48,6 +48,25 @@ def fails(capsys: pytest.CaptureFixture[str], *argv: str, status: int = 2) -> st
     return captured.err
 
 
+@pytest.mark.slow
+def test_tasks_are_chosen_by_name_or_text(model: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    argv = [
+        "tune",
+        str(model),
+        "--input-shape",
+        "x:8,64",
+        "--trials",
+        "1",
+        "--workers",
+        "1",
+        "--log",
+        str(log),
+    ]
+    assert main([*argv, "--tasks", "const f32[96,32]"]) == 0
+    assert {"const f32[96,32]" in r.task for r in read_log(log).records} == {True}
+
+
 def test_every_command_is_there() -> None:
     assert list(commands()) == COMMANDS
     assert all(commands().values())
