@@ -82,9 +82,9 @@ def _always(config: Config) -> str | None:
 class Space:
     """All configs of a kernel under one template: a product of knobs, cut down by `legal`.
 
-    `legal` answers None, or the reason why a config cannot be scheduled. `added` are knobs that a template
-    got after records of it had been written, with the value that means what it did before: configs leave
-    them out where they have it, so that those records stay what they were.
+    `legal` answers None, or the reason why a complete config cannot be scheduled. `added` are knobs that a
+    template got after records of it had been written, with the value that means what it did before: configs
+    leave them out where they have it, so that those records stay what they were.
     """
 
     knobs: tuple[Knob, ...]
@@ -186,6 +186,10 @@ class Alternatives(Space):
         """The algorithm of `config`, and its own knobs."""
         own = {name: value for name, value in config.items() if name != ALGORITHM}
         return str(config.get(ALGORITHM, next(iter(self.spaces)))), own
+
+    def complete(self, config: Config) -> dict[str, KnobValue]:
+        algorithm, own = self.split(config)
+        return self.join(algorithm, self.spaces[algorithm].complete(own))
 
     def join(self, algorithm: str, own: Config) -> dict[str, KnobValue]:
         """The config of `own` knobs of `algorithm`: the inverse of `split`."""

@@ -14,7 +14,7 @@ def space(default: int) -> Space:
     """`tile`, and `split` which came later: 1 means what was done without it."""
 
     def reason(config: Config) -> str | None:
-        too_many = int(config["tile"]) * int(config.get("split", 1)) > 8
+        too_many = int(config["tile"]) * int(config["split"]) > 8
         return "too many registers" if too_many else None
 
     knobs = (Ordered("tile", (1, 2, 4, 8), 4), Ordered("split", (1, 2, 4), default))
@@ -54,5 +54,8 @@ def test_algorithms_may_have_such_knobs() -> None:
     other = Space((Choice("order", ("rows", "columns"), "rows"),))
     union = Alternatives.of({"first": space(1), "second": other}, "first")
     assert union.default == {"tile": 4}
+    assert union.complete({"tile": 4}) == {"tile": 4, "split": 1}
+    rows = {"algorithm": "second", "order": "rows"}
+    assert union.complete(rows) == rows
     union.check({"tile": 4, "split": 2})
     assert union.legal({"tile": 8, "split": 2}) is not None

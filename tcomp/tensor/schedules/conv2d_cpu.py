@@ -59,7 +59,7 @@ class Conv2dDirect(Template):
         legal = set(tiles)
 
         def reason(config: Config) -> str | None:
-            tile, sums = _tile_of(config), int(config.get("partial_sums", 1))
+            tile, sums = _tile_of(config), int(config["partial_sums"])
             if int(config["unroll"]) % sums:
                 return f"{sums} partial sums do not share {config['unroll']} steps evenly"
             too_many = sums > 1 and registers_of(conv, tile, target, sums) > target.vector_registers
@@ -169,7 +169,7 @@ def _reduction(product: DirectProduct, config: Config) -> Reduction:
         int(config["unroll"]),
         bool(config["unroll_kernel"]),
         ahead if distance else None,
-        int(config.get("partial_sums", 1)),
+        int(config["partial_sums"]),
     )
 
 
