@@ -140,6 +140,12 @@ class Space:
                 if self.legal(near) is None:
                     yield self._written(near)
 
+    def cross(self, one: Config, other: Config, rng: random.Random) -> dict[str, KnobValue]:
+        """Each knob from either config; `one` itself when that is not legal."""
+        first, second = self.complete(one), self.complete(other)
+        child = {name: rng.choice((value, second[name])) for name, value in first.items()}
+        return self._written(child) if self.legal(child) is None else dict(one)
+
     def encode(self, config: Config) -> tuple[float, ...]:
         full = self.complete(config)
         return tuple(x for k in self.knobs for x in k.encode(full[k.name]))
@@ -222,6 +228,13 @@ class Alternatives(Space):
         for other, space in self.spaces.items():
             if other != algorithm:
                 yield self.join(other, space.default)
+
+    def cross(self, one: Config, other: Config, rng: random.Random) -> dict[str, KnobValue]:
+        """Algorithms do not mix: `one` itself when `other` has another."""
+        (algorithm, own), (rival, others) = self.split(one), self.split(other)
+        return self.join(
+            algorithm, self.spaces[algorithm].cross(own, others if rival == algorithm else own, rng)
+        )
 
     def encode(self, config: Config) -> tuple[float, ...]:
         """For each algorithm whether it is the config's, and its knobs: zeros where it is not."""

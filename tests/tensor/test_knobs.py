@@ -45,6 +45,16 @@ def test_every_config_is_written_one_way() -> None:
     assert {"tile": 4} in space(1).neighbours({"tile": 4, "split": 2})
 
 
+def test_children_have_knobs_of_both_parents() -> None:
+    rng = random.Random(0)
+    children = [space(1).cross({"tile": 4, "split": 2}, {"tile": 2}, rng) for _ in range(40)]
+    assert all(child in list(space(1)) for child in children)
+    assert {"tile": 2, "split": 2} in children
+    assert {"tile": 4} in children
+    illegal = [space(1).cross({"tile": 8}, {"tile": 2, "split": 4}, rng) for _ in range(40)]
+    assert {"tile": 8, "split": 4} not in illegal
+
+
 def test_encoding_has_the_knob_that_a_config_leaves_out() -> None:
     assert space(1).encode({"tile": 4}) == space(1).encode({"tile": 4, "split": 1})
     assert space(1).encode({"tile": 4}) != space(1).encode({"tile": 4, "split": 2})
