@@ -10,6 +10,9 @@ from functools import cache
 from pathlib import Path
 
 from tcomp.errors import TargetError
+from tcomp.target.arm_host import CPUINFO_NAMES as ARM_CPUINFO_NAMES
+from tcomp.target.arm_host import arm_host
+from tcomp.target.cpuinfo import CPUINFO, read_processors
 from tcomp.target.target import TARGETS, Target
 
 CPUINFO_NAMES: Mapping[str, str] = {
@@ -24,11 +27,12 @@ CPUINFO_NAMES: Mapping[str, str] = {
 }  # fmt: skip
 """Features that generated code may use: Linux's name -> LLVM's name."""
 
-_ARM = (
-    "neon", "vfp4", "fullfp16", "dotprod", "fp16fml", "rdm", "complxnum", "i8mm", "bf16", "sve", "sve2"
-)  # fmt: skip
-CHECKED_FEATURES = frozenset({*CPUINFO_NAMES.values(), *_ARM})
+CHECKED_FEATURES = frozenset({*CPUINFO_NAMES.values(), *ARM_CPUINFO_NAMES.values()})
 """Features, by LLVM's names, that the C runtime (cpu.c) looks for before any kernel runs."""
+
+_X86 = ("x86_64", "AMD64")
+_ARM_MACHINES = ("aarch64", "armv7", "armv8")
+"""32-bit systems on 64-bit cores call themselves armv8l."""
 
 _V3 = frozenset({"avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe", "popcnt"})
 _V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
@@ -47,7 +51,7 @@ _INTEL = {
 
 @dataclass(frozen=True)
 class CpuInfo:
-    """What Linux says about the first CPU. `features` have LLVM's names."""
+    """What Linux says about the first x86 CPU. `features` have LLVM's names."""
 
     vendor: str
     family: int
@@ -55,18 +59,50 @@ class CpuInfo:
     name: str
     features: frozenset[str]
 
+    @staticmethod
+    def of(processor: Mapping[str, str]) -> CpuInfo:
+        flags = processor.get("flags", "").split()
+        return CpuInfo(
+            vendor=processor.get("vendor_id", ""),
+            family=int(processor.get("cpu family", "0")),
+            model=int(processor.get("model", "0")),
+            name=processor.get("model name", ""),
+            features=frozenset(CPUINFO_NAMES[f] for f in flags if f in CPUINFO_NAMES),
+        )
 
-def host_target(cpuinfo: Path = Path("/proc/cpuinfo"), caches: Path | None = None) -> Target:
-    """The target for this machine: its core's tag where it is known, else its x86-64 level.
+
+def host_target(cpuinfo: Path = CPUINFO, caches: Path | None = None, machine: str | None = None) -> Target:
+    """The target for this machine: its core's tag where it is known, else its instruction set's.
 
     Features that the CPU (or a virtual machine around it) hides are switched off in code generation.
-    Raises TargetError on machines below x86-64-v3 (AVX2 and FMA).
+    `machine` is what `platform.machine()` says.
+    Raises TargetError on x86 machines below x86-64-v3 (AVX2 and FMA), on those that are neither x86 nor ARM,
+    and where there is no /proc/cpuinfo.
     """
-    if platform.machine() not in ("x86_64", "AMD64"):
-        raise TargetError(
-            f"this machine is {platform.machine()}; `llvm` detects x86-64 only, name a target tag"
-        )
-    cpu = read_cpuinfo(cpuinfo)
+    machine = machine or platform.machine()
+    if machine in _X86:
+        return _x86_host(CpuInfo.of(read_processors(cpuinfo)[0]), caches)
+    if machine.startswith(_ARM_MACHINES):
+        return arm_host(read_processors(cpuinfo), machine)
+    raise TargetError(
+        f"this machine is {machine}; `llvm` detects x86-64 and ARM on Linux only, name a target tag"
+    )
+
+
+def cpu_name(cpuinfo: Path = CPUINFO, machine: str | None = None) -> str:
+    """The CPU's model, exact enough to tell machines apart behind which a hypervisor hides the name."""
+    machine = machine or platform.machine()
+    try:
+        first, *_ = processors = read_processors(cpuinfo)
+    except TargetError:
+        return f"{platform.processor() or 'unknown'} ({machine})"
+    if machine.startswith(_ARM_MACHINES):
+        return arm_host(processors, machine).description
+    cpu = CpuInfo.of(first)
+    return f"{cpu.name} (family {cpu.family} model {cpu.model})"
+
+
+def _x86_host(cpu: CpuInfo, caches: Path | None) -> Target:
     level = TARGETS[_level(cpu)]
     core = _core(cpu)
     base = TARGETS[core] if core is not None and TARGETS[core].isa == level.isa else level
@@ -104,33 +140,6 @@ def require_runnable(target: Target) -> None:
 @cache
 def _features_here() -> frozenset[str]:
     return host_target().features
-
-
-def read_cpuinfo(path: Path) -> CpuInfo:
-    """Parse the first processor of Linux's `/proc/cpuinfo`.
-
-    Raises TargetError when the file is missing or is not that of an x86 CPU.
-    """
-    try:
-        text = path.read_text()
-    except OSError as error:
-        raise TargetError(
-            f"cannot read {path} ({error.strerror}); name a target tag instead of `llvm`"
-        ) from None
-    fields: dict[str, str] = {}
-    for line in text.split("\n\n")[0].splitlines():
-        name, _, value = line.partition(":")
-        fields[name.strip()] = value.strip()
-    if "flags" not in fields:
-        raise TargetError(f"{path} lists no x86 `flags`; name a target tag instead of `llvm`")
-    flags = fields["flags"].split()
-    return CpuInfo(
-        vendor=fields.get("vendor_id", ""),
-        family=int(fields.get("cpu family", "0")),
-        model=int(fields.get("model", "0")),
-        name=fields.get("model name", ""),
-        features=frozenset(CPUINFO_NAMES[f] for f in flags if f in CPUINFO_NAMES),
-    )
 
 
 def _level(cpu: CpuInfo) -> str:

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import platform
 from datetime import datetime, timezone
 from functools import lru_cache
-from pathlib import Path
 
 import tcomp
-from tcomp.errors import TargetError
-from tcomp.target.host import read_cpuinfo
+from tcomp.target.host import cpu_name
 from tcomp.tvm_api import tvm
 
 
 @lru_cache(maxsize=1)
 def device_name() -> str:
     """The CPU's model, exact enough to tell machines apart behind which a hypervisor hides the name."""
-    try:
-        cpu = read_cpuinfo(Path("/proc/cpuinfo"))
-    except TargetError:
-        return f"{platform.processor() or 'unknown'} ({platform.machine()})"
-    return f"{cpu.name} (family {cpu.family} model {cpu.model})"
+    return cpu_name()
 
 
 @lru_cache(maxsize=1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from tcomp.relay.builder import GraphBuilder
 from tcomp.target.host import host_target
 from tcomp.tensor.kernel import Kernel
 
-pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="detection is for x86-64")
 V3 = "avx avx2 bmi1 bmi2 f16c fma abm movbe popcnt"
 V4 = f"{V3} avx512f avx512bw avx512cd avx512dq avx512vl"
 
