@@ -38,7 +38,11 @@ def library(graph: Graph, folder: Path, target: Target | None = None, weights: W
 
 
 def program(
-    source: str, folder: Path, libraries: Sequence[Path], compiler: Sequence[str] = (), language: str = "gnu11"
+    source: str,
+    folder: Path,
+    libraries: Sequence[Path],
+    compiler: Sequence[str] = (),
+    language: str = "gnu11",
 ) -> Path:
     """tests/codegen/`source` compiled with the headers in `folder` and linked with `libraries`."""
     output = folder / Path(source).stem

@@ -32,20 +32,18 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def arguments(name: str, folder: Path) -> list[Path]:
-    """Command line arguments of a program: the paths of libraries for the one that loads them itself."""
-    if name != "two_models":
-        return []
+def copied_libraries(folder: Path) -> list[Path]:
     copies = folder / "copies"
     copies.mkdir(exist_ok=True)
     return [shutil.copy2(folder / f"{model}.so", copies) for model in ("chain", "parallel")]
 
 
-def build(name: str, folder: Path, compiler: tuple[str, ...] = ()) -> list[Path]:
-    """The command that runs the program."""
+def build(name: str, folder: Path, compiler: tuple[str, ...] = (), runs: int = 40) -> list[str | Path]:
+    """The command of the program, which runs its model so often."""
     models = {"bad_input": ("chain",), "two_models": ("chain", "parallel")}.get(name, ("parallel",))
     libraries = [folder / f"{model}.so" for model in models]
-    return [program(f"{name}.c", folder, libraries, compiler), *arguments(name, folder)]
+    more = {"bad_input": [], "refusals": [], "two_models": [str(runs), *copied_libraries(folder)]}
+    return [program(f"{name}.c", folder, libraries, compiler), *more.get(name, [str(runs)])]
 
 
 @pytest.mark.parametrize("name", [*UNDER_TOOLS, "refusals"])
@@ -129,9 +127,15 @@ def test_valgrind_finds_nothing(tmp_path: Path) -> None:
     target = parse_target("x86-64-v3")  # valgrind knows no AVX-512
     for graph in (chain(), parallel_model()):
         library(graph, tmp_path, target)
-    flags = ["-q", "--error-exitcode=9", "--leak-check=full", "--errors-for-leak-kinds=definite,possible"]
+    flags = [
+        "-q",
+        "--error-exitcode=9",
+        "--fair-sched=try",
+        "--leak-check=full",
+        "--errors-for-leak-kinds=definite,possible",
+    ]
     for name in UNDER_TOOLS:
-        run([valgrind, *flags, *build(name, tmp_path)])
+        run([valgrind, *flags, *build(name, tmp_path, runs=2)])
 
 
 def used(folder: Path, report: artifact.Report, runs: int, threads: int, weights: Path | None = None) -> None:

@@ -7,13 +7,14 @@
 #include "check.h"
 #include "parallel.h"
 
-#define RUNS 20
 
 typedef struct {
   const tcomp_api *api;
   tcomp_context *context; /* NULL: one for each run */
   void *expected;         /* NULL: the first run's */
 } job;
+
+static int runs;
 
 static void fill(tcomp_buffer *buffers, const tcomp_tensor *(*tensor)(int32_t), int32_t count) {
   for (int32_t i = 0; i < count; i++) {
@@ -31,7 +32,7 @@ static void *run_often(void *argument) {
   CHECK(api->input_count() == 1 && api->output_count() <= 4)
   fill(inputs, api->input, 1);
   fill(outputs, api->output, api->output_count());
-  for (int run = 0; run < RUNS; run++) {
+  for (int run = 0; run < runs; run++) {
     tcomp_context *context = j->context;
     if (context == NULL) CHECK(api->create(&options, &context) == TCOMP_OK)
     CHECK(api->run(context, inputs, 1, outputs, api->output_count()) == TCOMP_OK)
@@ -58,8 +59,10 @@ static const tcomp_api *load(const char *path, const char *name) {
   return table();
 }
 
-int main(int count, char **paths) {
-  CHECK(count == 3)
+int main(int count, char **arguments) {
+  CHECK(count == 4)
+  runs = atoi(arguments[1]);
+  char **paths = arguments + 1;
   const tcomp_api *apis[] = {tcomp_api_chain(), tcomp_api_parallel(), load(paths[1], "tcomp_api_chain"),
                              load(paths[2], "tcomp_api_parallel")};
   CHECK(apis[0] != apis[2] && apis[1] != apis[3]) /* copies of the files: libraries of their own */
