@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,24 +37,18 @@ def library(graph: Graph, folder: Path, target: Target | None = None, weights: W
     return compile_graph(optimize(graph, target), target, folder / f"{graph.name}.so", weights=weights)
 
 
-def program(
-    source: str,
-    folder: Path,
-    libraries: Sequence[Path],
-    compiler: Sequence[str] = (),
-    language: str = "gnu11",
-) -> Path:
+def program(source: str, folder: Path, libraries: Sequence[Path], compiler: Sequence[str] = ()) -> Path:
     """tests/codegen/`source` compiled with the headers in `folder` and linked with `libraries`."""
     output = folder / Path(source).stem
-    flags = [f"-std={language}", "-g", "-Wall", "-Wextra", "-Werror", f"-I{folder}", f"-I{SOURCES}"]
+    flags = ["-std=gnu11", "-g", "-Wall", "-Wextra", "-Werror", f"-I{folder}", f"-I{SOURCES}"]
     command = [*(compiler or native_toolchain().command), *flags, SOURCES / source, *libraries]
     subprocess.run([*command, "-o", output, "-lpthread", "-ldl", f"-Wl,-rpath,{folder}"], check=True)
     return output
 
 
-def run(command: Sequence[str | Path], environment: Mapping[str, str] | None = None) -> str:
+def run(command: Sequence[str | Path]) -> str:
     """Standard output of `command`, which must succeed and have nothing to complain about."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout[-2000:] + done.stderr[:4000]
     return done.stdout
 
@@ -65,3 +59,22 @@ def tool(name: str, package: str) -> str:
     if path is None:
         pytest.skip(f"no {name}: apt-get install {package}")
     return path
+
+
+PAGE_KILOBYTES = 2048
+"""A huge page; the arena is a multiple of it."""
+SLACK_KILOBYTES = 256
+"""The stack, the context and what libc keeps for itself."""
+
+
+def check_memory(report: Report, runs: int) -> None:
+    """The resident set gains arena, workspace, weights and the library, and does not grow."""
+    more = [] if report.weights is None else [report.weights]
+    output = run([program("memory.c", report.library.parent, [report.library]), str(runs), *more])
+    allocated, growth, peak = map(int, output.split())
+    arena, weights = report.program.arena_bytes // 1024, report.program.weights_bytes // 1024
+    code = report.library_bytes // 1024 - (weights if report.weights is None else 0)
+    print(f"arena {arena} kB, workspace {allocated - arena}, weights {weights}, code {code}; peak {peak}")
+    assert growth <= 16
+    assert allocated >= arena
+    assert peak <= allocated + PAGE_KILOBYTES + weights + code + SLACK_KILOBYTES

@@ -1,7 +1,27 @@
-/* How much memory a model takes: prints kilobytes that were added to the resident set by the first runs and by
- * a thousand more, and its peak above what it was before the library was used. */
+/* How much memory a model takes. Prints in kilobytes: what its allocations add up to, what a thousand runs add to
+ * the resident set after the first ones, and its peak above what it was before the library was used. */
+#include <malloc.h>
+
 #include "check.h"
 #include "tcomp.h"
+
+#define FIRST_RUNS 50 /* until each thread has had work */
+
+static tcomp_buffer inputs[16], outputs[16];
+static size_t allocated;
+
+static void *take(void *user, size_t bytes, size_t alignment) {
+  (void)user;
+  void *memory = aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
+  allocated += malloc_usable_size(memory);
+  return memory;
+}
+
+static void give_back(void *user, void *memory) {
+  (void)user;
+  allocated -= malloc_usable_size(memory);
+  free(memory);
+}
 
 static long kilobytes(const char *field) {
   char line[256];
@@ -13,26 +33,39 @@ static long kilobytes(const char *field) {
   return found;
 }
 
+static void fill(tcomp_buffer *buffers, const tcomp_tensor *(*tensor)(int32_t), int32_t count) {
+  CHECK(count <= 16)
+  for (int32_t i = 0; i < count; i++) {
+    buffers[i] = (tcomp_buffer){malloc(tensor(i)->bytes), tensor(i)->bytes};
+    memset(buffers[i].data, 0, buffers[i].bytes);
+  }
+}
+
+static void run(tcomp_context *context, int times) {
+  while (times-- > 0)
+    CHECK(tcomp_run(context, inputs, tcomp_input_count(), outputs, tcomp_output_count()) == TCOMP_OK)
+}
+
 int main(int count, char **arguments) {
-  tcomp_buffer inputs[16], outputs[16];
   tcomp_context *context;
-  tcomp_options options = {.struct_bytes = sizeof options, .threads = atoi(arguments[1])};
-  options.weights_path = count > 3 ? arguments[3] : NULL;
-  for (int32_t i = 0; i < tcomp_input_count(); i++)
-    inputs[i] = (tcomp_buffer){calloc(1, tcomp_input(i)->bytes), tcomp_input(i)->bytes};
-  for (int32_t i = 0; i < tcomp_output_count(); i++)
-    outputs[i] = (tcomp_buffer){calloc(1, tcomp_output(i)->bytes), tcomp_output(i)->bytes};
-  for (int32_t i = 0; i < tcomp_input_count(); i++) memset(inputs[i].data, 0, inputs[i].bytes);
-  for (int32_t i = 0; i < tcomp_output_count(); i++) memset(outputs[i].data, 0, outputs[i].bytes);
+  tcomp_options options = {.struct_bytes = sizeof options, .threads = 1};
+  options.weights_path = count > 2 ? arguments[2] : NULL;
+  fill(inputs, tcomp_input, tcomp_input_count());
+  fill(outputs, tcomp_output, tcomp_output_count());
   long before = kilobytes("VmRSS");
   CHECK(tcomp_create(&options, &context) == TCOMP_OK)
-  for (int run = 0; run < 3; run++)
-    CHECK(tcomp_run(context, inputs, tcomp_input_count(), outputs, tcomp_output_count()) == TCOMP_OK)
+  run(context, FIRST_RUNS);
   long warm = kilobytes("VmRSS");
-  for (int run = atoi(arguments[2]); run > 0; run--)
-    CHECK(tcomp_run(context, inputs, tcomp_input_count(), outputs, tcomp_output_count()) == TCOMP_OK)
-  printf("%ld %ld %ld\n", warm - before, kilobytes("VmRSS") - warm, kilobytes("VmHWM") - before);
+  run(context, atoi(arguments[1]));
+  long growth = kilobytes("VmRSS") - warm, peak = kilobytes("VmHWM") - before;
   tcomp_destroy(context);
+
+  options.allocate = take, options.release = give_back;
+  CHECK(tcomp_create(&options, &context) == TCOMP_OK)
+  run(context, 2);
+  printf("%zu %ld %ld\n", allocated / 1024, growth, peak);
+  tcomp_destroy(context);
+  CHECK(allocated == 0)
   for (int32_t i = 0; i < tcomp_input_count(); i++) free(inputs[i].data);
   for (int32_t i = 0; i < tcomp_output_count(); i++) free(outputs[i].data);
   return 0;

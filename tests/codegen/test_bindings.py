@@ -65,7 +65,8 @@ KOTLIN = """
 package com.a_b
 
 fun refusal(call: () -> Unit): String =
-    try { call(); "none" } catch (error: RuntimeException) { "${error.javaClass.simpleName}: ${error.message}" }
+    try { call(); "none" }
+    catch (error: RuntimeException) { "${error.javaClass.simpleName}: ${error.message}" }
 
 fun main() {
     val image = FloatArray(128) { 2f }
@@ -196,7 +197,7 @@ def test_names_are_unique_and_no_keywords(built: Report) -> None:
         ("java", "unknown bindings `java`; there are jni, jni:PACKAGE and swift"),
         ("swift:com.a", "unknown bindings `swift:com.a`"),
         ("jni:", "`` is no package"),
-        ("jni:com..a", "`com..a` is no package; give one such as com.example.app"),
+        ("jni:com..a", "`com..a` is no package; give one as com.example.app"),
     ],
 )
 def test_unknown_bindings_are_refused(text: str, problem: str) -> None:

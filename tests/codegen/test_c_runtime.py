@@ -3,14 +3,12 @@ cancellation, refused memory and threads, weights of other models; also under sa
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from pathlib import Path
 
-import c_programs
 import pytest
-from c_programs import library, parallel_model, program, run, tool
+from c_programs import check_memory, library, parallel_model, program, run, tool
 from small_models import chain
 
 from tcomp.api import optimize
@@ -138,23 +136,6 @@ def test_valgrind_finds_nothing(tmp_path: Path) -> None:
         run([valgrind, *flags, *build(name, tmp_path, runs=2)])
 
 
-def used(folder: Path, report: artifact.Report, runs: int, threads: int, weights: Path | None = None) -> None:
-    """Checks the memory that a program's resident set gains by a model, in steps of kilobytes."""
-    more = [] if weights is None else [str(weights)]
-    command = [program("memory.c", folder, [report.library]), str(threads), str(runs), *more]
-    warm, growth, peak = map(int, run(command).split())
-    needed = (report.program.arena_bytes + report.program.weights_bytes) // 1024
-    code = report.library_bytes // 1024
-    print(f"arena + weights {needed} kB, first runs {warm} kB, {runs} runs {growth} kB more, peak {peak} kB")
-    assert growth <= 64
-    assert peak <= needed + code + SLACK_KILOBYTES
-
-
-SLACK_KILOBYTES = 2048 + 512
-"""The arena is a multiple of huge pages of 2 MiB; stacks, the context, libc's own pages and the workspaces."""
-
-
 @pytest.mark.parametrize("weights", ["embed", "separate"])
-def test_memory_is_arena_and_weights(tmp_path: Path, weights: artifact.Weights) -> None:
-    report = library(parallel_model(), tmp_path, weights=weights)
-    used(tmp_path, report, 1000, min(2, os.cpu_count() or 1), report.weights)
+def test_memory_is_arena_workspace_and_weights(tmp_path: Path, weights: artifact.Weights) -> None:
+    check_memory(library(parallel_model(), tmp_path, weights=weights), 1000)

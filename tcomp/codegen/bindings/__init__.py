@@ -26,9 +26,7 @@ def check_bindings(bindings: Sequence[str]) -> None:
         if kind not in BINDINGS or (kind == "swift" and ":" in text):
             raise UsageError(f"unknown bindings `{text}`; there are jni, jni:PACKAGE and swift")
         if ":" in text and not _PACKAGE.fullmatch(package):
-            raise UsageError(
-                f"bindings `{text}`: `{package}` is no package; give one such as com.example.app"
-            )
+            raise UsageError(f"bindings `{text}`: `{package}` is no package; give one as com.example.app")
 
 
 def write_bindings(program: Program, header: Path, bindings: Sequence[str]) -> list[Path]:

@@ -14,12 +14,13 @@ _TAKEN = frozenset(
         # Members of the classes, in either language.
         "api", "cancel", "close", "context", "inputs", "outputs", "run", "threads", "weights",
         # Words that neither Kotlin nor Swift takes for a name, or that name a type in them.
-        "Any", "Protocol", "Self", "Type", "as", "associatedtype", "break", "case", "catch", "class", "continue",
-        "default", "defer", "deinit", "do", "else", "enum", "extension", "fallthrough", "false", "fileprivate",
-        "for", "fun", "func", "guard", "if", "import", "in", "init", "inout", "interface", "internal", "is",
-        "let", "nil", "null", "object", "open", "operator", "package", "private", "protocol", "public",
-        "repeat", "rethrows", "return", "self", "static", "struct", "subscript", "super", "switch", "this",
-        "throw", "throws", "true", "try", "typealias", "typeof", "val", "var", "when", "where", "while",
+        "Any", "Protocol", "Self", "Type", "as", "associatedtype", "break", "case", "catch", "class",
+        "continue", "default", "defer", "deinit", "do", "else", "enum", "extension", "fallthrough",
+        "false", "fileprivate", "for", "fun", "func", "guard", "if", "import", "in", "init", "inout",
+        "interface", "internal", "is", "let", "nil", "null", "object", "open", "operator", "package",
+        "private", "protocol", "public", "repeat", "rethrows", "return", "self", "static", "struct",
+        "subscript", "super", "switch", "this", "throw", "throws", "true", "try", "typealias", "typeof",
+        "val", "var", "when", "where", "while",
     }
 )  # fmt: skip
 
