@@ -1,4 +1,4 @@
-"""The C runtime on ARM under qemu: wrong arguments, cancelling, several contexts and libraries, allocators."""
+"""The C runtime on ARM under qemu: wrong arguments, cancelling, several contexts and libraries."""
 
 from __future__ import annotations
 

@@ -11,13 +11,7 @@ static const char *cpu_folder;
 
 #include "check.h"
 #include "clock.h"
-
-typedef struct {
-  void *sync_handle;
-  int32_t num_task;
-} parallel_env;
-typedef int (*parallel_body)(int task_id, parallel_env *env, void *data);
-extern int (*__TVMBackendParallelLaunch)(parallel_body, void *, int);
+#include "launch.h"
 
 uint64_t tcomp_now(void) { return 0; }
 const char *tcomp_error(const tcomp_context *context) { return context == NULL ? "" : "context"; }

@@ -1,5 +1,7 @@
-/* How much memory a model takes. Prints in kilobytes: what its allocations add up to, what a thousand runs add to
- * the resident set after the first ones, and its peak above what it was before the library was used. */
+/* How much memory a model takes. Prints in kilobytes: what its allocations add up to, what the runs that the
+ * first argument counts add to the resident set after the first ones, and its peak above what it was before the
+ * library was used.
+ */
 #include <malloc.h>
 
 #include "check.h"

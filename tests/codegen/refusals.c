@@ -25,7 +25,8 @@ int posix_memalign(void **memory, size_t alignment, size_t bytes) {
   return refuses(&pieces_left) ? ENOMEM : REAL(posix_memalign)(memory, alignment, bytes);
 }
 
-int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*start)(void *), void *argument) {
+int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*start)(void *),
+                   void *argument) {
   return refuses(&threads_left) ? EAGAIN : REAL(pthread_create)(thread, attributes, start, argument);
 }
 
@@ -102,7 +103,8 @@ int main(void) {
   input = (tcomp_buffer){calloc(1, tcomp_input(0)->bytes), tcomp_input(0)->bytes};
   output = (tcomp_buffer){calloc(1, tcomp_output(0)->bytes), tcomp_output(0)->bytes};
   expected = calloc(1, tcomp_output(0)->bytes);
-  tcomp_options one = {.struct_bytes = sizeof one, .threads = 1}, three = {.struct_bytes = sizeof one, .threads = 3};
+  tcomp_options one = {.struct_bytes = sizeof one, .threads = 1}, three = one;
+  three.threads = 3;
   tcomp_buffer first = {expected, output.bytes};
   tcomp_context *context;
   CHECK(tcomp_create(&one, &context) == TCOMP_OK && tcomp_run(context, &input, 1, &first, 1) == TCOMP_OK)

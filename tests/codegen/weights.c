@@ -26,7 +26,8 @@ int main(int count, char **arguments) {
   printf("%d %s\n", status, tcomp_error(NULL));
   if (status == TCOMP_OK) {
     tcomp_buffer input = {calloc(1, tcomp_input(0)->bytes), tcomp_input(0)->bytes}, outputs[4];
-    for (int32_t i = 0; i < 4; i++) outputs[i] = (tcomp_buffer){malloc(tcomp_output(i)->bytes), tcomp_output(i)->bytes};
+    for (int32_t i = 0; i < 4; i++)
+      outputs[i] = (tcomp_buffer){malloc(tcomp_output(i)->bytes), tcomp_output(i)->bytes};
     CHECK(tcomp_run(context, &input, 1, outputs, 4) == TCOMP_OK)
     for (int32_t i = 0; i < 4; i++) free(outputs[i].data);
     free(input.data);

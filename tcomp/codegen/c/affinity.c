@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 #include "affinity.h"
 
+#include <fcntl.h>
 #include <stdio.h>
 #include <unistd.h>
 
@@ -11,13 +12,14 @@
 /* How fast a CPU is beside the others: its capacity, which counts instructions a cycle too, or its highest
  * frequency; 0: unknown. */
 static long cpu_speed(int cpu, const char *file) {
-  char path[128];
+  char text[128];
+  snprintf(text, sizeof text, "%s/cpu%d/%s", CPU_FOLDER, cpu, file);
+  int opened = open(text, O_RDONLY | O_CLOEXEC);
+  if (opened < 0) return 0;
+  ssize_t count = read(opened, text, 9); /* what fits a long */
+  close(opened);
   long speed = 0;
-  snprintf(path, sizeof path, "%s/cpu%d/%s", CPU_FOLDER, cpu, file);
-  FILE *stream = fopen(path, "re");
-  if (stream == NULL) return 0;
-  if (fscanf(stream, "%ld", &speed) != 1) speed = 0;
-  fclose(stream);
+  for (ssize_t i = 0; i < count && text[i] >= '0' && text[i] <= '9'; i++) speed = 10 * speed + text[i] - '0';
   return speed;
 }
 
