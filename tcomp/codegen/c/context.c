@@ -362,7 +362,8 @@ API tcomp_status tcomp_profile(tcomp_context *context, const tcomp_buffer *input
   pthread_mutex_lock(&context->lock);
   tcomp_status status;
   if (nanoseconds == NULL || step_count != tcomp_model.step_count)
-    status = fail(context->error, TCOMP_ERROR_ARGUMENT, "nanoseconds must have %d entries", tcomp_model.step_count);
+    status = fail(context->error, TCOMP_ERROR_ARGUMENT, "nanoseconds must have %d entries",
+                  tcomp_model.step_count);
   else
     status = run_locked(context, inputs, input_count, outputs, output_count, nanoseconds);
   pthread_mutex_unlock(&context->lock);
