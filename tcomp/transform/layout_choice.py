@@ -23,6 +23,7 @@ from tcomp.relay.op import OPS, LayoutRule
 from tcomp.relay.types import Array
 from tcomp.target.target import Target
 from tcomp.tensor.convolution import Convolution
+from tcomp.tensor.groups import group_sums
 from tcomp.transform.layout_costs import LayoutCosts, reduces_pixels
 from tcomp.transform.min_sum import Factor, minimize
 
@@ -49,8 +50,12 @@ def choose_layouts(graph: Graph, target: Target, stats: Counter[str]) -> Mapping
 
 
 def blocks_for(graph: Graph, target: Target) -> tuple[int, ...]:
-    """Channels of a block to choose from: those of a vector, and half as many where that spares padding."""
-    lanes = target.lanes("float32")
+    """Channels of a block to choose from: those of a vector, and half as many where that spares padding.
+
+    A vector is one of sums of products, those of `target.fast_dtype` where there is one.
+    """
+    sums = None if target.fast_dtype is None else group_sums(target, target.fast_dtype)
+    lanes = target.lanes("float32" if sums is None else sums.dtype)
     channels = [n.output.type.static_shape[1] for n in graph.nodes if n.op == "conv2d"]
     spared = any(0 < c % lanes <= lanes // 2 < c for c in channels)
     return (lanes, lanes // 2) if spared else (lanes,)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Literal, get_args
 
 from tcomp.relay.graph import Graph
@@ -57,7 +58,7 @@ def default_passes(target: Target, precision: Precision = "exact") -> tuple[Pass
         FoldConstants(),
         CommonSubexpressions(),
         FlushSubnormals(),
-        BlockChannels.for_isa(target),
+        BlockChannels.for_isa(replace(target, fast_dtype=dtype)),
         CommonSubexpressions(),
         FuseOps(near_bytes=0 if dtype else target.cache_bytes[1], cores=target.cores),
         *([] if dtype is None else [LowerPrecision(dtype)]),
