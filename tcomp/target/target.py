@@ -16,8 +16,9 @@ PRODUCT_FEATURES: Mapping[tuple[str, str], str] = {
     ("x86_64", "bfloat16"): "avx512bf16",
     ("aarch64", "float16"): "fullfp16",
     ("aarch64", "bfloat16"): "bf16",
+    ("aarch64", "int8"): "dotprod",
 }
-"""By machine and 16-bit type, the CPU feature that multiplies it, by LLVM's name; others have none."""
+"""By machine and narrow type, the CPU feature that multiplies it, by LLVM's name; others have none."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Target:
         return replace(self, fast_dtype=None) if lacks else self
 
     def multiplies(self, dtype: str) -> bool:
-        """Whether code for this target may use instructions that multiply a 16-bit type."""
+        """Whether code for this target may use instructions that multiply a narrow type fast."""
         feature = PRODUCT_FEATURES.get((self.machine, dtype))
         return feature is not None and self.has(feature)
 

@@ -21,8 +21,8 @@ from tcomp.tvm_api import tirx
 
 
 def accumulator_dtype(dtype: str) -> str:
-    """The element type that sums of products are kept in: half precision is summed in float32."""
-    return "float32" if dtype in ("float16", "bfloat16") else dtype
+    """The element type that sums of products are kept in."""
+    return {"float16": "float32", "bfloat16": "float32", "int8": "int32"}.get(dtype, dtype)
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Convolution:
     dilation: tuple[int, ...]
     pad_begin: tuple[int, ...]
     pad_end: tuple[int, ...]
+    pad_value: int = 0
     in_block: int = 1
     out_block: int = 1
     sums: GroupSums | None = None
@@ -70,6 +71,7 @@ class Convolution:
             dilation=integers(node.attrs, "dilation"),
             pad_begin=padding[:rank],
             pad_end=padding[rank:],
+            pad_value=integer(node.attrs, "pad_value"),
             in_block=channel_block(text(node.attrs, "data_layout")) or 1,
             out_block=channel_block(text(node.attrs, "out_layout")) or 1,
         )
@@ -204,14 +206,14 @@ class Convolution:
         return [o * s + k * d for o, s, k, d in zip(out, self.strides, tap, self.dilation, strict=True)]
 
     def padded_input(self, anchored: Anchored, lanes: int) -> tuple[list[Statement], Buffer]:
-        """The input with zeros around it, and the statements that copy it where that is necessary."""
+        """The input with its padding around it, and the statements that copy it where that is necessary."""
         blocks = [0] if self.in_block > 1 else []
         dtype = self.accumulator if self.sums is None else self.dtype
         return anchored.copy(
             anchored.operands[0],
             [0, 0, *self.pad_begin, *blocks],
             [0, 0, *self.pad_end, *blocks],
-            tirx.const(0, dtype),
+            tirx.const(self.pad_value, dtype),
             lanes,
         )
 

@@ -9,11 +9,14 @@ broadcast, a vector of the right one loaded, and one instruction multiplies and 
 | bfloat16 | 2 | `vdpbf16ps` (AVX512-BF16), `bfdot` (ARM) | float32; see `tcomp.tensor.bfloat16` |
 | float16 | 2 | `vfmadd231ph` (AVX512-FP16) | pairs of float16, then float32 |
 | float16 | 1 | `fmla v.8h` (ARM) | float16, then float32 |
+| int8 | 4 | `sdot` (ARM) | int32 |
 
 ARM multiplies a vector by one element of another, whatever its width, so that float16 needs no pairs there.
 Float16 carries 11 bits, so such short sums take up few products and are then added to float32 sums. With
 `MOST_STEPS` products each, their rounding adds an error of the size of bfloat16's rounding of the operands,
 measured on random matrices.
+
+Without the instruction, groups of bfloat16 and int8 are multiplied by plain code.
 """
 
 from __future__ import annotations
@@ -28,7 +31,18 @@ import numpy as np
 from tcomp.relay.types import Array, numpy_dtype
 from tcomp.target.target import Target
 from tcomp.tensor import bfloat16
-from tcomp.tensor.intrinsics import Expression, Operands, call, dtype_of, lanes_of, register, spread, vector
+from tcomp.tensor.intrinsics import (
+    Expression,
+    Instruction,
+    Operands,
+    by_element,
+    call,
+    dtype_of,
+    lanes_of,
+    register,
+    spread,
+    vector,
+)
 from tcomp.tensor.register_tile import ShortSums
 from tcomp.tvm_api import tirx
 
@@ -91,7 +105,9 @@ class GroupSums:
 
 
 def group_sums(target: Target, dtype: str) -> GroupSums | None:
-    """How `target` multiplies `dtype` faster than float32; None when it does not."""
+    """How `target` multiplies `dtype` faster than float32, or products of int8; None for other types."""
+    if dtype == "int8":
+        return _INT8
     if dtype != target.fast_dtype:
         return None
     if dtype == "bfloat16":
@@ -134,11 +150,29 @@ def _lower_pairs_widened_sum(operands: Operands) -> Expression:
     return low.astype(vector("float32", lanes))
 
 
+def _int8_multiply_add(total: Expression, left: Expression, right: Expression) -> Expression:
+    """`total` in int32 plus the products of the four int8 of `left`, the same in all lanes, and `right`."""
+    return call("int8_multiply_add", "int32", total, left, right)
+
+
+def _lower_int8_multiply_add(operands: Operands) -> Expression:
+    total, *groups = operands
+    lanes = lanes_of(total)
+    words = [tirx.reinterpret(dtype_of(total), group) for group in groups]
+    top = spread(tirx.const(24, "int32"), lanes)
+    for place in (24, 16, 8, 0):
+        shift = spread(tirx.const(place, "int32"), lanes)
+        left, right = (tirx.shift_right(tirx.shift_left(w, shift), top) for w in words)
+        total = total + left * right
+    return total
+
+
 def _lower_multiply_add(operands: Operands) -> Expression:
     total, left, right = operands
     return tirx.call_llvm_pure_intrin(dtype_of(total), "llvm.fma", left, right, total)
 
 
+_INT8 = GroupSums(4, WORD, _int8_multiply_add)
 _BFLOAT16 = GroupSums(2, WORD, bfloat16.multiply_add)
 _HALF_PAIRS = GroupSums(
     2,
@@ -155,3 +189,8 @@ _HALF = GroupSums(
 register("half_pairs_multiply_add", _lower_pairs_multiply_add)
 register("half_pairs_widened_sum", _lower_pairs_widened_sum)
 register("half_multiply_add", _lower_multiply_add)
+register(
+    "int8_multiply_add",
+    _lower_int8_multiply_add,
+    (Instruction("dotprod", (2, 4), by_element("sdot", "i32", "b")),),
+)

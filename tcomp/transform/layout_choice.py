@@ -29,6 +29,8 @@ from tcomp.transform.min_sum import Factor, minimize
 
 _SPATIAL_REDUCTIONS = ("reduce_mean", "reduce_max", "reduce_min", "reduce_sum")
 _POOLS = ("max_pool2d", "avg_pool2d")
+_BLOCKED_TYPES = ("float32", "int8")
+"""Element types of what convolutions, pools and concatenations read in blocks."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,12 @@ def _works_on_blocks(node: Node, block: int) -> bool:
         return False
     if node.op in ("conv2d", *_POOLS):
         weights_known = node.op in _POOLS or isinstance(node.inputs[1], Constant)
-        return weights_known and node.output.dtype == "float32" and node.attrs["data_layout"] == PLAIN
+        known = node.inputs[0].dtype in _BLOCKED_TYPES
+        return known and weights_known and node.attrs["data_layout"] == PLAIN
     if rule is LayoutRule.ELEMENTWISE:
         return _is_blocked_elementwise(node, block)
     if node.op == "concat":
-        return integer(node.attrs, "axis") == 1 and node.output.dtype == "float32"
+        return integer(node.attrs, "axis") == 1 and node.output.dtype in _BLOCKED_TYPES
     if node.op in _SPATIAL_REDUCTIONS:
         return reduces_pixels(node)
     if node.op == "gather":

@@ -18,6 +18,7 @@ from tcomp.transform.fold_scales import FoldScales
 from tcomp.transform.fuse_ops import FuseOps
 from tcomp.transform.layout import BlockChannels
 from tcomp.transform.lower_precision import LowerPrecision
+from tcomp.transform.lower_quantized import LowerQuantized
 from tcomp.transform.lower_resize import LowerResize
 from tcomp.transform.merge_matmuls import MergeMatmuls
 from tcomp.transform.pass_ import Pass
@@ -42,6 +43,7 @@ def default_passes(target: Target, precision: Precision = "exact") -> tuple[Pass
     return (
         DeadCode(),
         LowerResize(),
+        LowerQuantized(integer_products=target.multiplies("int8")),
         FoldConstants(),
         Simplify(),
         FoldConstants(),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from quantized_graphs import convolutions
 from test_emulated import run, tools
 
 from tcomp.accuracy import relative_error
@@ -59,17 +60,40 @@ def test_fast_is_near_float32(name: str, dtype: str, tmp_path: Path) -> None:
     assert 1e-5 < error < (5e-3 if dtype == "float16" else 2e-2)
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+def test_int8_is_within_a_step(dtype: str, tmp_path: Path) -> None:
+    target, graph = parse_target("cortex-a76"), convolutions(dtype)
+    tools(target)
+    library = tmp_path / "network.so"
+    compile_graph(optimize(graph, target), target, library)
+    x = np.random.default_rng(1).standard_normal((1, 8, 9, 9)).astype(np.float32)
+    result = run(library, target, [x], tmp_path)
+    assert (result.returncode, result.stderr) == (0, b"")
+    (expected,) = evaluate(graph, [x])
+    found = np.frombuffer(result.stdout, dtype).reshape(expected.shape)
+    steps = np.abs(found.astype(np.int32) - expected.astype(np.int32))
+    assert steps.max() <= 1
+    assert steps.mean() < 0.01
+
+
 @pytest.mark.parametrize(
-    ("name", "instruction"), [("cortex-a55", "fmla"), ("cortex-a78", "fmla"), ("cortex-x2", "bfdot")]
+    ("name", "dtype", "instruction"),
+    [
+        ("cortex-a55", "float16", "fmla"),
+        ("cortex-a78", "float16", "fmla"),
+        ("cortex-x2", "bfloat16", "bfdot"),
+        ("cortex-a76", "int8", "sdot"),
+    ],
 )
-def test_products_take_one_element_of_a_register(name: str, instruction: str) -> None:
+def test_products_take_one_element_of_a_register(name: str, dtype: str, instruction: str) -> None:
     """`fmla v.8h, v.8h, v.h[0]`: hardly anything is spread into a register before."""
     target = TARGETS[name]
     g = GraphBuilder()
-    operands = [g.input(n, (64, 64), target.fast_dtype or "") for n in "ab"]
-    kernel = Kernel(g.build(g.op("matmul", *operands, out_dtype="float32")), frozenset({1}))
+    operands = [g.input(n, (64, 64), dtype) for n in "ab"]
+    wide = "int32" if dtype == "int8" else "float32"
+    kernel = Kernel(g.build(g.op("matmul", *operands, out_dtype=wide)), frozenset({1}))
     lines = [line.split() for line in build_kernel(kernel, target).source().splitlines()]
-    products = [line for line in lines if line[:1] == [instruction] and "8h," in line[2]]
+    products = [line for line in lines if line[:1] == [instruction] and line[2][-4:] in (".8h,", "16b,")]
     by_element = [line for line in products if line[3][-3:] == "[0]"]
     assert len(products) >= 24
     assert len(by_element) >= 0.9 * len(products)

@@ -30,13 +30,13 @@ def quantize(ctx: Context, node: OnnxNode) -> Value:
 
 @converter("DequantizeLinear")
 def dequantize(ctx: Context, node: OnnxNode) -> Value:
-    """(x - zero_point) * scale."""
+    """(x - zero_point) * scale. Quantized weights stay so: a product may take them as they are."""
     x, zero = node.input(0), node.optional(2)
     scale = _aligned(ctx, node, x, node.input(1))
-    levels = ctx.cast(x, scale.dtype)
-    if zero is not None:
-        levels = ctx.op("sub", levels, ctx.cast(_aligned(ctx, node, x, zero), scale.dtype))
-    return ctx.op("mul", levels, scale)
+    zero = ctx.constant(0, x.dtype) if zero is None else _aligned(ctx, node, x, zero)
+    return (
+        ctx.op("dequantize", x, scale, zero) if x.type.rank < 2 else ctx.later("dequantize", x, scale, zero)
+    )
 
 
 def _aligned(ctx: Context, node: OnnxNode, x: Value, parameter: Value) -> Value:
