@@ -18,7 +18,9 @@ from tcomp.target.target import Target
 
 ITERATIONS = 200
 """Of a loop in llvm-mca's simulation."""
-_PROGRAMS = ("llvm-mca", *(f"llvm-mca-{version}" for version in range(22, 15, -1)))
+_OLDEST = 17
+"""LLVM that has a table of Neoverse N1's own."""
+_PROGRAMS = ("llvm-mca", *(f"llvm-mca-{version}" for version in range(25, _OLDEST - 1, -1)))
 
 
 @dataclass(frozen=True)
@@ -191,11 +193,13 @@ def simulated_cycles(
 
 
 def find_llvm_mca() -> str:
-    """The path of llvm-mca.
+    """The path of an llvm-mca that is new enough.
 
     Raises BuildError when there is none.
     """
-    found = next((path for path in map(shutil.which, _PROGRAMS) if path is not None), None)
-    if found is None:
-        raise BuildError("no llvm-mca found; install LLVM 16 or newer, such as `apt-get install llvm-19`")
-    return found
+    for path in filter(None, map(shutil.which, _PROGRAMS)):
+        said = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
+        version = re.search(r"LLVM version (\d+)", said)
+        if version is not None and int(version.group(1)) >= _OLDEST:
+            return path
+    raise BuildError(f"no llvm-mca of LLVM {_OLDEST} or newer found; install it: `apt-get install llvm-19`")

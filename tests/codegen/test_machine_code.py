@@ -121,8 +121,15 @@ def test_what_llvm_mca_refuses_is_an_error(tmp_path: Path) -> None:
         loop_cost(["b.ne .LBB0_1"], parse_target("cortex-a76"), program)
 
 
-def test_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "")
+def test_an_old_llvm_mca_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LLVM 14 has Cortex-A57's table for every larger core."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for name, version in (("llvm-mca", "14.0.6"), ("llvm-mca-19", "19.1.7")):
+        program = tmp_path / name
+        program.write_text(f"#!/bin/sh\necho 'Debian LLVM version {version}'\n")
+        program.chmod(0o755)
+    assert find_llvm_mca() == str(tmp_path / "llvm-mca-19")
+    (tmp_path / "llvm-mca-19").unlink()
     with pytest.raises(BuildError, match="apt-get install llvm-19"):
         find_llvm_mca()
 
