@@ -9,16 +9,20 @@ import pytest
 from quantized_graphs import convolutions
 from test_emulated import run, tools
 
+from kernel_cycles import conv, direct_default, matmul
 from tcomp.accuracy import relative_error
 from tcomp.api import optimize
 from tcomp.codegen.artifact import compile_graph
 from tcomp.codegen.jit import build_kernel
+from tcomp.codegen.machine_code import hot_loop, loop_cost
+from tcomp.errors import BuildError
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.evaluate import evaluate
 from tcomp.relay.graph import Graph, Value
 from tcomp.relay.types import Array
 from tcomp.target.parse import parse_target
 from tcomp.target.target import TARGETS
+from tcomp.tensor.groups import group_sums
 from tcomp.tensor.kernel import Kernel
 from tcomp.transform.lower_precision import is_lowered, product_kernels
 
@@ -97,3 +101,23 @@ def test_products_take_one_element_of_a_register(name: str, dtype: str, instruct
     by_element = [line for line in products if line[3][-3:] == "[0]"]
     assert len(products) >= 24
     assert len(by_element) >= 0.9 * len(products)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "times"),
+    [("cortex-a76", "float16", 1.9), ("neoverse-v1", "bfloat16", 1.9), ("cortex-a76", "int8", 3.8)],
+)
+def test_loops_multiply_faster_than_float32(name: str, dtype: str, times: float) -> None:
+    """By llvm-mca, against the float32 products that the core could start in the same cycles."""
+    target = TARGETS[name]
+    sums = group_sums(target, dtype)
+    assert sums is not None
+    for kernel in (matmul(128, 768, 768, dtype), conv(128, 28, 128, 3, 1, dtype, target.lanes(sums.dtype))):
+        assembly = build_kernel(kernel, target, direct_default(kernel, target)).source()
+        loop = hot_loop(assembly, target.machine)
+        try:
+            cost = loop_cost(loop, target)
+        except BuildError as error:
+            pytest.skip(str(error))
+        assert cost.of_peak(target) >= times
+        assert cost.spills == 0
