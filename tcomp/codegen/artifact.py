@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 
 from tcomp.codegen import c_abi
+from tcomp.codegen.describe import description, description_source
 from tcomp.codegen.link import RUNTIME, SOURCES, compile_c, link
 from tcomp.codegen.model_source import kernel_symbol, model_header, model_source, weights_source
 from tcomp.codegen.toolchain import Toolchain, find_toolchain
@@ -205,7 +206,10 @@ def _link_library(
     features = c_abi.needed_features(target)
     model = folder / "model.c"
     model.write_text(model_source(program, target, features, embed, digest))
-    sources = [model, *(SOURCES / name for name in RUNTIME)]
+    packed, about = folder / "about", folder / "about.S"
+    packed.write_bytes(description(program, target, features, embed, objects).pack())
+    about.write_text(description_source(packed))
+    sources = [model, about, *(SOURCES / name for name in RUNTIME)]
     if embed and program.weights_bytes:
         assembly = folder / "embedded.S"
         assembly.write_text(weights_source(str(folder / "weights")))

@@ -41,6 +41,7 @@ def model_source(
             "#include <string.h>",
             "",
             *_stamp(),
+            "extern const char tcomp_about[];",
             "",
             *_prototypes(program),
             *(["extern const char tcomp_weights[];"] if weights != "NULL" else []),
@@ -69,6 +70,8 @@ def model_source(
             "    .outputs = outputs,",
             "    .step_labels = step_labels,",
             "    .run = run,",
+            "    .stamp = &stamp,",
+            "    .about = tcomp_about,",
             "};",
             "",
         ]
