@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import importlib
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tcomp.accuracy import TOLERANCE, lower_within
 from tcomp.codegen.artifact import Report, Weights, compile_graph
+from tcomp.codegen.artifact import compile_benchmark as write_benchmark
+from tcomp.codegen.bench_case import BenchCase
 from tcomp.errors import CheckFailed, ModelError, UnsupportedError, UsageError
 from tcomp.frontend.onnx import import_onnx
+from tcomp.relay.evaluate import evaluate
 from tcomp.relay.graph import Graph
 from tcomp.relay.parser import load_graph
 from tcomp.relay.specialize import specialize
@@ -183,6 +187,40 @@ def compile(
         arrays = chosen_inputs(loaded, inputs or {})
         note = str(lower_within(exact, chosen, build, arrays, tolerance))
     return Compiled(*written[-1], note)
+
+
+def compile_benchmark(
+    model: str | Path | Graph,
+    output: str | Path,
+    target: str | Target = "llvm",
+    logs: Sequence[str | Path] = (),
+    input_shapes: InputShapes | None = None,
+    threads: int = 1,
+    precision: Precision = "exact",
+) -> Choices:
+    """Write `output`, a static executable that checks and times `model` on a device, with random inputs.
+
+    What its outputs must be is computed here, from the graph before all passes. It runs on `threads`
+    threads unless told otherwise, with the records for that many.
+    """
+    chosen = as_target(target)
+    loaded = load_model(model, input_shapes)
+    graph = static_kernels(loaded, chosen)
+    arrays = chosen_inputs(loaded, {})
+    if precision == "fast" and chosen.fast_dtype is not None:
+        with tempfile.TemporaryDirectory() as folder:
+
+            def build(lowered: Graph) -> Path:
+                configs = choose_configs(lowered, chosen, logs, threads)
+                return compile_graph(lowered, chosen, Path(folder, "model.so"), configs.config_of).library
+
+            graph = lower_within(graph, chosen, build, arrays).graph
+    choices = choose_configs(graph, chosen, logs, threads)
+    allowed = Tolerance.of(precision)
+    inputs = list(arrays.values())
+    case = BenchCase(inputs, evaluate(loaded, inputs), allowed.rtol, allowed.atol, threads)
+    write_benchmark(graph, chosen, Path(output), case, choices.config_of)
+    return choices
 
 
 def tune(
