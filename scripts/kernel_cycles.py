@@ -18,10 +18,10 @@ from __future__ import annotations
 
 import argparse
 import re
-import subprocess
 from dataclasses import dataclass
 
 from tcomp.codegen.jit import build_kernel
+from tcomp.codegen.machine_code import hot_loop, multiplies, on_stack, simulated_cycles
 from tcomp.relay.builder import GraphBuilder, make_node
 from tcomp.target.target import TARGETS, Target
 from tcomp.tensor.kernel import Kernel
@@ -33,37 +33,6 @@ TABLES = {"znver4": "znver4", "sapphirerapids": "skylake-avx512"}
 """Targets and the core of LLVM's whose ports are theirs."""
 PORTS = {"znver4": 1, "sapphirerapids": 2}
 """Multiply-adds of 512 bits that start in one cycle."""
-ITERATIONS = 200
-
-
-def hot_loop(assembly: str, multiply: str = "vfmadd") -> list[str]:
-    """The instructions of the innermost loop in which those that begin with `multiply` have most results."""
-    best: list[str] = []
-    lines = [line.strip() for line in assembly.splitlines()]
-    labels = {line[:-1]: i for i, line in enumerate(lines) if re.fullmatch(r"\.LBB\w+:", line)}
-    for end, line in enumerate(lines):
-        jump = re.match(r"j\w+\s+(\.LBB\w+)$", line)
-        start = labels.get(jump.group(1), end) if jump else end
-        body = lines[start:end]
-        inner = any(re.match(r"\.LBB\w+:", text) for text in body[1:])
-        if not inner and results(body, multiply) > results(best, multiply):
-            best = [text for text in lines[start : end + 1] if text and not text.startswith(("#", "."))]
-    return best
-
-
-def results(instructions: list[str], multiply: str = "vfmadd") -> int:
-    """How many registers are written by instructions that begin with `multiply`."""
-    return len({text.rsplit(None, 1)[-1] for text in instructions if text.startswith(multiply)})
-
-
-def multiplies(instructions: list[str], multiply: str = "vfmadd") -> int:
-    """How many of the instructions begin with `multiply`."""
-    return sum(text.startswith(multiply) for text in instructions)
-
-
-def on_stack(instructions: list[str]) -> list[str]:
-    """Instructions on vectors that read or write the stack: registers ran out."""
-    return [text for text in instructions if "mm" in text and "(%rsp" in text]
 
 
 @dataclass(frozen=True)
@@ -80,15 +49,11 @@ class Loop:
     def of(instructions: list[str], multiply: str, target: Target, program: str) -> Loop:
         code = [re.sub(rf"^{multiply}\b", "vfmadd231ps", text) for text in instructions]
         code = [re.sub(r"^vp?broadcast(ss|d)(?=\s.*\(%r)", "vmovups", text) for text in code]
-        command = [program, "-mtriple=x86_64", f"-mcpu={TABLES[target.name]}", f"-iterations={ITERATIONS}"]
-        text = "\n".join(re.sub(r"^(j\w+\s+)\.LBB\w+", r"\1loop", line) for line in ["loop:", *code])
-        found = subprocess.run(command, input=text + "\n", capture_output=True, text=True, check=True).stdout
-        total = re.search(r"Total Cycles:\s+(\d+)", found)
-        assert total is not None, found
-        products = multiplies(instructions, multiply)
+        cycles = simulated_cycles(code, target.machine, TABLES[target.name], "x86_64", program)
+        products = multiplies(instructions, target.machine, multiply)
         bound = products / PORTS[target.name]
         rest = len(instructions) - products
-        return Loop(products, rest, len(on_stack(instructions)), int(total.group(1)) / ITERATIONS, bound)
+        return Loop(products, rest, len(on_stack(instructions)), cycles, bound)
 
 
 def matmul(rows: int, depth: int, columns: int, dtype: str) -> Kernel:
@@ -149,7 +114,9 @@ def main() -> None:
             config = direct_default(kernel, target)
             assembly = build_kernel(kernel, target, config).source()
             instruction = INSTRUCTIONS[dtype]
-            loop = Loop.of(hot_loop(assembly, instruction), instruction, target, arguments.llvm_mca)
+            loop = Loop.of(
+                hot_loop(assembly, target.machine, instruction), instruction, target, arguments.llvm_mca
+            )
             tile = "x".join(str(config[k]) for k in config if k.startswith("tile_") or k == "oc_blocks")
             busy = loop.bound / loop.cycles
             counts = f"{loop.products} | {loop.others} | {loop.spills} | {loop.cycles:.1f} | {busy:.0%}"

@@ -233,9 +233,10 @@ def tune(
     progress: Progress | None = None,
     precision: Precision = "exact",
 ) -> list[TaskResult]:
-    """Search schedules for the kernels of `model` on this machine, appending every trial to `log`.
+    """Search schedules for the kernels of `model`, appending every trial to `log`.
 
-    Afterwards, when all kernels were selected, winners are timed once more inside the whole model. `results`
+    They are measured as `options.measure.runner` says: on this machine if nothing else is asked for. There,
+    when all kernels were selected, winners are timed once more inside the whole model afterwards. `results`
     are those of the kernels alone.
     Raises Interrupted on Ctrl-C with every finished trial kept.
     """
@@ -243,7 +244,7 @@ def tune(
     graph = static_kernels(load_model(model, input_shapes), chosen, precision)
     found = [t for t in tasks(graph, chosen) if select is None or select(t)]
     results = tune_tasks(found, log, options, progress)
-    if select is None:
+    if select is None and options.measure.runner.is_here:
         settle(graph, chosen, Path(log), options.measure.threads, progress or (lambda event: None))
     return results
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from pair_types import HARDWARE, PAIR_TYPES, assert_near, runnable
 
-from kernel_cycles import hot_loop, on_stack
 from tcomp.codegen.jit import build_kernel
+from tcomp.codegen.machine_code import hot_loop, on_stack
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.evaluate import evaluate
 from tcomp.relay.types import numpy_dtype
@@ -116,7 +116,7 @@ def test_whole_chunks_are_multiplied_in_pairs() -> None:
 @pytest.mark.parametrize(("dtype", "instruction"), [("float16", "vfmadd231ph"), ("bfloat16", "vdpbf16ps")])
 def test_the_inner_loop_multiplies_whole_vectors(dtype: str, instruction: str, name: str) -> None:
     kernel, target = CASES[name][dtype], TARGETS[HARDWARE[dtype]]
-    loop = hot_loop(build_kernel(kernel, target, direct(kernel, target)).source(), instruction)
+    loop = hot_loop(build_kernel(kernel, target, direct(kernel, target)).source(), multiply=instruction)
     products = [line for line in loop if line.startswith(instruction)]
     assert len(products) >= 12
     assert all("zmm" in line for line in products)

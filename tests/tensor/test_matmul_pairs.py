@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from pair_types import HARDWARE, PAIR_TYPES, assert_near, runnable, without_instructions
 
-from kernel_cycles import hot_loop, on_stack
 from tcomp.codegen.jit import build_kernel
+from tcomp.codegen.machine_code import hot_loop, on_stack
 from tcomp.relay.builder import GraphBuilder, make_node
 from tcomp.relay.evaluate import evaluate
 from tcomp.relay.graph import Attr, Value
@@ -102,7 +102,7 @@ def test_pairs_of_bfloat16_need_no_instructions() -> None:
 def test_the_inner_loop_multiplies_whole_vectors(dtype: str, instruction: str) -> None:
     kernel, target = CASES["bert"][dtype], TARGETS[HARDWARE[dtype]]
     default = template_for(kernel, target).space(kernel, target).default
-    loop = hot_loop(build_kernel(kernel, target).source(), instruction)
+    loop = hot_loop(build_kernel(kernel, target).source(), multiply=instruction)
     products = [line for line in loop if line.startswith(instruction)]
     sums = int(default["tile_rows"]) * int(default["tile_vectors"])
     assert len(products) == sums * int(default["unroll"])
