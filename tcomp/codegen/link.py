@@ -50,6 +50,15 @@ def link(toolchain: Toolchain, objects: Sequence[Path], output: Path, folder: Pa
     check_self_contained(output)
 
 
+def link_static(toolchain: Toolchain, objects: Sequence[Path], output: Path, folder: Path) -> None:
+    """Link `objects` into the program `output`, which needs nothing: not even a C library.
+
+    Raises BuildError when a symbol is undefined.
+    """
+    flags = ["-static", "-Wl,--gc-sections", "-Wl,--build-id=none", "-Wl,--strip-all"]
+    _execute(toolchain, [*flags, "-o", str(output), *map(str, objects), "-lm", "-lpthread"], folder)
+
+
 def check_self_contained(path: Path) -> None:
     """Raise BuildError when the library at `path` needs anything but libc, libm and the loader."""
     with (

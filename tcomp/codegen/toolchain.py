@@ -59,6 +59,37 @@ def find_toolchain(target: Target) -> Toolchain:
     raise BuildError(f"no linker for target `{target.name}` found; {_remedy(target)}")
 
 
+def find_static_toolchain(target: Target) -> Toolchain:
+    """The toolchain for programs that hold their C library: this machine's own, ziglang with musl, the NDK,
+    or Debian's cross compiler. They run on Linux and Android alike.
+
+    Raises BuildError, saying what to install, when there is none.
+    """
+    if target.machine == platform.machine():
+        return native_toolchain()
+    for search in (_zig_musl, _ndk, _any_cross_gcc):
+        found = search(target)
+        if found is not None:
+            return found
+    raise BuildError(
+        f"no linker for static programs for {target.machine} found; install one, "
+        f"`pip install 'tcomp[cross]'` or `apt-get install gcc-{_GNU[target.machine]}`"
+    )
+
+
+def _zig_musl(target: Target) -> Toolchain | None:
+    if importlib.util.find_spec("ziglang") is None:
+        return None
+    triple = _GNU[target.machine].replace("gnu", "musl")
+    return Toolchain("zig cc", (sys.executable, "-m", "ziglang", "cc", "-target", triple))
+
+
+def _any_cross_gcc(target: Target) -> Toolchain | None:
+    """Debian's cross compiler, whose static programs need no system of their own."""
+    path = shutil.which(f"{_GNU[target.machine]}-gcc")
+    return None if path is None else Toolchain(Path(path).name, (path, *_FLOATS.get(target.machine, ())))
+
+
 def _ndk(target: Target) -> Toolchain | None:
     """clang of the Android NDK that ANDROID_NDK_HOME names, as Google's tools find it."""
     home = os.environ.get("ANDROID_NDK_HOME")
@@ -82,11 +113,7 @@ def _zig(target: Target) -> Toolchain | None:
 
 
 def _cross_gcc(target: Target) -> Toolchain | None:
-    name = f"{_GNU[target.machine]}-gcc"
-    path = shutil.which(name)
-    if target.system != "linux" or path is None:
-        return None
-    return Toolchain(name, (path, *_FLOATS.get(target.machine, ())))
+    return _any_cross_gcc(target) if target.system == "linux" else None
 
 
 def _remedy(target: Target) -> str:
