@@ -32,6 +32,7 @@ from tcomp.tuner.measure import MeasureOptions
 from tcomp.tuner.process import available_cores
 from tcomp.tuner.progress import (
     BudgetTooSmall,
+    DoubtfulTimes,
     Event,
     ModelDone,
     Stopping,
@@ -167,6 +168,8 @@ class _Text:
                 f"the budget ended before the first trial of {event.untried} of {event.tasks} tasks; they "
                 "keep their defaults, give more --trials or --time-budget"
             )
+        elif isinstance(event, DoubtfulTimes):
+            self._line(f"warning: {event.reason}")
         elif isinstance(event, Stopping):
             self._line("stopping after the trials that run now; Ctrl-C again stops at once")
         elif isinstance(event, TaskSkipped):

@@ -100,11 +100,15 @@ def build(functions: Mapping[str, PrimFunc], target: Target, packed: str | None 
 
 
 def object_code(functions: Mapping[str, PrimFunc], target: Target) -> bytes:
-    """The ELF object of `functions`. LLVM ends the process when a disk is full, so it writes to memory.
+    """The ELF object of `functions`.
 
     Raises BuildError as `build` does.
     """
-    module = build(functions, target)
+    return object_of(build(functions, target))
+
+
+def object_of(module: Any) -> bytes:
+    """The ELF object of a built module. LLVM ends the process when a disk is full, so it writes to memory."""
     memory = os.memfd_create("tcomp-object")
     with os.fdopen(memory, "rb") as file:
         module.write_to_file(f"/proc/self/fd/{memory}", "o")

@@ -52,15 +52,12 @@ def link(toolchain: Toolchain, objects: Sequence[Path], output: Path, folder: Pa
 
 
 def link_static(toolchain: Toolchain, objects: Sequence[Path], output: Path, folder: Path) -> None:
-    """Link `objects`, one with a `main`, into the executable `output`, which needs no file beside it.
+    """Link `objects` into the program `output`, which needs nothing: not even a C library.
 
-    `toolchain` is one of `find_static_toolchain`. Raises BuildError when a symbol is undefined.
+    Raises BuildError when a symbol is undefined.
     """
-    _execute(
-        toolchain,
-        ["-s", "-Wl,--gc-sections", "-o", str(output), *map(str, objects), "-lm", "-lpthread"],
-        folder,
-    )
+    flags = ["-static", "-Wl,--gc-sections", "-Wl,--build-id=none", "-Wl,--strip-all"]
+    _execute(toolchain, [*flags, "-o", str(output), *map(str, objects), "-lm", "-lpthread"], folder)
 
 
 def check_self_contained(path: Path) -> None:

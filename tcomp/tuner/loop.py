@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
@@ -17,6 +17,7 @@ from tcomp.tuner.lookup import UNVERIFIED, best_record, counts, fastest_configs,
 from tcomp.tuner.measure import Job, MeasureOptions, Measurer, Outcome, TaskError, WorkerPool
 from tcomp.tuner.progress import (
     BudgetTooSmall,
+    DoubtfulTimes,
     Event,
     Progress,
     Stopping,
@@ -153,6 +154,7 @@ class _Session:
         self.states = [self._state(i, task) for i, task in enumerate(tasks)]
         self._by_task = {(s.task.key, s.task.target.isa): s for s in self.states}
         self.known = 0
+        self._warned = set[str]()
         self._queue = deque[Job]()
 
     def _state(self, index: int, task: Task) -> TaskState:
@@ -190,6 +192,14 @@ class _Session:
                 sum(len(s.priors) for s in self.states),
             )
         )
+        self._warn(self.device.conditions)
+
+    def _warn(self, conditions: Mapping[str, str]) -> None:
+        """Say why times are doubtful, each reason once."""
+        reason = conditions.get("warning", "")
+        if reason and reason not in self._warned:
+            self._warned.add(reason)
+            self.report(DoubtfulTimes(reason))
 
     def _is_own(self, record: Record) -> bool:
         device, threads = self.device, self.options.measure.threads
@@ -308,6 +318,7 @@ class _Session:
         )
         self.writer.append(record)
         state.records.append(record)
+        self._warn(outcome.conditions)
 
     def _learn(self, state: TaskState, record: Record) -> None:
         state.strategy.tell(record.config, record.median)

@@ -134,6 +134,7 @@ class WorkerPool:
         for process in self._processes:
             process.stop()
         self._processes.clear()
+        self.options.runner.close()
 
     def connect(self, targets: Sequence[Target]) -> Device:
         """See `Measurer.connect`."""
@@ -241,7 +242,14 @@ class WorkerPool:
         core = self._cores[len(self._processes) % len(self._cores)]
         process = WorkerProcess(core, self.options.threads, self.options.memory_limit)
         self._processes.append(process)
-        setup = Setup(self.options.memory_limit, core, self.options.plugins, self.options.runner)
+        setup = Setup(
+            self.options.memory_limit,
+            core,
+            self.options.plugins,
+            self.options.runner,
+            process.folder,
+            self.options.threads,
+        )
         process.send(setup, "starting", self.options.start_seconds)
         return process
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from tcomp.errors import UsageError
@@ -23,10 +24,13 @@ from tcomp.tuner.trial_data import TrialData
 
 @dataclass(frozen=True)
 class Device:
-    """What measures: its name in records, and whether its times are estimates of a model of it."""
+    """What measures: its name in records, whether its times are estimates of a model of it, and what it is
+    like: `warning` among these conditions makes its times doubtful.
+    """
 
     name: str
     simulated: bool = False
+    conditions: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True)
@@ -125,8 +129,14 @@ class Runner(ABC):
         """
 
     @abstractmethod
-    def open(self) -> Station[Any]:
-        """What measures in this worker process."""
+    def open(self, folder: Path, threads: int) -> Station[Any]:
+        """What measures in this worker process, kernels running on so many threads.
+
+        It may keep files in `folder`, which is empty, its own, and removed when the process has ended.
+        """
+
+    def close(self) -> None:  # noqa: B027 (most have nothing to do)
+        """Leave nothing behind on the device; called once after the last measurement, if any."""
 
 
 RUNNERS: Registry[Callable[[str], Runner]] = Registry("runner", "tcomp.tuner.runners")

@@ -15,6 +15,7 @@ import sys
 from collections import OrderedDict
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from tcomp.errors import DeviceError
@@ -42,6 +43,8 @@ class Setup:
     core: int | None
     plugins: tuple[str, ...]
     runner: Runner
+    folder: Path
+    threads: int
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ class Worker:
     def answer(self, request: Request) -> Reply:
         if isinstance(request, Setup):
             set_up(request)
-            self._station = request.runner.open()
+            self._station = request.runner.open(request.folder, request.threads)
             return Ready()
         if self._station is None:
             raise RuntimeError("a request before the setup")

@@ -27,7 +27,7 @@ class FlakyRunner(Runner):
     def connect(self, targets: Sequence[Target]) -> Device:
         return Device("a flaky board")
 
-    def open(self) -> Station[Any]:
+    def open(self, folder: Path, threads: int) -> Station[Any]:
         return _Flaky(self)
 
 

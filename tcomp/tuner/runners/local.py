@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from tcomp.codegen.jit import build_scheduled
@@ -30,7 +31,7 @@ class LocalRunner(Runner):
             require_runnable(target)
         return Device(device_name())
 
-    def open(self) -> Station[Any]:
+    def open(self, folder: Path, threads: int) -> Station[Any]:
         return _LocalStation()
 
 
