@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUNNER",
         default="local",
         help="where kernels are measured: `local` (default), `simulate` (estimates, no device), "
-        "`adb[:SERIAL]`, `ssh://[USER@]HOST[:PORT]`",
+        "`adb[:SERIAL]`, `ssh://[USER@]HOST[:PORT]`, `rpc://HOST:PORT/KEY` (TVM's RPC tracker)",
     )
     parser.add_argument("--log", metavar="FILE", type=Path, help="where trials go (default: MODEL.jsonl)")
     parser.add_argument("--trials", metavar="N", type=positive, help="trials in all (default: 64 a task)")

@@ -51,6 +51,14 @@ def link(toolchain: Toolchain, objects: Sequence[Path], output: Path, folder: Pa
     check_self_contained(output)
 
 
+def link_module(toolchain: Toolchain, objects: Sequence[Path], output: Path, folder: Path) -> None:
+    """Link `objects` into a shared library that TVM's runtime loads, and gives what it lacks.
+
+    Raises BuildError when the linker fails.
+    """
+    _execute(toolchain, ["-shared", "-fPIC", "-o", str(output), *map(str, objects), "-lm"], folder)
+
+
 def link_static(toolchain: Toolchain, objects: Sequence[Path], output: Path, folder: Path) -> None:
     """Link `objects` into the program `output`, which needs nothing: not even a C library.
 

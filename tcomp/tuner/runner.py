@@ -145,7 +145,7 @@ raises UsageError for text that says nothing."""
 
 
 def parse_runner(text: str) -> Runner:
-    """The runner that `text` means: `local`, `simulate`, `adb:SERIAL`, `ssh://HOST`.
+    """The runner that `text` means: `local`, `simulate`, `adb:SERIAL`, `ssh://HOST`, `rpc://HOST:PORT/KEY`.
 
     Raises UsageError for an unknown one.
     """
