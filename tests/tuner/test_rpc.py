@@ -17,13 +17,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fake_template import fake_kernel
 
-from tcomp.errors import DeviceError, TargetError, UsageError
+from tcomp.cli import main
+from tcomp.codegen.toolchain import find_toolchain
+from tcomp.errors import BuildError, DeviceError, TargetError, UsageError
+from tcomp.relay.builder import GraphBuilder
+from tcomp.relay.printer import save_graph
 from tcomp.target.parse import parse_target
 from tcomp.target.target import Target
 from tcomp.tuner.measure import MeasureOptions, WorkerPool
+from tcomp.tuner.records import read_log
 from tcomp.tuner.rpc_tracker import RpcTracker, within
 from tcomp.tuner.runner import parse_runner
 from tcomp.tuner.runners.rpc import RpcRunner
@@ -130,6 +136,10 @@ def test_a_block_that_takes_too_long_is_left() -> None:
     time.sleep(0.1)
 
 
+ARM_PYTHON = Path(__file__).resolve().parents[2] / "build" / "arm64-python" / "python"
+"""What `scripts/arm64_python.py` makes."""
+
+
 class Servers:
     """A tracker and processes of `tvm.exec.rpc_server`, all on this machine."""
 
@@ -138,10 +148,11 @@ class Servers:
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self.port = self._start("tracker", "tvm.exec.rpc_tracker")
 
-    def add(self, key: str) -> int:
+    def add(self, key: str, python: str = sys.executable) -> int:
         """Start a server; answers its port once it is registered."""
-        port = self._start(f"server{len(self._processes)}", "tvm.exec.rpc_server", "--key", key,
-                           "--tracker", f"127.0.0.1:{self.port}")  # fmt: skip
+        arguments = ["--key", key, "--tracker", f"127.0.0.1:{self.port}"]
+        name = f"server{len(self._processes)}"
+        port = self._start(name, "tvm.exec.rpc_server", *arguments, python=python)
         self._wait(lambda: port in self._registered())
         return port
 
@@ -159,13 +170,13 @@ class Servers:
         for name in reversed(self._processes):
             self.kill(int(name.rpartition(":")[2]))
 
-    def _start(self, name: str, module: str, *arguments: str) -> int:
+    def _start(self, name: str, module: str, *arguments: str, python: str = sys.executable) -> int:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         place = ["--host", "127.0.0.1", "--port", str(port), "--port-end", str(port + 1)]
         with (self._folder / f"{name}.log").open("wb") as log:
             self._processes[f"{name}:{port}"] = subprocess.Popen(
-                [sys.executable, "-m", module, *place, *arguments],
+                [python, "-m", module, *place, *arguments],
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -174,7 +185,7 @@ class Servers:
             self._wait(lambda: RpcTracker("127.0.0.1", port).list_keys() == [])
         return port
 
-    def _wait(self, ready: Callable[[], bool], seconds: float = 120) -> None:
+    def _wait(self, ready: Callable[[], bool], seconds: float = 300) -> None:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             with suppress(DeviceError):
@@ -294,8 +305,46 @@ def test_boards_measure_at_once_and_killed_ones_are_left(
 
 @needs_servers
 @pytest.mark.slow
+def test_tune_records_the_key_and_the_board(servers: Servers, tmp_path: Path) -> None:
+    port = servers.add("board")
+    builder = GraphBuilder("mlp")
+    weights = builder.constant(np.ones((64, 32), np.float32))
+    model, log = tmp_path / "mlp.relay", tmp_path / "mlp.jsonl"
+    save_graph(builder.build(builder.op("matmul", builder.input("x", (8, 64)), weights)), model)
+    runner = f"rpc://127.0.0.1:{servers.port}/board"
+    assert main(["tune", str(model), "--runner", runner, "--trials", "2", "--log", str(log)]) == 0
+    records = read_log(log).records
+    assert {(r.device, r.status, r.simulated) for r in records} == {("board", "ok", False)}
+    assert {r.conditions["server"] for r in records} == {f"127.0.0.1:{port}"}
+    assert main(["tune", str(model), "--runner", f"{runner}er", "--log", str(log)]) == 2
+
+
+@needs_servers
+@pytest.mark.slow
 def test_servers_of_another_architecture_are_refused(servers: Servers) -> None:
     servers.add("board")
     target = parse_target("arm64-linux")
     with pytest.raises(TargetError, match="is for aarch64, servers of key `board` are"):
         runner_of(servers).connect([target])
+
+
+@needs_servers
+@pytest.mark.slow
+@pytest.mark.skipif(not ARM_PYTHON.exists(), reason="no Python for ARM: python scripts/arm64_python.py")
+def test_a_server_for_arm(options: MeasureOptions, servers: Servers) -> None:
+    """The server runs under qemu, so that its times mean nothing; numbers and names must be right."""
+    target = parse_target("arm64-linux")
+    try:
+        find_toolchain(target)
+    except BuildError as error:
+        pytest.skip(str(error))
+    servers.add("board", str(ARM_PYTHON))
+    runner = replace(runner_of(servers), move_seconds=60.0)
+    task = Task.of(fake_kernel(), target)
+    configs = [{"work": 8, "behaviour": b} for b in ("ok", "wrong", "ok")]
+    with WorkerPool(replace(options, runner=runner, trial_seconds=60)) as pool:
+        assert pool.connect([target]).name == "board"
+        outcomes = list(pool.measure(task, configs))
+    assert [o.status for o in outcomes] == ["ok", "wrong", "ok"]
+    with pytest.raises(TargetError, match="servers of key `board` are aarch64"):
+        runner.connect([parse_target("armv7-linux")])
