@@ -20,7 +20,8 @@ _GLIBC = "2.28"
 """The oldest glibc that libraries linked by zig run with."""
 _NDK = {"aarch64": "aarch64-linux-android24", "arm": "armv7a-linux-androideabi24"}
 _HARD_FLOATS = "armv7a-unknown-linux-gnueabihf"
-_FLOATS = {"arm": ("-march=armv7-a", "-mfpu=neon-vfpv4", "-mfloat-abi=hard")}
+_FLOATS = {"arm": ("-march=armv7-a", "-mfpu=vfpv3-d16", "-mfloat-abi=hard")}
+"""The least that has hard floats: the C runtime runs before it knows what the CPU has."""
 
 
 @dataclass(frozen=True)
