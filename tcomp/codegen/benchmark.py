@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from tcomp.codegen.link import SOURCES, compile_c, link_static
-from tcomp.codegen.toolchain import Toolchain, find_static_toolchain
+from tcomp.codegen.toolchain import find_static_toolchain
 from tcomp.relay.types import Array, numpy_dtype
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
@@ -85,7 +85,7 @@ class Linker:
     """Makes programs for a target in `folder`. All but the kernel is compiled once."""
 
     def __init__(self, target: Target, folder: Path) -> None:
-        self._toolchain: Toolchain = find_static_toolchain(target)
+        self._toolchain = find_static_toolchain(target)
         self._folder = folder
         self._common: list[Path] = []
         self._calls: dict[int, Path] = {}
