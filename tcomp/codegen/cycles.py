@@ -5,8 +5,8 @@
            + instructions elsewhere (the C library, the thread pool), one cycle each
 
 A loop's steady state knows its chains of dependent instructions; other code is taken to overlap with what is
-around it. All data is in the first-level cache, every jump is foreseen, and loads that wait for a store of
-the same memory do not wait.
+around it. Every jump is foreseen, and loads of what was just stored do not wait. Beside that stands a
+roofline of the memory: lines that the caches did not hold, at `BYTES_PER_CYCLE`. The longer of both counts.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ _NEGLIGIBLE = 0.002
 """Part of all executed instructions below which code is not looked at: it gets the mean of the rest."""
 _ENDS = re.compile(r"(b|bl|blr|br|ret|b[lx]x?|cbn?z|tbn?z|b\.?(eq|ne|hs|lo|mi|pl|hi|ls|ge|lt|gt|le|cs|cc))\b")
 """Instructions that end straight code."""
+LINE_BYTES = 64
+BYTES_PER_CYCLE = (16.0, 8.0, 4.0)
+"""What enters L1 from L2, L2 from L3, and L3 from memory, on a mobile core."""
 _DATA = {".byte": 1, ".short": 2, ".hword": 2, ".long": 4, ".word": 4, ".inst": 4, ".xword": 8, ".quad": 8}
 
 
@@ -143,28 +146,40 @@ def _padding(offset: int, arguments: str) -> int:
 
 @dataclass(frozen=True)
 class CycleCount:
-    """Cycles of one run, the instructions it executes, and accesses to the stack in innermost loops."""
+    """Cycles of one run, of the core and of the memory behind its caches, the instructions that it executes,
+    and accesses to the stack in innermost loops.
+    """
 
-    cycles: float
+    core: float
+    memory: float
     instructions: int
-    elsewhere: int
     spills: int
+
+    @property
+    def cycles(self) -> float:
+        """The longer of both: a core that waits for memory computes meanwhile."""
+        return max(self.core, self.memory)
 
 
 def count_cycles(
-    listing: Listing, base: int, pieces: Sequence[Piece], elsewhere: int, target: Target
+    listing: Listing,
+    base: int,
+    pieces: Sequence[Piece],
+    elsewhere: int,
+    target: Target,
+    program: str | None = None,
 ) -> CycleCount:
     """Cycles of the code of `listing`, which lies at `base`, as executed by `pieces`.
 
-    `elsewhere` instructions were executed outside of it for its sake. Raises BuildError when there is no
-    llvm-mca or it does not understand the code.
+    `elsewhere` instructions were executed outside of it for its sake. `program` is llvm-mca, found if not
+    given. Raises BuildError when there is none or it does not understand the code.
     """
     times = _times(listing, base, pieces)
     executed = [(b, times[b.end - 1] if b.is_loop else times[b.begin]) for b in listing.blocks]
     weights = [(b.end - b.begin) * n for b, n in executed]
     total = sum(weights)
     looked_at = [(b, n) for (b, n), w in zip(executed, weights, strict=True) if w > _NEGLIGIBLE * total]
-    costs = _llvm_mca([listing.texts(b) for b, _ in looked_at], target)
+    costs = _llvm_mca([listing.texts(b) for b, _ in looked_at], target, program or find_llvm_mca())
     cycles, instructions, spills = 0.0, 0, 0
     for (block, count), (steady, throughput) in zip(looked_at, costs, strict=True):
         cycles += count * (steady if block.is_loop else throughput)
@@ -173,7 +188,10 @@ def count_cycles(
             spills += count * len(on_stack(listing.texts(block), listing.machine))
     if instructions:
         cycles *= total / instructions
-    return CycleCount(cycles + elsewhere, total + elsewhere, elsewhere, spills)
+    inside = [p for p in pieces if base <= p.address < base + listing.size]
+    lines = [sum(p.misses[level] for p in inside) for level in range(len(BYTES_PER_CYCLE))]
+    memory = max(n * LINE_BYTES / rate for n, rate in zip(lines, BYTES_PER_CYCLE, strict=True))
+    return CycleCount(cycles + elsewhere, memory, total + elsewhere, spills)
 
 
 def instructions_outside(listing: Listing, base: int, pieces: Sequence[Piece]) -> int:
@@ -192,14 +210,14 @@ def _times(listing: Listing, base: int, pieces: Sequence[Piece]) -> list[int]:
     return times
 
 
-def _llvm_mca(codes: Sequence[Sequence[str]], target: Target) -> list[tuple[float, float]]:
+def _llvm_mca(codes: Sequence[Sequence[str]], target: Target, program: str) -> list[tuple[float, float]]:
     """For each piece of code, cycles in the steady state as a loop's body, and reciprocal throughput."""
     if not codes:
         return []
     text: list[str] = []
     for number, code in enumerate(codes):
         text += [f"# LLVM-MCA-BEGIN {number}", *code, "# LLVM-MCA-END"]
-    command = [find_llvm_mca(), f"-mtriple={target.llvm['mtriple']}", f"-mcpu={table_of(target)}"]
+    command = [program, f"-mtriple={target.llvm['mtriple']}", f"-mcpu={table_of(target)}"]
     command += EXTENSIONS.get(target.machine, ())
     command += [f"-iterations={ITERATIONS}", "-instruction-info=false", "-resource-pressure=false"]
     done = subprocess.run(command, input="\n".join(text) + "\n", capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""Programs of other machines under qemu-user, with the exact number of times that each piece of code ran."""
+"""Programs of other machines under qemu-user: how often each piece of their code ran, and missed caches."""
 
 from __future__ import annotations
 
@@ -20,11 +20,15 @@ EMULATORS = {"aarch64": "qemu-aarch64", "arm": "qemu-arm"}
 
 @dataclass(frozen=True)
 class Piece:
-    """Instructions without a jump between them, from `address`, and how often they were executed."""
+    """Instructions without a jump between them, from `address`, and how often they were executed.
+
+    `misses` are the cache lines that they wanted and that the caches of each level did not hold.
+    """
 
     address: int
     instructions: int
     times: int
+    misses: tuple[int, int, int] = (0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,8 @@ class InstructionCounter:
     def __init__(self, target: Target, folder: Path) -> None:
         self._emulator = find_emulator(target)
         self._folder = folder
-        self._plugin = folder / "icount.so"
+        self._plugin = folder / "emulated.so"
+        self._caches = ",".join(f"l{i}={size}" for i, size in enumerate(target.cache_bytes, start=1))
 
     def run(self, command: Sequence[str], seconds: float) -> Emulated:
         """Run a program, in the counter's folder, for at most `seconds`.
@@ -80,12 +85,12 @@ class InstructionCounter:
         """
         if not self._plugin.exists():
             toolchain = native_toolchain()
-            objects = compile_c(toolchain, [SOURCES / "icount.c"], self._folder)
+            objects = compile_c(toolchain, [SOURCES / "emulated.c"], self._folder)
             link_plugin(toolchain, objects, self._plugin, self._folder)
         counts = self._folder / "counts"
         counts.unlink(missing_ok=True)
         done = subprocess.run(
-            [self._emulator, "-plugin", f"{self._plugin},out={counts}", *command],
+            [self._emulator, "-plugin", f"{self._plugin},out={counts},{self._caches}", *command],
             cwd=self._folder,
             capture_output=True,
             text=True,
@@ -97,6 +102,7 @@ class InstructionCounter:
             raise BuildError(f"{self._emulator} does not load the plugin that counts instructions: {reason}")
         pieces: list[Piece] = []
         for line in counts.read_text().splitlines():
-            address, instructions, times = line.split()
-            pieces.append(Piece(int(address, 16), int(instructions), int(times)))
+            address, *numbers = line.split()
+            instructions, times, *misses = map(int, numbers)
+            pieces.append(Piece(int(address, 16), instructions, times, (misses[0], misses[1], misses[2])))
         return Emulated(done.returncode, done.stdout, done.stderr, tuple(pieces))

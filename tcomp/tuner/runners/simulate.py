@@ -2,12 +2,11 @@
 
     seconds = max(core cycles, memory cycles) / 2 GHz
 
-Core cycles are those of `codegen/cycles.py`: exact counts of executed instructions under qemu, times what
-llvm-mca says of the code. Memory cycles are a roofline: bytes that enter each cache, as the loops of the
-schedule tell (`features.py`), at `BYTES_PER_CYCLE`. Not looked at are conflicts in caches, translation of
-addresses, prefetching too early or too late, jumps that are not foreseen, and stores that are read again at
-once. So estimates reject what spills registers, waits for its own results or streams from far away; between
-good schedules they do not decide.
+Core cycles are exact counts of executed instructions under qemu, times what llvm-mca says of the code; memory
+cycles are a roofline of the lines that caches of the target's sizes miss in that run (`codegen/cycles.py`).
+Not looked at are the delay of a miss that nothing hides, prefetching too early or too late, translation of
+addresses, jumps that are not foreseen, and loads of what was just stored. So estimates reject what spills
+registers, waits for its own results or streams from far away; between good schedules they do not decide.
 """
 
 from __future__ import annotations
@@ -27,7 +26,6 @@ from tcomp.errors import TargetError, UsageError
 from tcomp.target.target import Target
 from tcomp.tensor.knobs import Config
 from tcomp.tensor.template import schedule
-from tcomp.tuner.features import NAMES, extract
 from tcomp.tuner.records import Times
 from tcomp.tuner.runner import (
     RUNNERS,
@@ -46,8 +44,6 @@ from tcomp.tuner.trial_data import compare, is_wrong
 
 CLOCK = 2e9
 """Cycles a second of every core: only ratios of estimates mean something."""
-BYTES_PER_CYCLE = {"l1_bytes_per_flop": 16.0, "l2_bytes_per_flop": 8.0, "l3_bytes_per_flop": 4.0}
-"""What enters L1 from L2, L2 from L3, and L3 from memory, on a mobile core."""
 _EMULATION_SECONDS = 300.0
 """An emulator computes one float in the time in which a core computes ten vectors of them."""
 
@@ -85,12 +81,12 @@ class _Candidate:
     program: Path
     arguments: tuple[Argument, ...]
     listing: Listing
-    memory_cycles: float
 
 
 class _Simulation(Station[_Candidate]):
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._llvm_mca = find_llvm_mca()
         self._tools: dict[str, tuple[Linker, InstructionCounter, dict[str, str]]] = {}
 
     def build(self, prepared: Prepared, config: Config) -> _Candidate:
@@ -102,8 +98,7 @@ class _Simulation(Station[_Candidate]):
         program = self._folder / "program"
         linker.link(c_abi.object_of(module), len(arguments), program)
         listing = Listing.of(str(module.inspect_source("asm")), target.machine)
-        features = extract(prepared.kernel, scheduled, prepared.target)
-        return _Candidate(prepared, target, program, tuple(arguments), listing, memory_cycles(features))
+        return _Candidate(prepared, target, program, tuple(arguments), listing)
 
     def measure(self, candidate: _Candidate, request: Measure) -> Measured | Failed:
         _, counter, versions = self._tools_for(candidate.target)
@@ -116,18 +111,18 @@ class _Simulation(Station[_Candidate]):
         check = compare(candidate.prepared.data, outputs)
         if is_wrong(check):
             return wrong(check)
-        base = int(done.output.split()[0], 16) - candidate.listing.symbols[KERNEL]
+        listing, target = candidate.listing, candidate.target
+        base = int(done.output.split()[0], 16) - listing.symbols[KERNEL]
         elsewhere = 0
-        if candidate.listing.has_calls:
+        if listing.has_calls:
             idle = self._run(counter, candidate, Options(number=-1), texts)
             if isinstance(idle, Failed):
                 return idle
-            outside = (instructions_outside(candidate.listing, base, e.pieces) for e in (done, idle))
+            outside = (instructions_outside(listing, base, e.pieces) for e in (done, idle))
             elsewhere = max(0, next(outside) - next(outside))
-        count = count_cycles(candidate.listing, base, done.pieces, elsewhere, candidate.target)
-        seconds = max(count.cycles, candidate.memory_cycles) / CLOCK
-        conditions = versions | _conditions(count, candidate.memory_cycles)
-        return Measured(Times(seconds, seconds, 0.0, 1), check, conditions)
+        count = count_cycles(listing, base, done.pieces, elsewhere, target, self._llvm_mca)
+        seconds = count.cycles / CLOCK
+        return Measured(Times(seconds, seconds, 0.0, 1), check, versions | _conditions(count))
 
     def race(self, candidates: Sequence[_Candidate], request: Rounds) -> Raced | Failed:
         """Estimates do not vary: a race would repeat them."""
@@ -163,16 +158,10 @@ class _Simulation(Station[_Candidate]):
         return Failed("crash" if done.status < 0 else "run_error", said)
 
 
-def memory_cycles(features: Sequence[float]) -> float:
-    """Cycles in which the bytes that a schedule streams can enter the caches; see `features_of`."""
-    value = {name: 2.0**feature for name, feature in zip(NAMES, features, strict=True)}
-    return max(value["flops"] * value[name] / rate for name, rate in BYTES_PER_CYCLE.items())
-
-
-def _conditions(count: CycleCount, memory: float) -> dict[str, str]:
+def _conditions(count: CycleCount) -> dict[str, str]:
     return {
-        "core_cycles": f"{count.cycles:.0f}",
-        "memory_cycles": f"{memory:.0f}",
+        "core_cycles": f"{count.core:.0f}",
+        "memory_cycles": f"{count.memory:.0f}",
         "instructions": f"{count.instructions}",
         "stack_accesses": f"{count.spills}",
     }
