@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tcomp.accuracy import TOLERANCE, lower_within
 from tcomp.codegen.artifact import Report, Weights, compile_graph
+from tcomp.codegen.bindings import check_bindings, write_bindings
 from tcomp.errors import CheckFailed, ModelError, UnsupportedError, UsageError
 from tcomp.frontend.onnx import import_onnx
 from tcomp.relay.graph import Graph
@@ -145,11 +146,13 @@ def choose_configs(graph: Graph, target: Target, logs: Sequence[str | Path], thr
 
 @dataclass(frozen=True)
 class Compiled:
-    """A written artifact: where its configs came from, the code generator's report, what runs in 16 bits."""
+    """A written artifact: where its configs came from, the code generator's report, what runs in 16 bits,
+    the sources that call it from other languages."""
 
     choices: Choices
     report: Report
     precision: str
+    bindings: tuple[Path, ...] = ()
 
 
 def compile(
@@ -164,14 +167,17 @@ def compile(
     precision: Precision = "exact",
     inputs: Mapping[str, Array] | None = None,
     tolerance: float = TOLERANCE,
+    bindings: Sequence[str] = (),
 ) -> Compiled:
     """Compile `model` to the shared library `output`, with the configs of `logs` where there are records.
 
     `threads` selects the records that were measured with that many threads; the library itself runs with
     any number. With precision `fast` the library is run once on `inputs` (random where not given), and
     kernels stay in float32 while an output is off by more than `tolerance` of its largest magnitude.
+    `bindings` are `jni`, `jni:PACKAGE` and `swift`: sources beside the header that call the library.
     Raises CheckFailed when `require_tuned` and a tunable kernel has no record.
     """
+    check_bindings(bindings)
     chosen = as_target(target)
     loaded = load_model(model, input_shapes)
     exact = static_kernels(loaded, chosen)
@@ -193,7 +199,8 @@ def compile(
     else:
         arrays = chosen_inputs(loaded, inputs or {})
         note = str(lower_within(exact, chosen, build, arrays, tolerance))
-    return Compiled(*written[-1], note)
+    report = written[-1][1]
+    return Compiled(*written[-1], note, tuple(write_bindings(report.program, report.header, bindings)))
 
 
 def tune(

@@ -49,6 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="with --precision fast: inputs by name to compare with float32 on; others are random",
     )
+    parser.add_argument(
+        "--bindings",
+        metavar="LIST",
+        type=lambda text: text.split(","),
+        default=[],
+        help="sources beside the header that call the library: jni[:PACKAGE] (Kotlin), swift; with commas",
+    )
     parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
 
 
@@ -66,6 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.precision,
         None if arguments.check_input is None else read_arrays(arguments.check_input),
         arguments.tolerance,
+        arguments.bindings,
     )
     seconds = time.perf_counter() - start
     choices, report, program = compiled.choices, compiled.report, compiled.report.program
@@ -83,6 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
         "arena_lower_bound": program.live_bytes,
         "weights_bytes": program.weights_bytes,
         "precision": compiled.precision,
+        "bindings": [str(path) for path in compiled.bindings],
         "seconds": round(seconds, 3),
     }
     if arguments.json:
@@ -91,6 +100,8 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"{report.library}: {_size(report.library_bytes)}, {len(program.steps)} steps, {choices}")
     if compiled.precision:
         print(compiled.precision)
+    if compiled.bindings:
+        print(f"bindings {', '.join(path.name for path in compiled.bindings)}")
     print(
         f"arena {_size(program.arena_bytes)} (lower bound {_size(program.live_bytes)}), "
         f"weights {_size(program.weights_bytes)}, {seconds:.1f} s"

@@ -12,7 +12,7 @@ from tcomp.errors import BuildError
 from tcomp.runtime.elf import SharedLibrary
 
 SOURCES = Path(__file__).parent / "c"
-RUNTIME = ("context.c", "pool.c", "cpu.c", "blake2b.c")
+RUNTIME = ("context.c", "pool.c", "workspace.c", "affinity.c", "cpu.c", "blake2b.c")
 ALLOWED_LIBRARIES = (
     "libc", "libm", "libdl", "libpthread", "ld-linux-x86-64", "ld-linux-aarch64", "ld-linux-armhf"
 )  # fmt: skip
@@ -44,7 +44,7 @@ def link(toolchain: Toolchain, objects: Sequence[Path], output: Path, folder: Pa
     exports.write_text(_EXPORTS)
     flags = [
         "-shared", "-static-libgcc", f"-Wl,--version-script={exports}", "-Wl,-z,defs", "-Wl,-z,relro,-z,now",
-        "-Wl,-z,noexecstack", "-Wl,--as-needed", "-Wl,--build-id=none", "-Wl,--strip-debug",
+        "-Wl,-z,noexecstack", "-Wl,-Bsymbolic", "-Wl,--as-needed", "-Wl,--build-id=none", "-Wl,--strip-debug",
         "-Wl,--gc-sections",
     ]  # fmt: skip
     _execute(toolchain, [*flags, "-o", str(output), *map(str, objects), "-lm", "-lpthread"], folder)

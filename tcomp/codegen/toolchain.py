@@ -21,7 +21,8 @@ _GLIBC = "2.28"
 _NDK = {"aarch64": "aarch64-linux-android24", "arm": "armv7a-linux-androideabi24"}
 _MUSL = {"aarch64": "aarch64-linux-musl", "arm": "arm-linux-musleabihf", "x86_64": "x86_64-linux-musl"}
 _HARD_FLOATS = "armv7a-unknown-linux-gnueabihf"
-_FLOATS = {"arm": ("-march=armv7-a", "-mfpu=neon-vfpv4", "-mfloat-abi=hard")}
+_FLOATS = {"arm": ("-march=armv7-a", "-mfpu=vfpv3-d16", "-mfloat-abi=hard")}
+"""The least that has hard floats: the C runtime runs before it knows what the CPU has."""
 
 
 @dataclass(frozen=True)

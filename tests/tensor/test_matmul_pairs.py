@@ -15,9 +15,9 @@ from tcomp.relay.evaluate import evaluate
 from tcomp.relay.graph import Attr, Value
 from tcomp.relay.types import numpy_dtype
 from tcomp.target.target import TARGETS, Target
+from tcomp.tensor.groups import group_sums
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
-from tcomp.tensor.pairs import pack_pairs
 from tcomp.tensor.register_tile import cut
 from tcomp.tensor.template import template_for
 
@@ -138,7 +138,9 @@ def test_cut(extents: tuple[int, ...], most: int, outer: tuple[int, ...], inner:
     assert cut(extents, most) == (outer, inner)
 
 
-def test_pack_pairs_pads_an_odd_depth() -> None:
+def test_packing_pads_an_odd_depth() -> None:
     matrix = np.arange(6, dtype=np.float16).reshape(3, 2)
-    pairs = pack_pairs(matrix).view(np.float16).reshape(2, 2, 2)
+    sums = group_sums(TARGETS["sapphirerapids"], "float16")
+    assert sums is not None
+    pairs = sums.pack(matrix).view(np.float16).reshape(2, 2, 2)
     np.testing.assert_array_equal(pairs, [[[0, 2], [1, 3]], [[4, 0], [5, 0]]])
