@@ -92,13 +92,17 @@ def as_target(target: str | Target) -> Target:
 
 @dataclass(frozen=True)
 class Choices:
-    """Where each kernel's config came from, by kernel label; `configs` by `Kernel.key`."""
+    """Where each kernel's config came from, by kernel label; `configs` by `Kernel.key`.
+
+    `elsewhere` and `simulated` are the devices of records that were made on others, or by estimates.
+    """
 
     configs: Mapping[str, Config]
     tuned: int = 0
     default: int = 0
     missing: tuple[str, ...] = ()
     elsewhere: tuple[str, ...] = ()
+    simulated: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
 
     def config_of(self, kernel: Kernel) -> Config | None:
@@ -108,10 +112,13 @@ class Choices:
         text = (
             f"{self.tuned} kernels tuned, {self.default} with nothing to choose, {len(self.missing)} default"
         )
-        devices = sorted(set(self.elsewhere))
-        return text + (
-            f"; {len(self.elsewhere)} tuned on another CPU: {', '.join(devices)}" if devices else ""
-        )
+        for devices, how in (
+            (self.elsewhere, "tuned on another CPU"),
+            (self.simulated, "not measured but estimated"),
+        ):
+            if devices:
+                text += f"; {len(devices)} {how}: {', '.join(sorted(set(devices)))}"
+        return text
 
 
 def choose_configs(graph: Graph, target: Target, logs: Sequence[str | Path], threads: int = 1) -> Choices:
@@ -122,19 +129,23 @@ def choose_configs(graph: Graph, target: Target, logs: Sequence[str | Path], thr
     records = Records.load(logs)
     device = device_name()
     configs: dict[str, Config] = {}
-    default, missing, elsewhere = 0, list[str](), list[str]()
+    default, missing, elsewhere, simulated = 0, list[str](), list[str](), list[str]()
     for kernel, _ in kernels(graph):
         found = records.lookup(kernel, target, threads, device)
         if found.record is not None:
             configs[kernel.key] = found.record.config
-            if found.record.device != device:
+            if found.record.simulated:
+                simulated.append(found.record.device)
+            elif found.record.device != device:
                 elsewhere.append(found.record.device)
         elif found.state == "default":
             default += 1
         else:
             missing.append(f"{kernel.label}: {found.note}")
     problems = tuple(str(p) for p in records.problems)
-    return Choices(configs, len(configs), default, tuple(missing), tuple(elsewhere), problems)
+    return Choices(
+        configs, len(configs), default, tuple(missing), tuple(elsewhere), tuple(simulated), problems
+    )
 
 
 @dataclass(frozen=True)

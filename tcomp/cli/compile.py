@@ -93,6 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
         "kernels": len(program.kernels),
         "steps": len(program.steps),
         "tuned": choices.tuned,
+        "simulated": len(choices.simulated),
         "default": len(choices.missing),
         "arena_bytes": program.arena_bytes,
         "arena_lower_bound": program.live_bytes,

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tcomp.codegen.link import SOURCES, compile_c, link_static
-from tcomp.codegen.toolchain import Toolchain, find_static_toolchain
+from tcomp.codegen.link import RUNTIME, SOURCES, compile_c, link_static
+from tcomp.codegen.toolchain import find_static_toolchain
 from tcomp.relay.types import Array, numpy_dtype
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
@@ -18,6 +18,8 @@ from tcomp.tensor.template import Scheduled
 
 KERNEL = "tcomp_kernel"
 """The symbol under which the program calls the kernel."""
+_MODELS_OWN = "context.c"
+"""The part of the C runtime that needs a model; `benchmark.c` is in its place."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class Linker:
     """Makes programs for a target in `folder`. All but the kernel is compiled once."""
 
     def __init__(self, target: Target, folder: Path) -> None:
-        self._toolchain: Toolchain = find_static_toolchain(target)
+        self._toolchain = find_static_toolchain(target)
         self._folder = folder
         self._common: list[Path] = []
         self._calls: dict[int, Path] = {}
@@ -96,7 +98,8 @@ class Linker:
         Raises BuildError when the toolchain fails.
         """
         if not self._common:
-            sources = [SOURCES / "benchmark.c", SOURCES / "pool.c"]
+            names = ["benchmark.c", *(name for name in RUNTIME if name != _MODELS_OWN)]
+            sources = [SOURCES / name for name in names]
             self._common = compile_c(self._toolchain, sources, self._folder)
         if arguments not in self._calls:
             self._calls[arguments] = self._compile_call(arguments)

@@ -60,12 +60,20 @@ def link_module(toolchain: Toolchain, objects: Sequence[Path], output: Path, fol
 
 
 def link_static(toolchain: Toolchain, objects: Sequence[Path], output: Path, folder: Path) -> None:
-    """Link `objects` into the program `output`, which needs nothing: not even a C library.
+    """Link `objects`, one with a `main`, into the executable `output`, which needs no file beside it.
 
-    Raises BuildError when a symbol is undefined.
+    `toolchain` is one of `find_static_toolchain`. Raises BuildError when a symbol is undefined.
     """
-    flags = ["-static", "-Wl,--gc-sections", "-Wl,--build-id=none", "-Wl,--strip-all"]
-    _execute(toolchain, [*flags, "-o", str(output), *map(str, objects), "-lm", "-lpthread"], folder)
+    _execute(
+        toolchain,
+        ["-s", "-Wl,--gc-sections", "-o", str(output), *map(str, objects), "-lm", "-lpthread"],
+        folder,
+    )
+
+
+def link_plugin(toolchain: Toolchain, objects: Sequence[Path], output: Path, folder: Path) -> None:
+    """Link `objects` into the library `output`; the program that loads it has its undefined symbols."""
+    _execute(toolchain, ["-shared", "-o", str(output), *map(str, objects)], folder)
 
 
 def check_self_contained(path: Path) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Protocol
 
-from tcomp.errors import BuildError, DeviceError, TcompError
+from tcomp.errors import BuildError, DeviceError, TcompError, UsageError
 from tcomp.target.target import Target
 from tcomp.tensor.knobs import Config
 from tcomp.tuner.process import Died, WorkerProcess, available_cores, next_messages
@@ -137,7 +137,10 @@ class WorkerPool:
         self.options.runner.close()
 
     def connect(self, targets: Sequence[Target]) -> Device:
-        """See `Measurer.connect`."""
+        """See `Measurer.connect`. Raises UsageError for more threads than the runner knows to measure."""
+        most = self.options.runner.most_threads
+        if most is not None and self.options.threads > most:
+            raise UsageError(f"this runner measures kernels of {most} thread, not of {self.options.threads}")
         return self.options.runner.connect(targets)
 
     def run(self, source: Source) -> Iterator[tuple[Job, Outcome | TaskError]]:

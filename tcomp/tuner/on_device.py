@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tcomp.codegen import c_abi
 from tcomp.codegen.benchmark import KERNEL, Argument, Linker, Options, arguments_of, outputs_of
+from tcomp.codegen.toolchain import static_target
 from tcomp.errors import DeviceError
 from tcomp.target.target import Target
 from tcomp.tensor.knobs import Config
@@ -78,8 +79,8 @@ class DeviceStation(Station[Program]):
         """Bytes of the data that is on the device, by name."""
 
     def build(self, prepared: Prepared, config: Config) -> Program:
-        target = prepared.target
-        scheduled = schedule(prepared.kernel, target, config)
+        target = static_target(prepared.target)
+        scheduled = schedule(prepared.kernel, prepared.target, config)
         arguments = arguments_of(prepared.kernel, scheduled, prepared.data.inputs)
         if target.name not in self._linkers:
             folder = self._folder / f"linker{len(self._linkers)}"

@@ -120,6 +120,9 @@ class Runner(ABC):
     overhead_seconds: float = 0.0
     """Time that a measurement may take beyond the limit of a trial: moving data, waiting for a device."""
 
+    most_threads: int | None = None
+    """Threads of a kernel that can be measured; None for any number."""
+
     @abstractmethod
     def connect(self, targets: Sequence[Target]) -> Device:
         """What measures; called before the first trial, to fail early.
