@@ -7,8 +7,9 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -16,9 +17,11 @@ from typing import Literal
 import numpy as np
 
 from tcomp.codegen import c_abi
-from tcomp.codegen.link import RUNTIME, SOURCES, compile_c, link
+from tcomp.codegen.bench_case import BenchCase, bench_sources
+from tcomp.codegen.describe import description, description_source
+from tcomp.codegen.link import RUNTIME, SOURCES, compile_c, link, link_static
 from tcomp.codegen.model_source import kernel_symbol, model_header, model_source, weights_source
-from tcomp.codegen.toolchain import Toolchain, find_toolchain
+from tcomp.codegen.toolchain import Toolchain, find_static_toolchain, find_toolchain, static_target
 from tcomp.errors import BuildError, GraphError
 from tcomp.plan import Program, distinct_kernels, plan
 from tcomp.plan.program import PlannedConstant
@@ -75,21 +78,38 @@ def compile_graph(
         raise BuildError(
             f"{program.weights_bytes} bytes of weights are too many to embed; use separate weights"
         )
-    try:
-        with _work_folder(output) as name:
-            folder = Path(name)
-            with clock.measure("code"):
-                objects = _kernel_objects(program, target, folder, jobs)
-            with clock.measure("weights"):
-                digest = _write_weights(program, folder / "weights")
-            with clock.measure("link"):
-                _link_library(toolchain, program, target, objects, folder, embed, digest)
-            files = _install(program, target, folder, output, embed)
-    except OSError as error:
-        raise BuildError(
-            f"cannot write {output}: {error.strerror}; give a file in a writable folder with room"
-        ) from error
+    with _writing(output) as folder:
+        with clock.measure("code"):
+            objects = _kernel_objects(program, target, folder, jobs)
+        with clock.measure("weights"):
+            digest = _write_weights(program, folder / "weights")
+        with clock.measure("link"):
+            _link_library(toolchain, program, target, objects, folder, embed, digest)
+        files = _install(program, target, folder, output, embed)
     return Report(program, output, files.header, files.weights, output.stat().st_size, clock.seconds)
+
+
+def compile_benchmark(
+    graph: Graph, target: Target, output: Path, case: BenchCase, config_of: ConfigOf | None = None
+) -> Program:
+    """Write `output`, a static executable that runs `graph` on the input of `case`, checks and times it.
+
+    `graph` and `config_of` are as in `compile_graph`, and so are the errors.
+    """
+    _check_static(graph)
+    target = static_target(target)
+    toolchain = find_static_toolchain(target)
+    program = plan(graph, _schedule_all(graph, target, config_of))
+    if program.weights_bytes > _EMBED_LIMIT:
+        raise BuildError(f"{program.weights_bytes} bytes of weights are too many for a static program")
+    with _writing(output) as folder:
+        objects = _kernel_objects(program, target, folder, None)
+        digest = _write_weights(program, folder / "weights")
+        sources = _model_sources(program, target, objects, folder, True, digest)
+        sources += bench_sources(case, folder)
+        link_static(toolchain, [*compile_c(toolchain, sources, folder), *objects], folder / "program", folder)
+        os.replace(folder / "program", output)
+    return program
 
 
 @dataclass
@@ -128,13 +148,20 @@ def _check_static(graph: Graph) -> None:
             )
 
 
-def _work_folder(output: Path) -> tempfile.TemporaryDirectory[str]:
+@contextmanager
+def _writing(output: Path) -> Generator[Path, None, None]:
     """A folder on the output's file system, so that renaming moves files into place at once."""
     if not output.parent.is_dir():
         raise BuildError(f"cannot write {output}: there is no folder {output.parent}; make it first")
     if output.exists() and not output.is_file():
         raise BuildError(f"cannot write {output}: it is a folder or a device; give the name of a file")
-    return tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent.absolute())
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent.absolute()) as folder:
+            yield Path(folder)
+    except OSError as error:
+        raise BuildError(
+            f"cannot write {output}: {error.strerror}; give a file in a writable folder with room"
+        ) from error
 
 
 def _schedule_all(graph: Graph, target: Target, config_of: ConfigOf | None) -> dict[str, Scheduled]:
@@ -202,17 +229,27 @@ def _link_library(
     embed: bool,
     digest: bytes,
 ) -> None:
+    sources = _model_sources(program, target, objects, folder, embed, digest)
+    library = folder / "library"
+    link(toolchain, [*compile_c(toolchain, sources, folder), *objects], library, folder)
+    write_stamp(library)
+
+
+def _model_sources(
+    program: Program, target: Target, objects: Sequence[Path], folder: Path, embed: bool, digest: bytes
+) -> list[Path]:
+    """C and assembly that make the model whole with its kernels' `objects`."""
     features = c_abi.needed_features(target)
-    model = folder / "model.c"
+    model, about, packed = folder / "model.c", folder / "about.S", folder / "about"
     model.write_text(model_source(program, target, features, embed, digest))
-    sources = [model, *(SOURCES / name for name in RUNTIME)]
+    packed.write_bytes(description(program, target, features, embed, objects).pack())
+    about.write_text(description_source(packed))
+    sources = [model, about, *(SOURCES / name for name in RUNTIME)]
     if embed and program.weights_bytes:
         assembly = folder / "embedded.S"
         assembly.write_text(weights_source(str(folder / "weights")))
         sources.append(assembly)
-    library = folder / "library"
-    link(toolchain, [*compile_c(toolchain, sources, folder), *objects], library, folder)
-    write_stamp(library)
+    return sources
 
 
 def _install(program: Program, target: Target, folder: Path, output: Path, embed: bool) -> _Files:

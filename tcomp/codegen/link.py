@@ -45,9 +45,35 @@ def link(toolchain: Toolchain, objects: Sequence[Path], output: Path, folder: Pa
     flags = [
         "-shared", "-static-libgcc", f"-Wl,--version-script={exports}", "-Wl,-z,defs", "-Wl,-z,relro,-z,now",
         "-Wl,-z,noexecstack", "-Wl,-Bsymbolic", "-Wl,--as-needed", "-Wl,--build-id=none", "-Wl,--strip-debug",
+        "-Wl,--gc-sections",
     ]  # fmt: skip
     _execute(toolchain, [*flags, "-o", str(output), *map(str, objects), "-lm", "-lpthread"], folder)
     check_self_contained(output)
+
+
+def link_module(toolchain: Toolchain, objects: Sequence[Path], output: Path, folder: Path) -> None:
+    """Link `objects` into a shared library that TVM's runtime loads, and gives what it lacks.
+
+    Raises BuildError when the linker fails.
+    """
+    _execute(toolchain, ["-shared", "-fPIC", "-o", str(output), *map(str, objects), "-lm"], folder)
+
+
+def link_static(toolchain: Toolchain, objects: Sequence[Path], output: Path, folder: Path) -> None:
+    """Link `objects`, one with a `main`, into the executable `output`, which needs no file beside it.
+
+    `toolchain` is one of `find_static_toolchain`. Raises BuildError when a symbol is undefined.
+    """
+    _execute(
+        toolchain,
+        ["-s", "-Wl,--gc-sections", "-o", str(output), *map(str, objects), "-lm", "-lpthread"],
+        folder,
+    )
+
+
+def link_plugin(toolchain: Toolchain, objects: Sequence[Path], output: Path, folder: Path) -> None:
+    """Link `objects` into the library `output`; the program that loads it has its undefined symbols."""
+    _execute(toolchain, ["-shared", "-o", str(output), *map(str, objects)], folder)
 
 
 def check_self_contained(path: Path) -> None:

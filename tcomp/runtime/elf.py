@@ -10,7 +10,9 @@ from functools import cached_property
 from tcomp.errors import ArtifactError
 
 MACHINES = {3: "x86", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv"}
-_SHARED_OBJECT = 3
+RELOCATABLE, SHARED_OBJECT = 1, 3
+"""Types of files: what a compiler writes, and a library."""
+_EXECUTABLE_FLAG = 4
 _SECTION_STRING_TABLE, _SECTION_DYNAMIC, _SECTION_DYNAMIC_SYMBOLS, _SECTION_NO_BITS = 3, 6, 11, 8
 _TAG_NEEDED = 1
 _LOCAL, _WEAK = 0, 2
@@ -45,6 +47,11 @@ class Section:
     offset: int
     size: int
     link: int
+    flags: int = 0
+
+    @property
+    def is_code(self) -> bool:
+        return bool(self.flags & _EXECUTABLE_FLAG)
 
 
 @dataclass(frozen=True)
@@ -58,13 +65,14 @@ class Symbol:
 
 @dataclass(frozen=True)
 class SharedLibrary:
-    """A parsed little-endian ELF shared library. `data` is its whole content.
+    """A parsed little-endian ELF shared library, or file of another type. `data` is its whole content.
 
-    Every property raises ArtifactError when the file is damaged.
+    Every property raises ArtifactError when the file is damaged or of another type.
     """
 
     path: str
     data: memoryview
+    file_type: int = SHARED_OBJECT
 
     @cached_property
     def machine(self) -> str:
@@ -80,7 +88,8 @@ class SharedLibrary:
         raw = [self._unpack(layout.section, section_offset + i * entry_bytes) for i in range(count)]
         names = Section("", raw[names_index][1], raw[names_index][4], raw[names_index][5], 0)
         return tuple(
-            Section(self._string(names, entry[0]), entry[1], entry[4], entry[5], entry[6]) for entry in raw
+            Section(self._string(names, entry[0]), entry[1], entry[4], entry[5], entry[6], entry[2])
+            for entry in raw
         )
 
     def section(self, name: str) -> Section | None:
@@ -132,8 +141,9 @@ class SharedLibrary:
         if len(self.data) < 6 or self.data[4] not in _LAYOUTS or self.data[5] != 1:
             raise ArtifactError(f"{self.path} is not a little-endian library; compile for this machine")
         kind, machine, _, _, _, sections, *_, entry, count, names = self._unpack(self._layout.header, 16)
-        if kind != _SHARED_OBJECT:
-            raise ArtifactError(f"{self.path} is an ELF file but no shared library")
+        if kind != self.file_type:
+            wanted = "shared library" if self.file_type == SHARED_OBJECT else "object file"
+            raise ArtifactError(f"{self.path} is an ELF file but no {wanted}")
         return kind, machine, sections, entry, count, names
 
     @property
