@@ -14,6 +14,7 @@ from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Space
 from tcomp.tensor.template import template_for
+from tcomp.tuner.provenance import simulated_device
 from tcomp.tuner.records import Problem, Record, config_key, read_log
 
 UNVERIFIED = 1.03
@@ -71,7 +72,8 @@ class Records:
     def lookup(self, kernel: Kernel, target: Target, threads: int = 1, device: str | None = None) -> Lookup:
         """The best record of `kernel` for the target's isa, preferably measured on `device`.
 
-        Only records that `counts` accepts are looked at.
+        Only records that `counts` accepts are looked at. Where nothing was measured, estimates for the
+        target's core go before those for others of its isa.
         """
         template = template_for(kernel, target)
         space = template.space(kernel, target)
@@ -85,6 +87,8 @@ class Records:
             versions = ", ".join(sorted({r.template for r in found}))
             default = template.id_of(space.default)
             return Lookup("stale", note=f"records are of {versions}, the template is {default}")
+        if all(r.simulated for r in current):
+            device = simulated_device(target)
         record, elsewhere = best_record(current, space.default, device), ""
         if record is None:
             return Lookup("missing", note="no trial succeeded")

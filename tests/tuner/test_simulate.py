@@ -117,6 +117,9 @@ def test_the_lookup_says_what_was_estimated() -> None:
     }  # fmt: skip
     found = Records([simulated(1e-3, **common)]).lookup(task.kernel, A76, 1, "a board")
     assert (found.state, found.note) == ("hit", "not measured but estimated: simulated core")
+    a55 = replace(simulated(1e-3, **common), device="simulated cortex-a55")
+    mine = replace(simulated(2e-3, **common), device="simulated cortex-a76")
+    assert Records([a55, mine]).best(task.kernel, A76, 1, "a board") == mine, "the same isa, another core"
     both = Records([simulated(1e-3, **common), record(2e-3, **common)])
     assert both.lookup(task.kernel, A76, 1, "some CPU").note == ""
 

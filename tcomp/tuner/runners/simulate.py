@@ -26,6 +26,7 @@ from tcomp.errors import TargetError, UsageError
 from tcomp.target.target import Target
 from tcomp.tensor.knobs import Config
 from tcomp.tensor.template import schedule
+from tcomp.tuner.provenance import simulated_device
 from tcomp.tuner.records import Times
 from tcomp.tuner.runner import (
     RUNNERS,
@@ -66,7 +67,7 @@ class SimulateRunner(Runner):
             find_static_toolchain(target)
         find_llvm_mca()
         native_toolchain()
-        return Device(f"simulated {' and '.join(sorted({_core(t) for t in targets}))}", simulated=True)
+        return Device(" and ".join(sorted({simulated_device(t) for t in targets})), simulated=True)
 
     def open(self, folder: Path, threads: int) -> Station[Any]:
         return _Simulation(folder)
@@ -165,10 +166,6 @@ def _conditions(count: CycleCount) -> dict[str, str]:
         "instructions": f"{count.instructions}",
         "stack_accesses": f"{count.spills}",
     }
-
-
-def _core(target: Target) -> str:
-    return str(target.llvm["mcpu"])
 
 
 def _parse(text: str) -> Runner:
