@@ -51,14 +51,6 @@ def link(toolchain: Toolchain, objects: Sequence[Path], output: Path, folder: Pa
     check_self_contained(output)
 
 
-def link_module(toolchain: Toolchain, objects: Sequence[Path], output: Path, folder: Path) -> None:
-    """Link `objects` into a shared library that TVM's runtime loads, and gives what it lacks.
-
-    Raises BuildError when the linker fails.
-    """
-    _execute(toolchain, ["-shared", "-fPIC", "-o", str(output), *map(str, objects), "-lm"], folder)
-
-
 def link_static(toolchain: Toolchain, objects: Sequence[Path], output: Path, folder: Path) -> None:
     """Link `objects`, one with a `main`, into the executable `output`, which needs no file beside it.
 
@@ -73,7 +65,7 @@ def link_static(toolchain: Toolchain, objects: Sequence[Path], output: Path, fol
 
 def link_plugin(toolchain: Toolchain, objects: Sequence[Path], output: Path, folder: Path) -> None:
     """Link `objects` into the library `output`; the program that loads it has its undefined symbols."""
-    _execute(toolchain, ["-shared", "-o", str(output), *map(str, objects)], folder)
+    _execute(toolchain, ["-shared", "-o", str(output), *map(str, objects), "-lm"], folder)
 
 
 def check_self_contained(path: Path) -> None:
