@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 
 from tcomp.codegen.c_abi import needed_features
@@ -34,6 +35,23 @@ def by_preference(targets: Sequence[Target]) -> tuple[Target, ...]:
                 "keep one of them"
             )
     return tuple(sorted(targets, key=lambda t: (len(features[t]), speed(t)), reverse=True))
+
+
+def graph_target(targets: Sequence[Target]) -> Target:
+    """The target that decides the graph of a library for all `targets`: the preferred one, with caches and
+    features that all have. Products take 16 bits only where that is faster on all."""
+    first, *others = targets
+    if not others:
+        return first
+    agreed = all(target.fast_dtype == first.fast_dtype for target in others)
+    return replace(
+        first,
+        name=",".join(target.name for target in targets),
+        cache_bytes=tuple(map(min, zip(*(target.cache_bytes for target in targets), strict=True))),
+        cores=max(target.cores for target in targets),
+        features=first.features.intersection(*(target.features for target in others)),
+        fast_dtype=first.fast_dtype if agreed else None,
+    )
 
 
 def cold_kernels(graph: Graph, targets: Sequence[Target]) -> frozenset[str]:

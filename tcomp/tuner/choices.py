@@ -19,13 +19,17 @@ from tcomp.tuner.task import kernels
 
 @dataclass(frozen=True)
 class Choices:
-    """Where each kernel's config came from, by kernel label; `configs` by `Kernel.key`."""
+    """Where each kernel's config came from, by kernel label; `configs` by `Kernel.key`.
+
+    `elsewhere` and `simulated` are the devices of records that were made on others, or by estimates.
+    """
 
     configs: Mapping[str, Config]
     tuned: int = 0
     default: int = 0
     missing: tuple[str, ...] = ()
     elsewhere: tuple[str, ...] = ()
+    simulated: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
 
     def config_of(self, kernel: Kernel) -> Config | None:
@@ -35,10 +39,13 @@ class Choices:
         text = (
             f"{self.tuned} kernels tuned, {self.default} with nothing to choose, {len(self.missing)} default"
         )
-        devices = sorted(set(self.elsewhere))
-        return text + (
-            f"; {len(self.elsewhere)} tuned on another CPU: {', '.join(devices)}" if devices else ""
-        )
+        for devices, how in (
+            (self.elsewhere, "tuned on another CPU"),
+            (self.simulated, "not measured but estimated"),
+        ):
+            if devices:
+                text += f"; {len(devices)} {how}: {', '.join(sorted(set(devices)))}"
+        return text
 
 
 def choose_configs(graph: Graph, target: Target, logs: Sequence[str | Path], threads: int = 1) -> Choices:
@@ -93,6 +100,7 @@ class _Chosen:
     default: int = 0
     missing: list[str] = field(default_factory=list[str])
     elsewhere: list[str] = field(default_factory=list[str])
+    simulated: list[str] = field(default_factory=list[str])
 
     def add(self, kernel: Kernel, found: Lookup, packed: Packed | None) -> None:
         """`packed` are the configs to choose from, None meaning all."""
@@ -104,7 +112,9 @@ class _Chosen:
         if record is not None:
             self.tuned += 1
             self.configs[kernel.key] = record.config
-            if record.device != self.device:
+            if record.simulated:
+                self.simulated.append(record.device)
+            elif record.device != self.device:
                 self.elsewhere.append(record.device)
         elif found.state == "default":
             self.default += 1
@@ -112,5 +122,5 @@ class _Chosen:
             self.missing.append(f"{kernel.label}: {note}")
 
     def choices(self, problems: tuple[str, ...]) -> Choices:
-        missing, elsewhere = tuple(self.missing), tuple(self.elsewhere)
-        return Choices(self.configs, self.tuned, self.default, missing, elsewhere, problems)
+        missing, elsewhere, simulated = map(tuple, (self.missing, self.elsewhere, self.simulated))
+        return Choices(self.configs, self.tuned, self.default, missing, elsewhere, simulated, problems)

@@ -10,7 +10,7 @@ from small_models import chain
 
 from tcomp.api import compile, optimize
 from tcomp.codegen.artifact import Report, Variant, compile_variants
-from tcomp.codegen.variants import by_preference, cold_kernels
+from tcomp.codegen.variants import by_preference, cold_kernels, graph_target
 from tcomp.errors import ArtifactError, TargetError
 from tcomp.plan import distinct_kernels
 from tcomp.relay.builder import GraphBuilder
@@ -19,6 +19,7 @@ from tcomp.relay.graph import Graph
 from tcomp.runtime import load
 from tcomp.target.host import host_target, missing_features
 from tcomp.target.parse import parse_target, parse_targets
+from tcomp.target.target import Target
 
 HOST = host_target()
 BOTH = "x86-64-v3,x86-64-v4"
@@ -114,6 +115,18 @@ def test_more_features_are_preferred() -> None:
     ]  # fmt: skip
     with pytest.raises(TargetError, match="`x86-64-v3` and `twin` use the same features"):
         by_preference([parse_target("x86-64-v3"), parse_target('{"tag": "x86-64-v3", "name": "twin"}')])
+
+
+def test_the_graph_suits_all() -> None:
+    def target(text: str) -> Target:
+        return graph_target(by_preference(parse_targets(text)))
+
+    assert target("x86-64-v3,x86-64-v4").lanes() == 16
+    assert target("haswell,x86-64-v4").cache_bytes == (32 * 1024, 256 * 1024, 2048 * 1024)
+    assert target("cortex-a76,cortex-a55").multiplies("int8")
+    assert not target("cortex-a76,cortex-a72").multiplies("int8")
+    assert target("znver4,x86-64-v3").fast_dtype is None
+    assert target("znver4").fast_dtype == "bfloat16"
 
 
 def test_kernels_that_take_no_time_are_common() -> None:

@@ -1,9 +1,11 @@
+#define _GNU_SOURCE
 #include "variant.h"
 
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
+#include "affinity.h"
 #include "cpu.h"
 
 #define NAME_BYTES 32
@@ -41,14 +43,21 @@ static tcomp_status named(const char *name, const tcomp_variant_info **result, m
   return TCOMP_ERROR_ARGUMENT;
 }
 
-tcomp_status tcomp_choose_variant(const char *name, const tcomp_variant_info **result, char *text,
+/* The variant for the fastest core that `options` choose. */
+static int32_t preferred_variant(const tcomp_options *options) {
+  cpu_set_t cpus;
+  if (tcomp_model.core_count == 0) return 0; /* CPUs that do not name themselves */
+  tcomp_choose_cpus(options, &cpus);
+  return tcomp_cpu_variant(&cpus, tcomp_model.cores, tcomp_model.core_count);
+}
+
+tcomp_status tcomp_choose_variant(const tcomp_options *options, const tcomp_variant_info **result, char *text,
                                   size_t text_bytes) {
   message message = {text, text_bytes, 0};
   char missing[NAME_BYTES];
-  if (name != NULL) return named(name, result, &message);
-  int32_t count = tcomp_model.variant_count, preferred = 0;
-  if (tcomp_model.core_count > 0) preferred = tcomp_cpu_variant(tcomp_model.cores, tcomp_model.core_count);
-  *result = &tcomp_model.variants[preferred];
+  if (options->variant != NULL) return named(options->variant, result, &message);
+  int32_t count = tcomp_model.variant_count;
+  *result = &tcomp_model.variants[preferred_variant(options)];
   if (!tcomp_cpu_lacks((*result)->features, missing, sizeof missing)) return TCOMP_OK;
   for (int32_t i = 0; i < count; i++) {
     *result = &tcomp_model.variants[i];
