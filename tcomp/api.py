@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tcomp.accuracy import TOLERANCE, lower_within
-from tcomp.codegen.artifact import Report, Weights, compile_graph
+from tcomp.codegen.artifact import Report, Variant, Weights, compile_graph, compile_variants
 from tcomp.codegen.artifact import compile_benchmark as write_benchmark
 from tcomp.codegen.bench_case import BenchCase
 from tcomp.codegen.bindings import check_bindings, write_bindings
+from tcomp.codegen.variants import by_preference, graph_target
 from tcomp.errors import CheckFailed, ModelError, UnsupportedError, UsageError
 from tcomp.frontend.onnx import import_onnx
 from tcomp.relay.evaluate import evaluate
@@ -21,13 +22,12 @@ from tcomp.relay.graph import Graph
 from tcomp.relay.parser import load_graph
 from tcomp.relay.specialize import specialize
 from tcomp.relay.types import Array
-from tcomp.target.parse import parse_target
+from tcomp.target.parse import parse_target, parse_targets
 from tcomp.target.target import Target
-from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.knobs import Config
 from tcomp.transform.lower_precision import describe_precision
 from tcomp.transform.pipeline import Precision
 from tcomp.transform.pipeline import optimize as optimize_graph
+from tcomp.tuner.choices import Choices, choose_configs, choose_together
 from tcomp.tuner.lookup import Records
 from tcomp.tuner.loop import TaskResult, TuneOptions
 from tcomp.tuner.loop import tune as tune_tasks
@@ -35,7 +35,7 @@ from tcomp.tuner.progress import Progress
 from tcomp.tuner.provenance import device_name
 from tcomp.tuner.replay import ReplayReport
 from tcomp.tuner.replay import replay as replay_graph
-from tcomp.tuner.task import Task, kernels, tasks
+from tcomp.tuner.task import Task, tasks
 from tcomp.tuner.whole_model import settle
 from tcomp.verification import Tolerance, Verification, chosen_inputs, verify_model
 
@@ -91,69 +91,11 @@ def as_target(target: str | Target) -> Target:
 
 
 @dataclass(frozen=True)
-class Choices:
-    """Where each kernel's config came from, by kernel label; `configs` by `Kernel.key`.
-
-    `elsewhere` and `simulated` are the devices of records that were made on others, or by estimates.
-    """
-
-    configs: Mapping[str, Config]
-    tuned: int = 0
-    default: int = 0
-    missing: tuple[str, ...] = ()
-    elsewhere: tuple[str, ...] = ()
-    simulated: tuple[str, ...] = ()
-    problems: tuple[str, ...] = ()
-
-    def config_of(self, kernel: Kernel) -> Config | None:
-        return self.configs.get(kernel.key)
-
-    def __str__(self) -> str:
-        text = (
-            f"{self.tuned} kernels tuned, {self.default} with nothing to choose, {len(self.missing)} default"
-        )
-        for devices, how in (
-            (self.elsewhere, "tuned on another CPU"),
-            (self.simulated, "not measured but estimated"),
-        ):
-            if devices:
-                text += f"; {len(devices)} {how}: {', '.join(sorted(set(devices)))}"
-        return text
-
-
-def choose_configs(graph: Graph, target: Target, logs: Sequence[str | Path], threads: int = 1) -> Choices:
-    """The best recorded config of every kernel of the optimised `graph`.
-
-    Raises RecordError when a log cannot be read.
-    """
-    records = Records.load(logs)
-    device = device_name()
-    configs: dict[str, Config] = {}
-    default, missing, elsewhere, simulated = 0, list[str](), list[str](), list[str]()
-    for kernel, _ in kernels(graph):
-        found = records.lookup(kernel, target, threads, device)
-        if found.record is not None:
-            configs[kernel.key] = found.record.config
-            if found.record.simulated:
-                simulated.append(found.record.device)
-            elif found.record.device != device:
-                elsewhere.append(found.record.device)
-        elif found.state == "default":
-            default += 1
-        else:
-            missing.append(f"{kernel.label}: {found.note}")
-    problems = tuple(str(p) for p in records.problems)
-    return Choices(
-        configs, len(configs), default, tuple(missing), tuple(elsewhere), tuple(simulated), problems
-    )
-
-
-@dataclass(frozen=True)
 class Compiled:
-    """A written artifact: where its configs came from, the code generator's report, what runs in 16 bits,
-    the sources that call it from other languages."""
+    """A written artifact: where the configs of each variant came from, by its name, the preferred one first;
+    the code generator's report; what runs in 16 bits; the sources that call it from other languages."""
 
-    choices: Choices
+    choices: Mapping[str, Choices]
     report: Report
     precision: str
     bindings: tuple[Path, ...] = ()
@@ -172,9 +114,13 @@ def compile(
     inputs: Mapping[str, Array] | None = None,
     tolerance: float = TOLERANCE,
     bindings: Sequence[str] = (),
+    own_weights: bool = False,
 ) -> Compiled:
     """Compile `model` to the shared library `output`, with the configs of `logs` where there are records.
 
+    `target` may name several CPUs (`x86-64-v3,x86-64-v4`): the library then has code for each and takes the
+    best for the one it runs on. All share weights, which are packed in one way that suits them all, or, with
+    `own_weights`, for each as suits it best.
     `threads` selects the records that were measured with that many threads; the library itself runs with
     any number. With precision `fast` the library is run once on `inputs` (random where not given), and
     kernels stay in float32 while an output is off by more than `tolerance` of its largest magnitude.
@@ -182,18 +128,20 @@ def compile(
     Raises CheckFailed when `require_tuned` and a tunable kernel has no record.
     """
     check_bindings(bindings)
-    chosen = as_target(target)
+    targets = by_preference(parse_targets(target) if isinstance(target, str) else (target,))
+    chosen = graph_target(targets)
     loaded = load_model(model, input_shapes)
     exact = static_kernels(loaded, chosen)
-    written: list[tuple[Choices, Report]] = []
+    written: list[tuple[dict[str, Choices], Report]] = []
 
     def build(graph: Graph) -> Path:
-        choices = choose_configs(graph, chosen, logs, threads)
-        if require_tuned and choices.missing:
-            listed = "; ".join(choices.missing)
-            raise CheckFailed(f"{len(choices.missing)} kernels have no usable record: {listed}")
-        report = compile_graph(graph, chosen, Path(output), choices.config_of, weights)
-        written.append((choices, report))
+        choices = choose_together(graph, targets, logs, threads, own_weights)
+        missing = [kernel for one in choices for kernel in one.missing]
+        if require_tuned and missing:
+            raise CheckFailed(f"{len(missing)} kernels have no usable record: {'; '.join(missing)}")
+        variants = [Variant(t, one.config_of) for t, one in zip(targets, choices, strict=True)]
+        report = compile_variants(graph, variants, Path(output), weights)
+        written.append((dict(zip(report.programs, choices, strict=True)), report))
         return report.library
 
     note = ""

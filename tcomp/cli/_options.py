@@ -28,12 +28,13 @@ def add_model(parser: argparse.ArgumentParser, optional: bool = False) -> None:
     )
 
 
-def add_target(parser: argparse.ArgumentParser) -> None:
+def add_target(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    more = "; or several tags, as in arm64-android+cortex-a55,cortex-a76, for one library" if several else ""
     parser.add_argument(
         "--target",
         metavar="TARGET",
         default="llvm",
-        help="`llvm`: the CPU here (default); a tag of `tcomp targets`; or a JSON dict",
+        help=f"`llvm`: the CPU here (default); a tag of `tcomp targets`; a JSON dict{more}",
     )
 
 

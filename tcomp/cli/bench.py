@@ -21,7 +21,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from tcomp.api import Compiled, as_target, compile_benchmark
+from tcomp.api import Compiled, compile_benchmark
 from tcomp.api import compile as compile_model
 from tcomp.cli._options import (
     add_logs,
@@ -39,11 +39,12 @@ from tcomp.errors import UsageError
 from tcomp.profiling import StepProfile, profile, step_facts, table
 from tcomp.runtime import Model, load
 from tcomp.runtime.peers import PEERS
+from tcomp.target.parse import parse_targets
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
-    add_target(parser)
+    add_target(parser, several=True)
     add_precision(parser)
     add_logs(parser)
     add_threads(parser)
@@ -144,8 +145,9 @@ def _per_op(
     facts = None
     if compiled is not None:
         machine = measure_machine(arguments.threads)
-        program, config_of = compiled.report.program, compiled.choices.config_of
-        facts = step_facts(program, as_target(arguments.target), config_of, machine)
+        targets = {target.variant: target for target in parse_targets(arguments.target)}
+        program, choices = compiled.report.programs[model.variant], compiled.choices[model.variant]
+        facts = step_facts(program, targets[model.variant], choices.config_of, machine)
     return profile(model, inputs, arguments.rounds, facts)
 
 
@@ -163,5 +165,6 @@ def _model(arguments: argparse.Namespace, path: Path, stack: ExitStack) -> tuple
         threads=arguments.threads,
         precision=arguments.precision,
     )
-    print(compiled.choices, compiled.precision, sep="\n", file=sys.stderr)
-    return stack.enter_context(load(library, threads=arguments.threads)), compiled
+    model = stack.enter_context(load(library, threads=arguments.threads))
+    print(compiled.choices[model.variant], compiled.precision, sep="\n", file=sys.stderr)
+    return model, compiled

@@ -28,7 +28,7 @@ from tcomp.cli.run import read_arrays
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
-    add_target(parser)
+    add_target(parser, several=True)
     add_precision(parser)
     add_logs(parser)
     add_threads(parser, "use records that were measured with so many threads")
@@ -40,6 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("embed", "separate"),
         default="embed",
         help="inside the library, or in FILE.weights",
+    )
+    parser.add_argument(
+        "--own-weights",
+        action="store_true",
+        help="with several targets: pack weights for each as suits it best, not for all in one way",
     )
     parser.add_argument(
         "--require-tuned", action="store_true", help="exit 1 when a tunable kernel has no record"
@@ -82,14 +87,17 @@ def run(arguments: argparse.Namespace) -> int:
         None if arguments.check_input is None else read_arrays(arguments.check_input),
         arguments.tolerance,
         arguments.bindings,
+        arguments.own_weights,
     )
     seconds = time.perf_counter() - start
-    choices, report, program = compiled.choices, compiled.report, compiled.report.program
+    report, program = compiled.report, compiled.report.program
+    choices = next(iter(compiled.choices.values()))
     for problem in choices.problems:
         print(f"skipped {problem}", file=sys.stderr)
     facts = {
         "library": str(report.library),
         "library_bytes": report.library_bytes,
+        "variants": list(compiled.choices),
         "kernels": len(program.kernels),
         "steps": len(program.steps),
         "tuned": choices.tuned,
@@ -105,7 +113,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(facts))
         return 0
-    print(f"{report.library}: {size_text(report.library_bytes)}, {len(program.steps)} steps, {choices}")
+    alone = f", {choices}" if len(compiled.choices) == 1 else ""
+    print(f"{report.library}: {size_text(report.library_bytes)}, {len(program.steps)} steps{alone}")
+    for name, chosen in compiled.choices.items() if not alone else ():
+        print(f"{name}: {chosen}")
     if compiled.precision:
         print(compiled.precision)
     if compiled.bindings:

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,14 +20,22 @@ from tcomp.codegen import c_abi
 from tcomp.codegen.bench_case import BenchCase, bench_sources
 from tcomp.codegen.describe import description, description_source
 from tcomp.codegen.link import RUNTIME, SOURCES, compile_c, link, link_static
-from tcomp.codegen.model_source import kernel_symbol, model_header, model_source, weights_source
+from tcomp.codegen.model_source import (
+    VariantCode,
+    kernel_symbol,
+    model_header,
+    model_source,
+    weights_source,
+)
 from tcomp.codegen.toolchain import Toolchain, find_static_toolchain, find_toolchain, static_target
+from tcomp.codegen.variants import cold_kernels
 from tcomp.errors import BuildError, GraphError
-from tcomp.plan import Program, distinct_kernels, plan
+from tcomp.plan import Program, distinct_kernels, plan_variants
 from tcomp.plan.program import PlannedConstant
 from tcomp.relay.graph import Graph
 from tcomp.relay.types import numpy_dtype
 from tcomp.runtime.stamp import write_stamp
+from tcomp.target.arm_parts import preferences
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
@@ -40,15 +48,34 @@ _EMBED_LIMIT = 2**31 - 2**26
 
 
 @dataclass(frozen=True)
-class Report:
-    """What was compiled, its files and their sizes, and where the seconds went."""
+class Variant:
+    """A kind of CPU that a library has code for.
 
-    program: Program
+    `config_of` gives each kernel's schedule configuration, None meaning its template's default.
+    """
+
+    target: Target
+    config_of: ConfigOf | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was compiled, its files and their sizes, and where the seconds went.
+
+    `programs` has one for each variant, by its name, the preferred one first.
+    """
+
+    programs: Mapping[str, Program]
     library: Path
     header: Path
     weights: Path | None
     library_bytes: int
     seconds: dict[str, float] = field(default_factory=dict[str, float])
+
+    @property
+    def program(self) -> Program:
+        """The program of the preferred variant: order, arena and weights are those of all."""
+        return next(iter(self.programs.values()))
 
 
 def compile_graph(
@@ -59,34 +86,46 @@ def compile_graph(
     weights: Weights = "embed",
     jobs: int | None = None,
 ) -> Report:
+    """A library for one kind of CPU: see `compile_variants`."""
+    return compile_variants(graph, [Variant(target, config_of)], output, weights, jobs)
+
+
+def compile_variants(
+    graph: Graph,
+    variants: Sequence[Variant],
+    output: Path,
+    weights: Weights = "embed",
+    jobs: int | None = None,
+) -> Report:
     """Write the library `output`, its header and tcomp.h beside it, and with `separate` its weights.
 
-    `graph` has only kernels and views; `config_of` gives each kernel's schedule configuration, None
-    meaning its template's default. `jobs` bounds the threads that generate code. Files appear complete or
-    not at all.
+    `graph` has only kernels and views. Of `variants`, the preferred one first (`by_preference`), the library
+    takes the first that runs on the CPU, or the one for its core where cores name themselves. `jobs` bounds
+    the threads that generate code. Files appear complete or not at all.
     Raises GraphError for symbolic shapes, BuildError when code generation, the C compiler or writing fails.
     """
     _check_static(graph)
     clock = _Clock()
-    toolchain = find_toolchain(target)
+    toolchain = find_toolchain(variants[0].target)
     with clock.measure("schedule"):
-        scheduled = _schedule_all(graph, target, config_of)
+        cold = cold_kernels(graph, [v.target for v in variants])
+        scheduled = [_schedule_all(graph, v.target, v.config_of) for v in variants]
+        scheduled = [{**one, **{key: scheduled[-1][key] for key in cold}} for one in scheduled]
     with clock.measure("plan"):
-        program = plan(graph, scheduled)
-    embed = weights == "embed"
-    if embed and program.weights_bytes > _EMBED_LIMIT:
-        raise BuildError(
-            f"{program.weights_bytes} bytes of weights are too many to embed; use separate weights"
-        )
+        programs = plan_variants(graph, scheduled)
+    embed, weights_bytes = weights == "embed", programs[0].weights_bytes
+    if embed and weights_bytes > _EMBED_LIMIT:
+        raise BuildError(f"{weights_bytes} bytes of weights are too many to embed; use separate weights")
     with _writing(output) as folder:
         with clock.measure("code"):
-            objects = _kernel_objects(program, target, folder, jobs)
+            codes, objects = _generate(programs, [v.target for v in variants], cold, folder, jobs)
         with clock.measure("weights"):
-            digest = _write_weights(program, folder / "weights")
+            digest = _write_weights(programs[0], folder / "weights")
         with clock.measure("link"):
-            _link_library(toolchain, program, target, objects, folder, embed, digest)
-        files = _install(program, target, folder, output, embed)
-    return Report(program, output, files.header, files.weights, output.stat().st_size, clock.seconds)
+            _link_library(toolchain, codes, objects, folder, embed, digest)
+        files = _install(codes, folder, output, embed)
+    named = {v.target.variant: program for v, program in zip(variants, programs, strict=True)}
+    return Report(named, output, files.header, files.weights, output.stat().st_size, clock.seconds)
 
 
 def compile_benchmark(
@@ -99,13 +138,13 @@ def compile_benchmark(
     _check_static(graph)
     target = static_target(target)
     toolchain = find_static_toolchain(target)
-    program = plan(graph, _schedule_all(graph, target, config_of))
+    (program,) = programs = plan_variants(graph, [_schedule_all(graph, target, config_of)])
     if program.weights_bytes > _EMBED_LIMIT:
         raise BuildError(f"{program.weights_bytes} bytes of weights are too many for a static program")
     with _writing(output) as folder:
-        objects = _kernel_objects(program, target, folder, None)
+        codes, objects = _generate(programs, [target], frozenset(), folder, None)
         digest = _write_weights(program, folder / "weights")
-        sources = _model_sources(program, target, objects, folder, True, digest)
+        sources = _model_sources(codes, objects, folder, True, digest)
         sources += bench_sources(case, folder)
         link_static(toolchain, [*compile_c(toolchain, sources, folder), *objects], folder / "program", folder)
         os.replace(folder / "program", output)
@@ -175,18 +214,47 @@ def _jobs(jobs: int | None) -> int:
     return jobs if jobs is not None else len(os.sched_getaffinity(0))
 
 
-def _kernel_objects(program: Program, target: Target, folder: Path, jobs: int | None) -> list[Path]:
-    """An object file for each kernel. TVM leaves Python's lock while it generates code, so threads help."""
+def _generate(
+    programs: Sequence[Program],
+    targets: Sequence[Target],
+    cold: frozenset[str],
+    folder: Path,
+    jobs: int | None,
+) -> tuple[list[VariantCode], list[Path]]:
+    """The code of each variant, and the object files of all; kernels that came out the same share one.
 
-    def one(index: int) -> Path:
-        symbol = kernel_symbol(program, index)
+    `cold` are the keys of kernels that all variants have compiled for the last target.
+    """
+    codes: list[VariantCode] = []
+    objects: dict[str, bytes] = {}
+    for number, (program, target) in enumerate(zip(programs, targets, strict=True)):
+        symbols: list[str] = []
+        used = [targets[-1] if planned.kernel.key in cold else target for planned in program.kernels]
+        for index, code in enumerate(_kernel_objects(program, used, number, jobs)):
+            own = kernel_symbol(program, index, number)
+            earlier = [kernel_symbol(program, index, n) for n in range(number)]
+            same = (s for s in earlier if objects.get(s) == code.replace(own.encode(), s.encode()))
+            symbols.append(next(same, own))
+            objects.setdefault(symbols[-1], code)
+        codes.append(VariantCode(target, program, c_abi.needed_features(target), symbols))
+    paths = [folder / f"{symbol}.o" for symbol in objects]
+    for path, code in zip(paths, objects.values(), strict=True):
+        path.write_bytes(code)
+    return codes, paths
+
+
+def _kernel_objects(
+    program: Program, targets: Sequence[Target], number: int, jobs: int | None
+) -> list[bytes]:
+    """The object of each kernel, for its target. TVM leaves Python's lock meanwhile, so threads help."""
+
+    def one(index: int) -> bytes:
         planned = program.kernels[index]
-        path = folder / f"{symbol}.o"
+        functions = {kernel_symbol(program, index, number): planned.scheduled.function}
         try:
-            path.write_bytes(c_abi.object_code({symbol: planned.scheduled.function}, target))
+            return c_abi.object_code(functions, targets[index])
         except BuildError as error:
             raise BuildError(f"{error}; kernel {planned.kernel.key}") from error
-        return path
 
     with ThreadPoolExecutor(_jobs(jobs)) as threads:
         return list(threads.map(one, range(len(program.kernels))))
@@ -222,43 +290,42 @@ def _packed(entry: PlannedConstant) -> memoryview:
 
 def _link_library(
     toolchain: Toolchain,
-    program: Program,
-    target: Target,
+    codes: Sequence[VariantCode],
     objects: Sequence[Path],
     folder: Path,
     embed: bool,
     digest: bytes,
 ) -> None:
-    sources = _model_sources(program, target, objects, folder, embed, digest)
+    sources = _model_sources(codes, objects, folder, embed, digest)
     library = folder / "library"
     link(toolchain, [*compile_c(toolchain, sources, folder), *objects], library, folder)
     write_stamp(library)
 
 
 def _model_sources(
-    program: Program, target: Target, objects: Sequence[Path], folder: Path, embed: bool, digest: bytes
+    codes: Sequence[VariantCode], objects: Sequence[Path], folder: Path, embed: bool, digest: bytes
 ) -> list[Path]:
     """C and assembly that make the model whole with its kernels' `objects`."""
-    features = c_abi.needed_features(target)
     model, about, packed = folder / "model.c", folder / "about.S", folder / "about"
-    model.write_text(model_source(program, target, features, embed, digest))
-    packed.write_bytes(description(program, target, features, embed, objects).pack())
+    cores = preferences([code.target for code in codes]) if len(codes) > 1 else []
+    model.write_text(model_source(codes, cores, embed, digest))
+    packed.write_bytes(description(codes, embed, objects).pack())
     about.write_text(description_source(packed))
     sources = [model, about, *(SOURCES / name for name in RUNTIME)]
-    if embed and program.weights_bytes:
+    if embed and codes[0].program.weights_bytes:
         assembly = folder / "embedded.S"
         assembly.write_text(weights_source(str(folder / "weights")))
         sources.append(assembly)
     return sources
 
 
-def _install(program: Program, target: Target, folder: Path, output: Path, embed: bool) -> _Files:
+def _install(codes: Sequence[VariantCode], folder: Path, output: Path, embed: bool) -> _Files:
     """Rename the finished files into place, the library last."""
     header, interface = output.with_suffix(".h"), output.parent / "tcomp.h"
-    (folder / "model.h").write_text(model_header(program, target))
+    (folder / "model.h").write_text(model_header(codes))
     shutil.copyfile(SOURCES / "tcomp.h", folder / "tcomp.h")
     weights = None
-    if not embed and program.weights_bytes:
+    if not embed and codes[0].program.weights_bytes:
         weights = output.with_suffix(".weights")
         os.replace(folder / "weights", weights)
     os.replace(folder / "tcomp.h", interface)

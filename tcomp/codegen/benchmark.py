@@ -18,7 +18,7 @@ from tcomp.tensor.template import Scheduled
 
 KERNEL = "tcomp_kernel"
 """The symbol under which the program calls the kernel."""
-_MODELS_OWN = "context.c"
+_MODELS_OWN = ("context.c", "variant.c")
 """The part of the C runtime that needs a model; `benchmark.c` is in its place."""
 
 
@@ -98,7 +98,7 @@ class Linker:
         Raises BuildError when the toolchain fails.
         """
         if not self._common:
-            names = ["benchmark.c", *(name for name in RUNTIME if name != _MODELS_OWN)]
+            names = ["benchmark.c", *(name for name in RUNTIME if name not in _MODELS_OWN)]
             sources = [SOURCES / name for name in names]
             self._common = compile_c(self._toolchain, sources, self._folder)
         if arguments not in self._calls:

@@ -5,27 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tcomp.plan import Program
+from tcomp.codegen.model_source import VariantCode, common_features, instruction_sets, target_names
 from tcomp.plan.program import Tensor
 from tcomp.runtime.description import SECTION, Description
 from tcomp.runtime.elf import RELOCATABLE, SharedLibrary
 from tcomp.runtime.library import TensorInfo
-from tcomp.target.target import Target
 
 
-def description(
-    program: Program, target: Target, features: Sequence[str], embed: bool, kernels: Sequence[Path]
-) -> Description:
-    """What to say of `program`, whose kernels are in the object files `kernels`, named after them.
+def description(variants: Sequence[VariantCode], embed: bool, kernels: Sequence[Path]) -> Description:
+    """What to say of a library of `variants`, with `kernels` in object files that are named after them.
 
     The sizes of kernels are taken here because a library keeps no names of the functions that a parallel
     kernel consists of.
     """
+    program = variants[0].program
     return Description(
         program.name,
-        target.name,
-        target.isa,
-        tuple(features),
+        target_names(variants),
+        instruction_sets(variants),
+        tuple(common_features(variants)),
         _tensors(program.inputs),
         _tensors(program.outputs),
         program.arena_bytes,

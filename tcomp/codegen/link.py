@@ -12,7 +12,7 @@ from tcomp.errors import BuildError
 from tcomp.runtime.elf import SharedLibrary
 
 SOURCES = Path(__file__).parent / "c"
-RUNTIME = ("context.c", "pool.c", "workspace.c", "affinity.c", "cpu.c", "blake2b.c")
+RUNTIME = ("context.c", "variant.c", "pool.c", "workspace.c", "affinity.c", "cpu.c", "blake2b.c")
 ALLOWED_LIBRARIES = (
     "libc", "libm", "libdl", "libpthread", "ld-linux-x86-64", "ld-linux-aarch64", "ld-linux-armhf"
 )  # fmt: skip

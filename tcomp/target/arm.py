@@ -77,6 +77,7 @@ class Core:
     fma_ports: int
     """128-bit multiply-adds that start in a cycle."""
     description: str
+    in_order: bool = False
 
     @property
     def fast_dtype(self) -> str | None:
@@ -90,10 +91,11 @@ class Core:
 CORES: Mapping[str, Core] = {
     "cortex-a53": Core(
         "armv8-a", frozenset({"neon"}), (32 * KIB, 128 * KIB, 128 * KIB), 1,
-        "in order, 2014: small cores of older phones, Raspberry Pi 3",
+        "in order, 2014: small cores of older phones, Raspberry Pi 3", in_order=True,
     ),
     "cortex-a55": Core(
-        "armv8.2-a", _8_2, (32 * KIB, 128 * KIB, 512 * KIB), 1, "in order, 2018: small cores of phones"
+        "armv8.2-a", _8_2, (32 * KIB, 128 * KIB, 512 * KIB), 1, "in order, 2018: small cores of phones",
+        in_order=True,
     ),
     "cortex-a72": Core(
         "armv8-a", frozenset({"neon"}), (32 * KIB, 256 * KIB, 256 * KIB), 1, "2016: Raspberry Pi 4"

@@ -53,6 +53,11 @@ class Target:
     description: str = ""
 
     @property
+    def variant(self) -> str:
+        """What tells it from the other targets of one library: its name without the system."""
+        return self.name.rpartition("+")[2]
+
+    @property
     def machine(self) -> str:
         """What ELF files and `platform.machine()` call the architecture: x86_64, aarch64, arm."""
         architecture = str(self.llvm["mtriple"]).split("-")[0]

@@ -69,11 +69,18 @@ class Records:
         """The record whose config to use, or None. See `lookup` for the reason."""
         return self.lookup(kernel, target, threads, device).record
 
-    def lookup(self, kernel: Kernel, target: Target, threads: int = 1, device: str | None = None) -> Lookup:
+    def lookup(
+        self,
+        kernel: Kernel,
+        target: Target,
+        threads: int = 1,
+        device: str | None = None,
+        suits: Callable[[Config], bool] = lambda config: True,
+    ) -> Lookup:
         """The best record of `kernel` for the target's isa, preferably measured on `device`.
 
-        Only records that `counts` accepts are looked at. Where nothing was measured, estimates for the
-        target's core go before those for others of its isa.
+        Only records that `counts` accepts, with a config that `suits`, are looked at. Where nothing was
+        measured, estimates for the target's core go before those for others of its isa.
         """
         template = template_for(kernel, target)
         space = template.space(kernel, target)
@@ -87,11 +94,13 @@ class Records:
             versions = ", ".join(sorted({r.template for r in found}))
             default = template.id_of(space.default)
             return Lookup("stale", note=f"records are of {versions}, the template is {default}")
-        if all(r.simulated for r in current):
+        suitable = [r for r in current if suits(r.config)]
+        if all(r.simulated for r in suitable):
             device = simulated_device(target)
-        record, elsewhere = best_record(current, space.default, device), ""
+        record, elsewhere = best_record(suitable, space.default, device), ""
         if record is None:
-            return Lookup("missing", note="no trial succeeded")
+            reason = "no trial succeeded" if suitable else "no record of a config that suits"
+            return Lookup("missing", note=reason)
         if record.simulated:
             elsewhere = f"not measured but estimated: {record.device}"
         elif device is not None and record.device != device:

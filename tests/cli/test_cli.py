@@ -190,9 +190,30 @@ def test_symbolic_model_asks_for_shapes(
     assert "--input-shape" in error
 
 
+def test_one_library_for_several_cpus(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    library, shape = str(tmp_path / "m.so"), ["--input-shape", "x:8,64"]
+    both = ["compile", str(model), *shape, "--target", "x86-64-v3,x86-64-v4", "-o", library]
+    assert main(both) == 0
+    said = capsys.readouterr().out
+    assert "\nx86-64-v4: 0 kernels tuned" in said
+    assert "\nx86-64-v3: 0 kernels tuned" in said
+    assert main([*both, "--json", "--own-weights"]) == 0
+    assert json.loads(capsys.readouterr().out)["variants"] == ["x86-64-v4", "x86-64-v3"]
+    assert main(["run", library, "--variant", "x86-64-v3"]) == 0
+    capsys.readouterr()
+    assert "the library has x86-64-v4, x86-64-v3" in fails(capsys, "run", library, "--variant", "x86-64-v2")
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
+        (
+            ["tune", "MODEL", "--target", "x86-64-v3,x86-64-v4"],
+            "give one at a time: `x86-64-v3`, `x86-64-v4`",
+        ),
+        (["compile", "MODEL", "--target", "x86-64-v3,arm64-linux", "-o", "m.so"], "a library is for one of"),
         (["compile", "missing.onnx", "-o", "m.so"], "missing.onnx"),
         (["compile", "missing.relay", "-o", "m.so"], "missing.relay"),
         (["compile", "model.txt", "-o", "m.so"], "give a .onnx or .relay file"),

@@ -9,17 +9,23 @@
 #define CPU_FOLDER "/sys/devices/system/cpu"
 #endif
 
+size_t tcomp_read_cpu(int cpu, const char *file, char *text, size_t bytes) {
+  char path[128];
+  snprintf(path, sizeof path, "%s/cpu%d/%s", CPU_FOLDER, cpu, file);
+  int opened = open(path, O_RDONLY | O_CLOEXEC);
+  ssize_t count = opened < 0 ? 0 : read(opened, text, bytes - 1);
+  if (opened >= 0) close(opened);
+  text[count > 0 ? count : 0] = '\0';
+  return count > 0 ? (size_t)count : 0;
+}
+
 /* How fast a CPU is beside the others: its capacity, which counts instructions a cycle too, or its highest
  * frequency; 0: unknown. */
 static long cpu_speed(int cpu, const char *file) {
-  char text[128];
-  snprintf(text, sizeof text, "%s/cpu%d/%s", CPU_FOLDER, cpu, file);
-  int opened = open(text, O_RDONLY | O_CLOEXEC);
-  if (opened < 0) return 0;
-  ssize_t count = read(opened, text, 9); /* what fits a long */
-  close(opened);
+  char text[10]; /* what fits a long */
+  size_t count = tcomp_read_cpu(cpu, file, text, sizeof text);
   long speed = 0;
-  for (ssize_t i = 0; i < count && text[i] >= '0' && text[i] <= '9'; i++) speed = 10 * speed + text[i] - '0';
+  for (size_t i = 0; i < count && text[i] >= '0' && text[i] <= '9'; i++) speed = 10 * speed + text[i] - '0';
   return speed;
 }
 

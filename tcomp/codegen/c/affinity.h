@@ -10,4 +10,8 @@
  * cpu_mask has none of them. `set` is empty where the system does not tell. Needs _GNU_SOURCE. */
 int32_t tcomp_choose_cpus(const tcomp_options *options, cpu_set_t *set);
 
+/* Reads the beginning of a small file that the system has about `cpu` as a string of less than `bytes`;
+ * answers its length, 0 where there is no such file. */
+size_t tcomp_read_cpu(int cpu, const char *file, char *text, size_t bytes);
+
 #endif

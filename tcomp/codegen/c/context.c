@@ -14,8 +14,8 @@
 
 #include "affinity.h"
 #include "blake2b.h"
-#include "cpu.h"
 #include "model_info.h"
+#include "variant.h"
 #include "workspace.h"
 
 #define API TCOMP_PUBLIC
@@ -28,6 +28,7 @@ struct tcomp_context {
   tcomp_options options;
   pthread_mutex_t lock; /* held by the one run at a time */
   tcomp_pool *pool;
+  const tcomp_variant_info *variant;
   char *arena;
   const char *weights;
   void *mapped; /* the file with the weights, or NULL */
@@ -189,11 +190,10 @@ static tcomp_status check_options(const tcomp_options *options) {
 }
 
 static tcomp_status fill_context(tcomp_context *context) {
-  char missing[32];
-  if (tcomp_cpu_lacks(tcomp_model.features, missing, sizeof missing))
-    return fail(loose_error, TCOMP_ERROR_CPU, "this CPU has no %s, which the library is compiled for (%s)",
-                missing, tcomp_model.target);
-  tcomp_status status = find_weights(context);
+  tcomp_status status =
+      tcomp_choose_variant(&context->options, &context->variant, loose_error, sizeof loose_error);
+  if (status != TCOMP_OK) return status;
+  status = find_weights(context);
   if (status != TCOMP_OK) return status;
   context->arena = allocate_arena(&context->options);
   context->pool = tcomp_pool_create(&context->options);
@@ -267,6 +267,10 @@ API tcomp_status tcomp_set_threads(tcomp_context *context, int32_t threads) {
   return status;
 }
 
+API const char *tcomp_variant(const tcomp_context *context) {
+  return context == NULL ? NULL : context->variant->name;
+}
+
 API int32_t tcomp_threads(const tcomp_context *context) {
   return context == NULL ? 0 : tcomp_pool_threads(context->pool);
 }
@@ -334,7 +338,7 @@ static tcomp_status run_locked(tcomp_context *context, const tcomp_buffer *input
   tcomp_frame frame = {context->arena,  context->weights, input_pointers,
                        output_pointers, nanoseconds,      context->pool};
   tcomp_pool *before = tcomp_pool_enter(context->pool);
-  int32_t failed = tcomp_model.run(&frame);
+  int32_t failed = context->variant->run(&frame);
   int was_cancelled = failed >= 0 && tcomp_pool_is_cancelled(context->pool);
   tcomp_pool_leave(context->pool, before);
   if (was_cancelled)
@@ -395,4 +399,5 @@ const tcomp_api tcomp_functions = {
     tcomp_threads,
     tcomp_error,
     tcomp_destroy,
+    tcomp_variant,
 };

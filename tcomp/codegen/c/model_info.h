@@ -17,6 +17,20 @@ typedef struct {
   tcomp_pool *pool;      /* knows whether the run is cancelled */
 } tcomp_frame;
 
+/* The code for one kind of CPU. */
+typedef struct {
+  const char *name;
+  const char *features; /* that it needs, LLVM's names with commas between */
+  /* Runs all steps; -1 when all went well, else the number of the step that failed or was not begun. */
+  int32_t (*run)(const tcomp_frame *frame);
+} tcomp_variant_info;
+
+/* A core that names itself, and the number of the variant for it. */
+typedef struct {
+  uint32_t core; /* implementer << 12 | part */
+  int32_t variant;
+} tcomp_core;
+
 typedef struct {
   const char *name;
   const char *target;
@@ -28,8 +42,9 @@ typedef struct {
   int32_t input_count, output_count, step_count;
   const tcomp_tensor *inputs, *outputs;
   const char *const *step_labels;
-  /* Runs all steps; -1 when all went well, else the number of the step that failed or was not begun. */
-  int32_t (*run)(const tcomp_frame *frame);
+  int32_t variant_count, core_count;
+  const tcomp_variant_info *variants; /* the one to prefer first */
+  const tcomp_core *cores;            /* slowest first */
   /* What other programs read in the file: named here, or the linker would drop it as unused. */
   const void *stamp, *about;
 } tcomp_model_info;

@@ -104,6 +104,9 @@ typedef struct {
   /* Asked between kernels by the thread that runs: nonzero stops the run. */
   int32_t (*cancelled)(void *user);
   void *cancelled_user;
+
+  /* Of a library for several kinds of CPU: the name of the code to run; default: the best for these CPUs. */
+  const char *variant;
 } tcomp_options;
 
 typedef struct tcomp_context tcomp_context;
@@ -111,8 +114,8 @@ typedef struct tcomp_context tcomp_context;
 /* Facts about the model; valid for as long as the library is loaded. */
 int32_t tcomp_abi_version(void);
 const char *tcomp_model_name(void);
-const char *tcomp_target(void);   /* the target's name, then its instruction set: "znver4 x86-64-v4" */
-const char *tcomp_features(void); /* CPU features the code needs: "avx2,fma,..." */
+const char *tcomp_target(void);   /* the targets' names, then their instruction sets: "znver4 x86-64-v4" */
+const char *tcomp_features(void); /* CPU features that all variants need: "avx2,fma,..." */
 size_t tcomp_arena_bytes(void);   /* memory for tensors in one context */
 size_t tcomp_weights_bytes(void);
 int32_t tcomp_weights_embedded(void); /* 0: tcomp_create needs weights */
@@ -125,6 +128,9 @@ const char *tcomp_step_label(int32_t index); /* NULL when there is no such step 
 
 /* Make a context. On failure *context is NULL and tcomp_error(NULL) says why. */
 tcomp_status tcomp_create(const tcomp_options *options, tcomp_context **context);
+
+/* Version 2. The name of the code that the context runs: "cortex-a76". */
+const char *tcomp_variant(const tcomp_context *context);
 
 /* Run the model. Buffers are in the order of tcomp_input and tcomp_output, of exactly their sizes, at
  * multiples of their elements' size, and outputs overlap nothing else; else it is TCOMP_ERROR_ARGUMENT. */
@@ -178,6 +184,7 @@ typedef struct {
   int32_t (*threads)(const tcomp_context *context);
   const char *(*error)(const tcomp_context *context);
   void (*destroy)(tcomp_context *context);
+  const char *(*variant)(const tcomp_context *context);
 } tcomp_api;
 
 #ifdef __cplusplus

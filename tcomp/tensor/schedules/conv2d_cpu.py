@@ -29,7 +29,7 @@ from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
 from tcomp.tensor.loops import Expression, Statement
 from tcomp.tensor.register_tile import FMA_LATENCY, Index, Point, Reduction, RegisterTile, tile_nest
-from tcomp.tensor.template import TEMPLATES, Scheduled, Template
+from tcomp.tensor.template import TEMPLATES, Packed, PackedBy, Scheduled, Template
 
 OPERATORS = ("conv1d", "conv2d", "conv3d")
 PREFETCH_STEPS = (0, 4, 8, 16, 32, 64)
@@ -54,7 +54,23 @@ class Conv2dDirect(Template):
 
     def space(self, kernel: Kernel, target: Target) -> Space:
         conv = _convolution(kernel, target)
+        return self._space(conv, target, list(pixel_tiles(conv, target)))
+
+    def packings(self, kernel: Kernel, target: Target) -> PackedBy:
+        """Panels of as many channel blocks as the register tile has."""
+        conv = _convolution(kernel, target)
         tiles = list(pixel_tiles(conv, target))
+        group = None if conv.sums is None else (conv.sums.size, conv.sums.dtype)
+
+        def packed(blocks: int) -> Packed:
+            own = [t for t in tiles if t.oc_blocks == blocks]
+            cycles = conv.batch * min(direct_cycles(conv, tile, target) for tile in own)
+            default = self._space(conv, target, own).default
+            return Packed(default, cycles, lambda config: config["oc_blocks"] == blocks)
+
+        return {(group, blocks): packed(blocks) for blocks in sorted({t.oc_blocks for t in tiles})}
+
+    def _space(self, conv: Convolution, target: Target, tiles: Sequence[PixelTile]) -> Space:
         best = min(tiles, key=lambda tile: direct_cycles(conv, tile, target))
         legal = set(tiles)
 

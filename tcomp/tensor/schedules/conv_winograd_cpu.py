@@ -14,10 +14,10 @@ pixels that exist.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from math import gcd, prod
+from math import gcd, inf, prod
 
 import numpy as np
 
@@ -52,7 +52,7 @@ from tcomp.tensor.register_tile import (
     RegisterTile,
     tile_nest,
 )
-from tcomp.tensor.template import TEMPLATES, Packing, Scheduled, Template
+from tcomp.tensor.template import TEMPLATES, Packed, PackedBy, Packing, Scheduled, Template
 from tcomp.tensor.winograd import PAIRS, Keep, Winograd, winograd
 from tcomp.tvm_api import tirx
 
@@ -104,6 +104,21 @@ class ConvWinograd(Template):
             and min(conv.in_block, conv.out_block) > 1
             and placeholder_index(kernel, anchor.inputs[1]) in kernel.constant_inputs
         )
+
+    def packings(self, kernel: Kernel, target: Target) -> PackedBy:
+        """Weights transformed for tiles of so many outputs, in panels of so many channel blocks."""
+        conv = _convolution(kernel)
+        best: dict[Hashable, _Choice] = {}
+        cycles: dict[Hashable, float] = {}
+        for choice in _choices(conv, target):
+            key, estimated = _packed_by(conv, choice), _cycles(conv, choice, target)
+            if estimated < cycles.get(key, inf):
+                best[key], cycles[key] = choice, estimated
+
+        def holds(key: Hashable) -> Callable[[Config], bool]:
+            return lambda config: _packed_by(conv, _Choice.of(config)) == key
+
+        return {key: Packed(asdict(best[key]), cycles[key], holds(key)) for key in best}
 
     def space(self, kernel: Kernel, target: Target) -> Space:
         conv = _convolution(kernel)
@@ -173,8 +188,13 @@ def _register_tiles(conv: Convolution, target: Target) -> Iterator[tuple[int, in
 @lru_cache(maxsize=256)
 def _best(conv: Convolution, target: Target) -> _Choice:
     """The default of a kernel. It is kept: thousands are estimated, and each config asks for it again."""
+    return min(_choices(conv, target), key=lambda choice: _cycles(conv, choice, target))
+
+
+def _choices(conv: Convolution, target: Target) -> Iterator[_Choice]:
+    """All that a default may be."""
     parts = PARTS if target.cores > 1 else PARTS[:1]
-    choices = (
+    return (
         _Choice(outputs, group, rows, blocks, split, prefetch=True)
         for outputs in PAIRS
         for group in _groups(conv, outputs)
@@ -182,7 +202,11 @@ def _best(conv: Convolution, target: Target) -> _Choice:
         for split in parts
         if rows <= group
     )
-    return min(choices, key=lambda choice: _cycles(conv, choice, target))
+
+
+def _packed_by(conv: Convolution, choice: _Choice) -> Hashable:
+    """What decides how weights are packed."""
+    return choice.outputs, Tiles.of(conv.out_blocks, choice.oc_blocks, choice.parts)
 
 
 def _cycles(conv: Convolution, choice: _Choice, target: Target) -> float:

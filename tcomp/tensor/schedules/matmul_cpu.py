@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from math import prod
+from collections.abc import Hashable, Iterator, Sequence
+from functools import partial
+from math import log2, prod
 
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import PARALLEL_FLOPS
@@ -14,7 +15,7 @@ from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
 from tcomp.tensor.product import Product
 from tcomp.tensor.register_tile import FMA_LATENCY
-from tcomp.tensor.template import TEMPLATES, Scheduled, Template
+from tcomp.tensor.template import TEMPLATES, Packed, PackedBy, Scheduled, Template
 
 MAX_TILE_ROWS = 30
 TILE_VECTORS = (1, 2, 3, 4, 6, 8)
@@ -30,6 +31,8 @@ PARTIAL_SUMS = (1, 2, 4, 8)
 PARTS = (1, 2, 4, 8, 16, 32)
 SHORTEST_PART = 256
 """Depth from which a part is worth the sums that it leaves to add."""
+OTHER_GROUP = 0.01
+"""Share of the time by which a group of half or twice the size is thought worse than the right one."""
 PIECES_PER_CORE = 2
 """Pieces of work a thread, so that none waits long for a slower one."""
 
@@ -45,13 +48,43 @@ class MatmulCpu(Template):
 
     def space(self, kernel: Kernel, target: Target) -> Space:
         product = _product(kernel)
-        most = target.vector_registers
         tiles = tuple(_tiles(product, target))
-        # A default must not spill, whatever order the code generator chooses; of 16 registers each counts,
-        # and 4x3, which takes all of them, does not.
-        spare = most // 16 if most > 16 else 0
-        roomy = [t for t in tiles if t[0] * t[1] + t[1] + spare < most]
-        rows, vectors = min(roomy, key=lambda tile: _cycles(product, target, *tile))
+        best = min(_roomy(tiles, target), key=lambda tile: _cycles(product, target, *tile))
+        return self._space(kernel, target, tiles, best)
+
+    def packings(self, kernel: Kernel, target: Target) -> PackedBy:
+        """Panels as wide as the register tile, in groups of any size."""
+        if constant_right(kernel) is None:
+            return super().packings(kernel, target)
+        product, tiles = _product(kernel), tuple(_tiles(_product(kernel), target))
+        found: dict[Hashable, Packed] = {}
+
+        def key_of(config: Config) -> Hashable:
+            plan = Plan.of(product, target, config)
+            return plan.columns, plan.chunk, plan.group if plan.chunks > 1 else 0
+
+        def holds(key: Hashable, space: Space, config: Config) -> bool:
+            return key_of(space.complete(config)) == key
+
+        for vectors in sorted({v for _, v in _roomy(tiles, target)}):
+            own = [tile for tile in _roomy(tiles, target) if tile[1] == vectors]
+            best = min(own, key=lambda tile: _cycles(product, target, *tile))
+            space = self._space(kernel, target, tiles, best)
+            default = space.complete(space.default)
+            wanted = Plan.of(product, target, default).group
+            for group in BLOCKS:
+                config = {**default, "group": group}
+                key, steps = key_of(config), abs(log2(Plan.of(product, target, config).group / wanted))
+                cycles = _cycles(product, target, *best) * (1 + OTHER_GROUP * steps)
+                if key not in found or cycles < found[key].cycles:
+                    found[key] = Packed(config, cycles, partial(holds, key, space))
+        return found
+
+    def _space(
+        self, kernel: Kernel, target: Target, tiles: Sequence[tuple[int, int]], best: tuple[int, int]
+    ) -> Space:
+        product, most = _product(kernel), target.vector_registers
+        rows, vectors = best
         unrolls = tuple(u for u in (1, 2, 4, 8) if product.depth % u == 0)
         partial_sums = _partial_sums(target, rows, vectors, unrolls)
         constant = constant_right(kernel) is not None
@@ -110,6 +143,14 @@ def _tiles(product: Product, target: Target) -> Iterator[tuple[int, int]]:
             for rows in range(1, min(product.rows, MAX_TILE_ROWS) + 1):
                 if rows * vectors + vectors + 1 <= target.vector_registers:
                     yield rows, vectors
+
+
+def _roomy(tiles: Sequence[tuple[int, int]], target: Target) -> list[tuple[int, int]]:
+    """Tiles that a default may have: it must not spill, whatever order the code generator chooses. Of 16
+    registers each counts, and 4x3, which takes all of them, does not."""
+    most = target.vector_registers
+    spare = most // 16 if most > 16 else 0
+    return [t for t in tiles if t[0] * t[1] + t[1] + spare < most]
 
 
 def _cycles(product: Product, target: Target, rows: int, vectors: int) -> float:
