@@ -83,7 +83,7 @@ def compile_graph(
             with clock.measure("weights"):
                 digest = _write_weights(program, folder / "weights")
             with clock.measure("link"):
-                _link_library(toolchain, program, target, objects, folder, embed, digest)
+                _link_library(toolchain, program, target, objects, folder, output.name, embed, digest)
             files = _install(program, target, folder, output, embed)
     except OSError as error:
         raise BuildError(
@@ -199,6 +199,7 @@ def _link_library(
     target: Target,
     objects: Sequence[Path],
     folder: Path,
+    name: str,
     embed: bool,
     digest: bytes,
 ) -> None:
@@ -211,7 +212,7 @@ def _link_library(
         assembly.write_text(weights_source(str(folder / "weights")))
         sources.append(assembly)
     library = folder / "library"
-    link(toolchain, [*compile_c(toolchain, sources, folder), *objects], library, folder)
+    link(toolchain, [*compile_c(toolchain, sources, folder), *objects], library, folder, name)
     write_stamp(library)
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import mmap
 import subprocess
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+from tcomp.codegen.android import stand_ins
 from tcomp.codegen.toolchain import Toolchain
 from tcomp.errors import BuildError
 from tcomp.runtime.elf import SharedLibrary
@@ -19,6 +21,10 @@ ALLOWED_LIBRARIES = (
 """What every system of a target has: the C library and its loader."""
 _TELLING = (" error: ", ": undefined reference", "No space left")
 _EXPORTS = "{ global: tcomp_*; local: *; };\n"
+_OPTIONS = (
+    "--version-script=exports.map", "-z", "defs", "-z", "relro", "-z", "now", "-z", "noexecstack",
+    "--as-needed", "--build-id=none", "--strip-debug",
+)  # fmt: skip
 
 
 def compile_c(
@@ -31,22 +37,31 @@ def compile_c(
     flags = ["-std=gnu11", "-O2", "-fPIC", "-fvisibility=hidden", f"-I{SOURCES}", *more_flags, "-c"]
     objects = [folder / source.with_suffix(".o").name for source in sources]
     for source, result in zip(sources, objects, strict=True):
-        _execute(toolchain, [*flags, str(source), "-o", str(result)], folder)
+        _execute(toolchain, [*toolchain.command, *flags, str(source), "-o", str(result)], folder)
     return objects
 
 
-def link(toolchain: Toolchain, objects: Sequence[Path], output: Path, folder: Path) -> None:
+def link(
+    toolchain: Toolchain, objects: Sequence[Path], output: Path, folder: Path, name: str | None = None
+) -> None:
     """Link `objects` into the shared library `output`, which exports the public interface alone.
 
+    `name` is what the file will be called, if not as `output`. `folder` takes what is made on the way.
     Raises BuildError when a symbol is undefined or the library would need more than libc.
     """
-    exports = folder / "exports.map"
-    exports.write_text(_EXPORTS)
-    flags = [
-        "-shared", "-static-libgcc", f"-Wl,--version-script={exports}", "-Wl,-z,defs", "-Wl,-z,relro,-z,now",
-        "-Wl,-z,noexecstack", "-Wl,--as-needed", "-Wl,--build-id=none", "-Wl,--strip-debug",
-    ]  # fmt: skip
-    _execute(toolchain, [*flags, "-o", str(output), *map(str, objects), "-lm", "-lpthread"], folder)
+    (folder / "exports.map").write_text(_EXPORTS)
+    options = [*_OPTIONS, *toolchain.linker_options]
+    if toolchain.named:
+        options += ["-soname", name or output.name]
+    inputs = [str(path) for path in objects]
+    if toolchain.linker:
+        command = [*toolchain.linker, "-shared", *options]
+        inputs += map(str, stand_ins(toolchain, folder, partial(_execute, toolchain, folder=folder)))
+    else:
+        command = [*toolchain.command, "-shared", "-static-libgcc"]
+        command += [word for option in options for word in ("-Xlinker", option)]
+        inputs += toolchain.libraries
+    _execute(toolchain, [*command, "-o", str(output), *inputs], folder)
     check_self_contained(output)
 
 
@@ -70,8 +85,7 @@ def check_self_contained(path: Path) -> None:
         raise BuildError(f"{path.name} exports {', '.join(leaked[:3])}; only tcomp_* may be exported")
 
 
-def _execute(toolchain: Toolchain, arguments: Sequence[str], folder: Path) -> None:
-    command = [*toolchain.command, *arguments]
+def _execute(toolchain: Toolchain, command: Sequence[str], folder: Path) -> None:
     try:
         result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     except OSError as error:

@@ -126,7 +126,7 @@ tcomp_weights:
 
 def _stamp() -> list[str]:
     return [
-        '__attribute__((section(".tcomp"), used, aligned(8))) static const struct {',
+        '__attribute__((section(".tcomp"), used, retain, aligned(8))) static const struct {',
         f"  char magic[{len(MAGIC)}];",
         "  uint32_t abi_version, stamp_bytes;",
         "  uint64_t file_bytes;",

@@ -14,12 +14,19 @@ from pathlib import Path
 from tcomp.errors import BuildError
 from tcomp.target.target import Target
 
+BIONIC = Path(__file__).parent / "c" / "bionic"
+"""Declarations of Android's C library, where no NDK gives them."""
 _NATIVE = ("cc", "gcc", "clang")
 _GNU = {"aarch64": "aarch64-linux-gnu", "arm": "arm-linux-gnueabihf", "x86_64": "x86_64-linux-gnu"}
 _GLIBC = "2.28"
 """The oldest glibc that libraries linked by zig run with."""
 _NDK = {"aarch64": "aarch64-linux-android24", "arm": "armv7a-linux-androideabi24"}
+_ZIG_ANDROID = {"aarch64": "aarch64-linux-android.24", "arm": "arm-linux-androideabi.24"}
+_EMULATIONS = {"aarch64": "aarch64linux", "arm": "armelf_linux_eabi"}
+"""How linkers call the output formats."""
 _FLOATS = {"arm": ("-march=armv7-a", "-mfpu=neon-vfpv4", "-mfloat-abi=hard")}
+_ANDROID_PAGES = ("-z", "max-page-size=16384")
+"""Phones have pages of 4 KiB or, from Android 15, of 16 KiB."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,14 @@ class Toolchain:
 
     name: str
     command: tuple[str, ...]
+    linker: tuple[str, ...] = ()
+    """The linker to call where the compiler cannot link for the target, as it has no C library of it."""
+    builtins: tuple[str, ...] = ()
+    """The command that, with a linker of its own, makes the library of what instructions cannot do."""
+    linker_options: tuple[str, ...] = ()
+    libraries: tuple[str, ...] = ("-lm", "-lpthread")
+    named: bool = False
+    """Whether a library holds its own name, which Android's build tools read."""
 
 
 def native_toolchain() -> Toolchain:
@@ -70,15 +85,30 @@ def _ndk(target: Target) -> Toolchain | None:
             f"ANDROID_NDK_HOME is {home}, which holds no toolchains/llvm/prebuilt/*/bin/clang; "
             "set it to the folder of an installed NDK"
         )
-    return Toolchain("the NDK's clang", (str(folders[0]), f"--target={_NDK[target.machine]}"))
+    command = (str(folders[0]), f"--target={_NDK[target.machine]}")
+    return Toolchain(
+        "the NDK's clang", command, linker_options=_ANDROID_PAGES, libraries=("-lm",), named=True
+    )
 
 
 def _zig(target: Target) -> Toolchain | None:
-    if target.system != "linux" or importlib.util.find_spec("ziglang") is None:
+    if target.system not in ("linux", "android") or importlib.util.find_spec("ziglang") is None:
         return None
+    zig = (sys.executable, "-m", "ziglang")
+    if target.system == "linux":
+        return Toolchain("zig cc", (*zig, "cc", "-target", f"{_GNU[target.machine]}.{_GLIBC}"))
+    machine = _ZIG_ANDROID[target.machine]
+    atomics = ("-mno-outline-atomics",) if target.machine == "aarch64" else ()
     return Toolchain(
-        "zig cc", (sys.executable, "-m", "ziglang", "cc", "-target", f"{_GNU[target.machine]}.{_GLIBC}")
-    )
+        "zig cc",
+        (*zig, "cc", "-target", machine, "-isystem", str(BIONIC), *atomics),
+        linker=(*zig, "ld.lld", "-m", _EMULATIONS[target.machine]),
+        builtins=(
+            *zig, "build-lib", "-static", "-target", machine, "-fcompiler-rt", "-fPIC", "-OReleaseFast"
+        ),
+        linker_options=(*_ANDROID_PAGES, "--gc-sections"),  # Of the builtins little is used.
+        named=True,
+    )  # fmt: skip
 
 
 def _cross_gcc(target: Target) -> Toolchain | None:
@@ -91,6 +121,6 @@ def _cross_gcc(target: Target) -> Toolchain | None:
 
 def _remedy(target: Target) -> str:
     if target.system == "android":
-        return "set ANDROID_NDK_HOME to an installed Android NDK"
+        return "set ANDROID_NDK_HOME to an installed Android NDK, or `pip install 'tcomp[cross]'`"
     package = f"gcc-{_GNU[target.machine]}"
     return f"install one, `pip install 'tcomp[cross]'` or `apt-get install {package}`"
