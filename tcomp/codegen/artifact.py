@@ -212,7 +212,7 @@ def _link_library(
         assembly.write_text(weights_source(str(folder / "weights")))
         sources.append(assembly)
     library = folder / "library"
-    link(toolchain, [*compile_c(toolchain, sources, folder), *objects], library, folder, name)
+    link(toolchain, target, [*compile_c(toolchain, sources, folder), *objects], library, folder, name)
     write_stamp(library)
 
 

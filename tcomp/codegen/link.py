@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import mmap
 import subprocess
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from tcomp.codegen.android import stand_ins
+from tcomp.codegen.check import check_library
 from tcomp.codegen.toolchain import Toolchain
 from tcomp.errors import BuildError
-from tcomp.runtime.elf import SharedLibrary
+from tcomp.target.target import Target
 
 SOURCES = Path(__file__).parent / "c"
 RUNTIME = ("context.c", "pool.c", "cpu.c", "blake2b.c")
-ALLOWED_LIBRARIES = (
-    "libc", "libm", "libdl", "libpthread", "ld-linux-x86-64", "ld-linux-aarch64", "ld-linux-armhf"
-)  # fmt: skip
-"""What every system of a target has: the C library and its loader."""
 _TELLING = (" error: ", ": undefined reference", "No space left")
 _EXPORTS = "{ global: tcomp_*; local: *; };\n"
 _OPTIONS = (
@@ -42,16 +38,16 @@ def compile_c(
 
 
 def link(
-    toolchain: Toolchain, objects: Sequence[Path], output: Path, folder: Path, name: str | None = None
+    toolchain: Toolchain, target: Target, objects: Sequence[Path], output: Path, folder: Path, name: str = ""
 ) -> None:
     """Link `objects` into the shared library `output`, which exports the public interface alone.
 
     `name` is what the file will be called, if not as `output`. `folder` takes what is made on the way.
-    Raises BuildError when a symbol is undefined or the library would need more than libc.
+    Raises BuildError when a symbol is undefined or the library is not as the system of `target` wants it.
     """
     (folder / "exports.map").write_text(_EXPORTS)
     options = [*_OPTIONS, *toolchain.linker_options]
-    if toolchain.named:
+    if target.system == "android":  # Its build tools read the name that a library holds.
         options += ["-soname", name or output.name]
     inputs = [str(path) for path in objects]
     if toolchain.linker:
@@ -62,27 +58,7 @@ def link(
         command += [word for option in options for word in ("-Xlinker", option)]
         inputs += toolchain.libraries
     _execute(toolchain, [*command, "-o", str(output), *inputs], folder)
-    check_self_contained(output)
-
-
-def check_self_contained(path: Path) -> None:
-    """Raise BuildError when the library at `path` needs anything but libc, libm and the loader."""
-    with (
-        path.open("rb") as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
-        memoryview(data) as view,
-    ):
-        library = SharedLibrary(str(path), view)
-        needed, symbols = library.needed, library.symbols
-    foreign = [name for name in needed if name.split(".so")[0] not in ALLOWED_LIBRARIES]
-    if foreign:
-        raise BuildError(f"{path.name} needs {', '.join(foreign)}; only libc and libm may be needed")
-    missing = [s.name for s in symbols if not s.defined and s.name.lstrip("_").lower().startswith("tvm")]
-    if missing:
-        raise BuildError(f"{path.name} needs {', '.join(missing)} of TVM's runtime")
-    leaked = [s.name for s in symbols if s.defined and not s.name.startswith("tcomp_")]
-    if leaked:
-        raise BuildError(f"{path.name} exports {', '.join(leaked[:3])}; only tcomp_* may be exported")
+    check_library(output, target)
 
 
 def _execute(toolchain: Toolchain, command: Sequence[str], folder: Path) -> None:

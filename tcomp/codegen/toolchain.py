@@ -41,8 +41,6 @@ class Toolchain:
     """The command that, with a linker of its own, makes the library of what instructions cannot do."""
     linker_options: tuple[str, ...] = ()
     libraries: tuple[str, ...] = ("-lm", "-lpthread")
-    named: bool = False
-    """Whether a library holds its own name, which Android's build tools read."""
 
 
 def native_toolchain() -> Toolchain:
@@ -86,9 +84,7 @@ def _ndk(target: Target) -> Toolchain | None:
             "set it to the folder of an installed NDK"
         )
     command = (str(folders[0]), f"--target={_NDK[target.machine]}")
-    return Toolchain(
-        "the NDK's clang", command, linker_options=_ANDROID_PAGES, libraries=("-lm",), named=True
-    )
+    return Toolchain("the NDK's clang", command, linker_options=_ANDROID_PAGES, libraries=("-lm",))
 
 
 def _zig(target: Target) -> Toolchain | None:
@@ -107,7 +103,6 @@ def _zig(target: Target) -> Toolchain | None:
             *zig, "build-lib", "-static", "-target", machine, "-fcompiler-rt", "-fPIC", "-OReleaseFast"
         ),
         linker_options=(*_ANDROID_PAGES, "--gc-sections"),  # Of the builtins little is used.
-        named=True,
     )  # fmt: skip
 
 

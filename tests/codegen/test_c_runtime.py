@@ -62,7 +62,7 @@ def test_sanitizers_find_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         pytest.skip(f"the C compiler has no working -fsanitize={sanitizer}")
     toolchain = Toolchain("instrumented", (str(compiler),))
     monkeypatch.setattr(artifact, "find_toolchain", lambda target: toolchain)
-    monkeypatch.setattr(link, "check_self_contained", lambda path: None)  # it needs the sanitizer's library
+    monkeypatch.setattr(link, "check_library", lambda path, target: None)  # it needs the sanitizer's library
     program = build(tmp_path, str(compiler))
     result = subprocess.run([program], capture_output=True, text=True, check=False, timeout=300)
     assert (result.returncode, result.stderr) == (0, ""), result.stdout + result.stderr[:4000]
