@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tcomp.accuracy import TOLERANCE, lower_within
-from tcomp.codegen.artifact import Report, Weights, compile_graph
+from tcomp.codegen.artifact import Form, Report, Weights, compile_graph
 from tcomp.errors import CheckFailed, ModelError, UnsupportedError, UsageError
 from tcomp.frontend.onnx import import_onnx
 from tcomp.relay.graph import Graph
@@ -153,8 +153,11 @@ def compile(
     precision: Precision = "exact",
     inputs: Mapping[str, Array] | None = None,
     tolerance: float = TOLERANCE,
+    form: Form = "library",
 ) -> Compiled:
     """Compile `model` to the shared library `output`, with the configs of `logs` where there are records.
+
+    With the form `bundle`, `output` is a folder that a machine with a compiler makes the library of.
 
     `threads` selects the records that were measured with that many threads; the library itself runs with
     any number. With precision `fast` the library is run once on `inputs` (random where not given), and
@@ -162,6 +165,8 @@ def compile(
     Raises CheckFailed when `require_tuned` and a tunable kernel has no record.
     """
     chosen = as_target(target)
+    if form == "bundle" and precision != "exact":
+        raise UsageError("a bundle cannot be run, which precision `fast` needs; compile it with `exact`")
     loaded = load_model(model, input_shapes)
     exact = static_kernels(loaded, chosen)
     written: list[tuple[Choices, Report]] = []
@@ -171,7 +176,7 @@ def compile(
         if require_tuned and choices.missing:
             listed = "; ".join(choices.missing)
             raise CheckFailed(f"{len(choices.missing)} kernels have no usable record: {listed}")
-        report = compile_graph(graph, chosen, Path(output), choices.config_of, weights)
+        report = compile_graph(graph, chosen, Path(output), choices.config_of, weights, form=form)
         written.append((choices, report))
         return report.library
 

@@ -28,6 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", metavar="FILE.so", type=Path, required=True, help="the library to write"
     )
     parser.add_argument(
+        "--bundle",
+        action="store_true",
+        help="write the folder FILE.so instead: objects, C sources, weights and a CMakeLists.txt that "
+        "builds the library where a compiler for the target is",
+    )
+    parser.add_argument(
         "--weights",
         choices=("embed", "separate"),
         default="embed",
@@ -66,6 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.precision,
         None if arguments.check_input is None else read_arrays(arguments.check_input),
         arguments.tolerance,
+        "bundle" if arguments.bundle else "library",
     )
     seconds = time.perf_counter() - start
     choices, report, program = compiled.choices, compiled.report, compiled.report.program

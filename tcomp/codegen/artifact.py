@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 
 from tcomp.codegen import c_abi
+from tcomp.codegen.bundle import check_place, install_bundle, write_bundle
 from tcomp.codegen.link import RUNTIME, SOURCES, compile_c, link
 from tcomp.codegen.model_source import kernel_symbol, model_header, model_source, weights_source
 from tcomp.codegen.toolchain import Toolchain, find_toolchain
@@ -31,6 +32,8 @@ from tcomp.tensor.knobs import Config
 from tcomp.tensor.template import Scheduled, schedule
 
 Weights = Literal["embed", "separate"]
+Form = Literal["library", "bundle"]
+"""A shared library, or a folder of what it is made of."""
 ConfigOf = Callable[[Kernel], "Config | None"]
 _EMBED_LIMIT = 2**31 - 2**26
 """Code reaches embedded weights by 32-bit offsets."""
@@ -55,8 +58,11 @@ def compile_graph(
     config_of: ConfigOf | None = None,
     weights: Weights = "embed",
     jobs: int | None = None,
+    form: Form = "library",
 ) -> Report:
     """Write the library `output`, its header and tcomp.h beside it, and with `separate` its weights.
+
+    With the form `bundle`, which needs no C compiler, `output` is a folder.
 
     `graph` has only kernels and views; `config_of` gives each kernel's schedule configuration, None
     meaning its template's default. `jobs` bounds the threads that generate code. Files appear complete or
@@ -65,7 +71,7 @@ def compile_graph(
     """
     _check_static(graph)
     clock = _Clock()
-    toolchain = find_toolchain(target)
+    toolchain = find_toolchain(target) if form == "library" else None
     with clock.measure("schedule"):
         scheduled = _schedule_all(graph, target, config_of)
     with clock.measure("plan"):
@@ -76,20 +82,25 @@ def compile_graph(
             f"{program.weights_bytes} bytes of weights are too many to embed; use separate weights"
         )
     try:
-        with _work_folder(output) as name:
+        with _work_folder(output, form) as name:
             folder = Path(name)
             with clock.measure("code"):
                 objects = _kernel_objects(program, target, folder, jobs)
             with clock.measure("weights"):
                 digest = _write_weights(program, folder / "weights")
             with clock.measure("link"):
-                _link_library(toolchain, program, target, objects, folder, output.name, embed, digest)
-            files = _install(program, target, folder, output, embed)
+                sources = _sources(program, target, folder, embed, digest)
+                if toolchain is not None:
+                    _link_library(toolchain, target, sources, objects, folder, output.name)
+            if toolchain is None:
+                files = _install_bundle(program, target, sources, objects, folder, output)
+            else:
+                files = _install(program, target, folder, output, embed)
     except OSError as error:
         raise BuildError(
             f"cannot write {output}: {error.strerror}; give a file in a writable folder with room"
         ) from error
-    return Report(program, output, files.header, files.weights, output.stat().st_size, clock.seconds)
+    return Report(program, output, files.header, files.weights, files.library_bytes, clock.seconds)
 
 
 @dataclass
@@ -117,6 +128,7 @@ class _Stage:
 class _Files:
     header: Path
     weights: Path | None
+    library_bytes: int
 
 
 def _check_static(graph: Graph) -> None:
@@ -128,11 +140,13 @@ def _check_static(graph: Graph) -> None:
             )
 
 
-def _work_folder(output: Path) -> tempfile.TemporaryDirectory[str]:
+def _work_folder(output: Path, form: Form) -> tempfile.TemporaryDirectory[str]:
     """A folder on the output's file system, so that renaming moves files into place at once."""
     if not output.parent.is_dir():
         raise BuildError(f"cannot write {output}: there is no folder {output.parent}; make it first")
-    if output.exists() and not output.is_file():
+    if form == "bundle":
+        check_place(output)
+    elif output.exists() and not output.is_file():
         raise BuildError(f"cannot write {output}: it is a folder or a device; give the name of a file")
     return tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent.absolute())
 
@@ -193,24 +207,27 @@ def _packed(entry: PlannedConstant) -> memoryview:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
-def _link_library(
-    toolchain: Toolchain,
-    program: Program,
-    target: Target,
-    objects: Sequence[Path],
-    folder: Path,
-    name: str,
-    embed: bool,
-    digest: bytes,
-) -> None:
+def _sources(program: Program, target: Target, folder: Path, embed: bool, digest: bytes) -> list[Path]:
+    """What is compiled with the kernels."""
     features = c_abi.needed_features(target)
     model = folder / "model.c"
     model.write_text(model_source(program, target, features, embed, digest))
     sources = [model, *(SOURCES / name for name in RUNTIME)]
     if embed and program.weights_bytes:
         assembly = folder / "embedded.S"
-        assembly.write_text(weights_source(str(folder / "weights")))
+        assembly.write_text(weights_source("weights"))
         sources.append(assembly)
+    return sources
+
+
+def _link_library(
+    toolchain: Toolchain,
+    target: Target,
+    sources: Sequence[Path],
+    objects: Sequence[Path],
+    folder: Path,
+    name: str,
+) -> None:
     library = folder / "library"
     link(toolchain, target, [*compile_c(toolchain, sources, folder), *objects], library, folder, name)
     write_stamp(library)
@@ -228,4 +245,21 @@ def _install(program: Program, target: Target, folder: Path, output: Path, embed
     os.replace(folder / "tcomp.h", interface)
     os.replace(folder / "model.h", header)
     os.replace(folder / "library", output)
-    return _Files(header, weights)
+    return _Files(header, weights, output.stat().st_size)
+
+
+def _install_bundle(
+    program: Program,
+    target: Target,
+    sources: Sequence[Path],
+    objects: Sequence[Path],
+    folder: Path,
+    output: Path,
+) -> _Files:
+    (folder / "model.h").write_text(model_header(program, target))
+    write_bundle(
+        folder / "bundle", target, sources, objects, [folder / name for name in ("model.h", "weights")]
+    )
+    install_bundle(folder / "bundle", output)
+    written = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
+    return _Files(output / "model.h", output / "weights", written)

@@ -17,7 +17,8 @@ SOURCES = Path(__file__).parent / "c"
 RUNTIME = ("context.c", "pool.c", "cpu.c", "blake2b.c")
 _TELLING = (" error: ", ": undefined reference", "No space left")
 _EXPORTS = "{ global: tcomp_*; local: *; };\n"
-_OPTIONS = (
+COMPILER_FLAGS = ("-std=gnu11", "-O2", "-fPIC", "-fvisibility=hidden")
+LINKER_OPTIONS = (
     "--version-script=exports.map", "-z", "defs", "-z", "relro", "-z", "now", "-z", "noexecstack",
     "--as-needed", "--build-id=none", "--strip-debug",
 )  # fmt: skip
@@ -30,11 +31,16 @@ def compile_c(
 
     Raises BuildError with the compiler's first error line.
     """
-    flags = ["-std=gnu11", "-O2", "-fPIC", "-fvisibility=hidden", f"-I{SOURCES}", *more_flags, "-c"]
+    flags = [*COMPILER_FLAGS, f"-I{SOURCES}", *more_flags, "-c"]
     objects = [folder / source.with_suffix(".o").name for source in sources]
     for source, result in zip(sources, objects, strict=True):
         _execute(toolchain, [*toolchain.command, *flags, str(source), "-o", str(result)], folder)
     return objects
+
+
+def write_exports(folder: Path) -> None:
+    """Write exports.map, which LINKER_OPTIONS name, into `folder`."""
+    (folder / "exports.map").write_text(_EXPORTS)
 
 
 def link(
@@ -45,8 +51,8 @@ def link(
     `name` is what the file will be called, if not as `output`. `folder` takes what is made on the way.
     Raises BuildError when a symbol is undefined or the library is not as the system of `target` wants it.
     """
-    (folder / "exports.map").write_text(_EXPORTS)
-    options = [*_OPTIONS, *toolchain.linker_options]
+    write_exports(folder)
+    options = [*LINKER_OPTIONS, *toolchain.linker_options]
     if target.system == "android":  # Its build tools read the name that a library holds.
         options += ["-soname", name or output.name]
     inputs = [str(path) for path in objects]

@@ -69,7 +69,10 @@ def find_toolchain(target: Target) -> Toolchain:
         found = search(target)
         if found is not None:
             return found
-    raise BuildError(f"no linker for target `{target.name}` found; {_remedy(target)}")
+    raise BuildError(
+        f"no linker for target `{target.name}` found; {_remedy(target)}, or write with --bundle what a "
+        "machine with a linker makes the library of"
+    )
 
 
 def _ndk(target: Target) -> Toolchain | None:
