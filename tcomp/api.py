@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tcomp.accuracy import TOLERANCE, lower_within
 from tcomp.codegen.artifact import Form, Report, Weights, compile_graph
+from tcomp.codegen.link import Runtime
 from tcomp.errors import CheckFailed, ModelError, UnsupportedError, UsageError
 from tcomp.frontend.onnx import import_onnx
 from tcomp.relay.graph import Graph
@@ -154,10 +155,12 @@ def compile(
     inputs: Mapping[str, Array] | None = None,
     tolerance: float = TOLERANCE,
     form: Form = "library",
+    runtime: Runtime = "threads",
 ) -> Compiled:
     """Compile `model` to the shared library `output`, with the configs of `logs` where there are records.
 
-    With the form `bundle`, `output` is a folder that a machine with a compiler makes the library of.
+    With the form `bundle`, `output` is a folder that a machine with a compiler makes the library of; with the
+    runtime `freestanding`, an object file for a program without a system under it.
 
     `threads` selects the records that were measured with that many threads; the library itself runs with
     any number. With precision `fast` the library is run once on `inputs` (random where not given), and
@@ -165,8 +168,8 @@ def compile(
     Raises CheckFailed when `require_tuned` and a tunable kernel has no record.
     """
     chosen = as_target(target)
-    if form == "bundle" and precision != "exact":
-        raise UsageError("a bundle cannot be run, which precision `fast` needs; compile it with `exact`")
+    if precision != "exact" and (form == "bundle" or runtime == "freestanding"):
+        raise UsageError("precision `fast` runs the library, and this is none; compile it with `exact`")
     loaded = load_model(model, input_shapes)
     exact = static_kernels(loaded, chosen)
     written: list[tuple[Choices, Report]] = []
@@ -176,7 +179,9 @@ def compile(
         if require_tuned and choices.missing:
             listed = "; ".join(choices.missing)
             raise CheckFailed(f"{len(choices.missing)} kernels have no usable record: {listed}")
-        report = compile_graph(graph, chosen, Path(output), choices.config_of, weights, form=form)
+        report = compile_graph(
+            graph, chosen, Path(output), choices.config_of, weights, form=form, runtime=runtime
+        )
         written.append((choices, report))
         return report.library
 

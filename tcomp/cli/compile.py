@@ -34,6 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "builds the library where a compiler for the target is",
     )
     parser.add_argument(
+        "--runtime",
+        choices=("threads", "serial", "freestanding"),
+        default="threads",
+        help="serial: a library that starts no threads; freestanding: an object FILE.o for a program without "
+        "a system, which needs no C library and allocates nothing",
+    )
+    parser.add_argument(
         "--weights",
         choices=("embed", "separate"),
         default="embed",
@@ -73,6 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
         None if arguments.check_input is None else read_arrays(arguments.check_input),
         arguments.tolerance,
         "bundle" if arguments.bundle else "library",
+        arguments.runtime,
     )
     seconds = time.perf_counter() - start
     choices, report, program = compiled.choices, compiled.report, compiled.report.program

@@ -31,10 +31,10 @@ STUBS: Mapping[str, Sequence[str]] = {
 """What the C runtime, compilers' builtins and kernels use, all of it there from API 24 on."""
 
 
-def stand_ins(toolchain: Toolchain, folder: Path, execute: Callable[[Sequence[str]], None]) -> list[Path]:
+def stand_ins(toolchain: Toolchain, folder: Path, execute: Callable[[Sequence[str]], None]) -> list[str]:
     """Make in `folder` what libraries link with in place of an NDK: stubs, thread-local variables, builtins.
 
-    `execute` runs a command in `folder`.
+    `execute` runs a command in `folder`. Answers the arguments for the linker.
     """
     compile_c = [*toolchain.command, "-fPIC", "-O2", "-c"]
     for name, symbols in STUBS.items():
@@ -45,4 +45,4 @@ def stand_ins(toolchain: Toolchain, folder: Path, execute: Callable[[Sequence[st
     execute([*compile_c, "-std=gnu11", str(BIONIC / "emutls.c"), "-o", "emutls.o"])
     (folder / "builtins.zig").touch()
     execute([*toolchain.builtins, "builtins.zig", "-femit-bin=builtins.a"])
-    return [folder / name for name in ("emutls.o", *STUBS, "builtins.a")]
+    return ["--start-lib", "emutls.o", "--end-lib", *STUBS, "builtins.a"]

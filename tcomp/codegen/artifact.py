@@ -15,9 +15,9 @@ from typing import Literal
 
 import numpy as np
 
-from tcomp.codegen import c_abi
+from tcomp.codegen import c_abi, freestanding
 from tcomp.codegen.bundle import check_place, install_bundle, write_bundle
-from tcomp.codegen.link import RUNTIME, SOURCES, compile_c, link
+from tcomp.codegen.link import RUNTIME, SERIAL_FLAGS, SOURCES, Runtime, compile_c, link, link_object
 from tcomp.codegen.model_source import kernel_symbol, model_header, model_source, weights_source
 from tcomp.codegen.toolchain import Toolchain, find_toolchain
 from tcomp.errors import BuildError, GraphError
@@ -59,10 +59,12 @@ def compile_graph(
     weights: Weights = "embed",
     jobs: int | None = None,
     form: Form = "library",
+    runtime: Runtime = "threads",
 ) -> Report:
     """Write the library `output`, its header and tcomp.h beside it, and with `separate` its weights.
 
-    With the form `bundle`, which needs no C compiler, `output` is a folder.
+    With the form `bundle`, which needs no C compiler, `output` is a folder. With the runtime `freestanding`
+    it is an object file with a header of its own.
 
     `graph` has only kernels and views; `config_of` gives each kernel's schedule configuration, None
     meaning its template's default. `jobs` bounds the threads that generate code. Files appear complete or
@@ -70,6 +72,10 @@ def compile_graph(
     Raises GraphError for symbolic shapes, BuildError when code generation, the C compiler or writing fails.
     """
     _check_static(graph)
+    if runtime == "freestanding" and (form == "bundle" or weights == "separate"):
+        raise BuildError(
+            "a freestanding model is one object with its weights; no bundle, no separate weights"
+        )
     clock = _Clock()
     toolchain = find_toolchain(target) if form == "library" else None
     with clock.measure("schedule"):
@@ -89,13 +95,13 @@ def compile_graph(
             with clock.measure("weights"):
                 digest = _write_weights(program, folder / "weights")
             with clock.measure("link"):
-                sources = _sources(program, target, folder, embed, digest)
+                sources = _sources(program, target, folder, embed, digest, runtime)
                 if toolchain is not None:
-                    _link_library(toolchain, target, sources, objects, folder, output.name)
+                    _link(toolchain, target, sources, objects, folder, output.name, runtime)
             if toolchain is None:
-                files = _install_bundle(program, target, sources, objects, folder, output)
+                files = _install_bundle(program, target, sources, objects, folder, output, runtime)
             else:
-                files = _install(program, target, folder, output, embed)
+                files = _install(program, target, folder, output, embed, runtime)
     except OSError as error:
         raise BuildError(
             f"cannot write {output}: {error.strerror}; give a file in a writable folder with room"
@@ -207,12 +213,18 @@ def _packed(entry: PlannedConstant) -> memoryview:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
-def _sources(program: Program, target: Target, folder: Path, embed: bool, digest: bytes) -> list[Path]:
+def _sources(
+    program: Program, target: Target, folder: Path, embed: bool, digest: bytes, runtime: Runtime
+) -> list[Path]:
     """What is compiled with the kernels."""
-    features = c_abi.needed_features(target)
     model = folder / "model.c"
-    model.write_text(model_source(program, target, features, embed, digest))
-    sources = [model, *(SOURCES / name for name in RUNTIME)]
+    if runtime == "freestanding":
+        model.write_text(freestanding.freestanding_source(program, target))
+        sources = [model, freestanding.FOLDER / "freestanding.c"]
+    else:
+        features = c_abi.needed_features(target)
+        model.write_text(model_source(program, target, features, embed, digest))
+        sources = [model, *(SOURCES / name for name in RUNTIME)]
     if embed and program.weights_bytes:
         assembly = folder / "embedded.S"
         assembly.write_text(weights_source("weights"))
@@ -220,22 +232,36 @@ def _sources(program: Program, target: Target, folder: Path, embed: bool, digest
     return sources
 
 
-def _link_library(
+def _link(
     toolchain: Toolchain,
     target: Target,
     sources: Sequence[Path],
     objects: Sequence[Path],
     folder: Path,
     name: str,
+    runtime: Runtime,
 ) -> None:
     library = folder / "library"
-    link(toolchain, target, [*compile_c(toolchain, sources, folder), *objects], library, folder, name)
+    if runtime == "freestanding":
+        made = compile_c(toolchain, sources, folder, freestanding.FLAGS)
+        link_object(toolchain, [*made, *objects], library, folder)
+        freestanding.check_object(library)
+        return
+    flags = (f"-I{SOURCES / 'serial'}", *SERIAL_FLAGS) if runtime == "serial" else ()
+    link(toolchain, target, [*compile_c(toolchain, sources, folder, flags), *objects], library, folder, name)
     write_stamp(library)
 
 
-def _install(program: Program, target: Target, folder: Path, output: Path, embed: bool) -> _Files:
+def _install(
+    program: Program, target: Target, folder: Path, output: Path, embed: bool, runtime: Runtime
+) -> _Files:
     """Rename the finished files into place, the library last."""
     header, interface = output.with_suffix(".h"), output.parent / "tcomp.h"
+    if runtime == "freestanding":
+        (folder / "model.h").write_text(freestanding.freestanding_header(program, target))
+        os.replace(folder / "model.h", header)
+        os.replace(folder / "library", output)
+        return _Files(header, None, output.stat().st_size)
     (folder / "model.h").write_text(model_header(program, target))
     shutil.copyfile(SOURCES / "tcomp.h", folder / "tcomp.h")
     weights = None
@@ -255,11 +281,11 @@ def _install_bundle(
     objects: Sequence[Path],
     folder: Path,
     output: Path,
+    runtime: Runtime,
 ) -> _Files:
     (folder / "model.h").write_text(model_header(program, target))
-    write_bundle(
-        folder / "bundle", target, sources, objects, [folder / name for name in ("model.h", "weights")]
-    )
+    data = [folder / name for name in ("model.h", "weights")]
+    write_bundle(folder / "bundle", target, sources, objects, data, runtime)
     install_bundle(folder / "bundle", output)
     written = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
     return _Files(output / "model.h", output / "weights", written)

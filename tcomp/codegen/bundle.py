@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from tcomp.codegen.link import COMPILER_FLAGS, LINKER_OPTIONS, SOURCES, write_exports
+from tcomp.codegen.link import COMPILER_FLAGS, LINKER_OPTIONS, SERIAL_FLAGS, SOURCES, Runtime, write_exports
 from tcomp.errors import BuildError
 from tcomp.target.target import Target
 
@@ -30,7 +30,12 @@ _CONFIGURE = {
 
 
 def write_bundle(
-    folder: Path, target: Target, sources: Sequence[Path], objects: Sequence[Path], data: Sequence[Path]
+    folder: Path,
+    target: Target,
+    sources: Sequence[Path],
+    objects: Sequence[Path],
+    data: Sequence[Path],
+    runtime: Runtime,
 ) -> None:
     """Fill the new `folder` with `sources`, the runtime's headers, `objects`, and `data` that sources read.
 
@@ -43,7 +48,12 @@ def write_bundle(
     for path in objects:
         shutil.copyfile(path, kernels / path.name)
     write_exports(folder)
-    lists = _cmake(target, [path.name for path in sources], [f"kernels/{path.name}" for path in objects])
+    flags = [*COMPILER_FLAGS]
+    if runtime == "serial":
+        shutil.copytree(SOURCES / "serial", folder / "serial")
+        flags += [*SERIAL_FLAGS, "-I${CMAKE_CURRENT_SOURCE_DIR}/serial"]
+    names = [path.name for path in sources]
+    lists = _cmake(target, names, [f"kernels/{path.name}" for path in objects], flags)
     (folder / "CMakeLists.txt").write_text(lists)
 
 
@@ -61,7 +71,7 @@ def check_place(output: Path) -> None:
         raise BuildError(f"cannot write a bundle to {output}: it exists and is no bundle; give a new name")
 
 
-def _cmake(target: Target, sources: Sequence[str], objects: Sequence[str]) -> str:
+def _cmake(target: Target, sources: Sequence[str], objects: Sequence[str], flags: Sequence[str]) -> str:
     options = [*LINKER_OPTIONS]
     if target.system == "android" and target.machine == "aarch64":
         options += ["-z", "max-page-size=16384"]
@@ -82,7 +92,7 @@ set_source_files_properties(${{kernels}} PROPERTIES EXTERNAL_OBJECT TRUE)
 add_library(model SHARED ${{kernels}}
     {_lines(sources)})
 target_include_directories(model PUBLIC ${{CMAKE_CURRENT_SOURCE_DIR}})
-target_compile_options(model PRIVATE {" ".join(COMPILER_FLAGS)})
+target_compile_options(model PRIVATE {" ".join(flags)})
 target_link_options(model PRIVATE
     {linker})
 set_target_properties(model PROPERTIES LINK_DEPENDS ${{CMAKE_CURRENT_SOURCE_DIR}}/exports.map)

@@ -19,6 +19,8 @@ from tcomp.tvm_api import PrimFunc, s_tir, structural_map, structural_walk, tirx
 
 STACK_BYTES = 16 * 1024
 """Largest buffer local to a kernel that stays on the stack; larger ones come from the workspace."""
+WORKSPACE_ALIGNMENT = 64
+"""As `ALIGNMENT` of freestanding.c."""
 PARALLEL_CHUNKS = 64
 """Iterations of every parallel loop, as `CHUNKS` of the C runtime's pool.c."""
 _PLAIN_C = 1
@@ -109,6 +111,25 @@ def object_code(functions: Mapping[str, PrimFunc], target: Target) -> bytes:
     with os.fdopen(memory, "rb") as file:
         module.write_to_file(f"/proc/self/fd/{memory}", "o")
         return file.read()
+
+
+def workspace_bytes(function: PrimFunc, target: Target) -> int:
+    """An upper bound of the memory that `function` takes while one thread runs it, for its larger buffers."""
+    plain = to_c_abi(with_instructions(function, target), "kernel")
+    module = tvm.IRModule({tvm.ir.GlobalVar("kernel"): plain})
+    lower, _, _ = _pipeline()
+    lowered = lower(tirx.transform.BindTarget(_tvm_target(target).with_host(_tvm_target(target)))(module))
+    sizes: list[int] = []
+
+    def on_buffer(statement: Any) -> None:
+        nbytes = _nbytes(statement.buffer)
+        if nbytes is None:
+            raise BuildError(f"buffer {statement.buffer.name} has no fixed size, which a static arena needs")
+        sizes.append(0 if nbytes <= STACK_BYTES else -(-nbytes // WORKSPACE_ALIGNMENT) * WORKSPACE_ALIGNMENT)
+
+    for part in lowered.functions.values():
+        structural_walk(part.body, (tirx.AllocBuffer, on_buffer))
+    return sum(sizes)
 
 
 def needed_features(target: Target) -> list[str]:

@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from tcomp.codegen.android import stand_ins
 from tcomp.codegen.check import check_library
@@ -17,6 +18,10 @@ SOURCES = Path(__file__).parent / "c"
 RUNTIME = ("context.c", "pool.c", "cpu.c", "blake2b.c")
 _TELLING = (" error: ", ": undefined reference", "No space left")
 _EXPORTS = "{ global: tcomp_*; local: *; };\n"
+Runtime = Literal["threads", "serial", "freestanding"]
+"""What is around the kernels: threads of the system, none, or no system at all."""
+SERIAL_FLAGS = ("-D_Thread_local=", "-DMAX_THREADS=1")
+"""And the folder `serial` of SOURCES before the system's headers."""
 COMPILER_FLAGS = ("-std=gnu11", "-O2", "-fPIC", "-fvisibility=hidden")
 LINKER_OPTIONS = (
     "--version-script=exports.map", "-z", "defs", "-z", "relro", "-z", "now", "-z", "noexecstack",
@@ -58,13 +63,19 @@ def link(
     inputs = [str(path) for path in objects]
     if toolchain.linker:
         command = [*toolchain.linker, "-shared", *options]
-        inputs += map(str, stand_ins(toolchain, folder, partial(_execute, toolchain, folder=folder)))
+        inputs += stand_ins(toolchain, folder, partial(_execute, toolchain, folder=folder))
     else:
         command = [*toolchain.command, "-shared", "-static-libgcc"]
         command += [word for option in options for word in ("-Xlinker", option)]
         inputs += toolchain.libraries
     _execute(toolchain, [*command, "-o", str(output), *inputs], folder)
     check_library(output, target)
+
+
+def link_object(toolchain: Toolchain, objects: Sequence[Path], output: Path, folder: Path) -> None:
+    """Make one object `output` of `objects`, which another linker makes part of a program."""
+    command = [*toolchain.linker, "-r"] if toolchain.linker else [*toolchain.command, "-r", "-nostdlib"]
+    _execute(toolchain, [*command, "-o", str(output), *map(str, objects)], folder)
 
 
 def _execute(toolchain: Toolchain, command: Sequence[str], folder: Path) -> None:

@@ -42,7 +42,7 @@ def model_source(
             "",
             *_stamp(),
             "",
-            *_prototypes(program),
+            *prototypes(program),
             *(["extern const char tcomp_weights[];"] if weights != "NULL" else []),
             "",
             *_tensors("inputs", program.inputs),
@@ -91,6 +91,12 @@ def model_header(program: Program, target: Target) -> str:
         f"#define {prefix}_ARENA_BYTES {program.arena_bytes}u",
         f"#define {prefix}_WEIGHTS_BYTES {program.weights_bytes}u",
     ]
+    return "\n".join([*lines, *tensor_macros(program), "", "#endif", ""])
+
+
+def tensor_macros(program: Program) -> list[str]:
+    """What a header says about inputs and outputs."""
+    prefix, lines = identifier(program.name).upper(), list[str]()
     for kind, tensors in (("INPUT", program.inputs), ("OUTPUT", program.outputs)):
         for index, tensor in enumerate(tensors):
             macro = f"{prefix}_{kind}{index}"
@@ -107,7 +113,7 @@ def model_header(program: Program, target: Target) -> str:
                 f"#define {macro}_ELEMENTS {elements}u",
                 f"#define {macro}_BYTES {tensor.type.nbytes}u",
             ]
-    return "\n".join([*lines, "", "#endif", ""])
+    return lines
 
 
 def weights_source(path: str) -> str:
@@ -137,7 +143,8 @@ def _stamp() -> list[str]:
     ]  # fmt: skip
 
 
-def _prototypes(program: Program) -> list[str]:
+def prototypes(program: Program) -> list[str]:
+    """Declarations of the kernels."""
     lines: list[str] = []
     for index, planned in enumerate(program.kernels):
         read = len(planned.kernel.body.inputs)
@@ -172,13 +179,16 @@ def _run_function(program: Program) -> list[str]:
         "static int32_t run(const tcomp_frame *f) {",
     ]
     for number, step in enumerate(program.steps):
-        if isinstance(step, Run):
-            arguments = ", ".join(_pointer(place) for place in step.arguments)
-            call = f"{kernel_symbol(program, step.kernel)}({arguments})"
-        else:
-            call = _copy(step)
-        lines.append(f"  STEP({number}, {call})")
+        lines.append(f"  STEP({number}, {step_call(program, step)})")
     return [*lines, "  (void)f;", "  return -1;", "}"]
+
+
+def step_call(program: Program, step: Run | Copy) -> str:
+    """A C expression that does the step of the frame `f`; zero when it went well."""
+    if isinstance(step, Copy):
+        return _copy(step)
+    arguments = ", ".join(_pointer(place) for place in step.arguments)
+    return f"{kernel_symbol(program, step.kernel)}({arguments})"
 
 
 def _copy(step: Copy) -> str:

@@ -6,11 +6,12 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 from tcomp.errors import ArtifactError
 
 MACHINES = {3: "x86", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv"}
-_SHARED_OBJECT = 3
+_RELOCATABLE, _SHARED_OBJECT = 1, 3
 _SECTION_SYMBOLS, _SECTION_DYNAMIC, _SECTION_NO_BITS, _SECTION_DYNAMIC_SYMBOLS = 2, 6, 8, 11
 _EXECUTABLE = 4
 """A flag of sections."""
@@ -73,6 +74,8 @@ class SharedLibrary:
 
     path: str
     data: memoryview
+    _kind: ClassVar = _SHARED_OBJECT
+    _symbol_section: ClassVar = _SECTION_DYNAMIC_SYMBOLS
 
     @cached_property
     def machine(self) -> str:
@@ -154,7 +157,7 @@ class SharedLibrary:
     @cached_property
     def symbols(self) -> tuple[Symbol, ...]:
         """The dynamic symbols: what the library exports and what it wants from others."""
-        table = self._table(_SECTION_DYNAMIC_SYMBOLS)
+        table = self._table(self._symbol_section)
         return tuple(
             Symbol(name, index != 0, bind == _WEAK) for name, bind, index, _ in table if bind != _LOCAL
         )
@@ -179,8 +182,8 @@ class SharedLibrary:
     def _header(self) -> tuple[int, ...]:
         """The fields of `_Layout.header`."""
         fields = self._unpack(self._layout.header, 16)
-        if fields[0] != _SHARED_OBJECT:
-            raise ArtifactError(f"{self.path} is an ELF file but no shared library")
+        if fields[0] != self._kind:
+            raise ArtifactError(f"{self.path} is an ELF file of another kind: {fields[0]}")
         return fields
 
     @cached_property
@@ -208,6 +211,14 @@ class SharedLibrary:
 
     def _damaged(self, how: str) -> ArtifactError:
         return ArtifactError(f"{self.path} is damaged: {how}; compile it again")
+
+
+@dataclass(frozen=True)
+class ObjectFile(SharedLibrary):
+    """What a compiler writes and a linker reads. `symbols` are those that other files see or give."""
+
+    _kind: ClassVar = _RELOCATABLE
+    _symbol_section: ClassVar = _SECTION_SYMBOLS
 
 
 def _entries(section: Section, layout: str) -> range:

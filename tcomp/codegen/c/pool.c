@@ -25,7 +25,9 @@
 #include "clock.h"
 
 #define CHUNKS 64 /* iterations of every parallel loop; tcomp.codegen.c_abi makes them so */
+#ifndef MAX_THREADS /* 1 in libraries without threads */
 #define MAX_THREADS CHUNKS
+#endif
 #define RUN_SPIN_NANOSECONDS 500000  /* how long a worker spins for the next loop of a run, */
 #define IDLE_SPIN_NANOSECONDS 100000 /* for the next run, */
 #define JOIN_SPIN_NANOSECONDS 200000 /* and the caller for the last piece of a loop */
@@ -367,7 +369,7 @@ static int run_on_callers_pool(tcomp_pool *pool, parallel_body body, void *data,
 static int parallel_launch(parallel_body body, void *data, int num_task) {
   (void)num_task; /* always 0: as many as there are */
   tcomp_pool *pool = current_pool;
-  if (pool->threads <= 1 || inside_parallel) {
+  if (MAX_THREADS == 1 || pool->threads <= 1 || inside_parallel) {
     parallel_env env = {NULL, 1};
     return body(0, &env, data);
   }
