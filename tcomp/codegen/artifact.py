@@ -17,6 +17,7 @@ import numpy as np
 
 from tcomp.codegen import c_abi, freestanding
 from tcomp.codegen.bundle import check_place, install_bundle, write_bundle
+from tcomp.codegen.check import check_object
 from tcomp.codegen.link import RUNTIME, SERIAL_FLAGS, SOURCES, Runtime, compile_c, link, link_object
 from tcomp.codegen.model_source import kernel_symbol, model_header, model_source, weights_source
 from tcomp.codegen.toolchain import Toolchain, find_toolchain
@@ -245,11 +246,12 @@ def _link(
     if runtime == "freestanding":
         made = compile_c(toolchain, sources, folder, freestanding.FLAGS)
         link_object(toolchain, [*made, *objects], library, folder)
-        freestanding.check_object(library)
+        check_object(library, target)
         return
     flags = (f"-I{SOURCES / 'serial'}", *SERIAL_FLAGS) if runtime == "serial" else ()
     link(toolchain, target, [*compile_c(toolchain, sources, folder, flags), *objects], library, folder, name)
-    write_stamp(library)
+    if target.system != "apple":  # Its loader checks signatures; the stamp is one of ELF files.
+        write_stamp(library)
 
 
 def _install(

@@ -26,6 +26,7 @@ _CONFIGURE = {
     ("linux", "aarch64"): _LINUX.format(compiler="aarch64-linux-gnu-gcc"),
     ("linux", "arm"): _LINUX.format(compiler="arm-linux-gnueabihf-gcc"),
     ("linux", "x86_64"): "#   cmake -B build",
+    ("apple", "aarch64"): "#   cmake -B build -DCMAKE_OSX_ARCHITECTURES=arm64",
 }
 
 
@@ -48,10 +49,11 @@ def write_bundle(
     for path in objects:
         shutil.copyfile(path, kernels / path.name)
     write_exports(folder)
-    flags = [*COMPILER_FLAGS]
-    if runtime == "serial":
-        shutil.copytree(SOURCES / "serial", folder / "serial")
-        flags += [*SERIAL_FLAGS, "-I${CMAKE_CURRENT_SOURCE_DIR}/serial"]
+    flags = [*COMPILER_FLAGS, *(SERIAL_FLAGS if runtime == "serial" else ())]
+    for name in (runtime, target.system):
+        if (SOURCES / name).is_dir():  # headers that stand before the system's
+            shutil.copytree(SOURCES / name, folder / name)
+            flags.append(f"-I${{CMAKE_CURRENT_SOURCE_DIR}}/{name}")
     names = [path.name for path in sources]
     lists = _cmake(target, names, [f"kernels/{path.name}" for path in objects], flags)
     (folder / "CMakeLists.txt").write_text(lists)
@@ -75,8 +77,8 @@ def _cmake(target: Target, sources: Sequence[str], objects: Sequence[str], flags
     options = [*LINKER_OPTIONS]
     if target.system == "android" and target.machine == "aarch64":
         options += ["-z", "max-page-size=16384"]
-    linker = "\n    ".join(_pairs(options))
-    libraries = "m" if target.system == "android" else "m pthread"
+    linker = "" if target.system == "apple" else "\n    ".join(_pairs(options))
+    libraries = "m pthread" if target.system == "linux" else "m"
     return f"""\
 {_FIRST_LINE}: builds the library of a model for {target.name}. Its kernels are compiled already.
 #

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any
 
+from tcomp.codegen.macho import MachO
 from tcomp.errors import BuildError
 from tcomp.target.host import CHECKED_FEATURES
 from tcomp.target.target import Target
@@ -102,15 +103,17 @@ def build(functions: Mapping[str, PrimFunc], target: Target, packed: str | None 
 
 
 def object_code(functions: Mapping[str, PrimFunc], target: Target) -> bytes:
-    """The ELF object of `functions`. LLVM ends the process when a disk is full, so it writes to memory.
+    """The object of `functions`. LLVM ends the process when a disk is full, so it writes to memory.
 
-    Raises BuildError as `build` does.
+    In objects for Apple's systems the functions are private to the library, as linkers there need no list of
+    what to export. Raises BuildError as `build` does.
     """
     module = build(functions, target)
     memory = os.memfd_create("tcomp-object")
     with os.fdopen(memory, "rb") as file:
         module.write_to_file(f"/proc/self/fd/{memory}", "o")
-        return file.read()
+        code = file.read()
+    return MachO("the kernels' object", code).hidden() if target.system == "apple" else code
 
 
 def workspace_bytes(function: PrimFunc, target: Target) -> int:

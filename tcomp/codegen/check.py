@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Union
 
 from tcomp.codegen.aarch64 import find_register
+from tcomp.codegen.macho import MachO
 from tcomp.errors import BuildError
-from tcomp.runtime.elf import SEGMENT_LOAD, SEGMENT_THREAD_LOCAL, SharedLibrary
+from tcomp.runtime.elf import SEGMENT_LOAD, SEGMENT_THREAD_LOCAL, ObjectFile, SharedLibrary
 from tcomp.target.target import Target
 
+_Library = Union[SharedLibrary, MachO]
 PLATFORM_REGISTER = 18
 """x18 belongs to the system on Android and Apple's: a shadow call stack or the kernel may change it."""
 
@@ -36,7 +38,10 @@ DEMANDS: Mapping[str, Demands] = {
         reserves_register=False,
     ),
     "android": Demands(frozenset({"libc", "libm", "libdl"}), thread_local=False, reserves_register=True),
+    "apple": Demands(frozenset({"/usr/lib/libSystem.B.dylib"}), thread_local=True, reserves_register=True),
 }
+_LINKERS_OWN = ("_mh_dylib_header", "__dso_handle")
+"""What linkers for Apple's systems put into every library."""
 _PAGES = {"aarch64": 16384}
 """The largest pages that systems on a machine have by default; 4 KiB elsewhere."""
 
@@ -46,18 +51,34 @@ def check_library(path: Path, target: Target) -> None:
 
     Raises BuildError naming what is wrong and what to do.
     """
-    with (
-        path.open("rb") as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
-        memoryview(data) as view,
-    ):
-        library = SharedLibrary(str(path), view)
-        for check in _CHECKS:
-            for problem in check(library, target):
-                raise BuildError(f"{path.name} {problem}")
+    library = _read(path, target)
+    for check in _CHECKS:
+        for problem in check(library, target):
+            raise BuildError(f"{path.name} {problem}")
 
 
-def _needed(library: SharedLibrary, target: Target) -> Iterator[str]:
+def _read(path: Path, target: Target) -> _Library:
+    data = path.read_bytes()
+    return MachO(str(path), data) if target.system == "apple" else SharedLibrary(str(path), memoryview(data))
+
+
+def check_object(path: Path, target: Target) -> None:
+    """Raise BuildError when the object at `path` wants functions of a library that a bare machine lacks.
+
+    Compilers' own libraries are there on every machine; their names begin with two underscores.
+    """
+    data = path.read_bytes()
+    made = MachO(str(path), data) if target.system == "apple" else ObjectFile(str(path), memoryview(data))
+    wanted = [s.name for s in made.symbols if not s.defined]
+    missing = [name for name in wanted if not name.startswith(("__", "_GLOBAL_OFFSET_TABLE_"))]
+    if missing:
+        raise BuildError(
+            f"the model needs {', '.join(missing)}, which no C library gives in a freestanding program; use "
+            "float32 in place of float64 there, or --runtime serial"
+        )
+
+
+def _needed(library: _Library, target: Target) -> Iterator[str]:
     allowed = DEMANDS[target.system].libraries
     foreign = [name for name in library.needed if name.split(".so")[0] not in allowed]
     if foreign:
@@ -68,14 +89,15 @@ def _needed(library: SharedLibrary, target: Target) -> Iterator[str]:
         )
 
 
-def _undefined(library: SharedLibrary, target: Target) -> Iterator[str]:
+def _undefined(library: _Library, target: Target) -> Iterator[str]:
     missing = [s.name for s in library.symbols if not s.defined and s.name.lstrip("_").lower()[:3] == "tvm"]
     if missing:
         yield f"needs {', '.join(missing)} of TVM's runtime; tcomp's C runtime must define it: report this"
 
 
-def _exported(library: SharedLibrary, target: Target) -> Iterator[str]:
-    leaked = [s.name for s in library.symbols if s.defined and not s.name.startswith("tcomp_")]
+def _exported(library: _Library, target: Target) -> Iterator[str]:
+    known = ("tcomp_", *_LINKERS_OWN)
+    leaked = [s.name for s in library.symbols if s.defined and not s.name.startswith(known)]
     if leaked:
         yield (
             f"exports {', '.join(leaked[:3])}; only tcomp_* may be exported: use a linker that reads version "
@@ -83,7 +105,7 @@ def _exported(library: SharedLibrary, target: Target) -> Iterator[str]:
         )
 
 
-def _thread_local(library: SharedLibrary, target: Target) -> Iterator[str]:
+def _thread_local(library: _Library, target: Target) -> Iterator[str]:
     kinds = [kind for kind, _ in library.segments]
     if SEGMENT_THREAD_LOCAL in kinds and not DEMANDS[target.system].thread_local:
         yield (
@@ -92,7 +114,7 @@ def _thread_local(library: SharedLibrary, target: Target) -> Iterator[str]:
         )
 
 
-def _alignment(library: SharedLibrary, target: Target) -> Iterator[str]:
+def _alignment(library: _Library, target: Target) -> Iterator[str]:
     page = _PAGES.get(target.machine, 4096)
     for kind, alignment in library.segments:
         if kind == SEGMENT_LOAD and alignment % page:
@@ -102,7 +124,7 @@ def _alignment(library: SharedLibrary, target: Target) -> Iterator[str]:
             )
 
 
-def _platform_register(library: SharedLibrary, target: Target) -> Iterator[str]:
+def _platform_register(library: _Library, target: Target) -> Iterator[str]:
     if target.machine != "aarch64" or not DEMANDS[target.system].reserves_register:
         return
     for section, code in library.code:
@@ -113,6 +135,6 @@ def _platform_register(library: SharedLibrary, target: Target) -> Iterator[str]:
             )
 
 
-_CHECKS: tuple[Callable[[SharedLibrary, Target], Iterator[str]], ...] = (
+_CHECKS: tuple[Callable[[_Library, Target], Iterator[str]], ...] = (
     _needed, _undefined, _exported, _thread_local, _alignment, _platform_register
 )  # fmt: skip

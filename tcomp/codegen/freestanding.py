@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from tcomp.codegen import c_abi
 from tcomp.codegen.link import SOURCES
 from tcomp.codegen.model_source import identifier, prototypes, step_call, tensor_macros
-from tcomp.errors import BuildError
 from tcomp.plan.program import Program
-from tcomp.runtime.elf import ObjectFile
 from tcomp.target.target import Target
 
 FOLDER = SOURCES / "freestanding"
@@ -75,18 +71,3 @@ def freestanding_header(program: Program, target: Target) -> str:
             "",
         ]
     )
-
-
-def check_object(path: Path) -> None:
-    """Raise BuildError when the object at `path` wants functions of a library that a bare machine lacks.
-
-    Compilers' own libraries are there on every machine; their names begin with two underscores.
-    """
-    known = ("__", "_GLOBAL_OFFSET_TABLE_")
-    wanted = [s.name for s in ObjectFile(str(path), memoryview(path.read_bytes())).symbols if not s.defined]
-    missing = [name for name in wanted if not name.startswith(known)]
-    if missing:
-        raise BuildError(
-            f"the model needs {', '.join(missing)}, which no C library gives in a freestanding program; use "
-            "float32 in place of float64 there, or --runtime serial"
-        )

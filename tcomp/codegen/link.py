@@ -56,6 +56,10 @@ def link(
     `name` is what the file will be called, if not as `output`. `folder` takes what is made on the way.
     Raises BuildError when a symbol is undefined or the library is not as the system of `target` wants it.
     """
+    if target.system == "apple":
+        command = [*toolchain.command, "-dynamiclib", "-install_name", f"@rpath/{name or output.name}"]
+        _execute(toolchain, [*command, "-o", str(output), *map(str, objects)], folder)
+        return check_library(output, target)
     write_exports(folder)
     options = [*LINKER_OPTIONS, *toolchain.linker_options]
     if target.system == "android":  # Its build tools read the name that a library holds.

@@ -118,7 +118,15 @@ def tensor_macros(program: Program) -> list[str]:
 
 def weights_source(path: str) -> str:
     """Assembly that puts the file at `path` into read-only memory."""
-    return f"""    .section .rodata
+    return f"""#ifdef __APPLE__
+    .section __TEXT,__const
+    .p2align 6
+    .globl _tcomp_weights
+    .private_extern _tcomp_weights
+_tcomp_weights:
+    .incbin {_string(path)}
+#else
+    .section .rodata
     .balign 64
     .globl tcomp_weights
     .hidden tcomp_weights
@@ -127,12 +135,18 @@ tcomp_weights:
     .incbin {_string(path)}
     .size tcomp_weights, . - tcomp_weights
     .section .note.GNU-stack,"",%progbits
+#endif
 """
 
 
 def _stamp() -> list[str]:
     return [
-        '__attribute__((section(".tcomp"), used, retain, aligned(8))) static const struct {',
+        "#ifdef __APPLE__",
+        '#define SECTION "__DATA,__tcomp"',
+        "#else",
+        '#define SECTION ".tcomp"',
+        "#endif",
+        "__attribute__((section(SECTION), used, retain, aligned(8))) static const struct {",
         f"  char magic[{len(MAGIC)}];",
         "  uint32_t abi_version, stamp_bytes;",
         "  uint64_t file_bytes;",

@@ -16,6 +16,8 @@ from tcomp.target.target import Target
 
 BIONIC = Path(__file__).parent / "c" / "bionic"
 """Declarations of Android's C library, where no NDK gives them."""
+APPLE = BIONIC.with_name("apple")
+"""What the runtime uses of Linux, for Apple's systems."""
 _NATIVE = ("cc", "gcc", "clang")
 _GNU = {"aarch64": "aarch64-linux-gnu", "arm": "arm-linux-gnueabihf", "x86_64": "x86_64-linux-gnu"}
 _GLIBC = "2.28"
@@ -64,7 +66,7 @@ def find_toolchain(target: Target) -> Toolchain:
     """
     if target.system == "linux" and target.machine == platform.machine():
         return native_toolchain()
-    searches: Sequence[Callable[[Target], Toolchain | None]] = (_ndk, _zig, _cross_gcc)
+    searches: Sequence[Callable[[Target], Toolchain | None]] = (_ndk, _xcode, _zig, _cross_gcc)
     for search in searches:
         found = search(target)
         if found is not None:
@@ -90,10 +92,22 @@ def _ndk(target: Target) -> Toolchain | None:
     return Toolchain("the NDK's clang", command, linker_options=_ANDROID_PAGES, libraries=("-lm",))
 
 
+def _xcode(target: Target) -> Toolchain | None:
+    """Apple's clang, on a Mac."""
+    xcrun, triple = shutil.which("xcrun"), str(target.llvm["mtriple"])
+    if target.system != "apple" or xcrun is None:
+        return None
+    sdk = "iphoneos" if "ios" in triple else "macosx"
+    return Toolchain("Apple's clang", (xcrun, "--sdk", sdk, "clang", "-target", triple, f"-I{APPLE}"))
+
+
 def _zig(target: Target) -> Toolchain | None:
-    if target.system not in ("linux", "android") or importlib.util.find_spec("ziglang") is None:
+    is_ios = target.system == "apple" and "macosx" not in str(target.llvm["mtriple"])
+    if importlib.util.find_spec("ziglang") is None or is_ios:
         return None
     zig = (sys.executable, "-m", "ziglang")
+    if target.system == "apple":
+        return Toolchain("zig cc", (*zig, "cc", "-target", "aarch64-macos.11.0", f"-I{APPLE}"))
     if target.system == "linux":
         return Toolchain("zig cc", (*zig, "cc", "-target", f"{_GNU[target.machine]}.{_GLIBC}"))
     machine = _ZIG_ANDROID[target.machine]
@@ -120,5 +134,7 @@ def _cross_gcc(target: Target) -> Toolchain | None:
 def _remedy(target: Target) -> str:
     if target.system == "android":
         return "set ANDROID_NDK_HOME to an installed Android NDK, or `pip install 'tcomp[cross]'`"
+    if target.system == "apple":
+        return "install Xcode on a Mac or, for macOS alone, `pip install 'tcomp[cross]'`"
     package = f"gcc-{_GNU[target.machine]}"
     return f"install one, `pip install 'tcomp[cross]'` or `apt-get install {package}`"
