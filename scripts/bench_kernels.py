@@ -40,7 +40,7 @@ from tcomp.tuner.provenance import device_name
 
 @dataclass(frozen=True)
 class Variant:
-    """A kernel with the template and the config to build it with."""
+    """A kernel with the template and the complete config to build it with."""
 
     name: str
     kernel: Kernel
@@ -60,12 +60,15 @@ class Variant:
         found: list[Variant] = []
         for suffix, one in offered.items():
             space = one.space(kernel, target)
-            found.append(Variant(name + suffix, kernel, one, space.default))
+            found.append(Variant(name + suffix, kernel, one, space.complete(space.default)))
             for knob in knobs:
                 config = _changed(space, *knob.split("=", 1))
                 found += [Variant(f"{name}{suffix} {knob}", kernel, one, config)] if config else []
         record = records.best(kernel, target, device=device_name())
-        return found + ([Variant(f"{name} tuned", kernel, template, record.config)] if record else [])
+        if record:
+            config = template.space(kernel, target).complete(record.config)
+            found.append(Variant(f"{name} tuned", kernel, template, config))
+        return found
 
 
 def _changed(space: Space, name: str, value: str) -> Config | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tcomp.accuracy import TOLERANCE, lower_within
 from tcomp.codegen.artifact import Form, Report, Weights, compile_graph
+from tcomp.codegen.bindings import check_bindings, write_bindings
 from tcomp.codegen.link import Runtime
 from tcomp.errors import CheckFailed, ModelError, UnsupportedError, UsageError
 from tcomp.frontend.onnx import import_onnx
@@ -135,11 +136,13 @@ def choose_configs(graph: Graph, target: Target, logs: Sequence[str | Path], thr
 
 @dataclass(frozen=True)
 class Compiled:
-    """A written artifact: where its configs came from, the code generator's report, what runs in 16 bits."""
+    """A written artifact: where its configs came from, the code generator's report, what runs in 16 bits,
+    the sources that call it from other languages."""
 
     choices: Choices
     report: Report
     precision: str
+    bindings: tuple[Path, ...] = ()
 
 
 def compile(
@@ -154,6 +157,7 @@ def compile(
     precision: Precision = "exact",
     inputs: Mapping[str, Array] | None = None,
     tolerance: float = TOLERANCE,
+    bindings: Sequence[str] = (),
     form: Form = "library",
     runtime: Runtime = "threads",
 ) -> Compiled:
@@ -165,11 +169,15 @@ def compile(
     `threads` selects the records that were measured with that many threads; the library itself runs with
     any number. With precision `fast` the library is run once on `inputs` (random where not given), and
     kernels stay in float32 while an output is off by more than `tolerance` of its largest magnitude.
+    `bindings` are `jni`, `jni:PACKAGE` and `swift`: sources beside the header that call the library.
     Raises CheckFailed when `require_tuned` and a tunable kernel has no record.
     """
+    check_bindings(bindings)
     chosen = as_target(target)
     if precision != "exact" and (form == "bundle" or runtime == "freestanding"):
         raise UsageError("precision `fast` runs the library, and this is none; compile it with `exact`")
+    if bindings and runtime == "freestanding":
+        raise UsageError("bindings call a library; compile with the runtime `threads` or `serial`")
     loaded = load_model(model, input_shapes)
     exact = static_kernels(loaded, chosen)
     written: list[tuple[Choices, Report]] = []
@@ -192,7 +200,8 @@ def compile(
     else:
         arrays = chosen_inputs(loaded, inputs or {})
         note = str(lower_within(exact, chosen, build, arrays, tolerance))
-    return Compiled(*written[-1], note)
+    report = written[-1][1]
+    return Compiled(*written[-1], note, tuple(write_bindings(report.program, report.header, bindings)))
 
 
 def tune(

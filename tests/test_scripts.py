@@ -14,6 +14,7 @@ import pytest
 import bench_cpu
 import bench_instructions
 import bench_kernels
+import bench_searches
 import kernel_cycles
 from kernel_shapes import FIXED, KERNELS
 from peers import Peer
@@ -21,6 +22,7 @@ from tcomp.target.host import host_target
 from tcomp.target.target import TARGETS
 from tcomp.tensor.template import template_for
 from tcomp.tuner.lookup import Records
+from tcomp.tuner.task import Task
 
 RESULT = {
     "model": "m",
@@ -39,32 +41,6 @@ def test_instructions_are_measured(tmp_path: Path) -> None:
     library = bench_instructions.build(tmp_path)
     for name in bench_instructions.present():
         library[name](1)
-
-
-LOOP = """
-.LBB0_1:
-\tvmovups (%rsp), %zmm3
-\tvfmadd231ps %zmm1, %zmm2, %zmm3
-\tvfmadd231ps %zmm1, %zmm2, %zmm3
-\tvfmadd231ps %zmm1, %zmm2, %zmm3
-\tjne .LBB0_1
-.LBB0_2:
-\tvfmadd231ps %zmm1, %zmm2, %zmm3
-\t.loc 1 0 0
-\tvfmadd231ps %zmm1, %zmm2, %zmm4
-\tjne .LBB0_2
-"""
-
-
-def test_the_loop_with_most_sums_is_cut_out_of_assembly() -> None:
-    loop = kernel_cycles.hot_loop(LOOP)
-    assert loop == [
-        "vfmadd231ps %zmm1, %zmm2, %zmm3",
-        "vfmadd231ps %zmm1, %zmm2, %zmm4",
-        "jne .LBB0_2",
-    ]
-    assert kernel_cycles.multiplies(loop) == 2
-    assert kernel_cycles.on_stack(["vmovups (%rsp), %zmm3", *loop]) == ["vmovups (%rsp), %zmm3"]
 
 
 @pytest.mark.parametrize("tag", kernel_cycles.TABLES)
@@ -139,3 +115,18 @@ def test_knobs_are_changed_where_they_may_be() -> None:
     variants = bench_kernels.Variant.every("small", kernel, target, False, Records([]), knobs)
     assert [v.name for v in variants] == ["small", "small unroll=2", "small parts=4"]
     assert variants[2].config["parts"] == 4
+
+
+def test_a_search_has_reached_what_it_knew_first() -> None:
+    found = bench_searches.Found(3, [(1.0, 5e-3), (2.0, 3e-3), (3.0, 2e-3)], 4.0, lambda number: 2e-3)
+    assert bench_searches.reached(found, 3e-3) == 2.0
+    assert bench_searches.reached(found, 1e-3) is None
+
+
+@pytest.mark.slow
+def test_searches_are_compared() -> None:
+    task = Task.of(KERNELS["matmul 8x8192x8"](), host_target())
+    results = bench_searches.compare(task, ["tcomp", "random"], trials=2)
+    assert [r["trials"] for r in results] == [2, 2]
+    assert all(r["best"] < 3 * r["curve"][-1][1] for r in results)
+    assert "| tcomp | 2 |" in bench_searches.markdown(results)

@@ -62,6 +62,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="with --precision fast: inputs by name to compare with float32 on; others are random",
     )
+    parser.add_argument(
+        "--bindings",
+        metavar="LIST",
+        type=lambda text: text.split(","),
+        default=[],
+        help="sources beside the header that call the library: jni[:PACKAGE] (Kotlin), swift; with commas",
+    )
     parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
 
 
@@ -79,6 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.precision,
         None if arguments.check_input is None else read_arrays(arguments.check_input),
         arguments.tolerance,
+        arguments.bindings,
         "bundle" if arguments.bundle else "library",
         arguments.runtime,
     )
@@ -97,6 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
         "arena_lower_bound": program.live_bytes,
         "weights_bytes": program.weights_bytes,
         "precision": compiled.precision,
+        "bindings": [str(path) for path in compiled.bindings],
         "seconds": round(seconds, 3),
     }
     if arguments.json:
@@ -105,6 +114,8 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"{report.library}: {_size(report.library_bytes)}, {len(program.steps)} steps, {choices}")
     if compiled.precision:
         print(compiled.precision)
+    if compiled.bindings:
+        print(f"bindings {', '.join(path.name for path in compiled.bindings)}")
     print(
         f"arena {_size(program.arena_bytes)} (lower bound {_size(program.live_bytes)}), "
         f"weights {_size(program.weights_bytes)}, {seconds:.1f} s"

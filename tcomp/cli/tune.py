@@ -80,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tasks",
         metavar="all|list|TEXT",
         default="all",
-        help="`list` them, or tune those whose name has TEXT",
+        help="`list` them, or tune those in whose name or text, as listed, TEXT occurs",
     )
     parser.add_argument(
         "--strategy",
@@ -103,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.tasks == "list":
         _list(found)
         return 0
-    selected = [t for t in found if arguments.tasks == "all" or arguments.tasks in t.label]
+    selected = [t for t in found if arguments.tasks == "all" or arguments.tasks in f"{t.label} {t.key}"]
     if not selected:
         raise UsageError(f"no task matches `{arguments.tasks}`; see --tasks list")
     log = arguments.log or Path(Path(arguments.model.replace(":", ".")).stem + ".jsonl")

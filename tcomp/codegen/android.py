@@ -16,7 +16,7 @@ _LIBC = """
     memcmp memcpy memmove memset mmap munmap open posix_memalign pthread_cond_broadcast pthread_cond_destroy
     pthread_cond_init pthread_cond_signal pthread_cond_wait pthread_create pthread_getspecific pthread_join
     pthread_key_create pthread_key_delete pthread_mutex_destroy pthread_mutex_init pthread_mutex_lock
-    pthread_mutex_unlock pthread_setspecific pthread_sigmask realloc sched_getaffinity sched_getcpu
+    pthread_mutex_unlock pthread_setspecific pthread_sigmask read sched_getaffinity sched_getcpu
     sched_setaffinity sched_yield sigfillset snprintf strchr strcmp strcspn strerror strlen strncmp sysconf
     vsnprintf
 """

@@ -15,7 +15,7 @@ from tcomp.codegen.macho import MachO
 from tcomp.errors import BuildError
 from tcomp.target.host import CHECKED_FEATURES
 from tcomp.target.target import Target
-from tcomp.tensor.bfloat16 import with_instructions
+from tcomp.tensor.intrinsics import with_instructions
 from tcomp.tvm_api import PrimFunc, s_tir, structural_map, structural_walk, tirx, tvm
 
 STACK_BYTES = 16 * 1024

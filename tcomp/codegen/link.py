@@ -15,7 +15,7 @@ from tcomp.errors import BuildError
 from tcomp.target.target import Target
 
 SOURCES = Path(__file__).parent / "c"
-RUNTIME = ("context.c", "pool.c", "cpu.c", "blake2b.c")
+RUNTIME = ("context.c", "pool.c", "workspace.c", "affinity.c", "cpu.c", "blake2b.c")
 _TELLING = (" error: ", ": undefined reference", "No space left")
 _EXPORTS = "{ global: tcomp_*; local: *; };\n"
 Runtime = Literal["threads", "serial", "freestanding"]
@@ -25,7 +25,7 @@ SERIAL_FLAGS = ("-D_Thread_local=", "-DMAX_THREADS=1")
 COMPILER_FLAGS = ("-std=gnu11", "-O2", "-fPIC", "-fvisibility=hidden")
 LINKER_OPTIONS = (
     "--version-script=exports.map", "-z", "defs", "-z", "relro", "-z", "now", "-z", "noexecstack",
-    "--as-needed", "--build-id=none", "--strip-debug",
+    "-Bsymbolic", "--as-needed", "--build-id=none", "--strip-debug",
 )  # fmt: skip
 
 

@@ -28,6 +28,11 @@ def identifier(text: str) -> str:
     return f"_{name}" if not name or name[0].isdigit() else name
 
 
+def api_symbol(program: Program) -> str:
+    """The C name of the function that answers the table of this library's functions."""
+    return f"tcomp_api_{identifier(program.name)}"
+
+
 def model_source(
     program: Program, target: Target, features: Sequence[str], embed: bool, digest: bytes
 ) -> str:
@@ -71,6 +76,8 @@ def model_source(
             "    .run = run,",
             "};",
             "",
+            f"TCOMP_PUBLIC const tcomp_api *{api_symbol(program)}(void) {{ return &tcomp_functions; }}",
+            "",
         ]
     )
 
@@ -84,6 +91,11 @@ def model_header(program: Program, target: Target) -> str:
         f"#define {prefix}_H",
         "",
         '#include "tcomp.h"',
+        "",
+        "#ifdef __cplusplus",
+        'extern "C"',
+        "#endif",
+        f"const tcomp_api *{api_symbol(program)}(void); /* the functions of this library */",
         "",
         f"#define {prefix}_ABI_VERSION {ABI_VERSION}",
         f"#define {prefix}_INPUT_COUNT {len(program.inputs)}",
@@ -183,11 +195,11 @@ def _tensors(name: str, tensors: Sequence[Tensor]) -> list[str]:
 
 def _run_function(program: Program) -> list[str]:
     lines = [
-        "#define STEP(number, call)                                             \\",
-        "  {                                                                    \\",
-        "    uint64_t start = f->nanoseconds ? tcomp_now() : 0;                 \\",
-        "    if ((call) != 0) return number;                                    \\",
-        "    if (f->nanoseconds) f->nanoseconds[number] += tcomp_now() - start; \\",
+        "#define STEP(number, call)                                              \\",
+        "  {                                                                     \\",
+        "    uint64_t start = f->nanoseconds ? tcomp_now() : 0;                  \\",
+        "    if (tcomp_pool_is_cancelled(f->pool) || (call) != 0) return number; \\",
+        "    if (f->nanoseconds) f->nanoseconds[number] += tcomp_now() - start;  \\",
         "  }",
         "",
         "static int32_t run(const tcomp_frame *f) {",

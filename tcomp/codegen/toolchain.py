@@ -26,7 +26,8 @@ _NDK = {"aarch64": "aarch64-linux-android24", "arm": "armv7a-linux-androideabi24
 _ZIG_ANDROID = {"aarch64": "aarch64-linux-android.24", "arm": "arm-linux-androideabi.24"}
 _EMULATIONS = {"aarch64": "aarch64linux", "arm": "armelf_linux_eabi"}
 """How linkers call the output formats."""
-_FLOATS = {"arm": ("-march=armv7-a", "-mfpu=neon-vfpv4", "-mfloat-abi=hard")}
+_FLOATS = {"arm": ("-march=armv7-a", "-mfpu=vfpv3-d16", "-mfloat-abi=hard")}
+"""The least that has hard floats: the C runtime runs before it knows what the CPU has."""
 _ANDROID_PAGES = ("-z", "max-page-size=16384")
 """Phones have pages of 4 KiB or, from Android 15, of 16 KiB."""
 

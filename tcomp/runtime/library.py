@@ -45,6 +45,11 @@ class COptions(ctypes.Structure):
         ("allocator_user", ctypes.c_void_p),
         ("parallel", ctypes.c_void_p),
         ("parallel_user", ctypes.c_void_p),
+        ("cpus", ctypes.c_int32),
+        ("trust_weights", ctypes.c_int32),
+        ("cpu_mask", ctypes.c_uint64),
+        ("cancelled", ctypes.c_void_p),
+        ("cancelled_user", ctypes.c_void_p),
     )
 
 

@@ -17,7 +17,7 @@ from typing import IO
 from tcomp.errors import ArtifactError
 from tcomp.runtime.elf import SharedLibrary
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 SECTION = ".tcomp"
 MAGIC = b"TCOMPLIB"
 DIGEST_BYTES = 32

@@ -11,7 +11,7 @@ from typing import Any, cast
 from tcomp.errors import TargetError
 from tcomp.target.arm import CORES, SYSTEMS, on_core
 from tcomp.target.host import host_target
-from tcomp.target.target import PRODUCT_FEATURES, TARGETS, Target
+from tcomp.target.target import FAST_DTYPES, PRODUCT_FEATURES, TARGETS, Target
 
 _LLVM_KEYS = ("mcpu", "mattr", "mtriple")
 _COUNTS = ("cores", "vector_bits", "vector_registers", "fma_ports")
@@ -87,13 +87,14 @@ def _from_json(text: str) -> Target:
 
 def _with_fast_dtype(target: Target, value: object) -> Target:
     """`target` with this `fast_dtype`, which for float16 needs the instructions."""
-    if value is not None and value not in PRODUCT_FEATURES:
-        known = ", ".join(f'"{name}"' for name in PRODUCT_FEATURES)
+    if value is not None and value not in FAST_DTYPES:
+        known = ", ".join(f'"{name}"' for name in FAST_DTYPES)
         raise TargetError(f"target key `fast_dtype` is {value!r}; it must be one of {known}, null")
     found = replace(target, fast_dtype=value)
     if value == "float16" and found.available() != found:
+        feature = PRODUCT_FEATURES.get((target.machine, value), "such instructions")
         raise TargetError(
-            f"target key `fast_dtype` is 'float16', but `{target.name}` lacks avx512fp16 in `features`"
+            f"target key `fast_dtype` is 'float16', but `{target.name}` lacks {feature} in `features`"
         )
     return found
 

@@ -9,8 +9,16 @@ from typing import Any
 from tcomp.registry import Registry
 from tcomp.relay.types import numpy_dtype
 
-PRODUCT_FEATURES: Mapping[str, str] = {"float16": "avx512fp16", "bfloat16": "avx512bf16"}
-"""16-bit types and the CPU feature, by LLVM's name, that multiplies pairs of them."""
+FAST_DTYPES = ("float16", "bfloat16")
+"""The types that `Target.fast_dtype` may name."""
+PRODUCT_FEATURES: Mapping[tuple[str, str], str] = {
+    ("x86_64", "float16"): "avx512fp16",
+    ("x86_64", "bfloat16"): "avx512bf16",
+    ("aarch64", "float16"): "fullfp16",
+    ("aarch64", "bfloat16"): "bf16",
+    ("aarch64", "int8"): "dotprod",
+}
+"""By machine and narrow type, the CPU feature that multiplies it, by LLVM's name; others have none."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +72,13 @@ class Target:
 
     def available(self) -> Target:
         """This target without a `fast_dtype` whose instructions it lacks or has switched off."""
-        lacks = self.fast_dtype is not None and not self.has(PRODUCT_FEATURES[self.fast_dtype])
+        lacks = self.fast_dtype is not None and not self.multiplies(self.fast_dtype)
         return replace(self, fast_dtype=None) if lacks else self
+
+    def multiplies(self, dtype: str) -> bool:
+        """Whether code for this target may use instructions that multiply a narrow type fast."""
+        feature = PRODUCT_FEATURES.get((self.machine, dtype))
+        return feature is not None and self.has(feature)
 
     def lanes(self, dtype: str = "float32") -> int:
         """Elements of `dtype` in one vector register."""

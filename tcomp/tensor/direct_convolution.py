@@ -15,7 +15,6 @@ from tcomp.relay.types import numpy_dtype
 from tcomp.target.target import Target
 from tcomp.tensor.convolution import Convolution, dense_steps
 from tcomp.tensor.loops import CACHE_LINE, Buffer, Expression, Statement, loop_nest, prefetch
-from tcomp.tensor.pairs import pair_sums
 from tcomp.tensor.primitives import Tiles
 from tcomp.tensor.register_tile import FMA_LATENCY, LOAD_PORTS, Index, Point, Reduction, RegisterTile
 from tcomp.tvm_api import tirx
@@ -44,7 +43,7 @@ def pixels_of(conv: Convolution) -> tuple[int, ...]:
 
 def vectors_of(conv: Convolution, target: Target) -> int:
     """Vector registers of one channel block."""
-    return conv.out_block // gcd(conv.out_block, target.lanes(conv.accumulator))
+    return conv.out_block // gcd(conv.out_block, target.lanes(conv.sum_dtype))
 
 
 def pixel_tiles(conv: Convolution, target: Target) -> Iterator[PixelTile]:
@@ -146,7 +145,6 @@ class DirectProduct:
     ) -> Reduction:
         """The sums of a tile: `unroll` steps of the innermost loop and maybe one kernel axis written out."""
         conv = self.conv
-        pairs = pair_sums(conv.dtype) if conv.pairs else None
         steps = dense_steps(conv)
         written = [1] * len(steps)
         written[-1] = unroll
@@ -161,11 +159,11 @@ class DirectProduct:
             lane = point.places[1] * conv.out_block + point.places[-1]
             weight = tirx.BufferLoad(self.weights, [point.tiles[1], *step, lane])
             value = tirx.BufferLoad(self.data, self.place(conv.place(n, source, at)))
-            if pairs is not None:
-                return pairs.multiply_add(total, value, weight)
+            if conv.sums is not None:
+                return conv.sums.multiply_add(total, value, weight)
             return total + value.astype(conv.accumulator) * weight.astype(conv.accumulator)
 
-        short = None if pairs is None else pairs.short
+        short = None if conv.sums is None else conv.sums.short
         zero = tirx.const(0, conv.accumulator)
         return Reduction(steps, tuple(written), conv.accumulator, zero, update, short, ahead, partial_sums)
 
@@ -207,9 +205,9 @@ class DirectProduct:
 
 
 def _first_source(conv: Convolution, out_block: Expression, chunk: Expression) -> Expression:
-    """The first input channel, or pair of channels, that block `out_block` reads in a chunk."""
+    """The first input channel, or group of channels, that block `out_block` reads in a chunk."""
     first = conv.first_input(out_block * conv.out_block)
-    return (first // 2 if conv.pairs else first) + chunk * conv.chunk_steps
+    return first // conv.group + chunk * conv.chunk_steps
 
 
 def _reach(places: int, stride: int, taps: int, dilation: int) -> range:

@@ -47,7 +47,7 @@ class Plan:
         lanes = min(target.lanes(product.accumulator), product.columns)
         rows = Tiles.of(product.rows, int(config["tile_rows"]))
         columns = Tiles.of(product.columns, int(config["tile_vectors"]) * lanes)
-        unroll, parts = int(config["unroll"]), int(config.get("parts", 1))
+        unroll, parts = int(config["unroll"]), int(config["parts"])
         chunk = _even(product.depth // unroll, (int(config["chunk"]) or product.depth) // unroll)
         chunk = min(chunk, -(-product.depth // unroll // parts)) * unroll
         return Plan(
@@ -63,7 +63,7 @@ class Plan:
             bool(config["pack_right"]),
             bool(config["prefetch"]),
             bool(config["parallel"]),
-            int(config.get("partial_sums", 1)),
+            int(config["partial_sums"]),
             _parts(-(-product.depth // chunk), parts),
         )
 

@@ -82,9 +82,9 @@ def _always(config: Config) -> str | None:
 class Space:
     """All configs of a kernel under one template: a product of knobs, cut down by `legal`.
 
-    `legal` answers None, or the reason why a config cannot be scheduled. `added` are knobs that a template
-    got after records of it had been written, with the value that means what it did before: configs leave
-    them out where they have it, so that those records stay what they were.
+    `legal` answers None, or the reason why a complete config cannot be scheduled. `added` are knobs that a
+    template got after records of it had been written, with the value that means what it did before: configs
+    leave them out where they have it, so that those records stay what they were.
     """
 
     knobs: tuple[Knob, ...]
@@ -140,6 +140,12 @@ class Space:
                 if self.legal(near) is None:
                     yield self._written(near)
 
+    def cross(self, one: Config, other: Config, rng: random.Random) -> dict[str, KnobValue]:
+        """Each knob from either config; `one` itself when that is not legal."""
+        first, second = self.complete(one), self.complete(other)
+        child = {name: rng.choice((value, second[name])) for name, value in first.items()}
+        return self._written(child) if self.legal(child) is None else dict(one)
+
     def encode(self, config: Config) -> tuple[float, ...]:
         full = self.complete(config)
         return tuple(x for k in self.knobs for x in k.encode(full[k.name]))
@@ -187,6 +193,10 @@ class Alternatives(Space):
         own = {name: value for name, value in config.items() if name != ALGORITHM}
         return str(config.get(ALGORITHM, next(iter(self.spaces)))), own
 
+    def complete(self, config: Config) -> dict[str, KnobValue]:
+        algorithm, own = self.split(config)
+        return self.join(algorithm, self.spaces[algorithm].complete(own))
+
     def join(self, algorithm: str, own: Config) -> dict[str, KnobValue]:
         """The config of `own` knobs of `algorithm`: the inverse of `split`."""
         first = next(iter(self.spaces))
@@ -218,6 +228,13 @@ class Alternatives(Space):
         for other, space in self.spaces.items():
             if other != algorithm:
                 yield self.join(other, space.default)
+
+    def cross(self, one: Config, other: Config, rng: random.Random) -> dict[str, KnobValue]:
+        """Algorithms do not mix: `one` itself when `other` has another."""
+        (algorithm, own), (rival, others) = self.split(one), self.split(other)
+        return self.join(
+            algorithm, self.spaces[algorithm].cross(own, others if rival == algorithm else own, rng)
+        )
 
     def encode(self, config: Config) -> tuple[float, ...]:
         """For each algorithm whether it is the config's, and its knobs: zeros where it is not."""

@@ -20,6 +20,12 @@ Expression = Any
 _MAGIC = 12582912.0  # 1.5 * 2^23: adding it rounds a float32 to an integer, held in the low bits
 _MAGIC_BITS = 0x4B400000
 _LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
+_LOG2E_HIGH, _LOG2E_LOW = 1.4426950216293335, 1.92596298909109e-8
+_EXP2_SERIES = (
+    1.326472731307149e-3, 9.671512991189957e-3, 5.550733581185341e-2, 2.4022242426872253e-1,
+    6.931470036506653e-1, 1.0,
+)  # fmt: skip
+"""2^r for |r| <= 1/2, highest power first."""
 
 
 def convert(x: Expression, dtype: str) -> Expression:
@@ -75,8 +81,8 @@ def tan(x: Expression) -> Expression:
 
 
 def sigmoid(x: Expression) -> Expression:
-    """1 / (1 + e^-x) within 4 ulp for x above -87."""
-    return 1 / (exp(-x) + 1)
+    """1 / (1 + e^-x) within 4 ulp for x above -87, below 1e-37 there."""
+    return tirx.sigmoid(x) if dtype_of(x).startswith("float32") else 1 / (exp(-x) + 1)
 
 
 def expm1(x: Expression) -> Expression:
@@ -257,11 +263,22 @@ def _lower_exp2(x: Expression) -> Expression:
     x = tirx.max(_like(x, -126.0), x)
     shifted = x + _MAGIC
     r = x - (shifted - _MAGIC)
-    series = (1.326472731307149e-3, 9.671512991189957e-3, 5.550733581185341e-2, 2.4022242426872253e-1)
-    mantissa = _horner(r, (*series, 6.931470036506653e-1, 1.0))
-    bits = tirx.reinterpret(_lanes_of(x, "int32"), shifted)
+    return _scaled(_horner(r, _EXP2_SERIES), shifted)
+
+
+def _lower_sigmoid(x: Expression) -> Expression:
+    # e^-x = 2^n * 2^r, made as in exp2: it need not reach into the denormals, which vanish beside the 1
+    x = tirx.max(_like(x, -88.7), tirx.min(_like(x, 87.3), x))
+    shifted = x * -_LOG2E_HIGH + _MAGIC
+    r = x * -_LOG2E_HIGH - (shifted - _MAGIC) - x * _LOG2E_LOW
+    return 1 / (_scaled(_horner(r, _EXP2_SERIES), shifted) + 1)
+
+
+def _scaled(mantissa: Expression, shifted: Expression) -> Expression:
+    """mantissa * 2^n for n in the low bits of `shifted`, where the result is a normal number."""
+    bits = tirx.reinterpret(_lanes_of(mantissa, "int32"), shifted)
     exponent = tirx.shift_left(bits, tirx.const(23, dtype_of(bits)))
-    return tirx.reinterpret(dtype_of(x), tirx.reinterpret(dtype_of(bits), mantissa) + exponent)
+    return tirx.reinterpret(dtype_of(mantissa), tirx.reinterpret(dtype_of(bits), mantissa) + exponent)
 
 
 def _power_of_two(exponent: Expression) -> Expression:
@@ -367,6 +384,7 @@ def _register(name: str, lower: Callable[[Expression], Expression]) -> None:
 _LOWERINGS = (
     ("exp", _lower_exp),
     ("exp2", _lower_exp2),
+    ("sigmoid", _lower_sigmoid),
     ("log", _lower_log),
     ("log1p", _lower_log1p),
     ("sin", _lower_sin),

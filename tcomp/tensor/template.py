@@ -71,7 +71,7 @@ class Template(ABC):
 
     @abstractmethod
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
-        """The scheduled function. `config` is legal in `space`."""
+        """The scheduled function. `config` is legal in `space`, and complete."""
 
     def estimate(self, kernel: Kernel, target: Target) -> float:
         """Estimated cycles of the default config: the default is that of the least among alternatives."""
@@ -151,7 +151,7 @@ def schedule(kernel: Kernel, target: Target, config: Config | None = None) -> Sc
         space.check(chosen)
     except ScheduleError as error:
         raise ScheduleError(f"{template.id_of(chosen)}: {error}; kernel {kernel.key}") from None
-    return template.apply(kernel, target, chosen)
+    return template.apply(kernel, target, space.complete(chosen))
 
 
 @lru_cache(maxsize=64)

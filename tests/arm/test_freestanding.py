@@ -100,3 +100,5 @@ def test_has_one_form(tmp_path: Path) -> None:
         compile_graph(graph, target, tmp_path / "x.o", weights="separate", runtime="freestanding")
     with pytest.raises(UsageError, match="precision `fast` runs the library"):
         compile_model(network(), tmp_path / "x.o", precision="fast", runtime="freestanding")
+    with pytest.raises(UsageError, match="bindings call a library"):
+        compile_model(network(), tmp_path / "x.o", bindings=["swift"], runtime="freestanding")

@@ -48,6 +48,25 @@ def fails(capsys: pytest.CaptureFixture[str], *argv: str, status: int = 2) -> st
     return captured.err
 
 
+@pytest.mark.slow
+def test_tasks_are_chosen_by_name_or_text(model: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    argv = [
+        "tune",
+        str(model),
+        "--input-shape",
+        "x:8,64",
+        "--trials",
+        "1",
+        "--workers",
+        "1",
+        "--log",
+        str(log),
+    ]
+    assert main([*argv, "--tasks", "const f32[96,32]"]) == 0
+    assert {"const f32[96,32]" in r.task for r in read_log(log).records} == {True}
+
+
 def test_every_command_is_there() -> None:
     assert list(commands()) == COMMANDS
     assert all(commands().values())
@@ -71,11 +90,14 @@ def test_starts_quickly(argv: list[str], limit: float) -> None:
 def test_graph_to_library(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     library, outputs = tmp_path / "mlp.so", tmp_path / "out.npz"
     shape = ["--input-shape", "x:8,64"]
-    assert main(["compile", str(model), *shape, "-o", str(library), "--json"]) == 0
+    more = ["--bindings", "jni:com.app,swift", "--json"]
+    assert main(["compile", str(model), *shape, "-o", str(library), *more]) == 0
     facts = json.loads(capsys.readouterr().out)
+    sources = {Path(p).name for p in facts["bindings"]}
+    assert sources >= {"Mlp.kt", "mlp_jni.c", "Mlp.swift"}
     assert facts["library_bytes"] == library.stat().st_size
     assert facts["arena_bytes"] >= facts["arena_lower_bound"]
-    assert {p.name for p in tmp_path.iterdir()} >= {"mlp.so", "mlp.h", "tcomp.h"}
+    assert {p.name for p in tmp_path.iterdir()} >= {"mlp.so", "mlp.h", "tcomp.h"} | sources
     assert main(["run", str(library), "-o", str(outputs)]) == 0
     (scores,) = np.load(outputs).values()
     np.testing.assert_allclose(scores.sum(axis=1), np.ones(8), rtol=1e-5)

@@ -51,6 +51,12 @@ def test_json_changes_facts_of_its_base():
         ('{"tag": "sapphirerapids", "fast_dtype": "bfloat16"}', "bfloat16"),
         ('{"tag": "sapphirerapids", "fast_dtype": null}', None),
         ('{"tag": "x86-64-v3", "fast_dtype": "bfloat16"}', "bfloat16"),
+        ("cortex-a72", None),
+        ("arm64-android+cortex-a55", "float16"),
+        ("cortex-x2", "bfloat16"),
+        ('{"tag": "cortex-x2", "fast_dtype": "float16"}', "float16"),
+        ('{"tag": "cortex-a76", "mattr": ["-fullfp16"]}', None),
+        ("armv7-linux+cortex-a76", None),
     ],
 )
 def test_the_fast_type_is_a_fact_of_the_core(text: str, fast_dtype: str | None):
@@ -82,6 +88,8 @@ def test_json_with_only_an_mcpu():
         ('{"tag": "znver4", "features": [3]}', "list of strings"),
         ('{"tag": "znver4", "fast_dtype": "float8"}', "`fast_dtype` is 'float8'; it must be one of"),
         ('{"tag": "x86-64-v3", "fast_dtype": "float16"}', "`x86-64-v3` lacks avx512fp16"),
+        ('{"tag": "cortex-a72", "fast_dtype": "float16"}', "`cortex-a72` lacks fullfp16"),
+        ('{"tag": "armv7-linux", "fast_dtype": "float16"}', "`armv7-linux` lacks such instructions"),
     ],
 )
 def test_refuses(text: str, message: str):

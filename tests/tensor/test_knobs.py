@@ -14,7 +14,7 @@ def space(default: int) -> Space:
     """`tile`, and `split` which came later: 1 means what was done without it."""
 
     def reason(config: Config) -> str | None:
-        too_many = int(config["tile"]) * int(config.get("split", 1)) > 8
+        too_many = int(config["tile"]) * int(config["split"]) > 8
         return "too many registers" if too_many else None
 
     knobs = (Ordered("tile", (1, 2, 4, 8), 4), Ordered("split", (1, 2, 4), default))
@@ -45,6 +45,16 @@ def test_every_config_is_written_one_way() -> None:
     assert {"tile": 4} in space(1).neighbours({"tile": 4, "split": 2})
 
 
+def test_children_have_knobs_of_both_parents() -> None:
+    rng = random.Random(0)
+    children = [space(1).cross({"tile": 4, "split": 2}, {"tile": 2}, rng) for _ in range(40)]
+    assert all(child in list(space(1)) for child in children)
+    assert {"tile": 2, "split": 2} in children
+    assert {"tile": 4} in children
+    illegal = [space(1).cross({"tile": 8}, {"tile": 2, "split": 4}, rng) for _ in range(40)]
+    assert {"tile": 8, "split": 4} not in illegal
+
+
 def test_encoding_has_the_knob_that_a_config_leaves_out() -> None:
     assert space(1).encode({"tile": 4}) == space(1).encode({"tile": 4, "split": 1})
     assert space(1).encode({"tile": 4}) != space(1).encode({"tile": 4, "split": 2})
@@ -54,5 +64,8 @@ def test_algorithms_may_have_such_knobs() -> None:
     other = Space((Choice("order", ("rows", "columns"), "rows"),))
     union = Alternatives.of({"first": space(1), "second": other}, "first")
     assert union.default == {"tile": 4}
+    assert union.complete({"tile": 4}) == {"tile": 4, "split": 1}
+    rows = {"algorithm": "second", "order": "rows"}
+    assert union.complete(rows) == rows
     union.check({"tile": 4, "split": 2})
     assert union.legal({"tile": 8, "split": 2}) is not None

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from runnable import WIDEST
 
-from kernel_cycles import hot_loop, multiplies, on_stack
 from tcomp.codegen.jit import KernelRunner, build_kernel, build_scheduled
+from tcomp.codegen.machine_code import hot_loop, multiplies, on_stack
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.evaluate import evaluate
 from tcomp.relay.graph import Value
@@ -145,9 +145,15 @@ def test_operands_and_results_are_moved_in_place(pack: bool) -> None:
 @pytest.mark.parametrize("blocking", [(3, 2, 64), (2, 3, 192), (1, 1, 128)])
 def test_uneven_blocks_match_reference(blocking: tuple[int, int, int]) -> None:
     kernel = matmul((70, 444), (444, 160), "bias", "gelu")
-    default = template_for(kernel, WIDEST).space(kernel, WIDEST).default
+    space = template_for(kernel, WIDEST).space(kernel, WIDEST)
     row_block, group, chunk = blocking
-    config = {**default, "tile_rows": 6, "tile_vectors": 2, "pack_left": True, "parallel": True}
+    config = {
+        **space.complete(space.default),
+        "tile_rows": 6,
+        "tile_vectors": 2,
+        "pack_left": True,
+        "parallel": True,
+    }
     runner = build_scheduled(
         kernel,
         schedule_product(

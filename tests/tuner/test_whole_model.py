@@ -59,7 +59,7 @@ def claim(task: Task, config: dict[str, object], relative: float) -> Record:
 def test_a_winner_that_is_slow_in_the_model_is_taken_back(target: Target, tmp_path: Path) -> None:
     graph, task = product(target)
     slow = {**task.space.default, "tile_rows": 1, "tile_vectors": 1}
-    assert task.space.legal(slow) is None
+    task.space.check(slow)
     log, events = tmp_path / "log.jsonl", list[Event]()
     write_log(log, [claim(task, dict(task.space.default), 1.0), claim(task, slow, 0.5)])
     assert choose_configs(graph, target, [log]).configs == {task.key: slow}

@@ -3,7 +3,7 @@
 #define TCOMP_MODEL_INFO_H
 
 #include "clock.h"
-#include "tcomp.h"
+#include "pool.h"
 
 #define TCOMP_DIGEST_BYTES 32
 
@@ -14,6 +14,7 @@ typedef struct {
   void *const *inputs;
   void *const *outputs;
   uint64_t *nanoseconds; /* NULL: not profiled */
+  tcomp_pool *pool;      /* knows whether the run is cancelled */
 } tcomp_frame;
 
 typedef struct {
@@ -27,10 +28,13 @@ typedef struct {
   int32_t input_count, output_count, step_count;
   const tcomp_tensor *inputs, *outputs;
   const char *const *step_labels;
-  /* Runs all steps; -1 when all went well, else the number of the step that failed. */
+  /* Runs all steps; -1 when all went well, else the number of the step that failed or was not begun. */
   int32_t (*run)(const tcomp_frame *frame);
 } tcomp_model_info;
 
 extern const tcomp_model_info tcomp_model;
+
+#define TCOMP_PUBLIC __attribute__((visibility("default")))
+extern const tcomp_api tcomp_functions; /* of this library */
 
 #endif

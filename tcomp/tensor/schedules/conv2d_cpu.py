@@ -24,10 +24,10 @@ from tcomp.tensor.direct_convolution import (
     walk_order,
 )
 from tcomp.tensor.epilogue import epilogue_fits, placeholder_index
+from tcomp.tensor.groups import group_sums
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
 from tcomp.tensor.loops import Expression, Statement
-from tcomp.tensor.pairs import as_pairs, multiplies_pairs
 from tcomp.tensor.register_tile import FMA_LATENCY, Index, Point, Reduction, RegisterTile, tile_nest
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
 
@@ -59,7 +59,7 @@ class Conv2dDirect(Template):
         legal = set(tiles)
 
         def reason(config: Config) -> str | None:
-            tile, sums = _tile_of(config), int(config.get("partial_sums", 1))
+            tile, sums = _tile_of(config), int(config["partial_sums"])
             if int(config["unroll"]) % sums:
                 return f"{sums} partial sums do not share {config['unroll']} steps evenly"
             too_many = sums > 1 and registers_of(conv, tile, target, sums) > target.vector_registers
@@ -81,7 +81,7 @@ class Conv2dDirect(Template):
                 Ordered("unroll", _unrolls(conv), unroll),
                 Choice("unroll_kernel", (False, True), False),
                 Ordered("prefetch", PREFETCH_STEPS, 32),
-                Ordered("partial_sums", (1,) if conv.pairs else PARTIAL_SUMS, partial_sums),
+                Ordered("partial_sums", PARTIAL_SUMS if conv.sums is None else (1,), partial_sums),
             ),
             reason,
             {"partial_sums": 1},
@@ -96,7 +96,7 @@ class Conv2dDirect(Template):
         """1. Pack weights and pad the input where necessary. 2. One nest over register tiles."""
         assert kernel.anchor is not None
         conv = _convolution(kernel, target)
-        lanes = target.lanes(conv.accumulator)
+        lanes = target.lanes(conv.sum_dtype)
         tile = register_tile(conv, _tile_of(config), str(config["order"]), lanes)
         panels = WeightPanels(conv, tile.axes[1])
         weights = placeholder_index(kernel, kernel.anchor.inputs[1])
@@ -109,8 +109,8 @@ class Conv2dDirect(Template):
         else:
             pack, packed = panels.pack_in_kernel(anchored, lanes)
             copies += pack
-        if conv.pairs:
-            declaration, data = as_pairs(data, "data_pairs")
+        if conv.sums is not None:
+            declaration, data = conv.sums.view(data, "data_groups")
             copies = [*copies, declaration]
         reduction = _reduction(DirectProduct(conv, data, packed), config)
 
@@ -121,12 +121,12 @@ class Conv2dDirect(Template):
 
 
 def _convolution(kernel: Kernel, target: Target) -> Convolution:
-    """The kernel's convolution, in pairs of input channels where the target multiplies pairs."""
+    """The kernel's convolution, in groups of input channels where the target multiplies those faster."""
     assert kernel.anchor is not None
     conv = Convolution.of(kernel.anchor)
     weights = placeholder_index(kernel, kernel.anchor.inputs[1])
     constant = weights is not None and weights in kernel.constant_inputs
-    return conv.in_pairs() if constant and multiplies_pairs(target, conv.dtype) else conv
+    return conv.in_groups(group_sums(target, conv.dtype)) if constant else conv
 
 
 def _tile_of(config: Config) -> PixelTile:
@@ -137,7 +137,7 @@ def _partial_sums(conv: Convolution, tile: PixelTile, target: Target) -> int:
     """How many sums of each element hide the latency of an addition, where a tile has half or less of those
     that it takes: outputs of one pixel and few channels."""
     sums, wanted = tile.pixels * tile.oc_blocks * vectors_of(conv, target), FMA_LATENCY * target.fma_ports
-    if 2 * sums > wanted or conv.pairs:
+    if 2 * sums > wanted or conv.sums is not None:
         return 1
     room, unrolls = target.vector_registers, _unrolls(conv)
     fitting = [n for n in PARTIAL_SUMS if n in unrolls and registers_of(conv, tile, target, n) <= room]
@@ -169,7 +169,7 @@ def _reduction(product: DirectProduct, config: Config) -> Reduction:
         int(config["unroll"]),
         bool(config["unroll_kernel"]),
         ahead if distance else None,
-        int(config.get("partial_sums", 1)),
+        int(config["partial_sums"]),
     )
 
 

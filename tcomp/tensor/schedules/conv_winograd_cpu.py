@@ -42,7 +42,6 @@ from tcomp.tensor.loops import (
     vectorized,
 )
 from tcomp.tensor.math import convert
-from tcomp.tensor.pairs import multiplies_pairs
 from tcomp.tensor.primitives import Tiles
 from tcomp.tensor.register_tile import (
     FMA_LATENCY,
@@ -96,7 +95,7 @@ class ConvWinograd(Template):
         if anchor is None or anchor.op != "conv2d" or not epilogue_fits(kernel):
             return False
         conv = Convolution.of(anchor)
-        fits = conv.dtype == "float32" or (multiplies_pairs(target, "bfloat16") and conv.dtype == "bfloat16")
+        fits = conv.dtype == "float32" or conv.dtype == target.fast_dtype == "bfloat16"
         return (
             fits
             and conv.kernel == (3, 3)

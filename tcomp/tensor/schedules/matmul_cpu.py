@@ -60,7 +60,7 @@ class MatmulCpu(Template):
 
         def reason(config: Config) -> str | None:
             tile = int(config["tile_rows"]), int(config["tile_vectors"])
-            sums = int(config.get("partial_sums", 1))
+            sums = int(config["partial_sums"])
             if tile not in tiles or tile[1] * (sums * tile[0] + 1) >= most:
                 return f"register tile {tile[0]}x{tile[1]} needs more than {most} vector registers"
             if int(config["unroll"]) % sums:

@@ -83,17 +83,12 @@ class EvolutionarySearch:
         while parents and len(children) < CANDIDATES:
             child = dict(self._rng.choice(parents))
             if self._rng.random() < 0.3:
-                child = self._cross(child, self._rng.choice(parents))
+                child = self._space.cross(child, self._rng.choice(parents), self._rng)
             for _ in range(self._rng.choice((1, 1, 2))):
                 near = list(self._space.neighbours(child))
                 child = self._rng.choice(near) if near else child
             children.append(child)
         return children
-
-    def _cross(self, one: Choice, other: Choice) -> Choice:
-        """Each knob from either parent that has it; `one` itself when that is not legal."""
-        child = {name: self._rng.choice((one[name], other.get(name, one[name]))) for name in one}
-        return child if self._space.legal(child) is None else one
 
 
 STRATEGIES.register("evolutionary", EvolutionarySearch)

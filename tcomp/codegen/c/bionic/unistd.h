@@ -8,6 +8,7 @@
 
 long sysconf(int name);
 pid_t getpid(void);
+ssize_t read(int file, void *data, size_t bytes);
 int close(int file);
 
 #endif

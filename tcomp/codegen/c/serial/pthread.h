@@ -3,9 +3,13 @@
 #define TCOMP_SERIAL_PTHREAD_H
 
 /* These may declare types and functions of the same names. */
+#include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <time.h>
+#if __has_include(<sys/types.h>)
+#include <sys/types.h>
+#endif
 
 typedef char tcomp_serial;
 
