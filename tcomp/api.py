@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import importlib
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tcomp.accuracy import TOLERANCE, lower_within
 from tcomp.codegen.artifact import Form, Report, Weights, compile_graph
+from tcomp.codegen.artifact import compile_benchmark as write_benchmark
+from tcomp.codegen.bench_case import BenchCase
 from tcomp.codegen.bindings import check_bindings, write_bindings
 from tcomp.codegen.link import Runtime
 from tcomp.errors import CheckFailed, ModelError, UnsupportedError, UsageError
 from tcomp.frontend.onnx import import_onnx
+from tcomp.relay.evaluate import evaluate
 from tcomp.relay.graph import Graph
 from tcomp.relay.parser import load_graph
 from tcomp.relay.specialize import specialize
@@ -89,13 +93,17 @@ def as_target(target: str | Target) -> Target:
 
 @dataclass(frozen=True)
 class Choices:
-    """Where each kernel's config came from, by kernel label; `configs` by `Kernel.key`."""
+    """Where each kernel's config came from, by kernel label; `configs` by `Kernel.key`.
+
+    `elsewhere` and `simulated` are the devices of records that were made on others, or by estimates.
+    """
 
     configs: Mapping[str, Config]
     tuned: int = 0
     default: int = 0
     missing: tuple[str, ...] = ()
     elsewhere: tuple[str, ...] = ()
+    simulated: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
 
     def config_of(self, kernel: Kernel) -> Config | None:
@@ -105,10 +113,13 @@ class Choices:
         text = (
             f"{self.tuned} kernels tuned, {self.default} with nothing to choose, {len(self.missing)} default"
         )
-        devices = sorted(set(self.elsewhere))
-        return text + (
-            f"; {len(self.elsewhere)} tuned on another CPU: {', '.join(devices)}" if devices else ""
-        )
+        for devices, how in (
+            (self.elsewhere, "tuned on another CPU"),
+            (self.simulated, "not measured but estimated"),
+        ):
+            if devices:
+                text += f"; {len(devices)} {how}: {', '.join(sorted(set(devices)))}"
+        return text
 
 
 def choose_configs(graph: Graph, target: Target, logs: Sequence[str | Path], threads: int = 1) -> Choices:
@@ -119,19 +130,23 @@ def choose_configs(graph: Graph, target: Target, logs: Sequence[str | Path], thr
     records = Records.load(logs)
     device = device_name()
     configs: dict[str, Config] = {}
-    default, missing, elsewhere = 0, list[str](), list[str]()
+    default, missing, elsewhere, simulated = 0, list[str](), list[str](), list[str]()
     for kernel, _ in kernels(graph):
         found = records.lookup(kernel, target, threads, device)
         if found.record is not None:
             configs[kernel.key] = found.record.config
-            if found.record.device != device:
+            if found.record.simulated:
+                simulated.append(found.record.device)
+            elif found.record.device != device:
                 elsewhere.append(found.record.device)
         elif found.state == "default":
             default += 1
         else:
             missing.append(f"{kernel.label}: {found.note}")
     problems = tuple(str(p) for p in records.problems)
-    return Choices(configs, len(configs), default, tuple(missing), tuple(elsewhere), problems)
+    return Choices(
+        configs, len(configs), default, tuple(missing), tuple(elsewhere), tuple(simulated), problems
+    )
 
 
 @dataclass(frozen=True)
@@ -204,6 +219,40 @@ def compile(
     return Compiled(*written[-1], note, tuple(write_bindings(report.program, report.header, bindings)))
 
 
+def compile_benchmark(
+    model: str | Path | Graph,
+    output: str | Path,
+    target: str | Target = "llvm",
+    logs: Sequence[str | Path] = (),
+    input_shapes: InputShapes | None = None,
+    threads: int = 1,
+    precision: Precision = "exact",
+) -> Choices:
+    """Write `output`, a static executable that checks and times `model` on a device, with random inputs.
+
+    What its outputs must be is computed here, from the graph before all passes. It runs on `threads`
+    threads unless told otherwise, with the records for that many.
+    """
+    chosen = as_target(target)
+    loaded = load_model(model, input_shapes)
+    graph = static_kernels(loaded, chosen)
+    arrays = chosen_inputs(loaded, {})
+    if precision == "fast" and chosen.fast_dtype is not None:
+        with tempfile.TemporaryDirectory() as folder:
+
+            def build(lowered: Graph) -> Path:
+                configs = choose_configs(lowered, chosen, logs, threads)
+                return compile_graph(lowered, chosen, Path(folder, "model.so"), configs.config_of).library
+
+            graph = lower_within(graph, chosen, build, arrays).graph
+    choices = choose_configs(graph, chosen, logs, threads)
+    allowed = Tolerance.of(precision)
+    inputs = list(arrays.values())
+    case = BenchCase(inputs, evaluate(loaded, inputs), allowed.rtol, allowed.atol, threads)
+    write_benchmark(graph, chosen, Path(output), case, choices.config_of)
+    return choices
+
+
 def tune(
     model: str | Path | Graph,
     log: str | Path,
@@ -214,9 +263,10 @@ def tune(
     progress: Progress | None = None,
     precision: Precision = "exact",
 ) -> list[TaskResult]:
-    """Search schedules for the kernels of `model` on this machine, appending every trial to `log`.
+    """Search schedules for the kernels of `model`, appending every trial to `log`.
 
-    Afterwards, when all kernels were selected, winners are timed once more inside the whole model. `results`
+    They are measured as `options.measure.runner` says: on this machine if nothing else is asked for. There,
+    when all kernels were selected, winners are timed once more inside the whole model afterwards. `results`
     are those of the kernels alone.
     Raises Interrupted on Ctrl-C with every finished trial kept.
     """
@@ -224,7 +274,7 @@ def tune(
     graph = static_kernels(load_model(model, input_shapes), chosen, precision)
     found = [t for t in tasks(graph, chosen) if select is None or select(t)]
     results = tune_tasks(found, log, options, progress)
-    if select is None:
+    if select is None and options.measure.runner.is_here:
         settle(graph, chosen, Path(log), options.measure.threads, progress or (lambda event: None))
     return results
 

@@ -1,4 +1,4 @@
-"""Options that several subcommands share, and how they read."""
+"""Options that several subcommands share, how they read, and how sizes are written."""
 
 from __future__ import annotations
 
@@ -79,6 +79,11 @@ def duration(text: str) -> float:
     if match is None:
         raise argparse.ArgumentTypeError(f"`{text}` is not a duration; write 90s, 3m or 1.5h")
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def size_text(nbytes: int) -> str:
+    """`nbytes` for people."""
+    return f"{nbytes / 1e6:.2f} MB" if nbytes >= 1e5 else f"{nbytes / 1e3:.1f} kB"
 
 
 def input_shapes(arguments: argparse.Namespace) -> dict[str, tuple[int, ...]]:

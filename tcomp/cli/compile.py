@@ -14,7 +14,15 @@ from pathlib import Path
 
 from tcomp.accuracy import TOLERANCE
 from tcomp.api import compile as compile_model
-from tcomp.cli._options import add_logs, add_model, add_precision, add_target, add_threads, input_shapes
+from tcomp.cli._options import (
+    add_logs,
+    add_model,
+    add_precision,
+    add_target,
+    add_threads,
+    input_shapes,
+    size_text,
+)
 from tcomp.cli.run import read_arrays
 
 
@@ -100,6 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
         "kernels": len(program.kernels),
         "steps": len(program.steps),
         "tuned": choices.tuned,
+        "simulated": len(choices.simulated),
         "default": len(choices.missing),
         "arena_bytes": program.arena_bytes,
         "arena_lower_bound": program.live_bytes,
@@ -111,17 +120,13 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(facts))
         return 0
-    print(f"{report.library}: {_size(report.library_bytes)}, {len(program.steps)} steps, {choices}")
+    print(f"{report.library}: {size_text(report.library_bytes)}, {len(program.steps)} steps, {choices}")
     if compiled.precision:
         print(compiled.precision)
     if compiled.bindings:
         print(f"bindings {', '.join(path.name for path in compiled.bindings)}")
     print(
-        f"arena {_size(program.arena_bytes)} (lower bound {_size(program.live_bytes)}), "
-        f"weights {_size(program.weights_bytes)}, {seconds:.1f} s"
+        f"arena {size_text(program.arena_bytes)} (lower bound {size_text(program.live_bytes)}), "
+        f"weights {size_text(program.weights_bytes)}, {seconds:.1f} s"
     )
     return 0
-
-
-def _size(nbytes: int) -> str:
-    return f"{nbytes / 1e6:.2f} MB" if nbytes >= 1e5 else f"{nbytes / 1e3:.1f} kB"

@@ -7,8 +7,9 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -16,11 +17,22 @@ from typing import Literal
 import numpy as np
 
 from tcomp.codegen import c_abi, freestanding
+from tcomp.codegen.bench_case import BenchCase, bench_sources
 from tcomp.codegen.bundle import check_place, install_bundle, write_bundle
 from tcomp.codegen.check import check_object
-from tcomp.codegen.link import RUNTIME, SERIAL_FLAGS, SOURCES, Runtime, compile_c, link, link_object
+from tcomp.codegen.describe import description, description_source
+from tcomp.codegen.link import (
+    RUNTIME,
+    SERIAL_FLAGS,
+    SOURCES,
+    Runtime,
+    compile_c,
+    link,
+    link_object,
+    link_static,
+)
 from tcomp.codegen.model_source import kernel_symbol, model_header, model_source, weights_source
-from tcomp.codegen.toolchain import Toolchain, find_toolchain
+from tcomp.codegen.toolchain import Toolchain, find_static_toolchain, find_toolchain, static_target
 from tcomp.errors import BuildError, GraphError
 from tcomp.plan import Program, distinct_kernels, plan
 from tcomp.plan.program import PlannedConstant
@@ -88,26 +100,43 @@ def compile_graph(
         raise BuildError(
             f"{program.weights_bytes} bytes of weights are too many to embed; use separate weights"
         )
-    try:
-        with _work_folder(output, form) as name:
-            folder = Path(name)
-            with clock.measure("code"):
-                objects = _kernel_objects(program, target, folder, jobs)
-            with clock.measure("weights"):
-                digest = _write_weights(program, folder / "weights")
-            with clock.measure("link"):
-                sources = _sources(program, target, folder, embed, digest, runtime)
-                if toolchain is not None:
-                    _link(toolchain, target, sources, objects, folder, output.name, runtime)
-            if toolchain is None:
-                files = _install_bundle(program, target, sources, objects, folder, output, runtime)
-            else:
-                files = _install(program, target, folder, output, embed, runtime)
-    except OSError as error:
-        raise BuildError(
-            f"cannot write {output}: {error.strerror}; give a file in a writable folder with room"
-        ) from error
+    with _writing(output, form) as folder:
+        with clock.measure("code"):
+            objects = _kernel_objects(program, target, folder, jobs)
+        with clock.measure("weights"):
+            digest = _write_weights(program, folder / "weights")
+        with clock.measure("link"):
+            sources = _sources(program, target, objects, folder, embed, digest, runtime)
+            if toolchain is not None:
+                _link(toolchain, target, sources, objects, folder, output.name, runtime)
+        if toolchain is None:
+            files = _install_bundle(program, target, sources, objects, folder, output, runtime)
+        else:
+            files = _install(program, target, folder, output, embed, runtime)
     return Report(program, output, files.header, files.weights, files.library_bytes, clock.seconds)
+
+
+def compile_benchmark(
+    graph: Graph, target: Target, output: Path, case: BenchCase, config_of: ConfigOf | None = None
+) -> Program:
+    """Write `output`, a static executable that runs `graph` on the input of `case`, checks and times it.
+
+    `graph` and `config_of` are as in `compile_graph`, and so are the errors.
+    """
+    _check_static(graph)
+    target = static_target(target)
+    toolchain = find_static_toolchain(target)
+    program = plan(graph, _schedule_all(graph, target, config_of))
+    if program.weights_bytes > _EMBED_LIMIT:
+        raise BuildError(f"{program.weights_bytes} bytes of weights are too many for a static program")
+    with _writing(output) as folder:
+        objects = _kernel_objects(program, target, folder, None)
+        digest = _write_weights(program, folder / "weights")
+        sources = _sources(program, target, objects, folder, True, digest)
+        sources += bench_sources(case, folder)
+        link_static(toolchain, [*compile_c(toolchain, sources, folder), *objects], folder / "program", folder)
+        os.replace(folder / "program", output)
+    return program
 
 
 @dataclass
@@ -147,7 +176,8 @@ def _check_static(graph: Graph) -> None:
             )
 
 
-def _work_folder(output: Path, form: Form) -> tempfile.TemporaryDirectory[str]:
+@contextmanager
+def _writing(output: Path, form: Form = "library") -> Generator[Path, None, None]:
     """A folder on the output's file system, so that renaming moves files into place at once."""
     if not output.parent.is_dir():
         raise BuildError(f"cannot write {output}: there is no folder {output.parent}; make it first")
@@ -155,7 +185,13 @@ def _work_folder(output: Path, form: Form) -> tempfile.TemporaryDirectory[str]:
         check_place(output)
     elif output.exists() and not output.is_file():
         raise BuildError(f"cannot write {output}: it is a folder or a device; give the name of a file")
-    return tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent.absolute())
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent.absolute()) as folder:
+            yield Path(folder)
+    except OSError as error:
+        raise BuildError(
+            f"cannot write {output}: {error.strerror}; give a file in a writable folder with room"
+        ) from error
 
 
 def _schedule_all(graph: Graph, target: Target, config_of: ConfigOf | None) -> dict[str, Scheduled]:
@@ -215,17 +251,25 @@ def _packed(entry: PlannedConstant) -> memoryview:
 
 
 def _sources(
-    program: Program, target: Target, folder: Path, embed: bool, digest: bytes, runtime: Runtime
+    program: Program,
+    target: Target,
+    objects: Sequence[Path],
+    folder: Path,
+    embed: bool,
+    digest: bytes,
+    runtime: Runtime = "threads",
 ) -> list[Path]:
-    """What is compiled with the kernels."""
-    model = folder / "model.c"
+    """C and assembly that make the model whole with its kernels' `objects`."""
+    model, about = folder / "model.c", folder / "about.S"
     if runtime == "freestanding":
         model.write_text(freestanding.freestanding_source(program, target))
         sources = [model, freestanding.FOLDER / "freestanding.c"]
     else:
         features = c_abi.needed_features(target)
         model.write_text(model_source(program, target, features, embed, digest))
-        sources = [model, *(SOURCES / name for name in RUNTIME)]
+        (folder / "about").write_bytes(description(program, target, features, embed, objects).pack())
+        about.write_text(description_source("about"))
+        sources = [model, about, *(SOURCES / name for name in RUNTIME)]
     if embed and program.weights_bytes:
         assembly = folder / "embedded.S"
         assembly.write_text(weights_source("weights"))
@@ -286,7 +330,7 @@ def _install_bundle(
     runtime: Runtime,
 ) -> _Files:
     (folder / "model.h").write_text(model_header(program, target))
-    data = [folder / name for name in ("model.h", "weights")]
+    data = [folder / name for name in ("model.h", "weights", "about")]
     write_bundle(folder / "bundle", target, sources, objects, data, runtime)
     install_bundle(folder / "bundle", output)
     written = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())

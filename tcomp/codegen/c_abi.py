@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 from tcomp.codegen.macho import MachO
 from tcomp.errors import BuildError
@@ -32,8 +32,10 @@ _OPT_LEVEL = 1
 make kernels no faster (0.2% over those of four models), and spill more registers on AVX-512."""
 _TENSOR_DATA, _ANY_VALUE = 1, 15
 """Fields of DLTensor and of TVM's argument slots, by their numbers in TVM's `TVMStructFieldKind`."""
-_OBJECT_HEADER_BYTES = 24
-"""What precedes the DLTensor in a TVM tensor object."""
+_DLTENSOR_AT = {"objects": 24, "dltensors": 0}
+"""Where an argument of a packed function has its DLTensor: TVM's tensor objects have a header before it."""
+Tensors = Literal["objects", "dltensors"]
+"""What TVM gives to a packed function: objects in one process, DLTensors in its RPC server."""
 
 
 def to_c_abi(function: PrimFunc, symbol: str | None = None) -> PrimFunc:
@@ -57,10 +59,10 @@ def to_c_abi(function: PrimFunc, symbol: str | None = None) -> PrimFunc:
     return tirx.PrimFunc(pointers, body, ret_type=tvm.ir.PrimType("int32")).with_attrs(attrs)
 
 
-def packed_entry(function: PrimFunc, kernel: Any, symbol: str) -> PrimFunc:
+def packed_entry(function: PrimFunc, kernel: Any, symbol: str, tensors: Tensors) -> PrimFunc:
     """A function that TVM finds under `symbol` and that only calls `kernel`, the GlobalVar of the plain one.
 
-    Its arguments are TVM tensors. They are not checked here (`KernelRunner` does): checks as TVM emits
+    Its arguments are `tensors`. They are not checked here (`KernelRunner` does): checks as TVM emits
     them take as long to compile as a small kernel.
     """
     handle = tvm.ir.PointerType(tvm.ir.PrimType("void"))
@@ -69,7 +71,7 @@ def packed_entry(function: PrimFunc, kernel: Any, symbol: str) -> PrimFunc:
     pointers: list[Any] = []
     for index, buffer in enumerate(function.params):
         held = tirx.tvm_struct_get(parameters[1], index, _ANY_VALUE, handle)
-        tensor = tirx.handle_add_byte_offset(held, _OBJECT_HEADER_BYTES)
+        tensor = tirx.handle_add_byte_offset(held, _DLTENSOR_AT[tensors])
         data = tirx.tvm_struct_get(tensor, 0, _TENSOR_DATA, handle)
         pointers.append(tirx.reinterpret(tirx.buffer.buffer_data_pointer_type(buffer), data))
     status = tvm.ir.Call(kernel, pointers, ret_ty=tvm.ir.PrimType("int32"))
@@ -79,11 +81,13 @@ def packed_entry(function: PrimFunc, kernel: Any, symbol: str) -> PrimFunc:
     return tirx.PrimFunc(parameters, body, ret_type=tvm.ir.PrimType("int32")).with_attrs(attrs)
 
 
-def build(functions: Mapping[str, PrimFunc], target: Target, packed: str | None = None) -> Any:
+def build(
+    functions: Mapping[str, PrimFunc], target: Target, packed: str | None = None, tensors: Tensors = "objects"
+) -> Any:
     """A TVM runtime module with one plain C function for each of `functions`, by symbol.
 
     With `packed`, the kernels are private to the module, and one more function, of TVM's calling
-    convention and of that name, calls the only kernel there is.
+    convention and of that name, calls the only kernel there is with `tensors`.
     Raises BuildError when TVM or LLVM refuses the code.
     """
     module: dict[Any, PrimFunc] = {}
@@ -91,7 +95,7 @@ def build(functions: Mapping[str, PrimFunc], target: Target, packed: str | None 
         variable = tvm.ir.GlobalVar(symbol)
         module[variable] = to_c_abi(with_instructions(function, target), None if packed else symbol)
         if packed is not None:
-            module[tvm.ir.GlobalVar(packed)] = packed_entry(function, variable, packed)
+            module[tvm.ir.GlobalVar(packed)] = packed_entry(function, variable, packed, tensors)
     try:
         return tirx.build(tvm.IRModule(module), target=_tvm_target(target), pipeline=_PIPELINE)
     except Exception as error:  # TVM raises many kinds, all of them meaning that the code cannot be built.
@@ -103,17 +107,21 @@ def build(functions: Mapping[str, PrimFunc], target: Target, packed: str | None 
 
 
 def object_code(functions: Mapping[str, PrimFunc], target: Target) -> bytes:
-    """The object of `functions`. LLVM ends the process when a disk is full, so it writes to memory.
+    """The object of `functions`.
 
     In objects for Apple's systems the functions are private to the library, as linkers there need no list of
     what to export. Raises BuildError as `build` does.
     """
-    module = build(functions, target)
+    code = object_of(build(functions, target))
+    return MachO("the kernels' object", code).hidden() if target.system == "apple" else code
+
+
+def object_of(module: Any) -> bytes:
+    """The object of a built module. LLVM ends the process when a disk is full, so it writes to memory."""
     memory = os.memfd_create("tcomp-object")
     with os.fdopen(memory, "rb") as file:
         module.write_to_file(f"/proc/self/fd/{memory}", "o")
-        code = file.read()
-    return MachO("the kernels' object", code).hidden() if target.system == "apple" else code
+        return file.read()
 
 
 def workspace_bytes(function: PrimFunc, target: Target) -> int:

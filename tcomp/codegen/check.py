@@ -10,7 +10,7 @@ from typing import Union
 from tcomp.codegen.aarch64 import find_register
 from tcomp.codegen.macho import MachO
 from tcomp.errors import BuildError
-from tcomp.runtime.elf import SEGMENT_LOAD, SEGMENT_THREAD_LOCAL, ObjectFile, SharedLibrary
+from tcomp.runtime.elf import RELOCATABLE, SEGMENT_LOAD, SEGMENT_THREAD_LOCAL, SharedLibrary
 from tcomp.target.target import Target
 
 _Library = Union[SharedLibrary, MachO]
@@ -68,7 +68,11 @@ def check_object(path: Path, target: Target) -> None:
     Compilers' own libraries are there on every machine; their names begin with two underscores.
     """
     data = path.read_bytes()
-    made = MachO(str(path), data) if target.system == "apple" else ObjectFile(str(path), memoryview(data))
+    made = (
+        MachO(str(path), data)
+        if target.system == "apple"
+        else SharedLibrary(str(path), memoryview(data), RELOCATABLE)
+    )
     wanted = [s.name for s in made.symbols if not s.defined]
     missing = [name for name in wanted if not name.startswith(("__", "_GLOBAL_OFFSET_TABLE_"))]
     if missing:

@@ -25,7 +25,7 @@ SERIAL_FLAGS = ("-D_Thread_local=", "-DMAX_THREADS=1")
 COMPILER_FLAGS = ("-std=gnu11", "-O2", "-fPIC", "-fvisibility=hidden")
 LINKER_OPTIONS = (
     "--version-script=exports.map", "-z", "defs", "-z", "relro", "-z", "now", "-z", "noexecstack",
-    "-Bsymbolic", "--as-needed", "--build-id=none", "--strip-debug",
+    "-Bsymbolic", "--as-needed", "--build-id=none", "--strip-debug", "--gc-sections",
 )  # fmt: skip
 
 
@@ -80,6 +80,29 @@ def link_object(toolchain: Toolchain, objects: Sequence[Path], output: Path, fol
     """Make one object `output` of `objects`, which another linker makes part of a program."""
     command = [*toolchain.linker, "-r"] if toolchain.linker else [*toolchain.command, "-r", "-nostdlib"]
     _execute(toolchain, [*command, "-o", str(output), *map(str, objects)], folder)
+
+
+def link_module(toolchain: Toolchain, objects: Sequence[Path], output: Path, folder: Path) -> None:
+    """Link `objects` into a shared library that TVM's runtime loads, and gives what it lacks.
+
+    Raises BuildError when the linker fails.
+    """
+    command = [*toolchain.command, "-shared", "-fPIC", "-o", str(output), *map(str, objects), "-lm"]
+    _execute(toolchain, command, folder)
+
+
+def link_static(toolchain: Toolchain, objects: Sequence[Path], output: Path, folder: Path) -> None:
+    """Link `objects`, one with a `main`, into the executable `output`, which needs no file beside it.
+
+    `toolchain` is one of `find_static_toolchain`. Raises BuildError when a symbol is undefined.
+    """
+    command = [*toolchain.command, "-s", "-Wl,--gc-sections", "-o", str(output), *map(str, objects)]
+    _execute(toolchain, [*command, "-lm", "-lpthread"], folder)
+
+
+def link_plugin(toolchain: Toolchain, objects: Sequence[Path], output: Path, folder: Path) -> None:
+    """Link `objects` into the library `output`; the program that loads it has its undefined symbols."""
+    _execute(toolchain, [*toolchain.command, "-shared", "-o", str(output), *map(str, objects)], folder)
 
 
 def _execute(toolchain: Toolchain, command: Sequence[str], folder: Path) -> None:

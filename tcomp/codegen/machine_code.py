@@ -69,6 +69,10 @@ _TABLE_ARMV7 = "cortex-a57"
 """The one core of recent make that LLVM knows the 32-bit instructions of."""
 
 
+EXTENSIONS = {"arm": ("-mattr=+neon,+vfp4",)}
+"""Options of llvm-mca for machines whose tables leave out what their targets have."""
+
+
 def innermost_loops(assembly: str, machine: str) -> list[list[str]]:
     """The instructions of each loop that no other loop or branch is part of, down to its jump."""
     isa = INSTRUCTION_SETS[machine]
@@ -159,11 +163,14 @@ def loop_cost(instructions: Sequence[str], target: Target, program: str | None =
     Raises BuildError as `find_llvm_mca` and `simulated_cycles` do.
     """
     machine = target.machine
-    core = str(target.llvm["mcpu"])
-    table = _TABLES[core] if machine == "aarch64" else _TABLE_ARMV7
-    cycles = simulated_cycles(instructions, machine, table, str(target.llvm["mtriple"]), program)
+    cycles = simulated_cycles(instructions, machine, table_of(target), str(target.llvm["mtriple"]), program)
     products, spills = multiply_adds(instructions, machine), len(on_stack(instructions, machine))
     return LoopCost(len(instructions), products, spills, cycles)
+
+
+def table_of(target: Target) -> str:
+    """The core of LLVM's by whose table an ARM target is judged."""
+    return _TABLES[str(target.llvm["mcpu"])] if target.machine == "aarch64" else _TABLE_ARMV7
 
 
 def simulated_cycles(
@@ -181,8 +188,7 @@ def simulated_cycles(
         f"-mcpu={table}",
         f"-iterations={ITERATIONS}",
     ]
-    if machine == "arm":
-        command.append("-mattr=+neon,+vfp4")
+    command += EXTENSIONS.get(machine, ())
     text = "\n".join(["loop:", *code]) + "\n"
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     total = re.search(r"Total Cycles:\s+(\d+)", done.stdout)

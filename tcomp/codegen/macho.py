@@ -109,3 +109,8 @@ class MachO:
             return struct.unpack_from(layout, self.data, offset)
         except struct.error:
             raise ArtifactError(f"{self.path} is damaged: it is truncated; compile it again") from None
+
+
+def is_macho(data: bytes) -> bool:
+    """Whether a file with the content `data` is in this format."""
+    return data[:4] == struct.pack("<I", MAGIC)

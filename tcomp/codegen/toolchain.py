@@ -8,7 +8,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tcomp.errors import BuildError
@@ -26,6 +26,8 @@ _NDK = {"aarch64": "aarch64-linux-android24", "arm": "armv7a-linux-androideabi24
 _ZIG_ANDROID = {"aarch64": "aarch64-linux-android.24", "arm": "arm-linux-androideabi.24"}
 _EMULATIONS = {"aarch64": "aarch64linux", "arm": "armelf_linux_eabi"}
 """How linkers call the output formats."""
+_MUSL = {"aarch64": "aarch64-linux-musl", "arm": "arm-linux-musleabihf", "x86_64": "x86_64-linux-musl"}
+_HARD_FLOATS = "armv7a-unknown-linux-gnueabihf"
 _FLOATS = {"arm": ("-march=armv7-a", "-mfpu=vfpv3-d16", "-mfloat-abi=hard")}
 """The least that has hard floats: the C runtime runs before it knows what the CPU has."""
 _ANDROID_PAGES = ("-z", "max-page-size=16384")
@@ -67,7 +69,7 @@ def find_toolchain(target: Target) -> Toolchain:
     """
     if target.system == "linux" and target.machine == platform.machine():
         return native_toolchain()
-    searches: Sequence[Callable[[Target], Toolchain | None]] = (_ndk, _xcode, _zig, _cross_gcc)
+    searches: Sequence[Callable[[Target], Toolchain | None]] = (_ndk, _xcode, _zig, _system_gcc)
     for search in searches:
         found = search(target)
         if found is not None:
@@ -76,6 +78,34 @@ def find_toolchain(target: Target) -> Toolchain:
         f"no linker for target `{target.name}` found; {_remedy(target)}, or write with --bundle what a "
         "machine with a linker makes the library of"
     )
+
+
+def static_target(target: Target) -> Target:
+    """`target` for code in a static program, which brings a C library of its own.
+
+    Those libraries take floats in registers on 32-bit ARM; Android's does not.
+    """
+    if target.machine != "arm" or target.system != "android":
+        return target
+    return replace(target, llvm={**target.llvm, "mtriple": _HARD_FLOATS})
+
+
+def find_static_toolchain(target: Target) -> Toolchain:
+    """The toolchain for static programs that need no C library of the device: ziglang with musl, or gcc.
+
+    Such a program runs on Linux and Android alike. Raises BuildError, saying what to install, when there is
+    none.
+    """
+    if importlib.util.find_spec("ziglang") is not None:
+        command = (sys.executable, "-m", "ziglang", "cc", "-target", _MUSL[target.machine])
+        return Toolchain("zig cc", (*command, "-static"))
+    native = target.machine == platform.machine()
+    found = native_toolchain() if native else _cross_gcc(target.machine)
+    if found is None:
+        raise BuildError(
+            f"no linker for static programs of target `{target.name}` found; {_cross_remedy(target)}"
+        )
+    return Toolchain(found.name, (*found.command, "-static"))
 
 
 def _ndk(target: Target) -> Toolchain | None:
@@ -120,16 +150,17 @@ def _zig(target: Target) -> Toolchain | None:
         builtins=(
             *zig, "build-lib", "-static", "-target", machine, "-fcompiler-rt", "-fPIC", "-OReleaseFast"
         ),
-        linker_options=(*_ANDROID_PAGES, "--gc-sections"),  # Of the builtins little is used.
+        linker_options=_ANDROID_PAGES,
     )  # fmt: skip
 
 
-def _cross_gcc(target: Target) -> Toolchain | None:
-    name = f"{_GNU[target.machine]}-gcc"
-    path = shutil.which(name)
-    if target.system != "linux" or path is None:
-        return None
-    return Toolchain(name, (path, *_FLOATS.get(target.machine, ())))
+def _system_gcc(target: Target) -> Toolchain | None:
+    return _cross_gcc(target.machine) if target.system == "linux" else None
+
+
+def _cross_gcc(machine: str) -> Toolchain | None:
+    path = shutil.which(f"{_GNU[machine]}-gcc")
+    return None if path is None else Toolchain(Path(path).name, (path, *_FLOATS.get(machine, ())))
 
 
 def _remedy(target: Target) -> str:
@@ -137,5 +168,9 @@ def _remedy(target: Target) -> str:
         return "set ANDROID_NDK_HOME to an installed Android NDK, or `pip install 'tcomp[cross]'`"
     if target.system == "apple":
         return "install Xcode on a Mac or, for macOS alone, `pip install 'tcomp[cross]'`"
+    return _cross_remedy(target)
+
+
+def _cross_remedy(target: Target) -> str:
     package = f"gcc-{_GNU[target.machine]}"
     return f"install one, `pip install 'tcomp[cross]'` or `apt-get install {package}`"

@@ -6,12 +6,12 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
 
 from tcomp.errors import ArtifactError
 
 MACHINES = {3: "x86", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv"}
-_RELOCATABLE, _SHARED_OBJECT = 1, 3
+RELOCATABLE, SHARED_OBJECT = 1, 3
+"""Types of files: what a compiler writes, and a library."""
 _SECTION_SYMBOLS, _SECTION_DYNAMIC, _SECTION_NO_BITS, _SECTION_DYNAMIC_SYMBOLS = 2, 6, 8, 11
 _EXECUTABLE = 4
 """A flag of sections."""
@@ -55,6 +55,10 @@ class Section:
     size: int
     link: int
 
+    @property
+    def is_code(self) -> bool:
+        return bool(self.flags & _EXECUTABLE)
+
 
 @dataclass(frozen=True)
 class Symbol:
@@ -67,15 +71,14 @@ class Symbol:
 
 @dataclass(frozen=True)
 class SharedLibrary:
-    """A parsed little-endian ELF shared library. `data` is its whole content.
+    """A parsed little-endian ELF shared library, or file of another type. `data` is its whole content.
 
-    Every property raises ArtifactError when the file is damaged.
+    Every property raises ArtifactError when the file is damaged or of another type.
     """
 
     path: str
     data: memoryview
-    _kind: ClassVar = _SHARED_OBJECT
-    _symbol_section: ClassVar = _SECTION_DYNAMIC_SYMBOLS
+    file_type: int = SHARED_OBJECT
 
     @cached_property
     def machine(self) -> str:
@@ -122,7 +125,7 @@ class SharedLibrary:
         """Executable memory, by section, without the data in it: symbols `$x` and `$d` mark the two."""
         found: list[tuple[str, bytes]] = []
         for section in self.sections:
-            if section.flags & _EXECUTABLE and section.kind != _SECTION_NO_BITS:
+            if section.is_code and section.kind != _SECTION_NO_BITS:
                 content, is_code, start = bytes(self._content(section)), True, 0
                 end = section.address + section.size
                 marks = [mark for mark in self._marks if section.address <= mark[0] < end]
@@ -156,8 +159,9 @@ class SharedLibrary:
 
     @cached_property
     def symbols(self) -> tuple[Symbol, ...]:
-        """The dynamic symbols: what the library exports and what it wants from others."""
-        table = self._table(self._symbol_section)
+        """What the file gives to others, and what it wants from them: of a library, its dynamic symbols."""
+        kind = _SECTION_DYNAMIC_SYMBOLS if self.file_type == SHARED_OBJECT else _SECTION_SYMBOLS
+        table = self._table(kind)
         return tuple(
             Symbol(name, index != 0, bind == _WEAK) for name, bind, index, _ in table if bind != _LOCAL
         )
@@ -182,8 +186,9 @@ class SharedLibrary:
     def _header(self) -> tuple[int, ...]:
         """The fields of `_Layout.header`."""
         fields = self._unpack(self._layout.header, 16)
-        if fields[0] != self._kind:
-            raise ArtifactError(f"{self.path} is an ELF file of another kind: {fields[0]}")
+        if fields[0] != self.file_type:
+            wanted = "shared library" if self.file_type == SHARED_OBJECT else "object file"
+            raise ArtifactError(f"{self.path} is an ELF file but no {wanted}")
         return fields
 
     @cached_property
@@ -211,14 +216,6 @@ class SharedLibrary:
 
     def _damaged(self, how: str) -> ArtifactError:
         return ArtifactError(f"{self.path} is damaged: {how}; compile it again")
-
-
-@dataclass(frozen=True)
-class ObjectFile(SharedLibrary):
-    """What a compiler writes and a linker reads. `symbols` are those that other files see or give."""
-
-    _kind: ClassVar = _RELOCATABLE
-    _symbol_section: ClassVar = _SECTION_SYMBOLS
 
 
 def _entries(section: Section, layout: str) -> range:

@@ -16,7 +16,7 @@ Float16 carries 11 bits, so such short sums take up few products and are then ad
 `MOST_STEPS` products each, their rounding adds an error of the size of bfloat16's rounding of the operands,
 measured on random matrices.
 
-Without the instruction, groups of bfloat16 and int8 are multiplied by plain code.
+Without the instruction, groups of bfloat16 are multiplied by plain code, and int8 stays in single elements.
 """
 
 from __future__ import annotations
@@ -105,9 +105,9 @@ class GroupSums:
 
 
 def group_sums(target: Target, dtype: str) -> GroupSums | None:
-    """How `target` multiplies `dtype` faster than float32, or products of int8; None for other types."""
+    """How `target` multiplies groups of `dtype` faster than single elements; None where it does not."""
     if dtype == "int8":
-        return _INT8
+        return _INT8 if target.has("dotprod") else None
     if dtype != target.fast_dtype:
         return None
     if dtype == "bfloat16":

@@ -10,6 +10,7 @@ from pathlib import Path
 import tcomp
 from tcomp.errors import TargetError
 from tcomp.target.host import read_cpuinfo
+from tcomp.target.target import Target
 from tcomp.tvm_api import tvm
 
 
@@ -21,6 +22,11 @@ def device_name() -> str:
     except TargetError:
         return f"{platform.processor() or 'unknown'} ({platform.machine()})"
     return f"{cpu.name} (family {cpu.family} model {cpu.model})"
+
+
+def simulated_device(target: Target) -> str:
+    """The device of records that are estimates for the target's core."""
+    return f"simulated {target.llvm['mcpu']}"
 
 
 @lru_cache(maxsize=1)

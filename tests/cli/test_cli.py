@@ -22,7 +22,7 @@ from tcomp.tuner.progress import TaskDone
 from tcomp.tuner.provenance import device_name
 from tcomp.tuner.records import read_log, write_log
 
-COMMANDS = ["bench", "compile", "log", "opt", "replay", "run", "targets", "tune", "verify"]
+COMMANDS = ["bench", "compile", "inspect", "log", "opt", "replay", "run", "targets", "tune", "verify"]
 
 
 @pytest.fixture
@@ -206,7 +206,14 @@ def test_symbolic_model_asks_for_shapes(
         (["verify", "MODEL", "--input-shape", "x:1,64"], "--against reference"),
         (["run", "MODEL"], "mlp.relay"),
         (["run", "missing.so"], "missing.so"),
+        (["inspect", "missing.so"], "missing.so"),
+        (["inspect", "MODEL"], "mlp.relay"),
         (["bench", "MODEL", "--against", "abacus"], "unknown peer `abacus`"),
+        (["bench", "MODEL", "--static"], "--static and -o go together"),
+        (["bench", "MODEL", "-o", "program"], "--static and -o go together"),
+        (["bench", "m.so", "--static", "-o", "program"], "--static takes a model"),
+        (["bench", "MODEL", "--static", "-o", "program", "--per-op"], "nothing runs here"),
+        (["bench", "MODEL", "--static", "-o", "program"], "--input-shape"),
         (["log", "show", "missing.jsonl"], "missing.jsonl"),
         (["tune", "MODEL", "--input-shape", "x:8,64", "--tasks", "lstm"], "no task matches"),
     ],

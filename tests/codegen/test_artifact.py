@@ -49,7 +49,9 @@ def test_equal_kernels_and_constants_are_one(tmp_path: Path):
 
 def test_undefined_symbols_do_not_link(tmp_path: Path):
     toolchain = native_toolchain()
-    (tmp_path / "a.c").write_text("int missing(void); int tcomp_x(void) { return missing(); }")
+    (tmp_path / "a.c").write_text(
+        'int missing(void);\n__attribute__((visibility("default"))) int tcomp_x(void) { return missing(); }'
+    )
     objects = link.compile_c(toolchain, [tmp_path / "a.c"], tmp_path)
     with pytest.raises(BuildError, match="undefined reference to `missing'"):
         link.link(toolchain, HOST, objects, tmp_path / "a.so", tmp_path)

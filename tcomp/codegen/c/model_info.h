@@ -30,6 +30,8 @@ typedef struct {
   const char *const *step_labels;
   /* Runs all steps; -1 when all went well, else the number of the step that failed or was not begun. */
   int32_t (*run)(const tcomp_frame *frame);
+  /* What other programs read in the file: named here, or the linker would drop it as unused. */
+  const void *stamp, *about;
 } tcomp_model_info;
 
 extern const tcomp_model_info tcomp_model;
