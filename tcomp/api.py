@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tcomp.accuracy import TOLERANCE, lower_within
-from tcomp.codegen.artifact import Report, Variant, Weights, compile_graph, compile_variants
+from tcomp.codegen.artifact import Form, Report, Variant, Weights, compile_graph, compile_variants
 from tcomp.codegen.artifact import compile_benchmark as write_benchmark
 from tcomp.codegen.bench_case import BenchCase
 from tcomp.codegen.bindings import check_bindings, write_bindings
+from tcomp.codegen.link import Runtime
 from tcomp.codegen.variants import by_preference, graph_target
 from tcomp.errors import CheckFailed, ModelError, UnsupportedError, UsageError
 from tcomp.frontend.onnx import import_onnx
@@ -115,12 +116,18 @@ def compile(
     tolerance: float = TOLERANCE,
     bindings: Sequence[str] = (),
     own_weights: bool = False,
+    form: Form = "library",
+    runtime: Runtime = "threads",
 ) -> Compiled:
     """Compile `model` to the shared library `output`, with the configs of `logs` where there are records.
 
     `target` may name several CPUs (`x86-64-v3,x86-64-v4`): the library then has code for each and takes the
     best for the one it runs on. All share weights, which are packed in one way that suits them all, or, with
     `own_weights`, for each as suits it best.
+
+    With the form `bundle`, `output` is a folder that a machine with a compiler makes the library of; with the
+    runtime `freestanding`, an object file for a program without a system under it.
+
     `threads` selects the records that were measured with that many threads; the library itself runs with
     any number. With precision `fast` the library is run once on `inputs` (random where not given), and
     kernels stay in float32 while an output is off by more than `tolerance` of its largest magnitude.
@@ -130,6 +137,10 @@ def compile(
     check_bindings(bindings)
     targets = by_preference(parse_targets(target) if isinstance(target, str) else (target,))
     chosen = graph_target(targets)
+    if precision != "exact" and (form == "bundle" or runtime == "freestanding"):
+        raise UsageError("precision `fast` runs the library, and this is none; compile it with `exact`")
+    if bindings and runtime == "freestanding":
+        raise UsageError("bindings call a library; compile with the runtime `threads` or `serial`")
     loaded = load_model(model, input_shapes)
     exact = static_kernels(loaded, chosen)
     written: list[tuple[dict[str, Choices], Report]] = []
@@ -140,7 +151,7 @@ def compile(
         if require_tuned and missing:
             raise CheckFailed(f"{len(missing)} kernels have no usable record: {'; '.join(missing)}")
         variants = [Variant(t, one.config_of) for t, one in zip(targets, choices, strict=True)]
-        report = compile_variants(graph, variants, Path(output), weights)
+        report = compile_variants(graph, variants, Path(output), weights, form=form, runtime=runtime)
         written.append((dict(zip(report.programs, choices, strict=True)), report))
         return report.library
 

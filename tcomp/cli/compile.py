@@ -36,6 +36,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", metavar="FILE.so", type=Path, required=True, help="the library to write"
     )
     parser.add_argument(
+        "--bundle",
+        action="store_true",
+        help="write the folder FILE.so instead: objects, C sources, weights and a CMakeLists.txt that "
+        "builds the library where a compiler for the target is",
+    )
+    parser.add_argument(
+        "--runtime",
+        choices=("threads", "serial", "freestanding"),
+        default="threads",
+        help="serial: a library that starts no threads; freestanding: an object FILE.o for a program without "
+        "a system, which needs no C library and allocates nothing",
+    )
+    parser.add_argument(
         "--weights",
         choices=("embed", "separate"),
         default="embed",
@@ -88,6 +101,8 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.tolerance,
         arguments.bindings,
         arguments.own_weights,
+        "bundle" if arguments.bundle else "library",
+        arguments.runtime,
     )
     seconds = time.perf_counter() - start
     report, program = compiled.report, compiled.report.program

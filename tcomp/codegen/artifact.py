@@ -16,10 +16,21 @@ from typing import Literal
 
 import numpy as np
 
-from tcomp.codegen import c_abi
+from tcomp.codegen import c_abi, freestanding
 from tcomp.codegen.bench_case import BenchCase, bench_sources
+from tcomp.codegen.bundle import check_place, install_bundle, write_bundle
+from tcomp.codegen.check import check_object
 from tcomp.codegen.describe import description, description_source
-from tcomp.codegen.link import RUNTIME, SOURCES, compile_c, link, link_static
+from tcomp.codegen.link import (
+    RUNTIME,
+    SERIAL_FLAGS,
+    SOURCES,
+    Runtime,
+    compile_c,
+    link,
+    link_object,
+    link_static,
+)
 from tcomp.codegen.model_source import (
     VariantCode,
     kernel_symbol,
@@ -42,6 +53,8 @@ from tcomp.tensor.knobs import Config
 from tcomp.tensor.template import Scheduled, schedule
 
 Weights = Literal["embed", "separate"]
+Form = Literal["library", "bundle"]
+"""A shared library, or a folder of what it is made of."""
 ConfigOf = Callable[[Kernel], "Config | None"]
 _EMBED_LIMIT = 2**31 - 2**26
 """Code reaches embedded weights by 32-bit offsets."""
@@ -85,9 +98,11 @@ def compile_graph(
     config_of: ConfigOf | None = None,
     weights: Weights = "embed",
     jobs: int | None = None,
+    form: Form = "library",
+    runtime: Runtime = "threads",
 ) -> Report:
     """A library for one kind of CPU: see `compile_variants`."""
-    return compile_variants(graph, [Variant(target, config_of)], output, weights, jobs)
+    return compile_variants(graph, [Variant(target, config_of)], output, weights, jobs, form, runtime)
 
 
 def compile_variants(
@@ -96,17 +111,30 @@ def compile_variants(
     output: Path,
     weights: Weights = "embed",
     jobs: int | None = None,
+    form: Form = "library",
+    runtime: Runtime = "threads",
 ) -> Report:
     """Write the library `output`, its header and tcomp.h beside it, and with `separate` its weights.
 
     `graph` has only kernels and views. Of `variants`, the preferred one first (`by_preference`), the library
     takes the first that runs on the CPU, or the one for its core where cores name themselves. `jobs` bounds
     the threads that generate code. Files appear complete or not at all.
+
+    With the form `bundle`, which needs no C compiler, `output` is a folder. With the runtime `freestanding`
+    it is an object file with a header of its own, for one kind of CPU.
     Raises GraphError for symbolic shapes, BuildError when code generation, the C compiler or writing fails.
     """
     _check_static(graph)
+    if runtime == "freestanding" and (form == "bundle" or weights == "separate"):
+        raise BuildError(
+            "a freestanding model is one object with its weights; no bundle, no separate weights"
+        )
+    if runtime == "freestanding" and len(variants) > 1:
+        raise BuildError(
+            "a freestanding model has code for one CPU, as nothing could choose; name one target"
+        )
     clock = _Clock()
-    toolchain = find_toolchain(variants[0].target)
+    toolchain = find_toolchain(variants[0].target) if form == "library" else None
     with clock.measure("schedule"):
         cold = cold_kernels(graph, [v.target for v in variants])
         scheduled = [_schedule_all(graph, v.target, v.config_of) for v in variants]
@@ -116,16 +144,21 @@ def compile_variants(
     embed, weights_bytes = weights == "embed", programs[0].weights_bytes
     if embed and weights_bytes > _EMBED_LIMIT:
         raise BuildError(f"{weights_bytes} bytes of weights are too many to embed; use separate weights")
-    with _writing(output) as folder:
+    with _writing(output, form) as folder:
         with clock.measure("code"):
             codes, objects = _generate(programs, [v.target for v in variants], cold, folder, jobs)
         with clock.measure("weights"):
             digest = _write_weights(programs[0], folder / "weights")
         with clock.measure("link"):
-            _link_library(toolchain, codes, objects, folder, embed, digest)
-        files = _install(codes, folder, output, embed)
+            sources = _sources(codes, objects, folder, embed, digest, runtime)
+            if toolchain is not None:
+                _link(toolchain, codes[0].target, sources, objects, folder, output.name, runtime)
+        if toolchain is None:
+            files = _install_bundle(codes, sources, objects, folder, output, runtime)
+        else:
+            files = _install(codes, folder, output, embed, runtime)
     named = {v.target.variant: program for v, program in zip(variants, programs, strict=True)}
-    return Report(named, output, files.header, files.weights, output.stat().st_size, clock.seconds)
+    return Report(named, output, files.header, files.weights, files.library_bytes, clock.seconds)
 
 
 def compile_benchmark(
@@ -144,7 +177,7 @@ def compile_benchmark(
     with _writing(output) as folder:
         codes, objects = _generate(programs, [target], frozenset(), folder, None)
         digest = _write_weights(program, folder / "weights")
-        sources = _model_sources(codes, objects, folder, True, digest)
+        sources = _sources(codes, objects, folder, True, digest)
         sources += bench_sources(case, folder)
         link_static(toolchain, [*compile_c(toolchain, sources, folder), *objects], folder / "program", folder)
         os.replace(folder / "program", output)
@@ -176,6 +209,7 @@ class _Stage:
 class _Files:
     header: Path
     weights: Path | None
+    library_bytes: int
 
 
 def _check_static(graph: Graph) -> None:
@@ -188,11 +222,13 @@ def _check_static(graph: Graph) -> None:
 
 
 @contextmanager
-def _writing(output: Path) -> Generator[Path, None, None]:
+def _writing(output: Path, form: Form = "library") -> Generator[Path, None, None]:
     """A folder on the output's file system, so that renaming moves files into place at once."""
     if not output.parent.is_dir():
         raise BuildError(f"cannot write {output}: there is no folder {output.parent}; make it first")
-    if output.exists() and not output.is_file():
+    if form == "bundle":
+        check_place(output)
+    elif output.exists() and not output.is_file():
         raise BuildError(f"cannot write {output}: it is a folder or a device; give the name of a file")
     try:
         with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent.absolute()) as folder:
@@ -288,40 +324,63 @@ def _packed(entry: PlannedConstant) -> memoryview:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
-def _link_library(
-    toolchain: Toolchain,
+def _sources(
     codes: Sequence[VariantCode],
     objects: Sequence[Path],
     folder: Path,
     embed: bool,
     digest: bytes,
-) -> None:
-    sources = _model_sources(codes, objects, folder, embed, digest)
-    library = folder / "library"
-    link(toolchain, [*compile_c(toolchain, sources, folder), *objects], library, folder)
-    write_stamp(library)
-
-
-def _model_sources(
-    codes: Sequence[VariantCode], objects: Sequence[Path], folder: Path, embed: bool, digest: bytes
+    runtime: Runtime = "threads",
 ) -> list[Path]:
     """C and assembly that make the model whole with its kernels' `objects`."""
-    model, about, packed = folder / "model.c", folder / "about.S", folder / "about"
-    cores = preferences([code.target for code in codes]) if len(codes) > 1 else []
-    model.write_text(model_source(codes, cores, embed, digest))
-    packed.write_bytes(description(codes, embed, objects).pack())
-    about.write_text(description_source(packed))
-    sources = [model, about, *(SOURCES / name for name in RUNTIME)]
+    model, about = folder / "model.c", folder / "about.S"
+    if runtime == "freestanding":
+        model.write_text(freestanding.freestanding_source(codes[0]))
+        sources = [model, freestanding.FOLDER / "freestanding.c"]
+    else:
+        cores = preferences([code.target for code in codes]) if len(codes) > 1 else []
+        model.write_text(model_source(codes, cores, embed, digest))
+        (folder / "about").write_bytes(description(codes, embed, objects).pack())
+        about.write_text(description_source("about"))
+        sources = [model, about, *(SOURCES / name for name in RUNTIME)]
     if embed and codes[0].program.weights_bytes:
         assembly = folder / "embedded.S"
-        assembly.write_text(weights_source(str(folder / "weights")))
+        assembly.write_text(weights_source("weights"))
         sources.append(assembly)
     return sources
 
 
-def _install(codes: Sequence[VariantCode], folder: Path, output: Path, embed: bool) -> _Files:
+def _link(
+    toolchain: Toolchain,
+    target: Target,
+    sources: Sequence[Path],
+    objects: Sequence[Path],
+    folder: Path,
+    name: str,
+    runtime: Runtime,
+) -> None:
+    library = folder / "library"
+    if runtime == "freestanding":
+        made = compile_c(toolchain, sources, folder, freestanding.FLAGS)
+        link_object(toolchain, [*made, *objects], library, folder)
+        check_object(library, target)
+        return
+    flags = (f"-I{SOURCES / 'serial'}", *SERIAL_FLAGS) if runtime == "serial" else ()
+    link(toolchain, target, [*compile_c(toolchain, sources, folder, flags), *objects], library, folder, name)
+    if target.system != "apple":  # Its loader checks signatures; the stamp is one of ELF files.
+        write_stamp(library)
+
+
+def _install(
+    codes: Sequence[VariantCode], folder: Path, output: Path, embed: bool, runtime: Runtime
+) -> _Files:
     """Rename the finished files into place, the library last."""
     header, interface = output.with_suffix(".h"), output.parent / "tcomp.h"
+    if runtime == "freestanding":
+        (folder / "model.h").write_text(freestanding.freestanding_header(codes[0]))
+        os.replace(folder / "model.h", header)
+        os.replace(folder / "library", output)
+        return _Files(header, None, output.stat().st_size)
     (folder / "model.h").write_text(model_header(codes))
     shutil.copyfile(SOURCES / "tcomp.h", folder / "tcomp.h")
     weights = None
@@ -331,4 +390,20 @@ def _install(codes: Sequence[VariantCode], folder: Path, output: Path, embed: bo
     os.replace(folder / "tcomp.h", interface)
     os.replace(folder / "model.h", header)
     os.replace(folder / "library", output)
-    return _Files(header, weights)
+    return _Files(header, weights, output.stat().st_size)
+
+
+def _install_bundle(
+    codes: Sequence[VariantCode],
+    sources: Sequence[Path],
+    objects: Sequence[Path],
+    folder: Path,
+    output: Path,
+    runtime: Runtime,
+) -> _Files:
+    (folder / "model.h").write_text(model_header(codes))
+    data = [folder / name for name in ("model.h", "weights", "about")]
+    write_bundle(folder / "bundle", codes[0].target, sources, objects, data, runtime)
+    install_bundle(folder / "bundle", output)
+    written = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
+    return _Files(output / "model.h", output / "weights", written)

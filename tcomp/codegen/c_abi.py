@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any, Literal
 
+from tcomp.codegen.macho import MachO
 from tcomp.errors import BuildError
 from tcomp.target.host import CHECKED_FEATURES
 from tcomp.target.target import Target
@@ -19,6 +20,8 @@ from tcomp.tvm_api import PrimFunc, s_tir, structural_map, structural_walk, tirx
 
 STACK_BYTES = 16 * 1024
 """Largest buffer local to a kernel that stays on the stack; larger ones come from the workspace."""
+WORKSPACE_ALIGNMENT = 64
+"""As `ALIGNMENT` of freestanding.c."""
 PARALLEL_CHUNKS = 64
 """Iterations of every parallel loop, as `CHUNKS` of the C runtime's pool.c."""
 _PLAIN_C = 1
@@ -104,19 +107,40 @@ def build(
 
 
 def object_code(functions: Mapping[str, PrimFunc], target: Target) -> bytes:
-    """The ELF object of `functions`.
+    """The object of `functions`.
 
-    Raises BuildError as `build` does.
+    In objects for Apple's systems the functions are private to the library, as linkers there need no list of
+    what to export. Raises BuildError as `build` does.
     """
-    return object_of(build(functions, target))
+    code = object_of(build(functions, target))
+    return MachO("the kernels' object", code).hidden() if target.system == "apple" else code
 
 
 def object_of(module: Any) -> bytes:
-    """The ELF object of a built module. LLVM ends the process when a disk is full, so it writes to memory."""
+    """The object of a built module. LLVM ends the process when a disk is full, so it writes to memory."""
     memory = os.memfd_create("tcomp-object")
     with os.fdopen(memory, "rb") as file:
         module.write_to_file(f"/proc/self/fd/{memory}", "o")
         return file.read()
+
+
+def workspace_bytes(function: PrimFunc, target: Target) -> int:
+    """An upper bound of the memory that `function` takes while one thread runs it, for its larger buffers."""
+    plain = to_c_abi(with_instructions(function, target), "kernel")
+    module = tvm.IRModule({tvm.ir.GlobalVar("kernel"): plain})
+    lower, _, _ = _pipeline()
+    lowered = lower(tirx.transform.BindTarget(_tvm_target(target).with_host(_tvm_target(target)))(module))
+    sizes: list[int] = []
+
+    def on_buffer(statement: Any) -> None:
+        nbytes = _nbytes(statement.buffer)
+        if nbytes is None:
+            raise BuildError(f"buffer {statement.buffer.name} has no fixed size, which a static arena needs")
+        sizes.append(0 if nbytes <= STACK_BYTES else -(-nbytes // WORKSPACE_ALIGNMENT) * WORKSPACE_ALIGNMENT)
+
+    for part in lowered.functions.values():
+        structural_walk(part.body, (tirx.AllocBuffer, on_buffer))
+    return sum(sizes)
 
 
 def needed_features(target: Target) -> list[str]:

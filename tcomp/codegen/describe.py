@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from tcomp.codegen.macho import MachO, is_macho
 from tcomp.codegen.model_source import VariantCode, common_features, instruction_sets, target_names
 from tcomp.plan.program import Tensor
 from tcomp.runtime.description import SECTION, Description
@@ -40,18 +41,29 @@ def code_bytes(path: Path) -> int:
     Its section `.text` alone: what LLVM adds in others, such as conversions of float16, is the same weak code
     in each object.
     """
-    section = SharedLibrary(str(path), memoryview(path.read_bytes()), RELOCATABLE).section(".text")
+    data = path.read_bytes()
+    if is_macho(data):
+        return sum(len(code) for _, code in MachO(str(path), data).code)
+    section = SharedLibrary(str(path), memoryview(data), RELOCATABLE).section(".text")
     return 0 if section is None else section.size
 
 
-def description_source(path: Path) -> str:
+def description_source(path: str) -> str:
     """Assembly that puts the packed description at `path` into the library."""
-    return f"""    .section {SECTION},"a",%progbits
+    return f"""#ifdef __APPLE__
+    .section __DATA,__tcomp_about
+    .globl _tcomp_about
+    .private_extern _tcomp_about
+_tcomp_about:
+    .incbin "{path}"
+#else
+    .section {SECTION},"a",%progbits
     .globl tcomp_about
     .hidden tcomp_about
 tcomp_about:
     .incbin "{path}"
     .section .note.GNU-stack,"",%progbits
+#endif
 """
 
 

@@ -66,7 +66,7 @@ def model_source(
             *_stamp(),
             "extern const char tcomp_about[];",
             "",
-            *_prototypes(variants),
+            *prototypes(variants),
             *(["extern const char tcomp_weights[];"] if weights != "NULL" else []),
             "",
             *_tensors("inputs", program.inputs),
@@ -147,6 +147,12 @@ def model_header(variants: Sequence[VariantCode]) -> str:
         f"#define {prefix}_ARENA_BYTES {program.arena_bytes}u",
         f"#define {prefix}_WEIGHTS_BYTES {program.weights_bytes}u",
     ]
+    return "\n".join([*lines, *tensor_macros(program), "", "#endif", ""])
+
+
+def tensor_macros(program: Program) -> list[str]:
+    """What a header says about inputs and outputs."""
+    prefix, lines = identifier(program.name).upper(), list[str]()
     for kind, tensors in (("INPUT", program.inputs), ("OUTPUT", program.outputs)):
         for index, tensor in enumerate(tensors):
             macro = f"{prefix}_{kind}{index}"
@@ -163,12 +169,20 @@ def model_header(variants: Sequence[VariantCode]) -> str:
                 f"#define {macro}_ELEMENTS {elements}u",
                 f"#define {macro}_BYTES {tensor.type.nbytes}u",
             ]
-    return "\n".join([*lines, "", "#endif", ""])
+    return lines
 
 
 def weights_source(path: str) -> str:
     """Assembly that puts the file at `path` into read-only memory."""
-    return f"""    .section .rodata
+    return f"""#ifdef __APPLE__
+    .section __TEXT,__const
+    .p2align 6
+    .globl _tcomp_weights
+    .private_extern _tcomp_weights
+_tcomp_weights:
+    .incbin {_string(path)}
+#else
+    .section .rodata
     .balign 64
     .globl tcomp_weights
     .hidden tcomp_weights
@@ -177,12 +191,18 @@ tcomp_weights:
     .incbin {_string(path)}
     .size tcomp_weights, . - tcomp_weights
     .section .note.GNU-stack,"",%progbits
+#endif
 """
 
 
 def _stamp() -> list[str]:
     return [
-        '__attribute__((section(".tcomp"), used, aligned(8))) static const struct {',
+        "#ifdef __APPLE__",
+        '#define SECTION "__DATA,__tcomp"',
+        "#else",
+        '#define SECTION ".tcomp"',
+        "#endif",
+        "__attribute__((section(SECTION), used, aligned(8))) static const struct {",
         f"  char magic[{len(MAGIC)}];",
         "  uint32_t abi_version, stamp_bytes;",
         "  uint64_t file_bytes;",
@@ -193,7 +213,8 @@ def _stamp() -> list[str]:
     ]  # fmt: skip
 
 
-def _prototypes(variants: Sequence[VariantCode]) -> list[str]:
+def prototypes(variants: Sequence[VariantCode]) -> list[str]:
+    """Declarations of the kernels, each once."""
     lines: list[str] = []
     for variant in variants:
         for planned, symbol in zip(variant.program.kernels, variant.symbols, strict=True):
@@ -231,12 +252,7 @@ _STEP = (
 def _run_function(variant: VariantCode, number: int) -> list[str]:
     lines = [f"static int32_t run{number}(const tcomp_frame *f) {{"]
     for index, step in enumerate(variant.program.steps):
-        if isinstance(step, Run):
-            arguments = ", ".join(_pointer(place) for place in step.arguments)
-            call = f"{variant.symbols[step.kernel]}({arguments})"
-        else:
-            call = _copy(step)
-        lines.append(f"  STEP({index}, {call})")
+        lines.append(f"  STEP({index}, {step_call(variant, step)})")
     return [*lines, "  (void)f;", "  return -1;", "}"]
 
 
@@ -248,6 +264,14 @@ def _variants(variants: Sequence[VariantCode], cores: Sequence[tuple[int, int]])
     lines += ["};", f"static const tcomp_core cores[{len(cores) + 1}] = {{"]  # C has no arrays of length 0.
     lines += [f"    {{0x{core:x}, {index}}}," for core, index in cores]
     return [*lines, "    {0, 0},", "};"]
+
+
+def step_call(variant: VariantCode, step: Run | Copy) -> str:
+    """A C expression that does the step of the frame `f`; zero when it went well."""
+    if isinstance(step, Copy):
+        return _copy(step)
+    arguments = ", ".join(_pointer(place) for place in step.arguments)
+    return f"{variant.symbols[step.kernel]}({arguments})"
 
 
 def _copy(step: Copy) -> str:

@@ -63,6 +63,14 @@ SYSTEMS: Mapping[str, Target] = {
             llvm={**_ARMV7.llvm, "mtriple": "armv7a-unknown-linux-androideabi24"},
             description="32-bit ARM phones with VFPv4 from Android 7 (API 24)",
         ),
+        replace(
+            _ARM64,
+            name="arm64-apple",
+            llvm={**_ARM64.llvm, "mtriple": "arm64-apple-macosx11.0.0"},
+            cache_bytes=(64 * KIB, 1 * MIB, 1 * MIB),
+            fma_ports=4,
+            description="every Mac with a CPU of Apple's; for iOS give the mtriple arm64-apple-ios13.0.0",
+        ),
     )
 }
 

@@ -16,7 +16,7 @@ from tcomp.target.target import FAST_DTYPES, PRODUCT_FEATURES, TARGETS, Target
 _LLVM_KEYS = ("mcpu", "mattr", "mtriple")
 _COUNTS = ("cores", "vector_bits", "vector_registers", "fma_ports")
 _ALLOWED = {"vector_bits": (128, 256, 512), "vector_registers": (16, 32)}
-_ARCHITECTURES = ("x86_64", "aarch64", "armv7a")
+_ARCHITECTURES = ("x86_64", "aarch64", "arm64", "armv7a")
 _KEYS = ("tag", "kind", "name", *_LLVM_KEYS, *_COUNTS, "cache_bytes", "features", "fast_dtype")
 
 

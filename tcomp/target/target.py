@@ -61,12 +61,15 @@ class Target:
     def machine(self) -> str:
         """What ELF files and `platform.machine()` call the architecture: x86_64, aarch64, arm."""
         architecture = str(self.llvm["mtriple"]).split("-")[0]
+        if architecture == "arm64":
+            return "aarch64"
         return "arm" if architecture.startswith("arm") else architecture
 
     @property
     def system(self) -> str:
-        """What the library is linked for: linux or android."""
-        return "android" if "android" in str(self.llvm["mtriple"]) else "linux"
+        """What the library is linked for: linux, android or apple."""
+        triple = str(self.llvm["mtriple"])
+        return next((name for name in ("android", "apple") if name in triple), "linux")
 
     def has(self, feature: str) -> bool:
         """Whether code for this target may use a CPU feature, by LLVM's name."""

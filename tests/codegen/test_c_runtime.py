@@ -112,7 +112,7 @@ def test_sanitizers_find_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """The runtime and the programs are instrumented; generated kernels are not."""
     toolchain = instrumented(tmp_path, sanitizer)
     monkeypatch.setattr(artifact, "find_toolchain", lambda target: toolchain)
-    monkeypatch.setattr(link, "check_self_contained", lambda path: None)  # it needs the sanitizer's library
+    monkeypatch.setattr(link, "check_library", lambda path, target: None)  # it needs the sanitizer's library
     for graph in (chain(), parallel_model()):
         library(graph, tmp_path)
     for name in UNDER_TOOLS:

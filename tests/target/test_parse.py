@@ -122,7 +122,7 @@ def test_one_target_where_only_one_is_possible():
         ('{"tag": "znver4", "cores": true}', "positive integer"),
         ('{"tag": "znver4", "cache_bytes": [1, 2]}', "must be .L1 data"),
         ('{"tag": "znver4", "mtriple": 3}', "must be a string"),
-        ('{"mtriple": "riscv64-linux-gnu"}', "must begin with one of x86_64, aarch64, armv7a"),
+        ('{"mtriple": "riscv64-linux-gnu"}', "must begin with one of x86_64, aarch64, arm64, armv7a"),
         ("arm64-linux+cortex-a77", "unknown core `cortex-a77`; did you mean .*`cortex-a76`"),
         ("raspberry-pi-6", "unknown target `raspberry-pi-6`; did you mean `raspberry-pi-5`"),
         ('{"vector_bits": 7}', "`vector_bits` is 7; it must be one of"),

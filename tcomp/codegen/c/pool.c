@@ -29,7 +29,9 @@
 #include "workspace.h"
 
 #define CHUNKS 64 /* iterations of every parallel loop; tcomp.codegen.c_abi makes them so */
+#ifndef MAX_THREADS /* 1 in libraries without threads */
 #define MAX_THREADS CHUNKS
+#endif
 #define RUN_SPIN_NANOSECONDS 500000  /* how long a worker spins for the next loop of a run, */
 #define IDLE_SPIN_NANOSECONDS 100000 /* for the next run, */
 #define JOIN_SPIN_NANOSECONDS 200000 /* and the caller for the last piece of a loop */
@@ -379,7 +381,7 @@ static int run_serially(tcomp_pool *pool, parallel_body body, void *data) {
 static int parallel_launch(parallel_body body, void *data, int num_task) {
   (void)num_task; /* always 0: as many as there are */
   tcomp_pool *pool = current_pool;
-  if (pool->threads <= 1 || inside_parallel) return run_serially(pool, body, data);
+  if (MAX_THREADS == 1 || pool->threads <= 1 || inside_parallel) return run_serially(pool, body, data);
   if (pool->options.parallel != NULL) return run_on_callers_pool(pool, body, data, pool->threads);
   return run_on_workers(pool, body, data);
 }
