@@ -59,7 +59,7 @@ def test_needs_no_compiler_and_replaces_an_older_one(
     for _ in range(2):
         assert main([*arguments, str(tmp_path / "model"), "--bundle"]) == 0
     written = {path.name for path in (tmp_path / "model").rglob("*")}
-    assert {"CMakeLists.txt", "model.c", "context.c", "tcomp.h", "model.h", "kernel0_relu.o"} <= written
+    assert {"CMakeLists.txt", "model.c", "context.c", "tcomp.h", "model.h", "kernel0a_relu.o"} <= written
     text = (tmp_path / "model" / "CMakeLists.txt").read_text()
     assert "-DANDROID_ABI=arm64-v8a" in text
     assert "LINKER:-z,max-page-size=16384" in text
