@@ -82,15 +82,6 @@ def link_object(toolchain: Toolchain, objects: Sequence[Path], output: Path, fol
     _execute(toolchain, [*command, "-o", str(output), *map(str, objects)], folder)
 
 
-def link_module(toolchain: Toolchain, objects: Sequence[Path], output: Path, folder: Path) -> None:
-    """Link `objects` into a shared library that TVM's runtime loads, and gives what it lacks.
-
-    Raises BuildError when the linker fails.
-    """
-    command = [*toolchain.command, "-shared", "-fPIC", "-o", str(output), *map(str, objects), "-lm"]
-    _execute(toolchain, command, folder)
-
-
 def link_static(toolchain: Toolchain, objects: Sequence[Path], output: Path, folder: Path) -> None:
     """Link `objects`, one with a `main`, into the executable `output`, which needs no file beside it.
 
@@ -102,7 +93,8 @@ def link_static(toolchain: Toolchain, objects: Sequence[Path], output: Path, fol
 
 def link_plugin(toolchain: Toolchain, objects: Sequence[Path], output: Path, folder: Path) -> None:
     """Link `objects` into the library `output`; the program that loads it has its undefined symbols."""
-    _execute(toolchain, [*toolchain.command, "-shared", "-o", str(output), *map(str, objects)], folder)
+    command = [*toolchain.command, "-shared", "-o", str(output), *map(str, objects), "-lm"]
+    _execute(toolchain, command, folder)
 
 
 def _execute(toolchain: Toolchain, command: Sequence[str], folder: Path) -> None:

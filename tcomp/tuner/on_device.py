@@ -9,8 +9,7 @@ import hashlib
 import os
 import re
 import shlex
-import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,8 +21,8 @@ from tcomp.target.target import Target
 from tcomp.tensor.knobs import Config
 from tcomp.tensor.template import schedule
 from tcomp.tuner.device import IDENTITY, STATE, Identity, State, conditions
-from tcomp.tuner.records import Check, Status, times_of
-from tcomp.tuner.runner import Failed, Measure, Measured, Prepared, Raced, Rounds, Station, wrong
+from tcomp.tuner.records import Check, times_of
+from tcomp.tuner.runner import Failed, Measure, Measured, Prepared, Raced, Rounds, Station, ended_by, wrong
 from tcomp.tuner.shell import Answer, Shell
 from tcomp.tuner.timing import race_times
 from tcomp.tuner.trial_data import compare, is_wrong
@@ -33,11 +32,6 @@ KEPT_BYTES = 256 << 20
 _RUN, _AFTER = "tcomp-run", "tcomp-after"
 _SAMPLE = re.compile(r"^([0-9.e+-]+) (\d+)$", re.MULTILINE)
 _CANNOT_EXECUTE = (126, 127)
-_SIGNALS: Mapping[int, tuple[Status, str]] = {
-    signal.SIGALRM: ("timeout", "ran longer than the limit of a trial"),
-    signal.SIGKILL: ("memory", "killed by the device, out of memory probably"),
-    signal.SIGILL: ("crash", "an instruction that the device lacks; the target is another CPU"),
-}
 
 
 @dataclass(frozen=True)
@@ -222,9 +216,4 @@ class DeviceStation(Station[Program]):
         if answer.status <= 128:
             out_of_memory = "memory" in said
             return Failed("memory" if out_of_memory else "run_error", said or f"exit status {answer.status}")
-        number = answer.status - 128
-        if number in _SIGNALS:
-            status, reason = _SIGNALS[number]
-            return Failed(status, reason)
-        names = {int(s): s.name for s in signal.Signals}
-        return Failed("crash", f"killed by {names.get(number, f'signal {number}')}")
+        return ended_by(answer.status - 128)

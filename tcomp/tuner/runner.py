@@ -7,6 +7,7 @@ reached through something, or not at all but estimate.
 
 from __future__ import annotations
 
+import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -87,6 +88,12 @@ class Failed:
     check: Check | None = None
 
 
+_SIGNALS: Mapping[int, tuple[Status, str]] = {
+    signal.SIGALRM: ("timeout", "ran longer than the limit of a trial"),
+    signal.SIGKILL: ("memory", "killed by the device, out of memory probably"),
+    signal.SIGILL: ("crash", "an instruction that the device lacks; the target is another CPU"),
+}
+
 Candidate = TypeVar("Candidate")
 
 
@@ -162,3 +169,11 @@ def wrong(check: Check) -> Failed:
     """The failure of a candidate whose numbers differ from the reference."""
     reason = f"max error {check.max_error:.3g} of the output's scale, allowed {check.tolerance:.3g}"
     return Failed("wrong", reason, check)
+
+
+def ended_by(number: int) -> Failed:
+    """The failure of a candidate, a program of its own, that a signal ended."""
+    if number in _SIGNALS:
+        return Failed(*_SIGNALS[number])
+    names = {int(s): s.name for s in signal.Signals}
+    return Failed("crash", f"killed by {names.get(number, f'signal {number}')}")

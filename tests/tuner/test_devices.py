@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from tcomp.tuner.loop import TuneOptions, tune
 from tcomp.tuner.measure import MeasureOptions, WorkerPool
 from tcomp.tuner.progress import DoubtfulTimes, Event
 from tcomp.tuner.records import read_log
-from tcomp.tuner.runner import parse_runner
+from tcomp.tuner.runner import Failed, ended_by, parse_runner
 from tcomp.tuner.task import Task
 
 TARGET = parse_target("cortex-a76")
@@ -103,6 +104,15 @@ def test_the_core_of_the_target_is_measured_on() -> None:
         identity.require([parse_target("cortex-x2")], "a board")
     with pytest.raises(TargetError, match="calls itself aarch64, and target `x86-64-v3` is for x86_64"):
         identity.require([parse_target("x86-64-v3")], "a board")
+
+
+def test_signals_say_what_became_of_a_program() -> None:
+    assert ended_by(signal.SIGALRM).status == "timeout"
+    assert ended_by(signal.SIGKILL).status == "memory"
+    illegal = ended_by(signal.SIGILL)
+    assert (illegal.status, "lacks" in illegal.reason) == ("crash", True)
+    assert ended_by(signal.SIGSEGV) == Failed("crash", "killed by SIGSEGV")
+    assert ended_by(99) == Failed("crash", "killed by signal 99")
 
 
 def test_governor_and_temperature_are_looked_at() -> None:

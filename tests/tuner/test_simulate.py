@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from recorded import SPACE, RecordedDevice
 
 from tcomp.api import Choices
 from tcomp.cli import main
-from tcomp.codegen.emulation import emulator_version
+from tcomp.codegen.emulation import Emulated, InstructionCounter, emulator_version
 from tcomp.codegen.machine_code import find_llvm_mca
 from tcomp.codegen.toolchain import find_static_toolchain
 from tcomp.errors import BuildError, TargetError, UsageError
@@ -26,8 +27,9 @@ from tcomp.tuner.loop import TuneOptions, tune
 from tcomp.tuner.measure import MeasureOptions, WorkerPool
 from tcomp.tuner.records import Record, read_log, write_log
 from tcomp.tuner.replay import replay
-from tcomp.tuner.runner import Device, parse_runner
+from tcomp.tuner.runner import Device, Measure, Measured, Prepared, parse_runner
 from tcomp.tuner.task import Task
+from tcomp.tuner.trial_data import trial_data
 
 A76 = parse_target("cortex-a76")
 
@@ -160,3 +162,19 @@ def test_choices_and_replay_say_what_was_estimated() -> None:
     assert report.summary == "1 kernels: 1 hit (1 simulated)"
     choices = Choices({}, 1, 0, simulated=("simulated core",))
     assert str(choices).endswith("0 default; 1 not measured but estimated: simulated core")
+
+
+@pytest.mark.slow
+def test_a_kernel_may_take_longer_than_a_trial_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Emulation is slow, so its own limit counts, and running into it is no crash."""
+    require_tools()
+    task = product(A76)
+    prepared = Prepared(task.key, task.kernel, A76, trial_data(task.kernel, 0))
+    station = parse_runner("simulate").open(tmp_path, 1)
+    candidate = station.build(prepared, task.space.default)
+    assert isinstance(station.measure(candidate, Measure(0.001, float("inf"))), Measured)
+    monkeypatch.setattr(InstructionCounter, "run", lambda *_: Emulated(-signal.SIGALRM, "", "", ()))
+    outcome = station.measure(candidate, Measure(10.0, float("inf")))
+    assert (outcome.status, outcome.reason) == ("timeout", "ran longer than the limit of a trial")

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from tcomp.codegen.c_abi import build, object_of
 from tcomp.codegen.jit import ENTRY, kernel_arguments
-from tcomp.codegen.link import link_module
+from tcomp.codegen.link import link_plugin
 from tcomp.codegen.toolchain import find_toolchain
 from tcomp.errors import DeviceError, TargetError, UsageError
 from tcomp.target.target import Target
@@ -141,7 +141,7 @@ class _RpcStation(TimingStation["_RpcCandidate"]):
         module = build({"kernel": scheduled.function}, prepared.target, packed=ENTRY, tensors="dltensors")
         compiled, library = self._folder / "kernel.o", self._folder / "kernel.so"
         compiled.write_bytes(object_of(module))
-        link_module(find_toolchain(prepared.target), [compiled], library, self._folder)
+        link_plugin(find_toolchain(prepared.target), [compiled], library, self._folder)
         return _RpcCandidate(prepared.kernel, scheduled, prepared.data, library.read_bytes())
 
     def conditions(self) -> Mapping[str, str]:

@@ -12,7 +12,7 @@ registers, waits for its own results or streams from far away; between good sche
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from tcomp.tuner.runner import (
     Rounds,
     Runner,
     Station,
+    ended_by,
     wrong,
 )
 from tcomp.tuner.trial_data import compare, is_wrong
@@ -54,7 +55,7 @@ class SimulateRunner(Runner):
     """Estimates, by as many workers at once as there are."""
 
     places: int | None = None
-    overhead_seconds: float = 2 * _EMULATION_SECONDS
+    overhead_seconds: float = 4 * _EMULATION_SECONDS
     most_threads: int | None = 1
 
     def connect(self, targets: Sequence[Target]) -> Device:
@@ -151,12 +152,15 @@ class _Simulation(Station[_Candidate]):
     def _run(
         self, counter: InstructionCounter, candidate: _Candidate, options: Options, texts: Sequence[str]
     ) -> Emulated | Failed:
-        command = options.command(f"./{candidate.program.name}", texts)
-        done = counter.run(command, _EMULATION_SECONDS)
+        limited = replace(options, seconds=_EMULATION_SECONDS)
+        command = limited.command(f"./{candidate.program.name}", texts)
+        done = counter.run(command, 2 * _EMULATION_SECONDS)  # The program ends itself, unless it cannot.
         if done.status == 0:
             return done
+        if done.status < 0:
+            return ended_by(-done.status)
         said = (done.errors.strip().splitlines() or [f"exit status {done.status}"])[-1]
-        return Failed("crash" if done.status < 0 else "run_error", said)
+        return Failed("run_error", said)
 
 
 def _conditions(count: CycleCount) -> dict[str, str]:
