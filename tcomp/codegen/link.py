@@ -93,8 +93,8 @@ def link_static(toolchain: Toolchain, objects: Sequence[Path], output: Path, fol
 
 def link_plugin(toolchain: Toolchain, objects: Sequence[Path], output: Path, folder: Path) -> None:
     """Link `objects` into the library `output`; the program that loads it has its undefined symbols."""
-    command = [*toolchain.command, "-shared", "-o", str(output)]
-    _execute(toolchain, [*command, *map(str, objects), "-lm"], folder)
+    command = [*toolchain.command, "-shared", "-o", str(output), *map(str, objects), "-lm"]
+    _execute(toolchain, command, folder)
 
 
 def _execute(toolchain: Toolchain, command: Sequence[str], folder: Path) -> None:
