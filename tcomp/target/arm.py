@@ -24,6 +24,7 @@ _ARM64 = Target(
     vector_bits=128,
     vector_registers=32,
     cache_bytes=(32 * KIB, 256 * KIB, 512 * KIB),
+    by_lane=True,
     features=frozenset({"neon"}),
     description="every 64-bit ARM CPU, on Linux with glibc 2.28 or newer",
 )
@@ -39,6 +40,7 @@ _ARMV7 = replace(
     },
     vector_registers=16,
     fma_ports=1,
+    by_lane=False,
     features=frozenset({"neon", "vfp4"}),
     description="32-bit ARM with NEON and VFPv4 (Cortex-A7 and newer), on Linux with hard floats",
 )

@@ -8,16 +8,26 @@ flattened pixels.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import gcd, prod
 
 from tcomp.relay.types import numpy_dtype
 from tcomp.target.target import Target
 from tcomp.tensor.convolution import Convolution, dense_steps
-from tcomp.tensor.loops import CACHE_LINE, Buffer, Expression, Statement, loop_nest, prefetch
+from tcomp.tensor.loops import (
+    CACHE_LINE,
+    Buffer,
+    Expression,
+    Statement,
+    local,
+    loop_nest,
+    prefetch,
+    vectorized,
+    written_out,
+)
 from tcomp.tensor.pairs import pair_sums
 from tcomp.tensor.primitives import Tiles
-from tcomp.tensor.register_tile import FMA_LATENCY, LOAD_PORTS, Index, Point, Reduction, RegisterTile
+from tcomp.tensor.register_tile import FMA_LATENCY, LOAD_PORTS, Factors, Index, Point, Reduction, RegisterTile
 from tcomp.tvm_api import tirx
 
 MAX_TILE_PIXELS = 28
@@ -63,9 +73,16 @@ def pixel_tiles(conv: Convolution, target: Target) -> Iterator[PixelTile]:
                     yield tile
 
 
+def together(conv: Convolution, target: Target) -> int:
+    """Steps whose inputs are loaded as one vector a pixel: 1 where each is broadcast from memory."""
+    return gcd(conv.chunk_steps, target.lanes(conv.dtype)) if target.by_lane and not conv.pairs else 1
+
+
 def registers_of(conv: Convolution, tile: PixelTile, target: Target, partial_sums: int = 1) -> int:
-    """Vector registers of the sums, the weights of one step and a broadcast input."""
-    return (partial_sums * tile.pixels + 1) * tile.oc_blocks * vectors_of(conv, target) + 1
+    """Vector registers of the sums, the weights of one step and a broadcast input, or the inputs of several
+    steps."""
+    inputs = tile.pixels if together(conv, target) > 1 else 1
+    return (partial_sums * tile.pixels + 1) * tile.oc_blocks * vectors_of(conv, target) + inputs
 
 
 def direct_cycles(conv: Convolution, tile: PixelTile, target: Target) -> float:
@@ -78,12 +95,11 @@ def direct_cycles(conv: Convolution, tile: PixelTile, target: Target) -> float:
     *outer, height, width = (1, *pixels_of(conv))
     vectors = vectors_of(conv, target) * tile.oc_blocks
     steps = prod(dense_steps(conv))
-    panel = steps * vectors * target.vector_bits // 8
-    far = vectors if panel > target.cache_bytes[0] // 2 else 0
+    far = vectors if is_far(conv, tile.oc_blocks, target) else 0
 
     def one_tile(pixels: int) -> float:
         multiply = max(vectors * pixels / target.fma_ports, FMA_LATENCY)
-        loads = vectors + pixels
+        loads = vectors + pixels / together(conv, target)
         instructions = vectors * pixels + loads + vectors
         step = max(multiply, loads / LOAD_PORTS) + 0.1 * loads + 0.02 * instructions + 0.12 * far
         return steps * step + vectors * pixels + 10 if pixels else 0.0
@@ -95,6 +111,12 @@ def direct_cycles(conv: Convolution, tile: PixelTile, target: Target) -> float:
         tiles, rest = divmod(width, tile.width)
         row = height * (tiles * one_tile(tile.pixels) + one_tile(rest))
     return prod(outer) * row * -(-conv.out_blocks // tile.oc_blocks)
+
+
+def is_far(conv: Convolution, oc_blocks: int, target: Target) -> bool:
+    """Whether the weights of so many channel blocks are too large for the first-level cache."""
+    vectors = vectors_of(conv, target) * oc_blocks
+    return prod(dense_steps(conv)) * vectors * target.vector_bits // 8 > target.cache_bytes[0] // 2
 
 
 def walk_order(conv: Convolution, tile: PixelTile, target: Target) -> str:
@@ -143,34 +165,70 @@ class DirectProduct:
         unroll_kernel: bool = False,
         ahead: Callable[..., list[Statement]] | None = None,
         partial_sums: int = 1,
+        together: int = 1,
+        tile: tuple[int, int] | None = None,
+        distance: int = 0,
     ) -> Reduction:
-        """The sums of a tile: `unroll` steps of the innermost loop and maybe one kernel axis written out."""
+        """The sums of a tile: `unroll` steps of the innermost loop and maybe one kernel axis written out.
+
+        The inputs of `together` steps are loaded as one vector for each pixel of `tile`, height by width,
+        and the weights of as many steps are fetched which come `distance` steps later (0: none)
+        """
         conv = self.conv
         pairs = pair_sums(conv.dtype) if conv.pairs else None
         steps = dense_steps(conv)
         written = [1] * len(steps)
-        written[-1] = unroll
+        written[-1] = gcd(unroll, steps[-1])
+        written[0] = unroll // written[-1]
         if unroll_kernel:
             written[-2] = steps[-2]
 
-        def update(total: Expression, point: Point, step: Index) -> Expression:
+        allocate, values = local((*(tile or (1, 1)), together), conv.dtype, "inputs")
+
+        def read(point: Point, step: Index) -> Expression:
             n, _, *pixel, _ = point.index
             chunk, *taps, channel = step
             source = _first_source(conv, point.bases[1], chunk) + channel
             at = conv.unflatten(*pixel) if conv.is_pointwise else conv.position(pixel, taps)
+            return tirx.BufferLoad(self.data, self.place(conv.place(n, source, at)))
+
+        def load(part: RegisterTile, first: Point, step: Index) -> list[Statement]:
+            *outer, channel = step
+
+            def pixel(places: Sequence[Expression]) -> Statement:
+                point = replace(first, places=(0, 0, *places, 0))
+
+                def lane(i: Expression) -> Statement:
+                    return tirx.BufferStore(values, read(point, (*outer, channel + i)), [*_pixel(point), i])
+
+                return vectorized(together, lane)
+
+            ahead = self.weights_ahead(first, step, distance, together) if distance else []
+            return [allocate, *ahead, written_out([t.size for t in part.axes[2:-1]], pixel)]
+
+        def update(total: Expression, point: Point, step: Index) -> Expression:
             lane = point.places[1] * conv.out_block + point.places[-1]
             weight = tirx.BufferLoad(self.weights, [point.tiles[1], *step, lane])
-            value = tirx.BufferLoad(self.data, self.place(conv.place(n, source, at)))
+            if together > 1:
+                value = tirx.BufferLoad(values, [*_pixel(point), step[-1] % together])
+            else:
+                value = read(point, step)
             if pairs is not None:
                 return pairs.multiply_add(total, value, weight)
             return total + value.astype(conv.accumulator) * weight.astype(conv.accumulator)
 
         short = None if pairs is None else pairs.short
         zero = tirx.const(0, conv.accumulator)
-        return Reduction(steps, tuple(written), conv.accumulator, zero, update, short, ahead, partial_sums)
+        factors = Factors(together, load) if together > 1 else None
+        return Reduction(
+            steps, tuple(written), conv.accumulator, zero, update, short, ahead, partial_sums, factors
+        )
 
-    def weights_ahead(self, first: Point, step: Index, distance: int) -> list[Statement]:
-        """Fetch the weights of the step that is `distance` after `step`; at a panel's end those of the next.
+    def weights_ahead(
+        self, first: Point, step: Index, distance: int, steps: int = 1
+    ) -> list[Statement]:
+        """Fetch the weights of the `steps` steps that are `distance` after `step`; at a panel's end those of
+        the next.
 
         Weights and inputs lie in memory in the order of the steps, but in runs too short for hardware to see.
         """
@@ -178,16 +236,16 @@ class DirectProduct:
         line = CACHE_LINE // numpy_dtype(str(self.weights.dtype)).itemsize
         return [
             prefetch(self.weights, [first.tiles[1], *step, lane + distance * width])
-            for lane in range(0, width, line)
+            for lane in range(0, steps * width, line)
         ]
 
     def inputs_ahead(self, tile: RegisterTile, first: Point, chunk: Expression) -> list[Statement]:
-        """Fetch the pixels of the tile in the chunk of input channels after `chunk`."""
+        """Fetch the pixels of the tile in the chunk of input channels after `chunk`, or what lies there."""
         conv = self.conv
         if conv.reduction_chunk < conv.in_block or conv.in_block == 1:
             return []
         n, block, *pixel, _ = first.bases
-        source = _first_source(conv, block, tirx.min(chunk + 1, conv.reduction_chunks - 1))
+        source = _first_source(conv, block, chunk + 1)
         sizes = [t.size for t in tile.axes[2:-1]]
         corner = pixel if conv.is_pointwise else conv.position(pixel, [0] * len(pixel))
         axes = zip(sizes, conv.strides, conv.kernel, conv.dilation, strict=True)
@@ -204,6 +262,12 @@ class DirectProduct:
 
         # Loops, not a statement for every pixel: those took as long to compile as the products.
         return [loop_nest(moves, fetch)]
+
+
+def _pixel(point: Point) -> list[Expression]:
+    """Row and column of a pixel in its tile."""
+    *rows, column = point.places[2:-1]
+    return [rows[-1] if rows else 0, column]
 
 
 def _first_source(conv: Convolution, out_block: Expression, chunk: Expression) -> Expression:

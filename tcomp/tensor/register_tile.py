@@ -112,6 +112,18 @@ class ShortSums:
 
 
 @dataclass(frozen=True)
+class Factors:
+    """Factors of `steps` neighbouring steps of the last axis, loaded together.
+
+    `load(tile, first, step)` are the statements that do so before `step`, the first of them; `steps` divides
+    how many steps of that axis are written out. `update` finds the factors where they were put.
+    """
+
+    steps: int
+    load: Callable[[RegisterTile, Point, Index], Sequence[Statement]]
+
+
+@dataclass(frozen=True)
 class Reduction:
     """What is summed up: `update(sum, point, step)` at every `step` of `extents`, from `initial`.
 
@@ -120,7 +132,8 @@ class Reduction:
     need not wait for the other; they divide the `unroll` of the last axis, and are for whole plain sums
     alone. With `short`, `update` works on short sums. `ahead(tile, first, step)` are statements that come
     before the steps which begin with `step`, all indices of a step or its first one (the latter not for
-    short sums): they fetch what the tile whose first element is `first` reads later.
+    short sums): they fetch what the tile whose first element is `first` reads later. `factors` are for plain
+    sums alone.
     """
 
     extents: tuple[int, ...]
@@ -131,6 +144,7 @@ class Reduction:
     short: ShortSums | None = None
     ahead: Callable[[RegisterTile, Point, Index], Sequence[Statement]] | None = None
     partial_sums: int = 1
+    factors: Factors | None = None
 
 
 def tile_nest(
@@ -287,8 +301,25 @@ def _plain_steps(
             return sequence(
                 [*_ahead(tile, reduction, first, taken), _update(tile, reduction, first, sums, taken)]
             )
-        below = _loop_of_steps(reduction, len(taken), lambda i: nest((*taken, i)))
+        below = steps_from(taken)
         return sequence([*_ahead(tile, reduction, first, taken), below]) if len(taken) == 1 else below
+
+    def steps_from(taken: tuple[Expression, ...]) -> Statement:
+        axis, factors = len(taken), reduction.factors
+        if factors is None or axis + 1 < len(reduction.extents):
+            return _loop_of_steps(reduction, axis, lambda i: nest((*taken, i)))
+        steps = factors.steps
+
+        def some(i: Expression) -> Statement:
+            load = factors.load(tile, first, (*taken, i * steps))
+            return sequence([*load, unrolled(steps, lambda u: nest((*taken, i * steps + u)))])
+
+        grouped = replace(
+            reduction,
+            extents=(*reduction.extents[:-1], reduction.extents[-1] // steps),
+            unroll=(*reduction.unroll[:-1], reduction.unroll[-1] // steps),
+        )
+        return _loop_of_steps(grouped, axis, some)
 
     if not prod(reduction.extents):
         return tirx.Evaluate(0)

@@ -8,7 +8,7 @@ scalar a pixel. A 1x1 convolution without strides runs over the flattened pixels
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
+from math import gcd, prod
 
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import Anchored
@@ -17,9 +17,11 @@ from tcomp.tensor.direct_convolution import (
     DirectProduct,
     PixelTile,
     direct_cycles,
+    is_far,
     pixel_tiles,
     register_tile,
     registers_of,
+    together,
     vectors_of,
     walk_order,
 )
@@ -71,7 +73,7 @@ class Conv2dDirect(Template):
             return None
 
         partial_sums = _partial_sums(conv, best, target)
-        unroll = max(_unroll(conv, best, target), partial_sums)
+        unroll = max(_unroll(conv, best, target), together(conv, target), partial_sums)
         return Space(
             (
                 Ordered("tile_height", tuple(sorted({t.height for t in tiles})), best.height),
@@ -112,7 +114,7 @@ class Conv2dDirect(Template):
         if conv.pairs:
             declaration, data = as_pairs(data, "data_pairs")
             copies = [*copies, declaration]
-        reduction = _reduction(DirectProduct(conv, data, packed), config)
+        reduction = _reduction(DirectProduct(conv, data, packed), config, target)
 
         def finish(index: Sequence[Expression], value: Expression) -> Statement:
             return anchored.finish(_output_index(conv, index), value)
@@ -145,31 +147,37 @@ def _partial_sums(conv: Convolution, tile: PixelTile, target: Target) -> int:
 
 
 def _unrolls(conv: Convolution) -> tuple[int, ...]:
-    return tuple(u for u in (1, 2, 4, 8) if conv.chunk_steps % u == 0)
+    steps, chunks = conv.chunk_steps, conv.reduction_chunks
+    several = [u for u in (2, 4, 8) if prod(conv.kernel) == 1 and u % steps == 0 and chunks % (u // steps) == 0]
+    return tuple(u for u in (1, 2, 4, 8) if steps % u == 0 or u in several)
 
 
 def _unroll(conv: Convolution, tile: PixelTile, target: Target) -> int:
     """Steps written out. Below several taps the loop over a chunk's channels is short, and its end is
     mispredicted: there fewer iterations pay; the deeper loops of a 1x1 convolution gain nothing."""
     if prod(conv.kernel) == 1:
-        return 1
+        return max(_unrolls(conv)) if together(conv, target) > 1 else 1
     step = tile.pixels * tile.oc_blocks * vectors_of(conv, target)
     return max(u for u in _unrolls(conv) if u == 1 or u * step <= UNROLLED_PRODUCTS)
 
 
-def _reduction(product: DirectProduct, config: Config) -> Reduction:
-    distance = int(config["prefetch"])
+def _reduction(product: DirectProduct, config: Config, target: Target) -> Reduction:
+    distance, steps = int(config["prefetch"]), gcd(together(product.conv, target), int(config["unroll"]))
+    far = is_far(product.conv, int(config["oc_blocks"]), target)
 
     def ahead(tile: RegisterTile, first: Point, step: Index) -> list[Statement]:
         if len(step) == 1:
             return product.inputs_ahead(tile, first, step[0])
-        return product.weights_ahead(first, step, distance)
+        return product.weights_ahead(first, step, distance) if steps == 1 else []
 
     return product.reduction(
         int(config["unroll"]),
         bool(config["unroll_kernel"]),
         ahead if distance else None,
         int(config.get("partial_sums", 1)),
+        steps,
+        (int(config["tile_height"]), int(config["tile_width"])),
+        distance if far else 0,
     )
 
 
