@@ -87,15 +87,17 @@ def innermost_loops(assembly: str, machine: str) -> list[list[str]]:
 def hot_loop(assembly: str, machine: str = "x86_64", multiply: str | None = None) -> list[str]:
     """The innermost loop in which instructions that match `multiply` have most results; empty without any.
 
-    Of several it is the one with most of these instructions, then the first. `multiply` is a pattern; without
-    one, every instruction counts that multiplies and adds.
+    Results count by the share of these instructions in the loop: transforms write more registers than the
+    products between them. `multiply` is a pattern; without one, every instruction counts that multiplies and
+    adds.
     """
+
+    def weight(body: Sequence[str]) -> float:
+        return results(body, machine, multiply) * multiplies(body, machine, multiply) / max(1, len(body))
+
     best: list[str] = []
     for body in innermost_loops(assembly, machine):
-        found, most = (
-            (results(b, machine, multiply), multiplies(b, machine, multiply)) for b in (body, best)
-        )
-        if found > most:
+        if weight(body) > weight(best):
             best = body
     return best
 

@@ -8,26 +8,24 @@ flattened pixels.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import gcd, prod
 
 from tcomp.relay.types import numpy_dtype
 from tcomp.target.target import Target
 from tcomp.tensor.convolution import Convolution, dense_steps
+from tcomp.tensor.lane_factors import LaneFactors
 from tcomp.tensor.loops import (
     CACHE_LINE,
     Buffer,
     Expression,
     Statement,
-    local,
     loop_nest,
     prefetch,
-    vectorized,
-    written_out,
 )
 from tcomp.tensor.pairs import pair_sums
 from tcomp.tensor.primitives import Tiles
-from tcomp.tensor.register_tile import FMA_LATENCY, LOAD_PORTS, Factors, Index, Point, Reduction, RegisterTile
+from tcomp.tensor.register_tile import FMA_LATENCY, LOAD_PORTS, Index, Point, Reduction, RegisterTile
 from tcomp.tvm_api import tirx
 
 MAX_TILE_PIXELS = 28
@@ -101,7 +99,8 @@ def direct_cycles(conv: Convolution, tile: PixelTile, target: Target) -> float:
         multiply = max(vectors * pixels / target.fma_ports, FMA_LATENCY)
         loads = vectors + pixels / together(conv, target)
         instructions = vectors * pixels + loads + vectors
-        step = max(multiply, loads / LOAD_PORTS) + 0.1 * loads + 0.02 * instructions + 0.12 * far
+        each = 0.1 if target.by_lane else 0.02
+        step = max(multiply, loads / LOAD_PORTS) + 0.1 * loads + each * instructions + 0.12 * far
         return steps * step + vectors * pixels + 10 if pixels else 0.0
 
     if tile.height > 1:
@@ -161,18 +160,16 @@ class DirectProduct:
 
     def reduction(
         self,
+        tile: RegisterTile,
+        together: int,
         unroll: int = 1,
         unroll_kernel: bool = False,
         ahead: Callable[..., list[Statement]] | None = None,
         partial_sums: int = 1,
-        together: int = 1,
-        tile: tuple[int, int] | None = None,
-        distance: int = 0,
     ) -> Reduction:
-        """The sums of a tile: `unroll` steps of the innermost loop and maybe one kernel axis written out.
+        """The sums of a tile: `unroll` steps of the innermost loops and maybe one kernel axis written out.
 
-        The inputs of `together` steps are loaded as one vector for each pixel of `tile`, height by width,
-        and the weights of as many steps are fetched which come `distance` steps later (0: none)
+        The inputs of `together` steps, which divide `unroll`, are one load for each pixel.
         """
         conv = self.conv
         pairs = pair_sums(conv.dtype) if conv.pairs else None
@@ -183,8 +180,6 @@ class DirectProduct:
         if unroll_kernel:
             written[-2] = steps[-2]
 
-        allocate, values = local((*(tile or (1, 1)), together), conv.dtype, "inputs")
-
         def read(point: Point, step: Index) -> Expression:
             n, _, *pixel, _ = point.index
             chunk, *taps, channel = step
@@ -192,41 +187,23 @@ class DirectProduct:
             at = conv.unflatten(*pixel) if conv.is_pointwise else conv.position(pixel, taps)
             return tirx.BufferLoad(self.data, self.place(conv.place(n, source, at)))
 
-        def load(part: RegisterTile, first: Point, step: Index) -> list[Statement]:
-            *outer, channel = step
-
-            def pixel(places: Sequence[Expression]) -> Statement:
-                point = replace(first, places=(0, 0, *places, 0))
-
-                def lane(i: Expression) -> Statement:
-                    return tirx.BufferStore(values, read(point, (*outer, channel + i)), [*_pixel(point), i])
-
-                return vectorized(together, lane)
-
-            ahead = self.weights_ahead(first, step, distance, together) if distance else []
-            return [allocate, *ahead, written_out([t.size for t in part.axes[2:-1]], pixel)]
+        inputs = LaneFactors.of(tile, range(2, len(tile.axes) - 1), together, conv.dtype, read)
 
         def update(total: Expression, point: Point, step: Index) -> Expression:
             lane = point.places[1] * conv.out_block + point.places[-1]
             weight = tirx.BufferLoad(self.weights, [point.tiles[1], *step, lane])
-            if together > 1:
-                value = tirx.BufferLoad(values, [*_pixel(point), step[-1] % together])
-            else:
-                value = read(point, step)
+            value = inputs.at(point, step)
             if pairs is not None:
                 return pairs.multiply_add(total, value, weight)
             return total + value.astype(conv.accumulator) * weight.astype(conv.accumulator)
 
         short = None if pairs is None else pairs.short
         zero = tirx.const(0, conv.accumulator)
-        factors = Factors(together, load) if together > 1 else None
         return Reduction(
-            steps, tuple(written), conv.accumulator, zero, update, short, ahead, partial_sums, factors
+            steps, tuple(written), conv.accumulator, zero, update, short, ahead, partial_sums, inputs.factors
         )
 
-    def weights_ahead(
-        self, first: Point, step: Index, distance: int, steps: int = 1
-    ) -> list[Statement]:
+    def weights_ahead(self, first: Point, step: Index, distance: int, steps: int = 1) -> list[Statement]:
         """Fetch the weights of the `steps` steps that are `distance` after `step`; at a panel's end those of
         the next.
 
@@ -262,12 +239,6 @@ class DirectProduct:
 
         # Loops, not a statement for every pixel: those took as long to compile as the products.
         return [loop_nest(moves, fetch)]
-
-
-def _pixel(point: Point) -> list[Expression]:
-    """Row and column of a pixel in its tile."""
-    *rows, column = point.places[2:-1]
-    return [rows[-1] if rows else 0, column]
 
 
 def _first_source(conv: Convolution, out_block: Expression, chunk: Expression) -> Expression:

@@ -95,12 +95,24 @@ class _Place:
     tile: Expression
 
 
+@dataclass(frozen=True)
+class _Factors:
+    """The left operand's elements of `steps` steps from one on, loaded together: see `Target.by_lane`.
+
+    `at(row, place)` is that of a row at the `place`-th of these steps.
+    """
+
+    steps: int
+    load: Callable[[Expression], list[Statement]]
+    at: Callable[[Expression, int], Expression]
+
+
 class GemmNest:
     """The loops of one kernel."""
 
     def __init__(self, kernel: Kernel, product: Product, plan: Plan, target: Target) -> None:
         self.product, self.plan = product, plan
-        self.lanes = target.lanes(product.accumulator)
+        self.target, self.lanes = target, target.lanes(product.accumulator)
         self.heavy = epilogue_flops(kernel) >= HEAVY_EPILOGUE_FLOPS
         constant = constant_right(kernel)
         packing = {} if constant is None else {constant: pack_right(product, plan)}
@@ -407,23 +419,82 @@ class GemmNest:
                 self.right, product.right_index(piece.batch, start + k, plan.columns.base(panel) + c), wide
             )
 
-        def step(k: Expression, first: Expression) -> Statement:
+        row = plan.rows.base(tile)
+        factors = self._packed_factors(piece.batch, tile) or self._row_factors(piece.batch, row)
+
+        def step(k: Expression, first: Expression, place: int) -> Statement:
             def add(r: Expression, c: Expression) -> Statement:
-                (needed, a), (more, b) = left(r, k), right(k, c)
+                (needed, a), (more, b) = (
+                    left(r, k) if factors is None else ([], factors.at(r, place)),
+                    right(k, c),
+                )
                 total = tirx.BufferLoad(sums, [first + r, c]) + a * b
                 return loops.sequence([*needed, *more, tirx.BufferStore(sums, total, [first + r, c])])
 
             return self._elements(add)
 
         def steps(i: Expression) -> Statement:
-            body = loops.unrolled(
-                plan.unroll,
-                lambda u: step(i * plan.unroll + u, u % plan.partial_sums * plan.rows.size),
-                "k",
-            )
+            together = 1 if factors is None else factors.steps
+
+            def some(group: Expression) -> Statement:
+                k = i * plan.unroll + group * together
+                load = [] if factors is None else factors.load(start + k)
+                parts = [
+                    step(k + u, (group * together + u) % plan.partial_sums * plan.rows.size, u)
+                    for u in range(together)
+                ]
+                return loops.sequence([*load, *parts])
+
+            body = loops.unrolled(plan.unroll // together, some, "k")
             return loops.sequence([*self._prefetch(place, offset, i), body])
 
         return loops.loop(plan.depth_of(place.chunk) // plan.unroll, steps, "k")
+
+    def _packed_factors(self, batch: Index, tile: Expression) -> _Factors | None:
+        """The rows' factors of one step, in as many registers as they fill, where rows lie packed."""
+        rows = self.plan.rows.size
+        width = gcd(rows, self.lanes)
+        if self.row_tiles is None or not self.target.by_lane or width == 1 or self._widens:
+            return None
+        allocate, held = loops.local((rows,), self.product.accumulator, "factors")
+
+        def load(k: Expression) -> list[Statement]:
+            def one(r: Expression) -> Statement:
+                return tirx.BufferStore(held, tirx.BufferLoad(self.row_tiles, [*batch, tile, k, r]), [r])
+
+            return [allocate, _strip(rows, width, one)]
+
+        return _Factors(1, load, lambda r, _: tirx.BufferLoad(held, [r]))
+
+    def _row_factors(self, batch: Index, row: Expression) -> _Factors | None:
+        """The factors of several steps, a register for each row, where a row lies in memory as it is."""
+        plan = self.plan
+        rows, vectors, steps = plan.rows.size, plan.columns.size // plan.lanes, gcd(plan.unroll, self.lanes)
+        room = self.target.vector_registers - rows * vectors - vectors
+        if self.row_tiles is not None or not self.target.by_lane or steps == 1 or rows > room or self._widens:
+            return None
+
+        def vector(r: Expression, k: Expression) -> Expression | None:
+            return self._vector(self.left, self.product.left_index(batch, row + r, k), steps)
+
+        zero = loops.constant(0)
+        if self.product.transpose_left or vector(zero, zero) is None:
+            return None
+        allocate, held = loops.local((rows, steps), self.product.accumulator, "factors")
+
+        def load(k: Expression) -> list[Statement]:
+            ramp = tirx.Ramp(0, 1, steps)
+            return [
+                allocate,
+                loops.unrolled(rows, lambda r: tirx.BufferStore(held, vector(r, k), [r, ramp])),
+            ]
+
+        return _Factors(steps, load, lambda r, place: tirx.BufferLoad(held, [r, place]))
+
+    @property
+    def _widens(self) -> bool:
+        """Whether the left operand is summed in another type than it is stored in."""
+        return self.product.left.dtype != self.product.accumulator
 
     def _prefetch(self, place: _Place, offset: Expression, i: Expression) -> list[Statement]:
         """This iteration's share of the panel that comes next in memory."""

@@ -133,7 +133,7 @@ class Reduction:
     alone. With `short`, `update` works on short sums. `ahead(tile, first, step)` are statements that come
     before the steps which begin with `step`, all indices of a step or its first one (the latter not for
     short sums): they fetch what the tile whose first element is `first` reads later. `factors` are for plain
-    sums alone.
+    sums alone; with them, `ahead` comes before as many steps as they are loaded for, not before each.
     """
 
     extents: tuple[int, ...]
@@ -298,9 +298,8 @@ def _plain_steps(
 
     def nest(taken: tuple[Expression, ...]) -> Statement:
         if len(taken) == len(reduction.extents):
-            return sequence(
-                [*_ahead(tile, reduction, first, taken), _update(tile, reduction, first, sums, taken)]
-            )
+            ahead = [] if reduction.factors is not None else _ahead(tile, reduction, first, taken)
+            return sequence([*ahead, _update(tile, reduction, first, sums, taken)])
         below = steps_from(taken)
         return sequence([*_ahead(tile, reduction, first, taken), below]) if len(taken) == 1 else below
 
@@ -311,8 +310,9 @@ def _plain_steps(
         steps = factors.steps
 
         def some(i: Expression) -> Statement:
-            load = factors.load(tile, first, (*taken, i * steps))
-            return sequence([*load, unrolled(steps, lambda u: nest((*taken, i * steps + u)))])
+            step = (*taken, i * steps)
+            before = [*_ahead(tile, reduction, first, step), *factors.load(tile, first, step)]
+            return sequence([*before, unrolled(steps, lambda u: nest((*taken, i * steps + u)))])
 
         grouped = replace(
             reduction,

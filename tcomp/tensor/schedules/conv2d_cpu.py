@@ -114,7 +114,7 @@ class Conv2dDirect(Template):
         if conv.pairs:
             declaration, data = as_pairs(data, "data_pairs")
             copies = [*copies, declaration]
-        reduction = _reduction(DirectProduct(conv, data, packed), config, target)
+        reduction = _reduction(DirectProduct(conv, data, packed), tile, config, target)
 
         def finish(index: Sequence[Expression], value: Expression) -> Statement:
             return anchored.finish(_output_index(conv, index), value)
@@ -148,8 +148,10 @@ def _partial_sums(conv: Convolution, tile: PixelTile, target: Target) -> int:
 
 def _unrolls(conv: Convolution) -> tuple[int, ...]:
     steps, chunks = conv.chunk_steps, conv.reduction_chunks
-    several = [u for u in (2, 4, 8) if prod(conv.kernel) == 1 and u % steps == 0 and chunks % (u // steps) == 0]
-    return tuple(u for u in (1, 2, 4, 8) if steps % u == 0 or u in several)
+    dense = prod(conv.kernel) == 1  # Chunks then follow each other in one loop.
+    return tuple(
+        u for u in (1, 2, 4, 8) if steps % u == 0 or (dense and u % steps == 0 and chunks % (u // steps) == 0)
+    )
 
 
 def _unroll(conv: Convolution, tile: PixelTile, target: Target) -> int:
@@ -161,23 +163,23 @@ def _unroll(conv: Convolution, tile: PixelTile, target: Target) -> int:
     return max(u for u in _unrolls(conv) if u == 1 or u * step <= UNROLLED_PRODUCTS)
 
 
-def _reduction(product: DirectProduct, config: Config, target: Target) -> Reduction:
-    distance, steps = int(config["prefetch"]), gcd(together(product.conv, target), int(config["unroll"]))
+def _reduction(product: DirectProduct, tile: RegisterTile, config: Config, target: Target) -> Reduction:
+    distance, unroll = int(config["prefetch"]), int(config["unroll"])
+    steps = gcd(together(product.conv, target), unroll)
     far = is_far(product.conv, int(config["oc_blocks"]), target)
 
     def ahead(tile: RegisterTile, first: Point, step: Index) -> list[Statement]:
         if len(step) == 1:
             return product.inputs_ahead(tile, first, step[0])
-        return product.weights_ahead(first, step, distance) if steps == 1 else []
+        return product.weights_ahead(first, step, distance, steps) if far or steps == 1 else []
 
     return product.reduction(
-        int(config["unroll"]),
+        tile,
+        steps,
+        unroll,
         bool(config["unroll_kernel"]),
         ahead if distance else None,
         int(config.get("partial_sums", 1)),
-        steps,
-        (int(config["tile_height"]), int(config["tile_width"])),
-        distance if far else 0,
     )
 
 

@@ -249,9 +249,7 @@ class _Nest:
 
         nest = register_tile(product.conv, tile, walk_order(product.conv, tile, self.target), self.lanes)
         steps = together(product.conv, self.target)
-        reduction = product.reduction(
-            steps, ahead=ahead if self.ahead else None, together=steps, tile=(tile.height, tile.width)
-        )
+        reduction = product.reduction(nest, steps, unroll=steps, ahead=ahead if self.ahead else None)
         return tile_nest(nest, reduction, finish, threaded=False)
 
 
