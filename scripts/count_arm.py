@@ -5,8 +5,8 @@
 
 Builds the library of a model with default configs, runs it once and twice under qemu-user with a plugin
 that counts (`icount.c`), and prints the difference: the instructions of one inference, and for each
-multiply-add of a whole vector. `--kernels` says how they are shared among kernels. One thread, inputs of zeros: no kernel's
-path depends on the numbers. Needs qemu-user, a C compiler, and one for the target.
+multiply-add of a whole vector. `--kernels` says how they are shared among kernels. One thread, inputs of
+zeros: no kernel's path depends on the numbers. Needs qemu-user, a C compiler, and one for the target.
 """
 
 from __future__ import annotations

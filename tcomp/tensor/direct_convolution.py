@@ -216,13 +216,20 @@ class DirectProduct:
             for lane in range(0, steps * width, line)
         ]
 
-    def inputs_ahead(self, tile: RegisterTile, first: Point, chunk: Expression) -> list[Statement]:
-        """Fetch the pixels of the tile in the chunk of input channels after `chunk`, or what lies there."""
+    def inputs_ahead(
+        self, tile: RegisterTile, first: Point, chunk: Expression, within: bool = True
+    ) -> list[Statement]:
+        """Fetch the pixels of the tile in the chunk of input channels after `chunk`.
+
+        After the last chunk it is that one again, or what lies behind it where fetches need not stay `within`
+        the input: their addresses are then offsets to those of the loads.
+        """
         conv = self.conv
         if conv.reduction_chunk < conv.in_block or conv.in_block == 1:
             return []
         n, block, *pixel, _ = first.bases
-        source = _first_source(conv, block, chunk + 1)
+        following = tirx.min(chunk + 1, conv.reduction_chunks - 1) if within else chunk + 1
+        source = _first_source(conv, block, following)
         sizes = [t.size for t in tile.axes[2:-1]]
         corner = pixel if conv.is_pointwise else conv.position(pixel, [0] * len(pixel))
         axes = zip(sizes, conv.strides, conv.kernel, conv.dilation, strict=True)

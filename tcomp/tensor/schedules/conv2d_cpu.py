@@ -170,7 +170,7 @@ def _reduction(product: DirectProduct, tile: RegisterTile, config: Config, targe
 
     def ahead(tile: RegisterTile, first: Point, step: Index) -> list[Statement]:
         if len(step) == 1:
-            return product.inputs_ahead(tile, first, step[0])
+            return product.inputs_ahead(tile, first, step[0], within=steps == 1)
         return product.weights_ahead(first, step, distance, steps) if far or steps == 1 else []
 
     return product.reduction(

@@ -245,7 +245,7 @@ class _Nest:
         """One row of a pointwise convolution."""
 
         def ahead(tile: RegisterTile, first: Point, step: Index) -> list[Statement]:
-            return product.inputs_ahead(tile, first, step[0]) if len(step) == 1 else []
+            return product.inputs_ahead(tile, first, step[0], within=steps == 1) if len(step) == 1 else []
 
         nest = register_tile(product.conv, tile, walk_order(product.conv, tile, self.target), self.lanes)
         steps = together(product.conv, self.target)
