@@ -185,8 +185,8 @@ def _chunk_parallel(function: Any) -> Any:
 
 
 def _name_extremes(function: Any) -> Any:
-    """`max(a, b)` of floats as LLVM's `maximum`: one instruction on ARM, where TVM's comparison and choice are
-    two. NaN on either side stays NaN."""
+    """`max(a, b)` of floats as LLVM's `maximum`: one instruction on ARM, where TVM's comparison and choice
+    are two. NaN on either side stays NaN."""
     if _NAMES_EXTREMES not in function.attrs:
         return function
 

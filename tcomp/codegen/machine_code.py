@@ -44,9 +44,9 @@ _ARM64 = InstructionSet(
     r"b\.\w+|b|cbn?z \w+,|tbn?z \w+, #\d+,",
     r"(fmla|fmadd|fmlal2?|bfdot|bfmmla|bfmlal[bt]|[us]dot|usdot|sudot|us?mmla|smmla|[us]mlal2?|mla)\b",
     0,
-    r".*\[sp\b",
+    r".*\bsp\b",
 )
-_ARM = InstructionSet("@", r"b(?:eq|ne|hs|lo|mi|pl|hi|ls|ge|lt|gt|le)?", r"v(fma|mla|mlal)\.", 0, r".*\[sp\b")
+_ARM = InstructionSet("@", r"b(?:eq|ne|hs|lo|mi|pl|hi|ls|ge|lt|gt|le)?", r"v(fma|mla|mlal)\.", 0, r".*\bsp\b")
 INSTRUCTION_SETS: Mapping[str, InstructionSet] = {"x86_64": _X86, "aarch64": _ARM64, "arm": _ARM}
 """By `Target.machine`. A stack access counts on x86 for vectors alone, on ARM for all registers."""
 

@@ -36,7 +36,8 @@ _ARMV7 = replace(
         "kind": "llvm",
         "mcpu": "generic",
         "mtriple": "armv7a-unknown-linux-gnueabihf",
-        "mattr": ["+neon", "+vfp4"],
+        # Without this scheduler LLVM hoists loads until it runs out of the 16 registers.
+        "mattr": ["+neon", "+vfp4", "+use-misched"],
     },
     vector_registers=16,
     fma_ports=1,
@@ -76,15 +77,17 @@ class Core:
     fma_ports: int
     """128-bit multiply-adds that start in a cycle."""
     description: str
+    in_order: bool = False
 
 
 CORES: Mapping[str, Core] = {
     "cortex-a53": Core(
         "armv8-a", frozenset({"neon"}), (32 * KIB, 128 * KIB, 128 * KIB), 1,
-        "in order, 2014: small cores of older phones, Raspberry Pi 3",
+        "in order, 2014: small cores of older phones, Raspberry Pi 3", in_order=True,
     ),
     "cortex-a55": Core(
-        "armv8.2-a", _8_2, (32 * KIB, 128 * KIB, 512 * KIB), 1, "in order, 2018: small cores of phones"
+        "armv8.2-a", _8_2, (32 * KIB, 128 * KIB, 512 * KIB), 1, "in order, 2018: small cores of phones",
+        in_order=True,
     ),
     "cortex-a72": Core(
         "armv8-a", frozenset({"neon"}), (32 * KIB, 256 * KIB, 256 * KIB), 1, "2016: Raspberry Pi 4"
@@ -114,6 +117,10 @@ BOARDS: Mapping[str, tuple[str, str, int]] = {
 """Boards, phones' chips and clouds: the system, the core that inference runs on, and how many of them."""
 
 
+_SPARE = 4
+"""Registers that LLVM fills with loads ahead on cores that execute in order."""
+
+
 def on_core(system: Target, name: str) -> Target:
     """`system` with the facts of a core. Code for it may not run on older cores.
 
@@ -126,6 +133,7 @@ def on_core(system: Target, name: str) -> Target:
         llvm={**system.llvm, "mcpu": name},
         cache_bytes=core.cache_bytes,
         fma_ports=core.fma_ports,
+        spare_registers=_SPARE if core.in_order else 0,
         description=f"{core.description}, on {system.name}",
     )
     return replace(found, isa=core.isa, features=core.features) if system.machine == "aarch64" else found

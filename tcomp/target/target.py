@@ -39,6 +39,8 @@ class Target:
 
     Factors are then loaded a vector at a time; elsewhere each is broadcast from memory.
     """
+    spare_registers: int = 0
+    """Vector registers that default tiles leave: LLVM loads ahead for cores that execute in order."""
     fast_dtype: str | None = None
     """The 16-bit type whose products run faster than float32 ones; None when there is none.
 

@@ -30,6 +30,8 @@ from tcomp.tvm_api import tirx
 
 MAX_TILE_PIXELS = 28
 MAX_OC_BLOCKS = 8
+CROWDED = 1.3
+"""Times as long where a tile takes registers that it should leave (`Target.spare_registers`)."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,8 @@ def direct_cycles(conv: Convolution, tile: PixelTile, target: Target) -> float:
     *outer, height, width = (1, *pixels_of(conv))
     vectors = vectors_of(conv, target) * tile.oc_blocks
     steps = prod(dense_steps(conv))
+    room = target.vector_registers - target.spare_registers
+    crowded = CROWDED if registers_of(conv, tile, target) > room else 1.0
     far = vectors if is_far(conv, tile.oc_blocks, target) else 0
 
     def one_tile(pixels: int) -> float:
@@ -101,7 +105,7 @@ def direct_cycles(conv: Convolution, tile: PixelTile, target: Target) -> float:
         instructions = vectors * pixels + loads + vectors
         each = 0.1 if target.by_lane else 0.02
         step = max(multiply, loads / LOAD_PORTS) + 0.1 * loads + each * instructions + 0.12 * far
-        return steps * step + vectors * pixels + 10 if pixels else 0.0
+        return crowded * (steps * step + vectors * pixels + 10) if pixels else 0.0
 
     if tile.height > 1:
         rows, rest = divmod(height, tile.height)

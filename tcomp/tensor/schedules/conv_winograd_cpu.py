@@ -25,7 +25,7 @@ from tcomp.relay.types import Array, TensorType
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.convolution import Convolution, WeightPanels
-from tcomp.tensor.direct_convolution import together
+from tcomp.tensor.direct_convolution import CROWDED, PixelTile, registers_of, together
 from tcomp.tensor.epilogue import epilogue_fits, placeholder_index
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
@@ -163,13 +163,17 @@ def _groups(conv: Convolution, outputs: int) -> tuple[int, ...]:
     return (*(size for size in GROUPS if size < tiles), tiles)
 
 
+def _registers(conv: Convolution, rows: int, blocks: int, target: Target) -> int:
+    """Of the sums of a tile, the weights of one step, and its inputs: see `registers_of`."""
+    return registers_of(conv, PixelTile(1, rows, blocks), target)
+
+
 def _register_tiles(conv: Convolution, target: Target) -> Iterator[tuple[int, int]]:
     """Rows and channel blocks whose sums fit beside the weights of one step and a broadcast value."""
-    vectors = conv.out_block // gcd(conv.out_block, target.lanes(conv.accumulator))
     fewest = min(MIN_ROWS, *(_groups(conv, outputs)[0] for outputs in PAIRS))
     for blocks in range(1, min(MAX_OC_BLOCKS, conv.out_blocks) + 1):
         for rows in range(fewest, MAX_ROWS + 1):
-            registers = (rows + 1) * blocks * vectors + (rows if together(conv, target) > 1 else 1)
+            registers = _registers(conv, rows, blocks, target)
             if registers <= target.vector_registers or (rows == fewest and blocks == 1):
                 yield rows, blocks
 
@@ -201,6 +205,8 @@ def _cycles(conv: Convolution, choice: _Choice, target: Target) -> float:
     line = target.vector_bits // 8
 
     far = vectors * line / 32
+    room = target.vector_registers - target.spare_registers
+    crowded = CROWDED if _registers(conv, choice.rows, choice.oc_blocks, target) > room else 1.0
 
     def product(rows: int) -> float:
         """Cycles of a register tile."""
@@ -208,7 +214,7 @@ def _cycles(conv: Convolution, choice: _Choice, target: Target) -> float:
             return 0.0
         step = max(rows * vectors / target.fma_ports, FMA_LATENCY, (rows + vectors) / LOAD_PORTS, far)
         step += 0.025 * (rows + vectors) + 0.2 * far
-        return channels * step + 2 * rows * vectors + 20
+        return crowded * channels * step + 2 * rows * vectors + 20
 
     whole, rest = divmod(groups.size, choice.rows)
     products = whole * product(choice.rows) + product(rest)

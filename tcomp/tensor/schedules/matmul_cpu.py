@@ -51,7 +51,7 @@ class MatmulCpu(Template):
         tiles = tuple(_tiles(product, target))
         # A default must not spill, whatever order the code generator chooses; of 16 registers each counts,
         # and 4x3, which takes all of them, does not.
-        spare = most // 16 if most > 16 else 0
+        spare = max(target.spare_registers, most // 16 if most > 16 else 0)
         roomy = [
             t for t in tiles if t[0] * t[1] + t[1] + _factor_registers(product, target, t[0]) + spare <= most
         ]
