@@ -14,7 +14,7 @@ from math import gcd, prod
 from tcomp.relay.types import numpy_dtype
 from tcomp.target.target import Target
 from tcomp.tensor.convolution import Convolution, dense_steps
-from tcomp.tensor.lane_factors import LaneFactors
+from tcomp.tensor.lane_factors import LaneFactors, RowFactors
 from tcomp.tensor.loops import (
     CACHE_LINE,
     Buffer,
@@ -78,10 +78,26 @@ def together(conv: Convolution, target: Target) -> int:
     return gcd(conv.chunk_steps, target.lanes(conv.dtype)) if target.by_lane and not conv.pairs else 1
 
 
+def row_lanes(conv: Convolution, target: Target) -> int:
+    """Neighbours of a row that are one load of the inputs for all taps of a row: 1 where none are."""
+    overlap = conv.strides[-1] < conv.kernel[-1] and conv.dilation[-1] == 1
+    plain = conv.in_block == conv.reduction_chunk == 1
+    return target.lanes(conv.dtype) if target.by_lane and overlap and plain else 1
+
+
+def _inputs(conv: Convolution, tile: PixelTile, target: Target) -> int:
+    """Registers of inputs that are loaded together."""
+    lanes = row_lanes(conv, target)
+    if lanes > 1:
+        row = (tile.width - 1) * conv.strides[-1] + conv.kernel[-1]
+        return tile.height * -(-row // lanes)
+    return tile.pixels if together(conv, target) > 1 else 1
+
+
 def registers_of(conv: Convolution, tile: PixelTile, target: Target, partial_sums: int = 1) -> int:
     """Vector registers of the sums, the weights of one step and a broadcast input, or the inputs of several
     steps."""
-    inputs = tile.pixels if together(conv, target) > 1 else 1
+    inputs = _inputs(conv, tile, target)
     return (partial_sums * tile.pixels + 1) * tile.oc_blocks * vectors_of(conv, target) + inputs
 
 
@@ -95,13 +111,18 @@ def direct_cycles(conv: Convolution, tile: PixelTile, target: Target) -> float:
     *outer, height, width = (1, *pixels_of(conv))
     vectors = vectors_of(conv, target) * tile.oc_blocks
     steps = prod(dense_steps(conv))
+    inputs = (
+        _inputs(conv, tile, target) / tile.pixels / conv.kernel[-1]
+        if row_lanes(conv, target) > 1
+        else 1 / together(conv, target)
+    )
     room = target.vector_registers - target.spare_registers
     crowded = CROWDED if registers_of(conv, tile, target) > room else 1.0
     far = vectors if is_far(conv, tile.oc_blocks, target) else 0
 
     def one_tile(pixels: int) -> float:
         multiply = max(vectors * pixels / target.fma_ports, FMA_LATENCY)
-        loads = vectors + pixels / together(conv, target)
+        loads = vectors + pixels * inputs
         instructions = vectors * pixels + loads + vectors
         each = 0.1 if target.by_lane else 0.02
         step = max(multiply, loads / LOAD_PORTS) + 0.1 * loads + each * instructions + 0.12 * far
@@ -170,10 +191,12 @@ class DirectProduct:
         unroll_kernel: bool = False,
         ahead: Callable[..., list[Statement]] | None = None,
         partial_sums: int = 1,
+        row_lanes: int = 1,
     ) -> Reduction:
         """The sums of a tile: `unroll` steps of the innermost loops and maybe one kernel axis written out.
 
-        The inputs of `together` steps, which divide `unroll`, are one load for each pixel.
+        The inputs of `together` steps, which divide `unroll`, are one load for each pixel; those of a row of
+        taps, which is written out, are loads of `row_lanes` neighbours where these are more than one.
         """
         conv = self.conv
         pairs = pair_sums(conv.dtype) if conv.pairs else None
@@ -191,7 +214,15 @@ class DirectProduct:
             at = conv.unflatten(*pixel) if conv.is_pointwise else conv.position(pixel, taps)
             return tirx.BufferLoad(self.data, self.place(conv.place(n, source, at)))
 
-        inputs = LaneFactors.of(tile, range(2, len(tile.axes) - 1), together, conv.dtype, read)
+        def beside(point: Point, step: Index, place: Expression) -> Expression:
+            *at, column = read(point, step).indices
+            return tirx.BufferLoad(self.data, [*at, column + place])
+
+        if row_lanes > 1:
+            sizes = len(tile.axes) - 2, conv.strides[-1], conv.kernel[-1], row_lanes
+            inputs = RowFactors.of(tile, *sizes, conv.dtype, beside)
+        else:
+            inputs = LaneFactors.of(tile, range(2, len(tile.axes) - 1), together, conv.dtype, read)
 
         def update(total: Expression, point: Point, step: Index) -> Expression:
             lane = point.places[1] * conv.out_block + point.places[-1]

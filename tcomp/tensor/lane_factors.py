@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tcomp.tensor.loops import Expression, Statement, local, vectorized, written_out
+from tcomp.tensor.loops import Expression, Statement, local, sequence, vectorized, written_out
 from tcomp.tensor.register_tile import Factors, Index, Point, RegisterTile
 from tcomp.tvm_api import tirx
 
@@ -69,3 +69,60 @@ class LaneFactors:
             return vectorized(self.steps, lane)
 
         return [self.allocation, written_out([tile.axes[axis].size for axis in self.axes], one)]
+
+
+@dataclass(frozen=True)
+class RowFactors:
+    """Factors of neighbouring elements of a row (the axis `row` of a tile) at all steps of an axis, the last
+    but one of a reduction: element `i` has that of place `i * stride + step` of a stretch in memory.
+
+    `read(point, step, place)` is the factor at a place of the stretch that begins with `point` at `step`.
+    """
+
+    row: int
+    stride: int
+    taps: int
+    lanes: int
+    read: Callable[[Point, Index, Expression], Expression]
+    allocation: Statement
+    buffer: Any
+
+    @staticmethod
+    def of(
+        tile: RegisterTile,
+        row: int,
+        stride: int,
+        taps: int,
+        lanes: int,
+        dtype: str,
+        read: Callable[[Point, Index, Expression], Expression],
+    ) -> RowFactors:
+        shape = [_reach(tile, row, stride, taps)]
+        return RowFactors(row, stride, taps, lanes, read, *local(shape, dtype, "factors"))
+
+    def at(self, point: Point, step: Index) -> Expression:
+        """The factor, from the registers that hold the row."""
+        return tirx.BufferLoad(self.buffer, [point.places[self.row] * self.stride + step[-2]])
+
+    @property
+    def factors(self) -> Factors:
+        """What a `Reduction` needs to know of them."""
+        return Factors(self.taps, self._load, axis=2)
+
+    def _load(self, tile: RegisterTile, first: Point, step: Index) -> list[Statement]:
+        """The stretch, in as few vectors as end with it."""
+        statements, begin, end = [self.allocation], 0, _reach(tile, self.row, self.stride, self.taps)
+        while begin < end:
+            width = min(self.lanes, 1 << ((end - begin).bit_length() - 1))
+
+            def lane(i: Expression, begin: int = begin) -> Statement:
+                return tirx.BufferStore(self.buffer, self.read(first, step, begin + i), [begin + i])
+
+            statements.append(vectorized(width, lane))
+            begin += width
+        return [sequence(statements)]
+
+
+def _reach(tile: RegisterTile, row: int, stride: int, taps: int) -> int:
+    """Places that the elements of a tile read of a stretch."""
+    return (tile.axes[row].size - 1) * stride + taps

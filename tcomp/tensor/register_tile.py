@@ -113,14 +113,16 @@ class ShortSums:
 
 @dataclass(frozen=True)
 class Factors:
-    """Factors of `steps` neighbouring steps of the last axis, loaded together.
+    """Factors of `steps` neighbouring steps of an axis, and all steps of those within it, loaded together.
 
-    `load(tile, first, step)` are the statements that do so before `step`, the first of them; `steps` divides
-    how many steps of that axis are written out. `update` finds the factors where they were put.
+    `axis` counts from the end, 1 being the last. `load(tile, first, step)` are the statements that do so
+    before `step`, the first of them; `steps` divides how many steps of that axis are written out. `update`
+    finds the factors where they were put.
     """
 
     steps: int
     load: Callable[[RegisterTile, Point, Index], Sequence[Statement]]
+    axis: int = 1
 
 
 @dataclass(frozen=True)
@@ -305,21 +307,21 @@ def _plain_steps(
 
     def steps_from(taken: tuple[Expression, ...]) -> Statement:
         axis, factors = len(taken), reduction.factors
-        if factors is None or axis + 1 < len(reduction.extents):
+        if factors is None or axis + factors.axis != len(reduction.extents):
             return _loop_of_steps(reduction, axis, lambda i: nest((*taken, i)))
         steps = factors.steps
 
         def some(i: Expression) -> Statement:
-            step = (*taken, i * steps)
+            step = (*taken, i * steps, *([0] * (factors.axis - 1)))
             before = [*_ahead(tile, reduction, first, step), *factors.load(tile, first, step)]
             return sequence([*before, unrolled(steps, lambda u: nest((*taken, i * steps + u)))])
 
-        grouped = replace(
-            reduction,
-            extents=(*reduction.extents[:-1], reduction.extents[-1] // steps),
-            unroll=(*reduction.unroll[:-1], reduction.unroll[-1] // steps),
+        written = reduction.unroll[axis] // steps
+        return loop(
+            reduction.extents[axis] // steps // written,
+            lambda i: unrolled(written, lambda u: some(i * written + u)),
+            "step",
         )
-        return _loop_of_steps(grouped, axis, some)
 
     if not prod(reduction.extents):
         return tirx.Evaluate(0)

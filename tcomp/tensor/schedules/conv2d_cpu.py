@@ -21,6 +21,7 @@ from tcomp.tensor.direct_convolution import (
     pixel_tiles,
     register_tile,
     registers_of,
+    row_lanes,
     together,
     vectors_of,
     walk_order,
@@ -81,7 +82,7 @@ class Conv2dDirect(Template):
                 Ordered("oc_blocks", tuple(sorted({t.oc_blocks for t in tiles})), best.oc_blocks),
                 Choice("order", ("weights", "pixels"), walk_order(conv, best, target)),
                 Ordered("unroll", _unrolls(conv), unroll),
-                Choice("unroll_kernel", (False, True), False),
+                Choice("unroll_kernel", (False, True), row_lanes(conv, target) > 1),
                 Ordered("prefetch", PREFETCH_STEPS, 32),
                 Ordered("partial_sums", (1,) if conv.pairs else PARTIAL_SUMS, partial_sums),
             ),
@@ -180,6 +181,7 @@ def _reduction(product: DirectProduct, tile: RegisterTile, config: Config, targe
         bool(config["unroll_kernel"]),
         ahead if distance else None,
         int(config.get("partial_sums", 1)),
+        row_lanes(product.conv, target) if config["unroll_kernel"] and int(config["tile_height"]) == 1 else 1,
     )
 
 
