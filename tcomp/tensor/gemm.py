@@ -36,6 +36,7 @@ from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.epilogue import output_axes, placeholder_index
 from tcomp.tensor.gemm_plan import Plan, pack_right
 from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.lane_factors import MatrixFactors, packed_rows, rows_apart
 from tcomp.tensor.loops import Buffer, Expression, Statement
 from tcomp.tensor.math import convert
 from tcomp.tensor.primitives import transpose_square
@@ -93,18 +94,6 @@ class _Place:
     chunk: Expression
     panel: Expression
     tile: Expression
-
-
-@dataclass(frozen=True)
-class _Factors:
-    """The left operand's elements of `steps` steps from one on, loaded together: see `Target.by_lane`.
-
-    `at(row, place)` is that of a row at the `place`-th of these steps.
-    """
-
-    steps: int
-    load: Callable[[Expression], list[Statement]]
-    at: Callable[[Expression, int], Expression]
 
 
 class GemmNest:
@@ -419,8 +408,7 @@ class GemmNest:
                 self.right, product.right_index(piece.batch, start + k, plan.columns.base(panel) + c), wide
             )
 
-        row = plan.rows.base(tile)
-        factors = self._packed_factors(piece.batch, tile) or self._row_factors(piece.batch, row)
+        factors = self._factors(piece.batch, tile)
 
         def step(k: Expression, first: Expression, place: int) -> Statement:
             def add(r: Expression, c: Expression) -> Statement:
@@ -450,51 +438,25 @@ class GemmNest:
 
         return loops.loop(plan.depth_of(place.chunk) // plan.unroll, steps, "k")
 
-    def _packed_factors(self, batch: Index, tile: Expression) -> _Factors | None:
-        """The rows' factors of one step, in as many registers as they fill, where rows lie packed."""
-        rows = self.plan.rows.size
-        width = gcd(rows, self.lanes)
-        if self.row_tiles is None or not self.target.by_lane or width == 1 or self._widens:
+    def _factors(self, batch: Index, tile: Expression) -> MatrixFactors | None:
+        """How factors are loaded where products take lanes of registers; None where each is broadcast."""
+        product, plan = self.product, self.plan
+        rows, dtype = plan.rows.size, product.accumulator
+        if not self.target.by_lane or product.left.dtype != dtype:
             return None
-        allocate, held = loops.local((rows,), self.product.accumulator, "factors")
-
-        def load(k: Expression) -> list[Statement]:
-            def one(r: Expression) -> Statement:
-                return tirx.BufferStore(held, tirx.BufferLoad(self.row_tiles, [*batch, tile, k, r]), [r])
-
-            return [allocate, _strip(rows, width, one)]
-
-        return _Factors(1, load, lambda r, _: tirx.BufferLoad(held, [r]))
-
-    def _row_factors(self, batch: Index, row: Expression) -> _Factors | None:
-        """The factors of several steps, a register for each row, where a row lies in memory as it is."""
-        plan = self.plan
-        rows, vectors, steps = plan.rows.size, plan.columns.size // plan.lanes, gcd(plan.unroll, self.lanes)
-        room = self.target.vector_registers - rows * vectors - vectors
-        if self.row_tiles is not None or not self.target.by_lane or steps == 1 or rows > room or self._widens:
-            return None
+        if self.row_tiles is not None:
+            return packed_rows(self.row_tiles, [*batch, tile], rows, self.lanes, dtype)
+        steps, first = gcd(plan.unroll, self.lanes), plan.rows.base(tile)
+        sums = rows * plan.columns.size // plan.lanes
 
         def vector(r: Expression, k: Expression) -> Expression | None:
-            return self._vector(self.left, self.product.left_index(batch, row + r, k), steps)
+            return self._vector(self.left, product.left_index(batch, first + r, k), steps)
 
         zero = loops.constant(0)
-        if self.product.transpose_left or vector(zero, zero) is None:
+        crowded = sums + plan.columns.size // plan.lanes + rows > self.target.vector_registers
+        if steps == 1 or crowded or product.transpose_left or vector(zero, zero) is None:
             return None
-        allocate, held = loops.local((rows, steps), self.product.accumulator, "factors")
-
-        def load(k: Expression) -> list[Statement]:
-            ramp = tirx.Ramp(0, 1, steps)
-            return [
-                allocate,
-                loops.unrolled(rows, lambda r: tirx.BufferStore(held, vector(r, k), [r, ramp])),
-            ]
-
-        return _Factors(steps, load, lambda r, place: tirx.BufferLoad(held, [r, place]))
-
-    @property
-    def _widens(self) -> bool:
-        """Whether the left operand is summed in another type than it is stored in."""
-        return self.product.left.dtype != self.product.accumulator
+        return rows_apart(vector, rows, steps, dtype)
 
     def _prefetch(self, place: _Place, offset: Expression, i: Expression) -> list[Statement]:
         """This iteration's share of the panel that comes next in memory."""

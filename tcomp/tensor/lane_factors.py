@@ -8,9 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from math import gcd
 
-from tcomp.tensor.loops import Expression, Statement, local, sequence, vectorized, written_out
+from tcomp.tensor.loops import (
+    Buffer,
+    Expression,
+    Statement,
+    local,
+    sequence,
+    unrolled,
+    vectorized,
+    written_out,
+)
 from tcomp.tensor.register_tile import Factors, Index, Point, RegisterTile
 from tcomp.tvm_api import tirx
 
@@ -27,7 +36,7 @@ class LaneFactors:
     steps: int
     read: Callable[[Point, Index], Expression]
     allocation: Statement
-    buffer: Any
+    buffer: Buffer
 
     @staticmethod
     def of(
@@ -85,7 +94,7 @@ class RowFactors:
     lanes: int
     read: Callable[[Point, Index, Expression], Expression]
     allocation: Statement
-    buffer: Any
+    buffer: Buffer
 
     @staticmethod
     def of(
@@ -126,3 +135,47 @@ class RowFactors:
 def _reach(tile: RegisterTile, row: int, stride: int, taps: int) -> int:
     """Places that the elements of a tile read of a stretch."""
     return (tile.axes[row].size - 1) * stride + taps
+
+
+@dataclass(frozen=True)
+class MatrixFactors:
+    """Elements of a matrix's rows at `steps` steps from one on, loaded together.
+
+    `at(row, place)` is that of a row at the `place`-th of these steps.
+    """
+
+    steps: int
+    load: Callable[[Expression], list[Statement]]
+    at: Callable[[Expression, int], Expression]
+
+
+def packed_rows(
+    tiles: Buffer, tile: Sequence[Expression], rows: int, lanes: int, dtype: str
+) -> MatrixFactors | None:
+    """Those of one step, in as few registers as rows fill: `tiles` is `[*tile, step, row]`."""
+    width = gcd(rows, lanes)
+    if width == 1:
+        return None
+    allocate, held = local((rows,), dtype, "factors")
+
+    def load(k: Expression) -> list[Statement]:
+        def lane(r: Expression) -> Statement:
+            return tirx.BufferStore(held, tirx.BufferLoad(tiles, [*tile, k, r]), [r])
+
+        vectors = unrolled(rows // width, lambda v: vectorized(width, lambda i: lane(v * width + i)))
+        return [allocate, vectors]
+
+    return MatrixFactors(1, load, lambda r, _: tirx.BufferLoad(held, [r]))
+
+
+def rows_apart(
+    vector: Callable[[Expression, Expression], Expression | None], rows: int, steps: int, dtype: str
+) -> MatrixFactors:
+    """Those of several steps, a register for each row: `vector(row, step)` is one load."""
+    allocate, held = local((rows, steps), dtype, "factors")
+
+    def load(k: Expression) -> list[Statement]:
+        every = tirx.Ramp(0, 1, steps)
+        return [allocate, unrolled(rows, lambda r: tirx.BufferStore(held, vector(r, k), [r, every]))]
+
+    return MatrixFactors(steps, load, lambda r, place: tirx.BufferLoad(held, [r, place]))
