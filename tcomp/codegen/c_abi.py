@@ -15,7 +15,7 @@ from tcomp.codegen.macho import MachO
 from tcomp.errors import BuildError
 from tcomp.target.host import CHECKED_FEATURES
 from tcomp.target.target import Target
-from tcomp.tensor.intrinsics import with_instructions
+from tcomp.tensor.intrinsics import dtype_of, with_instructions
 from tcomp.tvm_api import PrimFunc, s_tir, structural_map, structural_walk, tirx, tvm
 
 STACK_BYTES = 16 * 1024
@@ -26,6 +26,8 @@ PARALLEL_CHUNKS = 64
 """Iterations of every parallel loop, as `CHUNKS` of the C runtime's pool.c."""
 _PLAIN_C = 1
 """`calling_conv` of a function that TVM's MakePackedAPI leaves as it is."""
+_NAMES_EXTREMES = "tcomp.names_extremes"
+"""Attribute of functions for CPUs that have LLVM's `maximum` and `minimum`."""
 _PIPELINE = "tcomp_plain_c"
 _OPT_LEVEL = 1
 """Of LLVM. Templates vectorise and unroll themselves: levels 2 and 3 take a fifth more of a build's time,
@@ -93,7 +95,9 @@ def build(
     module: dict[Any, PrimFunc] = {}
     for symbol, function in functions.items():
         variable = tvm.ir.GlobalVar(symbol)
-        module[variable] = to_c_abi(with_instructions(function, target), None if packed else symbol)
+        plain = to_c_abi(with_instructions(function, target), None if packed else symbol)
+        names_extremes = target.machine != "x86_64"
+        module[variable] = plain.with_attr(_NAMES_EXTREMES, True) if names_extremes else plain
         if packed is not None:
             module[tvm.ir.GlobalVar(packed)] = packed_entry(function, variable, packed, tensors)
     try:
@@ -211,6 +215,20 @@ def _chunk_parallel(function: Any) -> Any:
     return function.with_body(structural_map(function.body, (tirx.For, on_loop)))
 
 
+def _name_extremes(function: Any) -> Any:
+    """`max(a, b)` of floats as LLVM's `maximum`: one instruction on ARM, where TVM's comparison and choice
+    are two. NaN on either side stays NaN."""
+    if _NAMES_EXTREMES not in function.attrs:
+        return function
+
+    def on_node(node: Any) -> Any:
+        dtype = dtype_of(node)
+        name = "llvm.maximum" if isinstance(node, tirx.Max) else "llvm.minimum"
+        return tirx.call_llvm_pure_intrin(dtype, name, node.a, node.b) if dtype.startswith("float") else node
+
+    return function.with_body(structural_map(function.body, ((tirx.Max, tirx.Min), on_node)))
+
+
 def _return_zero(function: Any) -> Any:
     return function.with_body(tirx.SeqStmt([function.body, tirx.Return(tirx.const(0, "int32"))]))
 
@@ -267,6 +285,7 @@ def _pipeline() -> tuple[Any, Any, Any]:
             [
                 _map_plain("AddDeviceScope", _add_device_scope),
                 tirx.transform.LowerTVMBuiltin(),
+                _map_plain("NameExtremes", _name_extremes),
                 _map_plain("ReturnZero", _return_zero),
                 _map_plain("ChunkParallel", _chunk_parallel),
                 tirx.transform.LowerIntrin(),

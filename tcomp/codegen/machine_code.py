@@ -44,9 +44,9 @@ _ARM64 = InstructionSet(
     r"b\.\w+|b|cbn?z \w+,|tbn?z \w+, #\d+,",
     r"(fmla|fmadd|fmlal2?|bfdot|bfmmla|bfmlal[bt]|[us]dot|usdot|sudot|us?mmla|smmla|[us]mlal2?|mla)\b",
     0,
-    r".*\[sp\b",
+    r".*\bsp\b",
 )
-_ARM = InstructionSet("@", r"b(?:eq|ne|hs|lo|mi|pl|hi|ls|ge|lt|gt|le)?", r"v(fma|mla|mlal)\.", 0, r".*\[sp\b")
+_ARM = InstructionSet("@", r"b(?:eq|ne|hs|lo|mi|pl|hi|ls|ge|lt|gt|le)?", r"v(fma|mla|mlal)\.", 0, r".*\bsp\b")
 INSTRUCTION_SETS: Mapping[str, InstructionSet] = {"x86_64": _X86, "aarch64": _ARM64, "arm": _ARM}
 """By `Target.machine`. A stack access counts on x86 for vectors alone, on ARM for all registers."""
 
@@ -91,15 +91,17 @@ def innermost_loops(assembly: str, machine: str) -> list[list[str]]:
 def hot_loop(assembly: str, machine: str = "x86_64", multiply: str | None = None) -> list[str]:
     """The innermost loop in which instructions that match `multiply` have most results; empty without any.
 
-    Of several it is the one with most of these instructions, then the first. `multiply` is a pattern; without
-    one, every instruction counts that multiplies and adds.
+    Results count by the share of these instructions in the loop: transforms write more registers than the
+    products between them. `multiply` is a pattern; without one, every instruction counts that multiplies and
+    adds.
     """
+
+    def weight(body: Sequence[str]) -> float:
+        return results(body, machine, multiply) * multiplies(body, machine, multiply) / max(1, len(body))
+
     best: list[str] = []
     for body in innermost_loops(assembly, machine):
-        found, most = (
-            (results(b, machine, multiply), multiplies(b, machine, multiply)) for b in (body, best)
-        )
-        if found > most:
+        if weight(body) > weight(best):
             best = body
     return best
 

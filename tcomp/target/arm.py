@@ -27,6 +27,7 @@ _ARM64 = Target(
     vector_bits=128,
     vector_registers=32,
     cache_bytes=(32 * KIB, 256 * KIB, 512 * KIB),
+    by_lane=True,
     features=frozenset({"neon"}),
     description="every 64-bit ARM CPU, on Linux with glibc 2.28 or newer",
 )
@@ -38,10 +39,12 @@ _ARMV7 = replace(
         "kind": "llvm",
         "mcpu": "generic",
         "mtriple": "armv7a-unknown-linux-gnueabihf",
-        "mattr": ["+neon", "+vfp4"],
+        # Without this scheduler LLVM hoists loads until it runs out of the 16 registers.
+        "mattr": ["+neon", "+vfp4", "+use-misched"],
     },
     vector_registers=16,
     fma_ports=1,
+    by_lane=False,
     features=frozenset({"neon", "vfp4"}),
     description="32-bit ARM with NEON and VFPv4 (Cortex-A7 and newer), on Linux with hard floats",
 )
@@ -133,6 +136,10 @@ BOARDS: Mapping[str, tuple[str, str, int]] = {
 """Boards, phones' chips and clouds: the system, the core that inference runs on, and how many of them."""
 
 
+_SPARE = 4
+"""Registers that LLVM fills with loads ahead on cores that execute in order."""
+
+
 def on_core(system: Target, name: str) -> Target:
     """`system` with the facts of a core. Code for it may not run on older cores.
 
@@ -145,6 +152,7 @@ def on_core(system: Target, name: str) -> Target:
         llvm={**system.llvm, "mcpu": name},
         cache_bytes=core.cache_bytes,
         fma_ports=core.fma_ports,
+        spare_registers=_SPARE if core.in_order else 0,
         description=f"{core.description}, on {system.name}",
     )
     if system.machine != "aarch64":

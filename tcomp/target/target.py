@@ -42,6 +42,13 @@ class Target:
     cores: int = 1
     fma_ports: int = 2
     """Multiply-adds of whole vectors that start in the time of two loads."""
+    by_lane: bool = False
+    """Whether a multiply-add takes one lane of a register as factor for all lanes.
+
+    Factors are then loaded a vector at a time; elsewhere each is broadcast from memory.
+    """
+    spare_registers: int = 0
+    """Vector registers that default tiles leave: LLVM loads ahead for cores that execute in order."""
     fast_dtype: str | None = None
     """The 16-bit type whose products run faster than float32 ones; None when there is none.
 

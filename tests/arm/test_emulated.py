@@ -59,7 +59,7 @@ def network() -> Graph:
 
 
 def run(
-    library: Path, target: Target, arrays: Sequence[Array], folder: Path
+    library: Path, target: Target, arrays: Sequence[Array], folder: Path, seconds: float = 120
 ) -> subprocess.CompletedProcess[bytes]:
     toolchain, emulator = tools(target)
     program = folder / "program"
@@ -67,7 +67,7 @@ def run(
     subprocess.run([*toolchain.command, *flags, PROGRAM, library, "-o", program, "-lm"], check=True)
     data = b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)
     return subprocess.run(
-        [*emulator, program, "2"], input=data, capture_output=True, check=False, timeout=120
+        [*emulator, program, "2"], input=data, capture_output=True, check=False, timeout=seconds
     )
 
 

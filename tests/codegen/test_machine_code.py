@@ -79,6 +79,7 @@ def test_only_innermost_loops_of_arm_are_found() -> None:
 def test_loops_of_32_bit_arm() -> None:
     loop = hot_loop(ARM, "arm")
     assert (len(loop), multiplies(loop, "arm"), multiply_adds(loop, "arm")) == (4, 2, 4 + 2)
+    assert on_stack(["add lr, sp, #208", *loop], "arm") == ["add lr, sp, #208"]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ scalar a pixel. A 1x1 convolution without strides runs over the flattened pixels
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
+from math import gcd, prod
 
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import Anchored
@@ -17,9 +17,12 @@ from tcomp.tensor.direct_convolution import (
     DirectProduct,
     PixelTile,
     direct_cycles,
+    is_far,
     pixel_tiles,
     register_tile,
     registers_of,
+    row_lanes,
+    together,
     vectors_of,
     walk_order,
 )
@@ -87,7 +90,7 @@ class Conv2dDirect(Template):
             return None
 
         partial_sums = _partial_sums(conv, best, target)
-        unroll = max(_unroll(conv, best, target), partial_sums)
+        unroll = max(_unroll(conv, best, target), together(conv, target), partial_sums)
         return Space(
             (
                 Ordered("tile_height", tuple(sorted({t.height for t in tiles})), best.height),
@@ -95,7 +98,7 @@ class Conv2dDirect(Template):
                 Ordered("oc_blocks", tuple(sorted({t.oc_blocks for t in tiles})), best.oc_blocks),
                 Choice("order", ("weights", "pixels"), walk_order(conv, best, target)),
                 Ordered("unroll", _unrolls(conv), unroll),
-                Choice("unroll_kernel", (False, True), False),
+                Choice("unroll_kernel", (False, True), row_lanes(conv, target) > 1),
                 Ordered("prefetch", PREFETCH_STEPS, 32),
                 Ordered("partial_sums", PARTIAL_SUMS if conv.sums is None else (1,), partial_sums),
             ),
@@ -128,7 +131,7 @@ class Conv2dDirect(Template):
         if conv.sums is not None:
             declaration, data = conv.sums.view(data, "data_groups")
             copies = [*copies, declaration]
-        reduction = _reduction(DirectProduct(conv, data, packed), config)
+        reduction = _reduction(DirectProduct(conv, data, packed), tile, config, target)
 
         def finish(index: Sequence[Expression], value: Expression) -> Statement:
             return anchored.finish(_output_index(conv, index), value)
@@ -161,31 +164,40 @@ def _partial_sums(conv: Convolution, tile: PixelTile, target: Target) -> int:
 
 
 def _unrolls(conv: Convolution) -> tuple[int, ...]:
-    return tuple(u for u in (1, 2, 4, 8) if conv.chunk_steps % u == 0)
+    steps, chunks = conv.chunk_steps, conv.reduction_chunks
+    dense = prod(conv.kernel) == 1  # Chunks then follow each other in one loop.
+    return tuple(
+        u for u in (1, 2, 4, 8) if steps % u == 0 or (dense and u % steps == 0 and chunks % (u // steps) == 0)
+    )
 
 
 def _unroll(conv: Convolution, tile: PixelTile, target: Target) -> int:
     """Steps written out. Below several taps the loop over a chunk's channels is short, and its end is
     mispredicted: there fewer iterations pay; the deeper loops of a 1x1 convolution gain nothing."""
     if prod(conv.kernel) == 1:
-        return 1
+        return max(_unrolls(conv)) if together(conv, target) > 1 else 1
     step = tile.pixels * tile.oc_blocks * vectors_of(conv, target)
     return max(u for u in _unrolls(conv) if u == 1 or u * step <= UNROLLED_PRODUCTS)
 
 
-def _reduction(product: DirectProduct, config: Config) -> Reduction:
-    distance = int(config["prefetch"])
+def _reduction(product: DirectProduct, tile: RegisterTile, config: Config, target: Target) -> Reduction:
+    distance, unroll = int(config["prefetch"]), int(config["unroll"])
+    steps = gcd(together(product.conv, target), unroll)
+    far = is_far(product.conv, int(config["oc_blocks"]), target)
 
     def ahead(tile: RegisterTile, first: Point, step: Index) -> list[Statement]:
         if len(step) == 1:
-            return product.inputs_ahead(tile, first, step[0])
-        return product.weights_ahead(first, step, distance)
+            return product.inputs_ahead(tile, first, step[0], within=steps == 1)
+        return product.weights_ahead(first, step, distance, steps) if far or steps == 1 else []
 
     return product.reduction(
-        int(config["unroll"]),
+        tile,
+        steps,
+        unroll,
         bool(config["unroll_kernel"]),
         ahead if distance else None,
         int(config["partial_sums"]),
+        row_lanes(product.conv, target) if config["unroll_kernel"] and int(config["tile_height"]) == 1 else 1,
     )
 
 

@@ -29,6 +29,7 @@ from tcomp.tensor.direct_convolution import (
     direct_cycles,
     pixel_tiles,
     register_tile,
+    together,
     walk_order,
 )
 from tcomp.tensor.epilogue import epilogue_fits, placeholder_index
@@ -280,10 +281,12 @@ class _Nest:
         """One row of a pointwise convolution."""
 
         def ahead(tile: RegisterTile, first: Point, step: Index) -> list[Statement]:
-            return product.inputs_ahead(tile, first, step[0]) if len(step) == 1 else []
+            return product.inputs_ahead(tile, first, step[0], within=steps == 1) if len(step) == 1 else []
 
         nest = register_tile(product.conv, tile, walk_order(product.conv, tile, self.target), self.lanes)
-        return tile_nest(nest, product.reduction(ahead=ahead if self.ahead else None), finish, threaded=False)
+        steps = together(product.conv, self.target)
+        reduction = product.reduction(nest, steps, unroll=steps, ahead=ahead if self.ahead else None)
+        return tile_nest(nest, reduction, finish, threaded=False)
 
 
 TEMPLATES.register(ConvChainCpu.name, ConvChainCpu())
