@@ -29,7 +29,7 @@ import numpy as np
 
 from models import MODELS, ROOT
 from peers import RUNTIMES, Peer
-from tcomp.api import choose_configs, static_kernels
+from tcomp.api import static_kernels
 from tcomp.codegen.artifact import compile_graph
 from tcomp.frontend.onnx import import_onnx
 from tcomp.relay.graph import Graph
@@ -37,6 +37,7 @@ from tcomp.relay.types import numpy_dtype
 from tcomp.runtime.fill import fill
 from tcomp.target.host import host_target
 from tcomp.transform.pipeline import PRECISIONS, Precision
+from tcomp.tuner.choices import choose_configs
 
 REFERENCE = "onnxruntime"
 VARIANTS = ("untuned", "tuned")

@@ -1,4 +1,4 @@
-"""How close loops of 16-bit products come to the multiply-add ports: `python scripts/kernel_cycles.py`.
+"""How close loops of products of few bits come to the multiply-add ports: `python scripts/kernel_cycles.py`.
 
 No such CPU is needed. The default config of every kernel is built for the target, the innermost loop that
 multiplies into the most registers is cut out of the assembly, and llvm-mca says how many cycles an iteration
@@ -12,18 +12,23 @@ know these rates: `vdpbf16ps` has three cycles on Zen 4 there, and Sapphire Rapi
 a product counts as a float32 multiply-add, which uses the same ports as often, and Intel's core by the
 tables of skylake-avx512. A broadcast from memory takes a multiplying port in the table of Zen 4; float32
 tiles with one for every three products were measured at 95% of the peak there, so it counts as a load.
+
+For ARM cores (`cortex-a76`, `neoverse-v1`), whose instructions llvm-mca knows, it prints the products of
+float16 or bfloat16, and of int8, as multiples of the float32 products that the core could start in the same
+cycles.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-import subprocess
 from dataclasses import dataclass
 
 from tcomp.codegen.jit import build_kernel
+from tcomp.codegen.machine_code import hot_loop, loop_cost, multiplies, on_stack, simulated_cycles
 from tcomp.relay.builder import GraphBuilder, make_node
 from tcomp.target.target import TARGETS, Target
+from tcomp.tensor.groups import group_sums
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
 from tcomp.tensor.template import template_for
@@ -33,37 +38,6 @@ TABLES = {"znver4": "znver4", "sapphirerapids": "skylake-avx512"}
 """Targets and the core of LLVM's whose ports are theirs."""
 PORTS = {"znver4": 1, "sapphirerapids": 2}
 """Multiply-adds of 512 bits that start in one cycle."""
-ITERATIONS = 200
-
-
-def hot_loop(assembly: str, multiply: str = "vfmadd") -> list[str]:
-    """The instructions of the innermost loop in which those that begin with `multiply` have most results."""
-    best: list[str] = []
-    lines = [line.strip() for line in assembly.splitlines()]
-    labels = {line[:-1]: i for i, line in enumerate(lines) if re.fullmatch(r"\.LBB\w+:", line)}
-    for end, line in enumerate(lines):
-        jump = re.match(r"j\w+\s+(\.LBB\w+)$", line)
-        start = labels.get(jump.group(1), end) if jump else end
-        body = lines[start:end]
-        inner = any(re.match(r"\.LBB\w+:", text) for text in body[1:])
-        if not inner and results(body, multiply) > results(best, multiply):
-            best = [text for text in lines[start : end + 1] if text and not text.startswith(("#", "."))]
-    return best
-
-
-def results(instructions: list[str], multiply: str = "vfmadd") -> int:
-    """How many registers are written by instructions that begin with `multiply`."""
-    return len({text.rsplit(None, 1)[-1] for text in instructions if text.startswith(multiply)})
-
-
-def multiplies(instructions: list[str], multiply: str = "vfmadd") -> int:
-    """How many of the instructions begin with `multiply`."""
-    return sum(text.startswith(multiply) for text in instructions)
-
-
-def on_stack(instructions: list[str]) -> list[str]:
-    """Instructions on vectors that read or write the stack: registers ran out."""
-    return [text for text in instructions if "mm" in text and "(%rsp" in text]
 
 
 @dataclass(frozen=True)
@@ -80,35 +54,39 @@ class Loop:
     def of(instructions: list[str], multiply: str, target: Target, program: str) -> Loop:
         code = [re.sub(rf"^{multiply}\b", "vfmadd231ps", text) for text in instructions]
         code = [re.sub(r"^vp?broadcast(ss|d)(?=\s.*\(%r)", "vmovups", text) for text in code]
-        command = [program, "-mtriple=x86_64", f"-mcpu={TABLES[target.name]}", f"-iterations={ITERATIONS}"]
-        text = "\n".join(re.sub(r"^(j\w+\s+)\.LBB\w+", r"\1loop", line) for line in ["loop:", *code])
-        found = subprocess.run(command, input=text + "\n", capture_output=True, text=True, check=True).stdout
-        total = re.search(r"Total Cycles:\s+(\d+)", found)
-        assert total is not None, found
-        products = multiplies(instructions, multiply)
+        cycles = simulated_cycles(code, target.machine, TABLES[target.name], "x86_64", program)
+        products = multiplies(instructions, target.machine, multiply)
         bound = products / PORTS[target.name]
         rest = len(instructions) - products
-        return Loop(products, rest, len(on_stack(instructions)), int(total.group(1)) / ITERATIONS, bound)
+        return Loop(products, rest, len(on_stack(instructions)), cycles, bound)
 
 
 def matmul(rows: int, depth: int, columns: int, dtype: str) -> Kernel:
-    """A product with constant weights, stored in 16 bits."""
+    """A product with constant weights, stored in the type of its operands."""
     builder = GraphBuilder()
     operands = builder.input("a", (rows, depth), dtype), builder.input("b", (depth, columns), dtype)
-    product = builder.add(make_node("matmul", operands, {"out_dtype": "float32"})).output
+    product = builder.add(make_node("matmul", operands, {"out_dtype": sum_dtype(dtype)})).output
     return Kernel(builder.build(builder.op("cast", product, dtype=dtype)), frozenset({1}))
 
 
-def conv(channels: int, size: int, outputs: int, kernel: int, stride: int, dtype: str) -> Kernel:
-    """A convolution of blocked channels with constant weights, stored in 16 bits."""
+def sum_dtype(dtype: str) -> str:
+    return "int32" if dtype == "int8" else "float32"
+
+
+def conv(
+    channels: int, size: int, outputs: int, kernel: int, stride: int, dtype: str, block: int = 16
+) -> Kernel:
+    """A convolution of blocked channels with constant weights, stored in the type of its operands."""
     builder = GraphBuilder()
     operands = (
-        builder.input("data", (1, channels // 16, size, size, 16), dtype),
+        builder.input("data", (1, channels // block, size, size, block), dtype),
         builder.input("weight", (outputs, channels, kernel, kernel), dtype),
     )
-    layouts = {"data_layout": "NCHW16c", "out_layout": "NCHW16c", "out_dtype": "float32"}
+    layouts = {f"{end}_layout": f"NCHW{block}c" for end in ("data", "out")}
     padding = (kernel // 2,) * 4
-    product = builder.op("conv2d", *operands, strides=(stride, stride), padding=padding, **layouts)
+    product = builder.op(
+        "conv2d", *operands, strides=(stride, stride), padding=padding, out_dtype=sum_dtype(dtype), **layouts
+    )
     return Kernel(builder.build(builder.op("cast", product, dtype=dtype)), frozenset({1}))
 
 
@@ -120,13 +98,13 @@ CONVOLUTIONS = (
 """Channels, size, output channels, kernel, stride."""
 
 
-def kernels(dtype: str) -> dict[str, Kernel]:
+def kernels(dtype: str, block: int = 16) -> dict[str, Kernel]:
     """The kernels by name."""
     products = {f"matmul {m}x{k}x{n}": matmul(m, k, n, dtype) for m, k, n in MATMULS}
     names = [
         f"conv {c}x{s}x{s} to {o}, {k}x{k}" + (f" / {t}" if t > 1 else "") for c, s, o, k, t in CONVOLUTIONS
     ]
-    return products | {n: conv(*sizes, dtype) for n, sizes in zip(names, CONVOLUTIONS, strict=True)}
+    return products | {n: conv(*sizes, dtype, block) for n, sizes in zip(names, CONVOLUTIONS, strict=True)}
 
 
 def direct_default(kernel: Kernel, target: Target) -> Config:
@@ -135,25 +113,50 @@ def direct_default(kernel: Kernel, target: Target) -> Config:
     return template.algorithms.get(template.name, template).space(kernel, target).default
 
 
+def tile_of(config: Config) -> str:
+    return "x".join(str(config[k]) for k in config if k.startswith("tile_") or k == "oc_blocks")
+
+
+def print_arm(target: Target, dtype: str, program: str) -> None:
+    """The table of one type on an ARM core."""
+    sums = group_sums(target, dtype)
+    assert sums is not None
+    print(f"| {target.name}, {dtype} | tile | instructions | on the stack | cycles | of float32 |")
+    print("|---|---|---|---|---|---|")
+    for label, kernel in kernels(dtype, target.lanes(sums.dtype)).items():
+        config = direct_default(kernel, target)
+        loop = hot_loop(build_kernel(kernel, target, config).source(), target.machine)
+        cost = loop_cost(loop, target, program)
+        counts = f"{cost.instructions} | {cost.spills} | {cost.cycles:.1f} | {cost.of_peak(target):.2f}"
+        print(f"| {label} | {tile_of(config)} | {counts} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("targets", nargs="*", default=list(TABLES), help="of " + ", ".join(TABLES))
+    parser.add_argument(
+        "targets", nargs="*", default=list(TABLES), help="of " + ", ".join(TABLES) + ", or ARM cores"
+    )
     parser.add_argument("--llvm-mca", default="llvm-mca", help="the program, of LLVM 16 or newer")
     arguments = parser.parse_args()
     for name in arguments.targets:
         target = TARGETS[name]
         dtype = str(target.fast_dtype)
+        if target.machine == "aarch64":
+            for narrow in (dtype, "int8"):
+                print_arm(target, narrow, arguments.llvm_mca)
+            continue
         print(f"| {name}, {dtype} | tile | products | others | on the stack | cycles | ports busy |")
         print("|---|---|---|---|---|---|---|")
         for label, kernel in kernels(dtype).items():
             config = direct_default(kernel, target)
             assembly = build_kernel(kernel, target, config).source()
             instruction = INSTRUCTIONS[dtype]
-            loop = Loop.of(hot_loop(assembly, instruction), instruction, target, arguments.llvm_mca)
-            tile = "x".join(str(config[k]) for k in config if k.startswith("tile_") or k == "oc_blocks")
+            loop = Loop.of(
+                hot_loop(assembly, target.machine, instruction), instruction, target, arguments.llvm_mca
+            )
             busy = loop.bound / loop.cycles
             counts = f"{loop.products} | {loop.others} | {loop.spills} | {loop.cycles:.1f} | {busy:.0%}"
-            print(f"| {label} | {tile} | {counts} |", flush=True)
+            print(f"| {label} | {tile_of(config)} | {counts} |", flush=True)
 
 
 if __name__ == "__main__":

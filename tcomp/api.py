@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import importlib
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tcomp.accuracy import TOLERANCE, lower_within
-from tcomp.codegen.artifact import Report, Weights, compile_graph
+from tcomp.codegen.artifact import Form, Report, Variant, Weights, compile_graph, compile_variants
+from tcomp.codegen.artifact import compile_benchmark as write_benchmark
+from tcomp.codegen.bench_case import BenchCase
+from tcomp.codegen.bindings import check_bindings, write_bindings
+from tcomp.codegen.link import Runtime
+from tcomp.codegen.variants import by_preference, graph_target
 from tcomp.errors import CheckFailed, ModelError, UnsupportedError, UsageError
 from tcomp.frontend.onnx import import_onnx
+from tcomp.relay.evaluate import evaluate
 from tcomp.relay.graph import Graph
 from tcomp.relay.parser import load_graph
 from tcomp.relay.specialize import specialize
 from tcomp.relay.types import Array
-from tcomp.target.parse import parse_target
+from tcomp.target.parse import parse_target, parse_targets
 from tcomp.target.target import Target
-from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.knobs import Config
 from tcomp.transform.lower_precision import describe_precision
 from tcomp.transform.pipeline import Precision
 from tcomp.transform.pipeline import optimize as optimize_graph
+from tcomp.tuner.choices import Choices, choose_configs, choose_together
 from tcomp.tuner.lookup import Records
 from tcomp.tuner.loop import TaskResult, TuneOptions
 from tcomp.tuner.loop import tune as tune_tasks
@@ -30,7 +36,7 @@ from tcomp.tuner.progress import Progress
 from tcomp.tuner.provenance import device_name
 from tcomp.tuner.replay import ReplayReport
 from tcomp.tuner.replay import replay as replay_graph
-from tcomp.tuner.task import Task, kernels, tasks
+from tcomp.tuner.task import Task, tasks
 from tcomp.tuner.whole_model import settle
 from tcomp.verification import Tolerance, Verification, chosen_inputs, verify_model
 
@@ -86,59 +92,14 @@ def as_target(target: str | Target) -> Target:
 
 
 @dataclass(frozen=True)
-class Choices:
-    """Where each kernel's config came from, by kernel label; `configs` by `Kernel.key`."""
-
-    configs: Mapping[str, Config]
-    tuned: int = 0
-    default: int = 0
-    missing: tuple[str, ...] = ()
-    elsewhere: tuple[str, ...] = ()
-    problems: tuple[str, ...] = ()
-
-    def config_of(self, kernel: Kernel) -> Config | None:
-        return self.configs.get(kernel.key)
-
-    def __str__(self) -> str:
-        text = (
-            f"{self.tuned} kernels tuned, {self.default} with nothing to choose, {len(self.missing)} default"
-        )
-        devices = sorted(set(self.elsewhere))
-        return text + (
-            f"; {len(self.elsewhere)} tuned on another CPU: {', '.join(devices)}" if devices else ""
-        )
-
-
-def choose_configs(graph: Graph, target: Target, logs: Sequence[str | Path], threads: int = 1) -> Choices:
-    """The best recorded config of every kernel of the optimised `graph`.
-
-    Raises RecordError when a log cannot be read.
-    """
-    records = Records.load(logs)
-    device = device_name()
-    configs: dict[str, Config] = {}
-    default, missing, elsewhere = 0, list[str](), list[str]()
-    for kernel, _ in kernels(graph):
-        found = records.lookup(kernel, target, threads, device)
-        if found.record is not None:
-            configs[kernel.key] = found.record.config
-            if found.record.device != device:
-                elsewhere.append(found.record.device)
-        elif found.state == "default":
-            default += 1
-        else:
-            missing.append(f"{kernel.label}: {found.note}")
-    problems = tuple(str(p) for p in records.problems)
-    return Choices(configs, len(configs), default, tuple(missing), tuple(elsewhere), problems)
-
-
-@dataclass(frozen=True)
 class Compiled:
-    """A written artifact: where its configs came from, the code generator's report, what runs in 16 bits."""
+    """A written artifact: where the configs of each variant came from, by its name, the preferred one first;
+    the code generator's report; what runs in 16 bits; the sources that call it from other languages."""
 
-    choices: Choices
+    choices: Mapping[str, Choices]
     report: Report
     precision: str
+    bindings: tuple[Path, ...] = ()
 
 
 def compile(
@@ -153,26 +114,45 @@ def compile(
     precision: Precision = "exact",
     inputs: Mapping[str, Array] | None = None,
     tolerance: float = TOLERANCE,
+    bindings: Sequence[str] = (),
+    own_weights: bool = False,
+    form: Form = "library",
+    runtime: Runtime = "threads",
 ) -> Compiled:
     """Compile `model` to the shared library `output`, with the configs of `logs` where there are records.
+
+    `target` may name several CPUs (`x86-64-v3,x86-64-v4`): the library then has code for each and takes the
+    best for the one it runs on. All share weights, which are packed in one way that suits them all, or, with
+    `own_weights`, for each as suits it best.
+
+    With the form `bundle`, `output` is a folder that a machine with a compiler makes the library of; with the
+    runtime `freestanding`, an object file for a program without a system under it.
 
     `threads` selects the records that were measured with that many threads; the library itself runs with
     any number. With precision `fast` the library is run once on `inputs` (random where not given), and
     kernels stay in float32 while an output is off by more than `tolerance` of its largest magnitude.
+    `bindings` are `jni`, `jni:PACKAGE` and `swift`: sources beside the header that call the library.
     Raises CheckFailed when `require_tuned` and a tunable kernel has no record.
     """
-    chosen = as_target(target)
+    check_bindings(bindings)
+    targets = by_preference(parse_targets(target) if isinstance(target, str) else (target,))
+    chosen = graph_target(targets)
+    if precision != "exact" and (form == "bundle" or runtime == "freestanding"):
+        raise UsageError("precision `fast` runs the library, and this is none; compile it with `exact`")
+    if bindings and runtime == "freestanding":
+        raise UsageError("bindings call a library; compile with the runtime `threads` or `serial`")
     loaded = load_model(model, input_shapes)
     exact = static_kernels(loaded, chosen)
-    written: list[tuple[Choices, Report]] = []
+    written: list[tuple[dict[str, Choices], Report]] = []
 
     def build(graph: Graph) -> Path:
-        choices = choose_configs(graph, chosen, logs, threads)
-        if require_tuned and choices.missing:
-            listed = "; ".join(choices.missing)
-            raise CheckFailed(f"{len(choices.missing)} kernels have no usable record: {listed}")
-        report = compile_graph(graph, chosen, Path(output), choices.config_of, weights)
-        written.append((choices, report))
+        choices = choose_together(graph, targets, logs, threads, own_weights)
+        missing = [kernel for one in choices for kernel in one.missing]
+        if require_tuned and missing:
+            raise CheckFailed(f"{len(missing)} kernels have no usable record: {'; '.join(missing)}")
+        variants = [Variant(t, one.config_of) for t, one in zip(targets, choices, strict=True)]
+        report = compile_variants(graph, variants, Path(output), weights, form=form, runtime=runtime)
+        written.append((dict(zip(report.programs, choices, strict=True)), report))
         return report.library
 
     note = ""
@@ -182,7 +162,42 @@ def compile(
     else:
         arrays = chosen_inputs(loaded, inputs or {})
         note = str(lower_within(exact, chosen, build, arrays, tolerance))
-    return Compiled(*written[-1], note)
+    report = written[-1][1]
+    return Compiled(*written[-1], note, tuple(write_bindings(report.program, report.header, bindings)))
+
+
+def compile_benchmark(
+    model: str | Path | Graph,
+    output: str | Path,
+    target: str | Target = "llvm",
+    logs: Sequence[str | Path] = (),
+    input_shapes: InputShapes | None = None,
+    threads: int = 1,
+    precision: Precision = "exact",
+) -> Choices:
+    """Write `output`, a static executable that checks and times `model` on a device, with random inputs.
+
+    What its outputs must be is computed here, from the graph before all passes. It runs on `threads`
+    threads unless told otherwise, with the records for that many.
+    """
+    chosen = as_target(target)
+    loaded = load_model(model, input_shapes)
+    graph = static_kernels(loaded, chosen)
+    arrays = chosen_inputs(loaded, {})
+    if precision == "fast" and chosen.fast_dtype is not None:
+        with tempfile.TemporaryDirectory() as folder:
+
+            def build(lowered: Graph) -> Path:
+                configs = choose_configs(lowered, chosen, logs, threads)
+                return compile_graph(lowered, chosen, Path(folder, "model.so"), configs.config_of).library
+
+            graph = lower_within(graph, chosen, build, arrays).graph
+    choices = choose_configs(graph, chosen, logs, threads)
+    allowed = Tolerance.of(precision)
+    inputs = list(arrays.values())
+    case = BenchCase(inputs, evaluate(loaded, inputs), allowed.rtol, allowed.atol, threads)
+    write_benchmark(graph, chosen, Path(output), case, choices.config_of)
+    return choices
 
 
 def tune(
@@ -195,9 +210,10 @@ def tune(
     progress: Progress | None = None,
     precision: Precision = "exact",
 ) -> list[TaskResult]:
-    """Search schedules for the kernels of `model` on this machine, appending every trial to `log`.
+    """Search schedules for the kernels of `model`, appending every trial to `log`.
 
-    Afterwards, when all kernels were selected, winners are timed once more inside the whole model. `results`
+    They are measured as `options.measure.runner` says: on this machine if nothing else is asked for. There,
+    when all kernels were selected, winners are timed once more inside the whole model afterwards. `results`
     are those of the kernels alone.
     Raises Interrupted on Ctrl-C with every finished trial kept.
     """
@@ -205,7 +221,7 @@ def tune(
     graph = static_kernels(load_model(model, input_shapes), chosen, precision)
     found = [t for t in tasks(graph, chosen) if select is None or select(t)]
     results = tune_tasks(found, log, options, progress)
-    if select is None:
+    if select is None and options.measure.runner.is_here:
         settle(graph, chosen, Path(log), options.measure.threads, progress or (lambda event: None))
     return results
 

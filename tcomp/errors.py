@@ -48,6 +48,10 @@ class TargetError(TcompError):
     """An unknown or unusable target."""
 
 
+class DeviceError(TcompError):
+    """A device that cannot be reached, or is lost while kernels are measured on it."""
+
+
 class ScheduleError(TcompError):
     """A schedule configuration that is not legal for its kernel."""
 

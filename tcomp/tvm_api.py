@@ -31,13 +31,20 @@ def _without_torch() -> Iterator[None]:
 
 with _without_torch():
     import tvm as _tvm
+    from tvm import rpc as _rpc
     from tvm import s_tir as _s_tir
     from tvm import te as _te
     from tvm import tirx as _tirx
     from tvm import topi as _topi
+    from tvm.rpc import base as _rpc_protocol
     from tvm_ffi import structural as _structural
 
 tvm: Any = _tvm
+rpc: Any = _rpc
+rpc_protocol: Any = _rpc_protocol
+rpc_error: Any = _tvm.error.RPCError
+"""What went wrong on the other side."""
+rpc_timeout: Any = _tvm.error.RPCSessionTimeoutError
 te: Any = _te
 tirx: Any = _tirx
 s_tir: Any = _s_tir

@@ -43,32 +43,6 @@ def test_instructions_are_measured(tmp_path: Path) -> None:
         library[name](1)
 
 
-LOOP = """
-.LBB0_1:
-\tvmovups (%rsp), %zmm3
-\tvfmadd231ps %zmm1, %zmm2, %zmm3
-\tvfmadd231ps %zmm1, %zmm2, %zmm3
-\tvfmadd231ps %zmm1, %zmm2, %zmm3
-\tjne .LBB0_1
-.LBB0_2:
-\tvfmadd231ps %zmm1, %zmm2, %zmm3
-\t.loc 1 0 0
-\tvfmadd231ps %zmm1, %zmm2, %zmm4
-\tjne .LBB0_2
-"""
-
-
-def test_the_loop_with_most_sums_is_cut_out_of_assembly() -> None:
-    loop = kernel_cycles.hot_loop(LOOP)
-    assert loop == [
-        "vfmadd231ps %zmm1, %zmm2, %zmm3",
-        "vfmadd231ps %zmm1, %zmm2, %zmm4",
-        "jne .LBB0_2",
-    ]
-    assert kernel_cycles.multiplies(loop) == 2
-    assert kernel_cycles.on_stack(["vmovups (%rsp), %zmm3", *loop]) == ["vmovups (%rsp), %zmm3"]
-
-
 @pytest.mark.parametrize("tag", kernel_cycles.TABLES)
 def test_cycles_are_asked_of_llvm_mca(tag: str, tmp_path: Path) -> None:
     """The program is given the products as float32 ones, and its count is set against the ports' bound."""

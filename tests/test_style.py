@@ -32,7 +32,8 @@ def test_pyright_strict() -> None:
 def test_every_file_of_the_package_is_installed() -> None:
     text = (ROOT / "pyproject.toml").read_text()
     (listed,) = re.findall(r"^tcomp = (\[.*\])$", text, re.MULTILINE)
-    packaged = {path for pattern in ast.literal_eval(listed) for path in (ROOT / "tcomp").glob(pattern)}
+    matches = (path for pattern in ast.literal_eval(listed) for path in (ROOT / "tcomp").glob(pattern))
+    packaged = {path for path in matches if path.is_file()}
     others = {p for p in (ROOT / "tcomp").rglob("*.*") if p.suffix not in (".py", ".pyc")}
     assert others == packaged
 

@@ -1,4 +1,4 @@
-"""Options that several subcommands share, and how they read."""
+"""Options that several subcommands share, how they read, and how sizes are written."""
 
 from __future__ import annotations
 
@@ -28,12 +28,13 @@ def add_model(parser: argparse.ArgumentParser, optional: bool = False) -> None:
     )
 
 
-def add_target(parser: argparse.ArgumentParser) -> None:
+def add_target(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    more = "; or several tags, as in arm64-android+cortex-a55,cortex-a76, for one library" if several else ""
     parser.add_argument(
         "--target",
         metavar="TARGET",
         default="llvm",
-        help="`llvm`: the CPU here (default); a tag of `tcomp targets`; or a JSON dict",
+        help=f"`llvm`: the CPU here (default); a tag of `tcomp targets`; a JSON dict{more}",
     )
 
 
@@ -79,6 +80,11 @@ def duration(text: str) -> float:
     if match is None:
         raise argparse.ArgumentTypeError(f"`{text}` is not a duration; write 90s, 3m or 1.5h")
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def size_text(nbytes: int) -> str:
+    """`nbytes` for people."""
+    return f"{nbytes / 1e6:.2f} MB" if nbytes >= 1e5 else f"{nbytes / 1e3:.1f} kB"
 
 
 def input_shapes(arguments: argparse.Namespace) -> dict[str, tuple[int, ...]]:

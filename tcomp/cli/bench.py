@@ -2,6 +2,10 @@
 
 The model and its peers run in turns, so that a change of the machine's speed meets all of them; medians
 are quoted, and the ratio of each to the first peer in the same rounds.
+
+With --static nothing runs here: the model, its weights, a random input and the outputs that it must give
+become one executable that any Linux or Android device of the target's architecture runs from a shell, for
+example after `adb push FILE /data/local/tmp`. It compares its outputs first, then prints times.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from tcomp.api import Compiled, as_target
+from tcomp.api import Compiled, compile_benchmark
 from tcomp.api import compile as compile_model
 from tcomp.cli._options import (
     add_logs,
@@ -27,6 +31,7 @@ from tcomp.cli._options import (
     add_threads,
     input_shapes,
     positive,
+    size_text,
 )
 from tcomp.cli.run import made_inputs
 from tcomp.codegen.machine import measure_machine
@@ -34,11 +39,12 @@ from tcomp.errors import UsageError
 from tcomp.profiling import StepProfile, profile, step_facts, table
 from tcomp.runtime import Model, load
 from tcomp.runtime.peers import PEERS
+from tcomp.target.parse import parse_targets
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
-    add_target(parser)
+    add_target(parser, several=True)
     add_precision(parser)
     add_logs(parser)
     add_threads(parser)
@@ -54,9 +60,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="show each step's time; of a model also its speed, share of the roofline, template",
     )
     parser.add_argument("--json", action="store_true", help="print times and steps as one JSON object")
+    parser.add_argument(
+        "--static", action="store_true", help="write a program that checks and times the model on a device"
+    )
+    parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="the program that --static writes")
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.static or arguments.output is not None:
+        return _write_program(arguments)
     peers = [p for p in arguments.against.split(",") if p]
     unknown = [p for p in peers if p not in PEERS]
     if unknown:
@@ -80,6 +92,28 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"{name:12} median {facts['median'] * 1e3:9.3f} ms, min {facts['min'] * 1e3:9.3f} ms{ratio}")
     if arguments.per_op:
         print(table(steps, whole))
+    return 0
+
+
+def _write_program(arguments: argparse.Namespace) -> int:
+    if not arguments.static or arguments.output is None:
+        raise UsageError("--static and -o go together: `--static -o FILE` writes a program")
+    if arguments.against or arguments.per_op or arguments.model.endswith(".so"):
+        raise UsageError("--static takes a model, and neither --against nor --per-op: nothing runs here")
+    choices = compile_benchmark(
+        arguments.model,
+        arguments.output,
+        arguments.target,
+        arguments.log,
+        input_shapes(arguments),
+        arguments.threads,
+        arguments.precision,
+    )
+    nbytes = arguments.output.stat().st_size
+    if arguments.json:
+        print(json.dumps({"program": str(arguments.output), "bytes": nbytes, "tuned": choices.tuned}))
+    else:
+        print(f"{arguments.output}: {size_text(nbytes)}, {choices}; run it on the device, --help explains it")
     return 0
 
 
@@ -111,8 +145,9 @@ def _per_op(
     facts = None
     if compiled is not None:
         machine = measure_machine(arguments.threads)
-        program, config_of = compiled.report.program, compiled.choices.config_of
-        facts = step_facts(program, as_target(arguments.target), config_of, machine)
+        targets = {target.variant: target for target in parse_targets(arguments.target)}
+        program, choices = compiled.report.programs[model.variant], compiled.choices[model.variant]
+        facts = step_facts(program, targets[model.variant], choices.config_of, machine)
     return profile(model, inputs, arguments.rounds, facts)
 
 
@@ -130,5 +165,6 @@ def _model(arguments: argparse.Namespace, path: Path, stack: ExitStack) -> tuple
         threads=arguments.threads,
         precision=arguments.precision,
     )
-    print(compiled.choices, compiled.precision, sep="\n", file=sys.stderr)
-    return stack.enter_context(load(library, threads=arguments.threads)), compiled
+    model = stack.enter_context(load(library, threads=arguments.threads))
+    print(compiled.choices[model.variant], compiled.precision, sep="\n", file=sys.stderr)
+    return model, compiled

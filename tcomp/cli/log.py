@@ -49,19 +49,20 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def by_task(records: Iterable[Record]) -> dict[tuple[str, str, int, str], list[Record]]:
-    """Records grouped by task, instruction set, threads and template version."""
-    groups: dict[tuple[str, str, int, str], list[Record]] = {}
+def by_task(records: Iterable[Record]) -> dict[tuple[str, str, int, str, bool], list[Record]]:
+    """Records grouped by task, instruction set, threads and template version, simulated ones apart."""
+    groups: dict[tuple[str, str, int, str, bool], list[Record]] = {}
     for record in records:
-        key = (record.task, record.isa, record.threads, record.template)
+        key = (record.task, record.isa, record.threads, record.template, record.simulated)
         groups.setdefault(key, []).append(record)
     return groups
 
 
 def best_of_each(records: Iterable[Record]) -> list[Record]:
-    """The best successful record of each group that has one."""
-    found = (best_record(group, _default_config(group)) for group in by_task(records).values())
-    return [record for record in found if record is not None]
+    """The best successful record of each group that has one; simulated where nothing was measured."""
+    groups = by_task(records).items()
+    found = {key: best for key, group in groups if (best := best_record(group, _default_config(group)))}
+    return [r for key, r in found.items() if not r.simulated or (*key[:-1], False) not in found]
 
 
 def _default_config(group: Iterable[Record]) -> dict[str, bool | int | str]:
@@ -99,6 +100,7 @@ def _stats(records: list[Record]) -> None:
     for title, values in (
         ("status", [r.status for r in records]),
         ("device", [f"{r.device} ({r.isa}, {r.threads} threads)" for r in records]),
+        ("time", ["estimated" if r.simulated else "measured" for r in records]),
         ("template", [r.template for r in records]),
     ):
         for value, count in Counter(values).most_common():
@@ -126,5 +128,6 @@ def _show(records: Iterable[Record], as_json: bool) -> None:
             continue
         time = f"{record.median * 1e6:10.1f} us" if record.status == "ok" else f"{record.status:>13}"
         relative = "" if record.relative is None else f" {1 / record.relative:5.2f}x"
-        print(f"{time}{relative:7} {record.op}  {record.template} {json.dumps(dict(record.config))}")
+        kind = "simulated " if record.simulated else ""
+        print(f"{time}{relative:7} {kind}{record.op}  {record.template} {json.dumps(dict(record.config))}")
         print(f"{'':20} {record.task}")

@@ -28,11 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-i", "--input", metavar="IN.npz", type=Path, help="inputs by name")
     parser.add_argument("-o", "--output", metavar="OUT.npz", type=Path, help="write the outputs by name")
     parser.add_argument("--fill", choices=FILLS, default="random", help="inputs that -i does not give")
+    parser.add_argument(
+        "--variant", metavar="NAME", help="the code of a library for several CPUs to run (default: the best)"
+    )
     add_threads(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    with load(arguments.artifact, threads=arguments.threads) as model:
+    with load(arguments.artifact, threads=arguments.threads, variant=arguments.variant) as model:
         outputs = model(**made_inputs(model, arguments.input, arguments.fill))
         named = {info.name: array for info, array in zip(model.outputs, outputs, strict=True)}
     if arguments.output is not None:

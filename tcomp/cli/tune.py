@@ -1,4 +1,4 @@
-"""Search schedules for the kernels of a model on this machine.
+"""Search schedules for the kernels of a model, on this machine or on a device (--runner).
 
 Every trial is appended to the log at once. Running the same command again goes on where the log ends;
 Ctrl-C keeps every finished trial and prints the command to resume with.
@@ -26,13 +26,13 @@ from tcomp.cli._options import (
     positive,
 )
 from tcomp.errors import UsageError
-from tcomp.target.host import require_runnable
 from tcomp.transform.lower_precision import describe_precision
 from tcomp.tuner.loop import TuneOptions, tune
 from tcomp.tuner.measure import MeasureOptions
 from tcomp.tuner.process import available_cores
 from tcomp.tuner.progress import (
     BudgetTooSmall,
+    DoubtfulTimes,
     Event,
     ModelDone,
     Stopping,
@@ -42,6 +42,7 @@ from tcomp.tuner.progress import (
     TuningStarted,
     to_json,
 )
+from tcomp.tuner.runner import parse_runner
 from tcomp.tuner.search.strategy import STRATEGIES
 from tcomp.tuner.task import Task, tasks
 from tcomp.tuner.whole_model import settle
@@ -52,6 +53,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_target(parser)
     add_precision(parser)
     add_threads(parser, "threads of a kernel while it is measured")
+    parser.add_argument(
+        "--runner",
+        metavar="RUNNER",
+        default="local",
+        help="where kernels are measured: `local` (default), `simulate` (estimates, no device), "
+        "`adb[:SERIAL]`, `ssh://[USER@]HOST[:PORT]`, `rpc://HOST:PORT/KEY` (TVM's RPC tracker)",
+    )
     parser.add_argument("--log", metavar="FILE", type=Path, help="where trials go (default: MODEL.jsonl)")
     parser.add_argument("--trials", metavar="N", type=positive, help="trials in all (default: 64 a task)")
     parser.add_argument(
@@ -93,8 +101,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    target = as_target(arguments.target)
-    require_runnable(target)
+    target, runner = as_target(arguments.target), parse_runner(arguments.runner)
     graph = static_kernels(load(arguments.model, input_shapes(arguments)), target, arguments.precision)
     note = describe_precision(graph, target, arguments.precision)
     if note:
@@ -116,12 +123,12 @@ def run(arguments: argparse.Namespace) -> int:
         priors=arguments.prior,
         seed=arguments.seed,
         strategy=arguments.strategy,
-        measure=MeasureOptions(workers=workers, threads=arguments.threads, seed=arguments.seed),
+        measure=MeasureOptions(runner, workers=workers, threads=arguments.threads, seed=arguments.seed),
         resume_command="tcomp " + shlex.join(sys.argv[1:]),
     )
     report = reporter(arguments.json, sys.stdout)
     tune(selected, log, options, report)
-    if arguments.tasks == "all":
+    if arguments.tasks == "all" and runner.is_here:
         settle(graph, target, log, arguments.threads, report)
     return 0
 
@@ -161,6 +168,8 @@ class _Text:
                 f"the budget ended before the first trial of {event.untried} of {event.tasks} tasks; they "
                 "keep their defaults, give more --trials or --time-budget"
             )
+        elif isinstance(event, DoubtfulTimes):
+            self._line(f"warning: {event.reason}")
         elif isinstance(event, Stopping):
             self._line("stopping after the trials that run now; Ctrl-C again stops at once")
         elif isinstance(event, TaskSkipped):

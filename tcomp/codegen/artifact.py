@@ -7,45 +7,88 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from tcomp.codegen import c_abi
-from tcomp.codegen.link import RUNTIME, SOURCES, compile_c, link
-from tcomp.codegen.model_source import kernel_symbol, model_header, model_source, weights_source
-from tcomp.codegen.toolchain import Toolchain, find_toolchain
+from tcomp.codegen import c_abi, freestanding
+from tcomp.codegen.bench_case import BenchCase, bench_sources
+from tcomp.codegen.bundle import check_place, install_bundle, write_bundle
+from tcomp.codegen.check import check_object
+from tcomp.codegen.describe import description, description_source
+from tcomp.codegen.link import (
+    RUNTIME,
+    SERIAL_FLAGS,
+    SOURCES,
+    Runtime,
+    compile_c,
+    link,
+    link_object,
+    link_static,
+)
+from tcomp.codegen.model_source import (
+    VariantCode,
+    kernel_symbol,
+    model_header,
+    model_source,
+    weights_source,
+)
+from tcomp.codegen.toolchain import Toolchain, find_static_toolchain, find_toolchain, static_target
+from tcomp.codegen.variants import cold_kernels
 from tcomp.errors import BuildError, GraphError
-from tcomp.plan import Program, distinct_kernels, plan
+from tcomp.plan import Program, distinct_kernels, plan_variants
 from tcomp.plan.program import PlannedConstant
 from tcomp.relay.graph import Graph
 from tcomp.relay.types import numpy_dtype
 from tcomp.runtime.stamp import write_stamp
+from tcomp.target.arm_parts import preferences
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
 from tcomp.tensor.template import Scheduled, schedule
 
 Weights = Literal["embed", "separate"]
+Form = Literal["library", "bundle"]
+"""A shared library, or a folder of what it is made of."""
 ConfigOf = Callable[[Kernel], "Config | None"]
 _EMBED_LIMIT = 2**31 - 2**26
 """Code reaches embedded weights by 32-bit offsets."""
 
 
 @dataclass(frozen=True)
-class Report:
-    """What was compiled, its files and their sizes, and where the seconds went."""
+class Variant:
+    """A kind of CPU that a library has code for.
 
-    program: Program
+    `config_of` gives each kernel's schedule configuration, None meaning its template's default.
+    """
+
+    target: Target
+    config_of: ConfigOf | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was compiled, its files and their sizes, and where the seconds went.
+
+    `programs` has one for each variant, by its name, the preferred one first.
+    """
+
+    programs: Mapping[str, Program]
     library: Path
     header: Path
     weights: Path | None
     library_bytes: int
     seconds: dict[str, float] = field(default_factory=dict[str, float])
+
+    @property
+    def program(self) -> Program:
+        """The program of the preferred variant: order, arena and weights are those of all."""
+        return next(iter(self.programs.values()))
 
 
 def compile_graph(
@@ -55,41 +98,90 @@ def compile_graph(
     config_of: ConfigOf | None = None,
     weights: Weights = "embed",
     jobs: int | None = None,
+    form: Form = "library",
+    runtime: Runtime = "threads",
+) -> Report:
+    """A library for one kind of CPU: see `compile_variants`."""
+    return compile_variants(graph, [Variant(target, config_of)], output, weights, jobs, form, runtime)
+
+
+def compile_variants(
+    graph: Graph,
+    variants: Sequence[Variant],
+    output: Path,
+    weights: Weights = "embed",
+    jobs: int | None = None,
+    form: Form = "library",
+    runtime: Runtime = "threads",
 ) -> Report:
     """Write the library `output`, its header and tcomp.h beside it, and with `separate` its weights.
 
-    `graph` has only kernels and views; `config_of` gives each kernel's schedule configuration, None
-    meaning its template's default. `jobs` bounds the threads that generate code. Files appear complete or
-    not at all.
+    `graph` has only kernels and views. Of `variants`, the preferred one first (`by_preference`), the library
+    takes the first that runs on the CPU, or the one for its core where cores name themselves. `jobs` bounds
+    the threads that generate code. Files appear complete or not at all.
+
+    With the form `bundle`, which needs no C compiler, `output` is a folder. With the runtime `freestanding`
+    it is an object file with a header of its own, for one kind of CPU.
     Raises GraphError for symbolic shapes, BuildError when code generation, the C compiler or writing fails.
     """
     _check_static(graph)
-    clock = _Clock()
-    toolchain = find_toolchain(target)
-    with clock.measure("schedule"):
-        scheduled = _schedule_all(graph, target, config_of)
-    with clock.measure("plan"):
-        program = plan(graph, scheduled)
-    embed = weights == "embed"
-    if embed and program.weights_bytes > _EMBED_LIMIT:
+    if runtime == "freestanding" and (form == "bundle" or weights == "separate"):
         raise BuildError(
-            f"{program.weights_bytes} bytes of weights are too many to embed; use separate weights"
+            "a freestanding model is one object with its weights; no bundle, no separate weights"
         )
-    try:
-        with _work_folder(output) as name:
-            folder = Path(name)
-            with clock.measure("code"):
-                objects = _kernel_objects(program, target, folder, jobs)
-            with clock.measure("weights"):
-                digest = _write_weights(program, folder / "weights")
-            with clock.measure("link"):
-                _link_library(toolchain, program, target, objects, folder, embed, digest)
-            files = _install(program, target, folder, output, embed)
-    except OSError as error:
+    if runtime == "freestanding" and len(variants) > 1:
         raise BuildError(
-            f"cannot write {output}: {error.strerror}; give a file in a writable folder with room"
-        ) from error
-    return Report(program, output, files.header, files.weights, output.stat().st_size, clock.seconds)
+            "a freestanding model has code for one CPU, as nothing could choose; name one target"
+        )
+    clock = _Clock()
+    toolchain = find_toolchain(variants[0].target) if form == "library" else None
+    with clock.measure("schedule"):
+        cold = cold_kernels(graph, [v.target for v in variants])
+        scheduled = [_schedule_all(graph, v.target, v.config_of) for v in variants]
+        scheduled = [{**one, **{key: scheduled[-1][key] for key in cold}} for one in scheduled]
+    with clock.measure("plan"):
+        programs = plan_variants(graph, scheduled)
+    embed, weights_bytes = weights == "embed", programs[0].weights_bytes
+    if embed and weights_bytes > _EMBED_LIMIT:
+        raise BuildError(f"{weights_bytes} bytes of weights are too many to embed; use separate weights")
+    with _writing(output, form) as folder:
+        with clock.measure("code"):
+            codes, objects = _generate(programs, [v.target for v in variants], cold, folder, jobs)
+        with clock.measure("weights"):
+            digest = _write_weights(programs[0], folder / "weights")
+        with clock.measure("link"):
+            sources = _sources(codes, objects, folder, embed, digest, runtime)
+            if toolchain is not None:
+                _link(toolchain, codes[0].target, sources, objects, folder, output.name, runtime)
+        if toolchain is None:
+            files = _install_bundle(codes, sources, objects, folder, output, runtime)
+        else:
+            files = _install(codes, folder, output, embed, runtime)
+    named = {v.target.variant: program for v, program in zip(variants, programs, strict=True)}
+    return Report(named, output, files.header, files.weights, files.library_bytes, clock.seconds)
+
+
+def compile_benchmark(
+    graph: Graph, target: Target, output: Path, case: BenchCase, config_of: ConfigOf | None = None
+) -> Program:
+    """Write `output`, a static executable that runs `graph` on the input of `case`, checks and times it.
+
+    `graph` and `config_of` are as in `compile_graph`, and so are the errors.
+    """
+    _check_static(graph)
+    target = static_target(target)
+    toolchain = find_static_toolchain(target)
+    (program,) = programs = plan_variants(graph, [_schedule_all(graph, target, config_of)])
+    if program.weights_bytes > _EMBED_LIMIT:
+        raise BuildError(f"{program.weights_bytes} bytes of weights are too many for a static program")
+    with _writing(output) as folder:
+        codes, objects = _generate(programs, [target], frozenset(), folder, None)
+        digest = _write_weights(program, folder / "weights")
+        sources = _sources(codes, objects, folder, True, digest)
+        sources += bench_sources(case, folder)
+        link_static(toolchain, [*compile_c(toolchain, sources, folder), *objects], folder / "program", folder)
+        os.replace(folder / "program", output)
+    return program
 
 
 @dataclass
@@ -117,6 +209,7 @@ class _Stage:
 class _Files:
     header: Path
     weights: Path | None
+    library_bytes: int
 
 
 def _check_static(graph: Graph) -> None:
@@ -128,13 +221,22 @@ def _check_static(graph: Graph) -> None:
             )
 
 
-def _work_folder(output: Path) -> tempfile.TemporaryDirectory[str]:
+@contextmanager
+def _writing(output: Path, form: Form = "library") -> Generator[Path, None, None]:
     """A folder on the output's file system, so that renaming moves files into place at once."""
     if not output.parent.is_dir():
         raise BuildError(f"cannot write {output}: there is no folder {output.parent}; make it first")
-    if output.exists() and not output.is_file():
+    if form == "bundle":
+        check_place(output)
+    elif output.exists() and not output.is_file():
         raise BuildError(f"cannot write {output}: it is a folder or a device; give the name of a file")
-    return tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent.absolute())
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent.absolute()) as folder:
+            yield Path(folder)
+    except OSError as error:
+        raise BuildError(
+            f"cannot write {output}: {error.strerror}; give a file in a writable folder with room"
+        ) from error
 
 
 def _schedule_all(graph: Graph, target: Target, config_of: ConfigOf | None) -> dict[str, Scheduled]:
@@ -148,18 +250,47 @@ def _jobs(jobs: int | None) -> int:
     return jobs if jobs is not None else len(os.sched_getaffinity(0))
 
 
-def _kernel_objects(program: Program, target: Target, folder: Path, jobs: int | None) -> list[Path]:
-    """An object file for each kernel. TVM leaves Python's lock while it generates code, so threads help."""
+def _generate(
+    programs: Sequence[Program],
+    targets: Sequence[Target],
+    cold: frozenset[str],
+    folder: Path,
+    jobs: int | None,
+) -> tuple[list[VariantCode], list[Path]]:
+    """The code of each variant, and the object files of all; kernels that came out the same share one.
 
-    def one(index: int) -> Path:
-        symbol = kernel_symbol(program, index)
+    `cold` are the keys of kernels that all variants have compiled for the last target.
+    """
+    codes: list[VariantCode] = []
+    objects: dict[str, bytes] = {}
+    for number, (program, target) in enumerate(zip(programs, targets, strict=True)):
+        symbols: list[str] = []
+        used = [targets[-1] if planned.kernel.key in cold else target for planned in program.kernels]
+        for index, code in enumerate(_kernel_objects(program, used, number, jobs)):
+            own = kernel_symbol(program, index, number)
+            earlier = [kernel_symbol(program, index, n) for n in range(number)]
+            same = (s for s in earlier if objects.get(s) == code.replace(own.encode(), s.encode()))
+            symbols.append(next(same, own))
+            objects.setdefault(symbols[-1], code)
+        codes.append(VariantCode(target, program, c_abi.needed_features(target), symbols))
+    paths = [folder / f"{symbol}.o" for symbol in objects]
+    for path, code in zip(paths, objects.values(), strict=True):
+        path.write_bytes(code)
+    return codes, paths
+
+
+def _kernel_objects(
+    program: Program, targets: Sequence[Target], number: int, jobs: int | None
+) -> list[bytes]:
+    """The object of each kernel, for its target. TVM leaves Python's lock meanwhile, so threads help."""
+
+    def one(index: int) -> bytes:
         planned = program.kernels[index]
-        path = folder / f"{symbol}.o"
+        functions = {kernel_symbol(program, index, number): planned.scheduled.function}
         try:
-            path.write_bytes(c_abi.object_code({symbol: planned.scheduled.function}, target))
+            return c_abi.object_code(functions, targets[index])
         except BuildError as error:
             raise BuildError(f"{error}; kernel {planned.kernel.key}") from error
-        return path
 
     with ThreadPoolExecutor(_jobs(jobs)) as threads:
         return list(threads.map(one, range(len(program.kernels))))
@@ -193,38 +324,86 @@ def _packed(entry: PlannedConstant) -> memoryview:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
-def _link_library(
-    toolchain: Toolchain,
-    program: Program,
-    target: Target,
+def _sources(
+    codes: Sequence[VariantCode],
     objects: Sequence[Path],
     folder: Path,
     embed: bool,
     digest: bytes,
-) -> None:
-    features = c_abi.needed_features(target)
-    model = folder / "model.c"
-    model.write_text(model_source(program, target, features, embed, digest))
-    sources = [model, *(SOURCES / name for name in RUNTIME)]
-    if embed and program.weights_bytes:
+    runtime: Runtime = "threads",
+) -> list[Path]:
+    """C and assembly that make the model whole with its kernels' `objects`."""
+    model, about = folder / "model.c", folder / "about.S"
+    if runtime == "freestanding":
+        model.write_text(freestanding.freestanding_source(codes[0]))
+        sources = [model, freestanding.FOLDER / "freestanding.c"]
+    else:
+        cores = preferences([code.target for code in codes]) if len(codes) > 1 else []
+        model.write_text(model_source(codes, cores, embed, digest))
+        (folder / "about").write_bytes(description(codes, embed, objects).pack())
+        about.write_text(description_source("about"))
+        sources = [model, about, *(SOURCES / name for name in RUNTIME)]
+    if embed and codes[0].program.weights_bytes:
         assembly = folder / "embedded.S"
-        assembly.write_text(weights_source(str(folder / "weights")))
+        assembly.write_text(weights_source("weights"))
         sources.append(assembly)
+    return sources
+
+
+def _link(
+    toolchain: Toolchain,
+    target: Target,
+    sources: Sequence[Path],
+    objects: Sequence[Path],
+    folder: Path,
+    name: str,
+    runtime: Runtime,
+) -> None:
     library = folder / "library"
-    link(toolchain, [*compile_c(toolchain, sources, folder), *objects], library, folder)
-    write_stamp(library)
+    if runtime == "freestanding":
+        made = compile_c(toolchain, sources, folder, freestanding.FLAGS)
+        link_object(toolchain, [*made, *objects], library, folder)
+        check_object(library, target)
+        return
+    flags = (f"-I{SOURCES / 'serial'}", *SERIAL_FLAGS) if runtime == "serial" else ()
+    link(toolchain, target, [*compile_c(toolchain, sources, folder, flags), *objects], library, folder, name)
+    if target.system != "apple":  # Its loader checks signatures; the stamp is one of ELF files.
+        write_stamp(library)
 
 
-def _install(program: Program, target: Target, folder: Path, output: Path, embed: bool) -> _Files:
+def _install(
+    codes: Sequence[VariantCode], folder: Path, output: Path, embed: bool, runtime: Runtime
+) -> _Files:
     """Rename the finished files into place, the library last."""
     header, interface = output.with_suffix(".h"), output.parent / "tcomp.h"
-    (folder / "model.h").write_text(model_header(program, target))
+    if runtime == "freestanding":
+        (folder / "model.h").write_text(freestanding.freestanding_header(codes[0]))
+        os.replace(folder / "model.h", header)
+        os.replace(folder / "library", output)
+        return _Files(header, None, output.stat().st_size)
+    (folder / "model.h").write_text(model_header(codes))
     shutil.copyfile(SOURCES / "tcomp.h", folder / "tcomp.h")
     weights = None
-    if not embed and program.weights_bytes:
+    if not embed and codes[0].program.weights_bytes:
         weights = output.with_suffix(".weights")
         os.replace(folder / "weights", weights)
     os.replace(folder / "tcomp.h", interface)
     os.replace(folder / "model.h", header)
     os.replace(folder / "library", output)
-    return _Files(header, weights)
+    return _Files(header, weights, output.stat().st_size)
+
+
+def _install_bundle(
+    codes: Sequence[VariantCode],
+    sources: Sequence[Path],
+    objects: Sequence[Path],
+    folder: Path,
+    output: Path,
+    runtime: Runtime,
+) -> _Files:
+    (folder / "model.h").write_text(model_header(codes))
+    data = [folder / name for name in ("model.h", "weights", "about")]
+    write_bundle(folder / "bundle", codes[0].target, sources, objects, data, runtime)
+    install_bundle(folder / "bundle", output)
+    written = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
+    return _Files(output / "model.h", output / "weights", written)

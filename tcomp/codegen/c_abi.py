@@ -9,28 +9,35 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
+from tcomp.codegen.macho import MachO
 from tcomp.errors import BuildError
 from tcomp.target.host import CHECKED_FEATURES
 from tcomp.target.target import Target
-from tcomp.tensor.bfloat16 import with_instructions
+from tcomp.tensor.intrinsics import dtype_of, with_instructions
 from tcomp.tvm_api import PrimFunc, s_tir, structural_map, structural_walk, tirx, tvm
 
 STACK_BYTES = 16 * 1024
 """Largest buffer local to a kernel that stays on the stack; larger ones come from the workspace."""
+WORKSPACE_ALIGNMENT = 64
+"""As `ALIGNMENT` of freestanding.c."""
 PARALLEL_CHUNKS = 64
 """Iterations of every parallel loop, as `CHUNKS` of the C runtime's pool.c."""
 _PLAIN_C = 1
 """`calling_conv` of a function that TVM's MakePackedAPI leaves as it is."""
+_NAMES_EXTREMES = "tcomp.names_extremes"
+"""Attribute of functions for CPUs that have LLVM's `maximum` and `minimum`."""
 _PIPELINE = "tcomp_plain_c"
 _OPT_LEVEL = 1
 """Of LLVM. Templates vectorise and unroll themselves: levels 2 and 3 take a fifth more of a build's time,
 make kernels no faster (0.2% over those of four models), and spill more registers on AVX-512."""
 _TENSOR_DATA, _ANY_VALUE = 1, 15
 """Fields of DLTensor and of TVM's argument slots, by their numbers in TVM's `TVMStructFieldKind`."""
-_OBJECT_HEADER_BYTES = 24
-"""What precedes the DLTensor in a TVM tensor object."""
+_DLTENSOR_AT = {"objects": 24, "dltensors": 0}
+"""Where an argument of a packed function has its DLTensor: TVM's tensor objects have a header before it."""
+Tensors = Literal["objects", "dltensors"]
+"""What TVM gives to a packed function: objects in one process, DLTensors in its RPC server."""
 
 
 def to_c_abi(function: PrimFunc, symbol: str | None = None) -> PrimFunc:
@@ -54,10 +61,10 @@ def to_c_abi(function: PrimFunc, symbol: str | None = None) -> PrimFunc:
     return tirx.PrimFunc(pointers, body, ret_type=tvm.ir.PrimType("int32")).with_attrs(attrs)
 
 
-def packed_entry(function: PrimFunc, kernel: Any, symbol: str) -> PrimFunc:
+def packed_entry(function: PrimFunc, kernel: Any, symbol: str, tensors: Tensors) -> PrimFunc:
     """A function that TVM finds under `symbol` and that only calls `kernel`, the GlobalVar of the plain one.
 
-    Its arguments are TVM tensors. They are not checked here (`KernelRunner` does): checks as TVM emits
+    Its arguments are `tensors`. They are not checked here (`KernelRunner` does): checks as TVM emits
     them take as long to compile as a small kernel.
     """
     handle = tvm.ir.PointerType(tvm.ir.PrimType("void"))
@@ -66,7 +73,7 @@ def packed_entry(function: PrimFunc, kernel: Any, symbol: str) -> PrimFunc:
     pointers: list[Any] = []
     for index, buffer in enumerate(function.params):
         held = tirx.tvm_struct_get(parameters[1], index, _ANY_VALUE, handle)
-        tensor = tirx.handle_add_byte_offset(held, _OBJECT_HEADER_BYTES)
+        tensor = tirx.handle_add_byte_offset(held, _DLTENSOR_AT[tensors])
         data = tirx.tvm_struct_get(tensor, 0, _TENSOR_DATA, handle)
         pointers.append(tirx.reinterpret(tirx.buffer.buffer_data_pointer_type(buffer), data))
     status = tvm.ir.Call(kernel, pointers, ret_ty=tvm.ir.PrimType("int32"))
@@ -76,19 +83,23 @@ def packed_entry(function: PrimFunc, kernel: Any, symbol: str) -> PrimFunc:
     return tirx.PrimFunc(parameters, body, ret_type=tvm.ir.PrimType("int32")).with_attrs(attrs)
 
 
-def build(functions: Mapping[str, PrimFunc], target: Target, packed: str | None = None) -> Any:
+def build(
+    functions: Mapping[str, PrimFunc], target: Target, packed: str | None = None, tensors: Tensors = "objects"
+) -> Any:
     """A TVM runtime module with one plain C function for each of `functions`, by symbol.
 
     With `packed`, the kernels are private to the module, and one more function, of TVM's calling
-    convention and of that name, calls the only kernel there is.
+    convention and of that name, calls the only kernel there is with `tensors`.
     Raises BuildError when TVM or LLVM refuses the code.
     """
     module: dict[Any, PrimFunc] = {}
     for symbol, function in functions.items():
         variable = tvm.ir.GlobalVar(symbol)
-        module[variable] = to_c_abi(with_instructions(function, target), None if packed else symbol)
+        plain = to_c_abi(with_instructions(function, target), None if packed else symbol)
+        names_extremes = target.machine != "x86_64"
+        module[variable] = plain.with_attr(_NAMES_EXTREMES, True) if names_extremes else plain
         if packed is not None:
-            module[tvm.ir.GlobalVar(packed)] = packed_entry(function, variable, packed)
+            module[tvm.ir.GlobalVar(packed)] = packed_entry(function, variable, packed, tensors)
     try:
         return tirx.build(tvm.IRModule(module), target=_tvm_target(target), pipeline=_PIPELINE)
     except Exception as error:  # TVM raises many kinds, all of them meaning that the code cannot be built.
@@ -100,15 +111,40 @@ def build(functions: Mapping[str, PrimFunc], target: Target, packed: str | None 
 
 
 def object_code(functions: Mapping[str, PrimFunc], target: Target) -> bytes:
-    """The ELF object of `functions`. LLVM ends the process when a disk is full, so it writes to memory.
+    """The object of `functions`.
 
-    Raises BuildError as `build` does.
+    In objects for Apple's systems the functions are private to the library, as linkers there need no list of
+    what to export. Raises BuildError as `build` does.
     """
-    module = build(functions, target)
+    code = object_of(build(functions, target))
+    return MachO("the kernels' object", code).hidden() if target.system == "apple" else code
+
+
+def object_of(module: Any) -> bytes:
+    """The object of a built module. LLVM ends the process when a disk is full, so it writes to memory."""
     memory = os.memfd_create("tcomp-object")
     with os.fdopen(memory, "rb") as file:
         module.write_to_file(f"/proc/self/fd/{memory}", "o")
         return file.read()
+
+
+def workspace_bytes(function: PrimFunc, target: Target) -> int:
+    """An upper bound of the memory that `function` takes while one thread runs it, for its larger buffers."""
+    plain = to_c_abi(with_instructions(function, target), "kernel")
+    module = tvm.IRModule({tvm.ir.GlobalVar("kernel"): plain})
+    lower, _, _ = _pipeline()
+    lowered = lower(tirx.transform.BindTarget(_tvm_target(target).with_host(_tvm_target(target)))(module))
+    sizes: list[int] = []
+
+    def on_buffer(statement: Any) -> None:
+        nbytes = _nbytes(statement.buffer)
+        if nbytes is None:
+            raise BuildError(f"buffer {statement.buffer.name} has no fixed size, which a static arena needs")
+        sizes.append(0 if nbytes <= STACK_BYTES else -(-nbytes // WORKSPACE_ALIGNMENT) * WORKSPACE_ALIGNMENT)
+
+    for part in lowered.functions.values():
+        structural_walk(part.body, (tirx.AllocBuffer, on_buffer))
+    return sum(sizes)
 
 
 def needed_features(target: Target) -> list[str]:
@@ -179,6 +215,20 @@ def _chunk_parallel(function: Any) -> Any:
     return function.with_body(structural_map(function.body, (tirx.For, on_loop)))
 
 
+def _name_extremes(function: Any) -> Any:
+    """`max(a, b)` of floats as LLVM's `maximum`: one instruction on ARM, where TVM's comparison and choice
+    are two. NaN on either side stays NaN."""
+    if _NAMES_EXTREMES not in function.attrs:
+        return function
+
+    def on_node(node: Any) -> Any:
+        dtype = dtype_of(node)
+        name = "llvm.maximum" if isinstance(node, tirx.Max) else "llvm.minimum"
+        return tirx.call_llvm_pure_intrin(dtype, name, node.a, node.b) if dtype.startswith("float") else node
+
+    return function.with_body(structural_map(function.body, ((tirx.Max, tirx.Min), on_node)))
+
+
 def _return_zero(function: Any) -> Any:
     return function.with_body(tirx.SeqStmt([function.body, tirx.Return(tirx.const(0, "int32"))]))
 
@@ -235,6 +285,7 @@ def _pipeline() -> tuple[Any, Any, Any]:
             [
                 _map_plain("AddDeviceScope", _add_device_scope),
                 tirx.transform.LowerTVMBuiltin(),
+                _map_plain("NameExtremes", _name_extremes),
                 _map_plain("ReturnZero", _return_zero),
                 _map_plain("ChunkParallel", _chunk_parallel),
                 tirx.transform.LowerIntrin(),

@@ -20,7 +20,8 @@ from tcomp.tensor.knobs import Config
 from tcomp.tensor.template import Scheduled, schedule
 from tcomp.tvm_api import tvm
 
-_ENTRY = "main"
+ENTRY = "main"
+"""The name that TVM finds a kernel under."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,11 @@ class KernelRunner:
 
     def load(self) -> None:
         """Make the machine code now; without this the first run does."""
-        self.library[_ENTRY]
+        self.library[ENTRY]
 
     def run_prepared(self, arguments: Sequence[Any]) -> None:
         """One run with arguments that `prepare` made."""
-        self.library[_ENTRY](*arguments)
+        self.library[ENTRY](*arguments)
 
     def time(self, arrays: Sequence[Array], number: int = 1, repeat: int = 3) -> list[float]:
         """Seconds of one run, averaged over `number` runs, `repeat` times; the first run is not counted."""
@@ -56,7 +57,7 @@ class KernelRunner:
 
     def time_prepared(self, arguments: Sequence[Any], number: int = 1, repeat: int = 3) -> list[float]:
         """As `time`, with arguments that `prepare` made."""
-        evaluator = self.library.time_evaluator(_ENTRY, tvm.cpu(), number=number, repeat=repeat)
+        evaluator = self.library.time_evaluator(ENTRY, tvm.cpu(), number=number, repeat=repeat)
         return [float(seconds) for seconds in evaluator(*arguments).results]
 
     def clock_prepared(self, arguments: Sequence[Any], repeat: int) -> list[float]:
@@ -64,7 +65,7 @@ class KernelRunner:
 
         What calling from Python adds, a few microseconds, is in these times.
         """
-        entry, times = self.library[_ENTRY], list[float]()
+        entry, times = self.library[ENTRY], list[float]()
         for _ in range(repeat):
             begin = perf_counter()
             entry(*arguments)
@@ -74,16 +75,7 @@ class KernelRunner:
     def prepare(self, arrays: Sequence[Array]) -> list[Any]:
         """Device tensors for the function's parameters: inputs packed, scratch and outputs allocated."""
         require_runnable(self.target)
-        inputs = self.kernel.body.inputs
-        if len(arrays) != len(inputs):
-            raise InputError(f"kernel {self.kernel.label} takes {len(inputs)} arrays, not {len(arrays)}")
-        arguments: list[Any] = []
-        for index, (value, array) in enumerate(zip(inputs, arrays, strict=True)):
-            _check(self.kernel, index, value.type, array)
-            packing = self.scheduled.packing.get(index)
-            arguments.append(_to_tensor(array if packing is None else packing.pack(array)))
-        outputs = [v.type for v in self.kernel.body.outputs]
-        return arguments + [_empty(t) for t in (*self.scheduled.scratch, *outputs)]
+        return kernel_arguments(self.kernel, self.scheduled, arrays, tvm.cpu())
 
     def source(self, kind: str = "asm") -> str:
         """The generated code: `asm` or `ll` (LLVM IR)."""
@@ -104,8 +96,25 @@ def build_kernel(kernel: Kernel, target: Target, config: Config | None = None) -
 
 def build_scheduled(kernel: Kernel, scheduled: Scheduled, target: Target) -> KernelRunner:
     """Compile an already scheduled kernel in memory."""
-    library = c_abi.build({"kernel": scheduled.function}, target, packed=_ENTRY)
+    library = c_abi.build({"kernel": scheduled.function}, target, packed=ENTRY)
     return KernelRunner(kernel, target, scheduled, library)
+
+
+def kernel_arguments(kernel: Kernel, scheduled: Scheduled, arrays: Sequence[Array], device: Any) -> list[Any]:
+    """Tensors on `device` for the function's parameters: inputs packed, scratch and outputs allocated.
+
+    Raises InputError when `arrays` differ from the kernel's inputs in count, shape or dtype.
+    """
+    inputs = kernel.body.inputs
+    if len(arrays) != len(inputs):
+        raise InputError(f"kernel {kernel.label} takes {len(inputs)} arrays, not {len(arrays)}")
+    arguments: list[Any] = []
+    for index, (value, array) in enumerate(zip(inputs, arrays, strict=True)):
+        _check(kernel, index, value.type, array)
+        packing = scheduled.packing.get(index)
+        arguments.append(_to_tensor(array if packing is None else packing.pack(array), device))
+    outputs = [v.type for v in kernel.body.outputs]
+    return arguments + [_empty(t, device) for t in (*scheduled.scratch, *outputs)]
 
 
 def _check(kernel: Kernel, index: int, expected: TensorType, array: Array) -> None:
@@ -114,12 +123,12 @@ def _check(kernel: Kernel, index: int, expected: TensorType, array: Array) -> No
         raise InputError(f"input {index} of kernel {kernel.label} is {found}; it must be {expected}")
 
 
-def _empty(type_: TensorType) -> Any:
-    return tvm.runtime.empty(type_.static_shape, type_.dtype, tvm.cpu())
+def _empty(type_: TensorType, device: Any) -> Any:
+    return tvm.runtime.empty(type_.static_shape, type_.dtype, device)
 
 
-def _to_tensor(array: Array) -> Any:
-    tensor = tvm.runtime.empty(array.shape, array.dtype.name, tvm.cpu())
+def _to_tensor(array: Array, device: Any) -> Any:
+    tensor = tvm.runtime.empty(array.shape, array.dtype.name, device)
     if array.size:
         tensor.copyfrom(np.ascontiguousarray(array).reshape(array.shape))
     return tensor

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-import mmap
 import subprocess
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
+from tcomp.codegen.android import stand_ins
+from tcomp.codegen.check import check_library
 from tcomp.codegen.toolchain import Toolchain
 from tcomp.errors import BuildError
-from tcomp.runtime.elf import SharedLibrary
+from tcomp.target.target import Target
 
 SOURCES = Path(__file__).parent / "c"
-RUNTIME = ("context.c", "pool.c", "cpu.c", "blake2b.c")
-ALLOWED_LIBRARIES = (
-    "libc", "libm", "libdl", "libpthread", "ld-linux-x86-64", "ld-linux-aarch64", "ld-linux-armhf"
-)  # fmt: skip
-"""What every system of a target has: the C library and its loader."""
+RUNTIME = ("context.c", "variant.c", "pool.c", "workspace.c", "affinity.c", "cpu.c", "blake2b.c")
 _TELLING = (" error: ", ": undefined reference", "No space left")
 _EXPORTS = "{ global: tcomp_*; local: *; };\n"
+Runtime = Literal["threads", "serial", "freestanding"]
+"""What is around the kernels: threads of the system, none, or no system at all."""
+SERIAL_FLAGS = ("-D_Thread_local=", "-DMAX_THREADS=1")
+"""And the folder `serial` of SOURCES before the system's headers."""
+COMPILER_FLAGS = ("-std=gnu11", "-O2", "-fPIC", "-fvisibility=hidden")
+LINKER_OPTIONS = (
+    "--version-script=exports.map", "-z", "defs", "-z", "relro", "-z", "now", "-z", "noexecstack",
+    "-Bsymbolic", "--as-needed", "--build-id=none", "--strip-debug", "--gc-sections",
+)  # fmt: skip
 
 
 def compile_c(
@@ -28,50 +36,68 @@ def compile_c(
 
     Raises BuildError with the compiler's first error line.
     """
-    flags = ["-std=gnu11", "-O2", "-fPIC", "-fvisibility=hidden", f"-I{SOURCES}", *more_flags, "-c"]
+    flags = [*COMPILER_FLAGS, f"-I{SOURCES}", *more_flags, "-c"]
     objects = [folder / source.with_suffix(".o").name for source in sources]
     for source, result in zip(sources, objects, strict=True):
-        _execute(toolchain, [*flags, str(source), "-o", str(result)], folder)
+        _execute(toolchain, [*toolchain.command, *flags, str(source), "-o", str(result)], folder)
     return objects
 
 
-def link(toolchain: Toolchain, objects: Sequence[Path], output: Path, folder: Path) -> None:
+def write_exports(folder: Path) -> None:
+    """Write exports.map, which LINKER_OPTIONS name, into `folder`."""
+    (folder / "exports.map").write_text(_EXPORTS)
+
+
+def link(
+    toolchain: Toolchain, target: Target, objects: Sequence[Path], output: Path, folder: Path, name: str = ""
+) -> None:
     """Link `objects` into the shared library `output`, which exports the public interface alone.
 
-    Raises BuildError when a symbol is undefined or the library would need more than libc.
+    `name` is what the file will be called, if not as `output`. `folder` takes what is made on the way.
+    Raises BuildError when a symbol is undefined or the library is not as the system of `target` wants it.
     """
-    exports = folder / "exports.map"
-    exports.write_text(_EXPORTS)
-    flags = [
-        "-shared", "-static-libgcc", f"-Wl,--version-script={exports}", "-Wl,-z,defs", "-Wl,-z,relro,-z,now",
-        "-Wl,-z,noexecstack", "-Wl,--as-needed", "-Wl,--build-id=none", "-Wl,--strip-debug",
-    ]  # fmt: skip
-    _execute(toolchain, [*flags, "-o", str(output), *map(str, objects), "-lm", "-lpthread"], folder)
-    check_self_contained(output)
+    if target.system == "apple":
+        command = [*toolchain.command, "-dynamiclib", "-install_name", f"@rpath/{name or output.name}"]
+        _execute(toolchain, [*command, "-o", str(output), *map(str, objects)], folder)
+        return check_library(output, target)
+    write_exports(folder)
+    options = [*LINKER_OPTIONS, *toolchain.linker_options]
+    if target.system == "android":  # Its build tools read the name that a library holds.
+        options += ["-soname", name or output.name]
+    inputs = [str(path) for path in objects]
+    if toolchain.linker:
+        command = [*toolchain.linker, "-shared", *options]
+        inputs += stand_ins(toolchain, folder, partial(_execute, toolchain, folder=folder))
+    else:
+        command = [*toolchain.command, "-shared", "-static-libgcc"]
+        command += [word for option in options for word in ("-Xlinker", option)]
+        inputs += toolchain.libraries
+    _execute(toolchain, [*command, "-o", str(output), *inputs], folder)
+    check_library(output, target)
 
 
-def check_self_contained(path: Path) -> None:
-    """Raise BuildError when the library at `path` needs anything but libc, libm and the loader."""
-    with (
-        path.open("rb") as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
-        memoryview(data) as view,
-    ):
-        library = SharedLibrary(str(path), view)
-        needed, symbols = library.needed, library.symbols
-    foreign = [name for name in needed if name.split(".so")[0] not in ALLOWED_LIBRARIES]
-    if foreign:
-        raise BuildError(f"{path.name} needs {', '.join(foreign)}; only libc and libm may be needed")
-    missing = [s.name for s in symbols if not s.defined and s.name.lstrip("_").lower().startswith("tvm")]
-    if missing:
-        raise BuildError(f"{path.name} needs {', '.join(missing)} of TVM's runtime")
-    leaked = [s.name for s in symbols if s.defined and not s.name.startswith("tcomp_")]
-    if leaked:
-        raise BuildError(f"{path.name} exports {', '.join(leaked[:3])}; only tcomp_* may be exported")
+def link_object(toolchain: Toolchain, objects: Sequence[Path], output: Path, folder: Path) -> None:
+    """Make one object `output` of `objects`, which another linker makes part of a program."""
+    command = [*toolchain.linker, "-r"] if toolchain.linker else [*toolchain.command, "-r", "-nostdlib"]
+    _execute(toolchain, [*command, "-o", str(output), *map(str, objects)], folder)
 
 
-def _execute(toolchain: Toolchain, arguments: Sequence[str], folder: Path) -> None:
-    command = [*toolchain.command, *arguments]
+def link_static(toolchain: Toolchain, objects: Sequence[Path], output: Path, folder: Path) -> None:
+    """Link `objects`, one with a `main`, into the executable `output`, which needs no file beside it.
+
+    `toolchain` is one of `find_static_toolchain`. Raises BuildError when a symbol is undefined.
+    """
+    command = [*toolchain.command, "-s", "-Wl,--gc-sections", "-o", str(output), *map(str, objects)]
+    _execute(toolchain, [*command, "-lm", "-lpthread"], folder)
+
+
+def link_plugin(toolchain: Toolchain, objects: Sequence[Path], output: Path, folder: Path) -> None:
+    """Link `objects` into the library `output`; the program that loads it has its undefined symbols."""
+    command = [*toolchain.command, "-shared", "-o", str(output), *map(str, objects), "-lm"]
+    _execute(toolchain, command, folder)
+
+
+def _execute(toolchain: Toolchain, command: Sequence[str], folder: Path) -> None:
     try:
         result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     except OSError as error:

@@ -82,10 +82,10 @@ def multiply_add_rate() -> Callable[[], float]:
 
 
 def _compile(folder: Path) -> ctypes.CDLL:
-    toolchain, vector_bytes = native_toolchain(), host_target().vector_bits // 8
-    flags = ["-O3", "-march=native", "-ffp-contract=fast", f"-DVECTOR_BYTES={vector_bytes}"]
+    toolchain, target = native_toolchain(), host_target()
+    flags = ["-O3", "-march=native", "-ffp-contract=fast", f"-DVECTOR_BYTES={target.vector_bits // 8}"]
     objects = compile_c(toolchain, [SOURCES / "machine.c"], folder, flags)
-    link(toolchain, objects, folder / "machine.so", folder)
+    link(toolchain, target, objects, folder / "machine.so", folder)
     library = ctypes.CDLL(str(folder / "machine.so"))
     library.tcomp_machine_multiply_add.restype = ctypes.c_double
     library.tcomp_machine_multiply_add.argtypes = (ctypes.c_int64,)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from tcomp.plan.program import Copy, Place, Program, Run, Tensor
 from tcomp.runtime.stamp import ABI_VERSION, DIGEST_BYTES, MAGIC, STAMP_BYTES
@@ -17,9 +18,21 @@ C_DTYPES = {
 """How C programs hold elements; half-precision floats are their bits."""
 
 
-def kernel_symbol(program: Program, index: int) -> str:
-    """The C name of a kernel's function."""
-    return f"kernel{index}_{identifier(program.kernels[index].kernel.label)}"
+@dataclass(frozen=True)
+class VariantCode:
+    """The code of a library for one kind of CPU. `features` are those it needs, by LLVM's names."""
+
+    target: Target
+    program: Program
+    features: Sequence[str]
+    symbols: Sequence[str]
+    """The C function of each kernel; variants share those that came out the same."""
+
+
+def kernel_symbol(program: Program, index: int, variant: int) -> str:
+    """The C name of a kernel's function: for any number of variants up to 26 of the same length."""
+    letter = chr(ord("a") + variant)
+    return f"kernel{index}{letter}_{identifier(program.kernels[index].kernel.label)}"
 
 
 def identifier(text: str) -> str:
@@ -28,10 +41,20 @@ def identifier(text: str) -> str:
     return f"_{name}" if not name or name[0].isdigit() else name
 
 
+def api_symbol(program: Program) -> str:
+    """The C name of the function that answers the table of this library's functions."""
+    return f"tcomp_api_{identifier(program.name)}"
+
+
 def model_source(
-    program: Program, target: Target, features: Sequence[str], embed: bool, digest: bytes
+    variants: Sequence[VariantCode], cores: Sequence[tuple[int, int]], embed: bool, digest: bytes
 ) -> str:
-    """model.c."""
+    """model.c.
+
+    The programs of all `variants`, the preferred one first, share order, arena and weights. `cores` are
+    those that name themselves, slowest first, each with the index of the variant for it.
+    """
+    program = variants[0].program
     weights = "tcomp_weights" if embed and program.weights_bytes else "NULL"
     digest_bytes = ", ".join(str(b) for b in digest)
     return "\n".join(
@@ -41,8 +64,9 @@ def model_source(
             "#include <string.h>",
             "",
             *_stamp(),
+            "extern const char tcomp_about[];",
             "",
-            *_prototypes(program),
+            *prototypes(variants),
             *(["extern const char tcomp_weights[];"] if weights != "NULL" else []),
             "",
             *_tensors("inputs", program.inputs),
@@ -52,12 +76,15 @@ def model_source(
             "    NULL,",
             "};",
             "",
-            *_run_function(program),
+            *_STEP,
+            *(line for index, variant in enumerate(variants) for line in _run_function(variant, index)),
+            "",
+            *_variants(variants, cores),
             "",
             "const tcomp_model_info tcomp_model = {",
             f"    .name = {_string(program.name)},",
-            f"    .target = {_string(f'{target.name} {target.isa}')},",
-            f"    .features = {_string(','.join(features))},",
+            f"    .target = {_string(f'{target_names(variants)} {instruction_sets(variants)}')},",
+            f"    .features = {_string(','.join(common_features(variants)))},",
             f"    .arena_bytes = {program.arena_bytes}u,",
             f"    .weights_bytes = {program.weights_bytes}u,",
             f"    .weights = {weights},",
@@ -68,22 +95,51 @@ def model_source(
             "    .inputs = inputs,",
             "    .outputs = outputs,",
             "    .step_labels = step_labels,",
-            "    .run = run,",
+            f"    .variant_count = {len(variants)},",
+            "    .variants = variants,",
+            f"    .core_count = {len(cores)},",
+            "    .cores = cores,",
+            "    .stamp = &stamp,",
+            "    .about = tcomp_about,",
             "};",
+            "",
+            f"TCOMP_PUBLIC const tcomp_api *{api_symbol(program)}(void) {{ return &tcomp_functions; }}",
             "",
         ]
     )
 
 
-def model_header(program: Program, target: Target) -> str:
+def target_names(variants: Sequence[VariantCode]) -> str:
+    """The names of the targets, with commas between."""
+    return ",".join(v.target.name for v in variants)
+
+
+def instruction_sets(variants: Sequence[VariantCode]) -> str:
+    """The instruction sets of the targets, each once, with commas between."""
+    return ",".join(dict.fromkeys(v.target.isa for v in variants))
+
+
+def common_features(variants: Sequence[VariantCode]) -> list[str]:
+    """The CPU features that all variants need, by LLVM's names."""
+    return sorted(set[str](variants[0].features).intersection(*(v.features for v in variants)))
+
+
+def model_header(variants: Sequence[VariantCode]) -> str:
     """model.h: shapes as macros."""
+    program = variants[0].program
     prefix = identifier(program.name).upper()
+    names, isas = target_names(variants), instruction_sets(variants)
     lines = [
-        f"/* {program.name}, compiled by tcomp for {target.name} ({target.isa}). */",
+        f"/* {program.name}, compiled by tcomp for {names} ({isas}). */",
         f"#ifndef {prefix}_H",
         f"#define {prefix}_H",
         "",
         '#include "tcomp.h"',
+        "",
+        "#ifdef __cplusplus",
+        'extern "C"',
+        "#endif",
+        f"const tcomp_api *{api_symbol(program)}(void); /* the functions of this library */",
         "",
         f"#define {prefix}_ABI_VERSION {ABI_VERSION}",
         f"#define {prefix}_INPUT_COUNT {len(program.inputs)}",
@@ -91,6 +147,12 @@ def model_header(program: Program, target: Target) -> str:
         f"#define {prefix}_ARENA_BYTES {program.arena_bytes}u",
         f"#define {prefix}_WEIGHTS_BYTES {program.weights_bytes}u",
     ]
+    return "\n".join([*lines, *tensor_macros(program), "", "#endif", ""])
+
+
+def tensor_macros(program: Program) -> list[str]:
+    """What a header says about inputs and outputs."""
+    prefix, lines = identifier(program.name).upper(), list[str]()
     for kind, tensors in (("INPUT", program.inputs), ("OUTPUT", program.outputs)):
         for index, tensor in enumerate(tensors):
             macro = f"{prefix}_{kind}{index}"
@@ -107,12 +169,20 @@ def model_header(program: Program, target: Target) -> str:
                 f"#define {macro}_ELEMENTS {elements}u",
                 f"#define {macro}_BYTES {tensor.type.nbytes}u",
             ]
-    return "\n".join([*lines, "", "#endif", ""])
+    return lines
 
 
 def weights_source(path: str) -> str:
     """Assembly that puts the file at `path` into read-only memory."""
-    return f"""    .section .rodata
+    return f"""#ifdef __APPLE__
+    .section __TEXT,__const
+    .p2align 6
+    .globl _tcomp_weights
+    .private_extern _tcomp_weights
+_tcomp_weights:
+    .incbin {_string(path)}
+#else
+    .section .rodata
     .balign 64
     .globl tcomp_weights
     .hidden tcomp_weights
@@ -121,12 +191,18 @@ tcomp_weights:
     .incbin {_string(path)}
     .size tcomp_weights, . - tcomp_weights
     .section .note.GNU-stack,"",%progbits
+#endif
 """
 
 
 def _stamp() -> list[str]:
     return [
-        '__attribute__((section(".tcomp"), used, aligned(8))) static const struct {',
+        "#ifdef __APPLE__",
+        '#define SECTION "__DATA,__tcomp"',
+        "#else",
+        '#define SECTION ".tcomp"',
+        "#endif",
+        "__attribute__((section(SECTION), used, aligned(8))) static const struct {",
         f"  char magic[{len(MAGIC)}];",
         "  uint32_t abi_version, stamp_bytes;",
         "  uint64_t file_bytes;",
@@ -137,14 +213,16 @@ def _stamp() -> list[str]:
     ]  # fmt: skip
 
 
-def _prototypes(program: Program) -> list[str]:
+def prototypes(variants: Sequence[VariantCode]) -> list[str]:
+    """Declarations of the kernels, each once."""
     lines: list[str] = []
-    for index, planned in enumerate(program.kernels):
-        read = len(planned.kernel.body.inputs)
-        written = len(planned.scheduled.scratch) + len(planned.kernel.body.outputs)
-        parameters = ", ".join(["const void *"] * read + ["void *"] * written)
-        lines.append(f"int32_t {kernel_symbol(program, index)}({parameters});")
-    return lines
+    for variant in variants:
+        for planned, symbol in zip(variant.program.kernels, variant.symbols, strict=True):
+            read = len(planned.kernel.body.inputs)
+            written = len(planned.scheduled.scratch) + len(planned.kernel.body.outputs)
+            parameters = ", ".join(["const void *"] * read + ["void *"] * written)
+            lines.append(f"int32_t {symbol}({parameters});")
+    return list(dict.fromkeys(lines))
 
 
 def _tensors(name: str, tensors: Sequence[Tensor]) -> list[str]:
@@ -160,25 +238,40 @@ def _tensors(name: str, tensors: Sequence[Tensor]) -> list[str]:
     return [*lines, "    {0},", "};"]
 
 
-def _run_function(program: Program) -> list[str]:
-    lines = [
-        "#define STEP(number, call)                                             \\",
-        "  {                                                                    \\",
-        "    uint64_t start = f->nanoseconds ? tcomp_now() : 0;                 \\",
-        "    if ((call) != 0) return number;                                    \\",
-        "    if (f->nanoseconds) f->nanoseconds[number] += tcomp_now() - start; \\",
-        "  }",
-        "",
-        "static int32_t run(const tcomp_frame *f) {",
-    ]
-    for number, step in enumerate(program.steps):
-        if isinstance(step, Run):
-            arguments = ", ".join(_pointer(place) for place in step.arguments)
-            call = f"{kernel_symbol(program, step.kernel)}({arguments})"
-        else:
-            call = _copy(step)
-        lines.append(f"  STEP({number}, {call})")
+_STEP = (
+    "#define STEP(number, call)                                              \\",
+    "  {                                                                     \\",
+    "    uint64_t start = f->nanoseconds ? tcomp_now() : 0;                  \\",
+    "    if (tcomp_pool_is_cancelled(f->pool) || (call) != 0) return number; \\",
+    "    if (f->nanoseconds) f->nanoseconds[number] += tcomp_now() - start;  \\",
+    "  }",
+    "",
+)
+
+
+def _run_function(variant: VariantCode, number: int) -> list[str]:
+    lines = [f"static int32_t run{number}(const tcomp_frame *f) {{"]
+    for index, step in enumerate(variant.program.steps):
+        lines.append(f"  STEP({index}, {step_call(variant, step)})")
     return [*lines, "  (void)f;", "  return -1;", "}"]
+
+
+def _variants(variants: Sequence[VariantCode], cores: Sequence[tuple[int, int]]) -> list[str]:
+    lines = ["static const tcomp_variant_info variants[] = {"]
+    for index, variant in enumerate(variants):
+        features = _string(",".join(variant.features))
+        lines.append(f"    {{{_string(variant.target.variant)}, {features}, run{index}}},")
+    lines += ["};", f"static const tcomp_core cores[{len(cores) + 1}] = {{"]  # C has no arrays of length 0.
+    lines += [f"    {{0x{core:x}, {index}}}," for core, index in cores]
+    return [*lines, "    {0, 0},", "};"]
+
+
+def step_call(variant: VariantCode, step: Run | Copy) -> str:
+    """A C expression that does the step of the frame `f`; zero when it went well."""
+    if isinstance(step, Copy):
+        return _copy(step)
+    arguments = ", ".join(_pointer(place) for place in step.arguments)
+    return f"{variant.symbols[step.kernel]}({arguments})"
 
 
 def _copy(step: Copy) -> str:

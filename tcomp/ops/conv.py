@@ -1,7 +1,8 @@
 """Convolutions over one, two and three spatial axes.
 
 Weights are plain [O, I/groups, *kernel] whatever the layouts are; the number of input channels of a
-blocked operand is known from them. There is no bias operand: it is an `add`.
+blocked operand is known from them. There is no bias operand: it is an `add`. What lies around the input has
+`pad_value`, the zero point of quantized numbers.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import numpy as np
 
 from tcomp.errors import TypeRuleError
 from tcomp.ops.shapes import (
-    accumulator,
     cast_tensor,
     element_type,
     exact,
     out_dtype,
+    product_dtype,
     same_dtype,
     static_shape,
+    summed,
 )
 from tcomp.ops.spatial import FIRST, Window, window_attrs
 from tcomp.relay.attributes import integer, text
@@ -28,7 +30,7 @@ from tcomp.relay.dims import Dim
 from tcomp.relay.graph import Attr, Attrs
 from tcomp.relay.layouts import PLAIN, channel_block, from_layout, layout_shape, to_layout
 from tcomp.relay.op import Cost, FusionKind, LayoutRule, Op, Sample, declare
-from tcomp.relay.types import Array, TensorType, numpy_dtype, type_of
+from tcomp.relay.types import Array, TensorType, type_of
 from tcomp.tvm_api import Tensor, te, tirx
 
 
@@ -67,7 +69,7 @@ def _evaluate(arrays: Sequence[Array], attrs: Attrs) -> list[Array]:
     plain = from_layout(exact(x), text(attrs, "data_layout"), weight.shape[1] * groups)
     window = Window.of(weight.shape[2:], attrs)
     spatial = _static(window.outputs(plain.shape[2:]))
-    padded = window.pad_array(plain, spatial, 0)
+    padded = window.pad_array(plain, spatial, integer(attrs, "pad_value"))
     batch, outputs = x.shape[0], weight.shape[0]
     kernel = exact(weight).reshape(groups, outputs // groups, *weight.shape[1:])
     total = np.zeros((batch, groups, outputs // groups, prod(spatial)), plain.dtype)
@@ -75,8 +77,8 @@ def _evaluate(arrays: Sequence[Array], attrs: Attrs) -> list[Array]:
         columns = view.reshape(batch, groups, weight.shape[1], -1)
         taps = kernel[(..., *offset)]
         total += taps * columns if weight.shape[1] == 1 else np.matmul(taps, columns)
-    dtype = numpy_dtype(out_dtype("conv", type_of(x).dtype, attrs))
-    result = total.reshape(batch, outputs, *spatial).astype(dtype)
+    dtype = out_dtype("conv", type_of(x).dtype, attrs)
+    result = summed(total.reshape(batch, outputs, *spatial), dtype)
     return [to_layout(result, text(attrs, "out_layout"))]
 
 
@@ -91,9 +93,10 @@ def _compute(inputs: Sequence[Tensor], attrs: Attrs, outputs: Sequence[TensorTyp
     group_outputs = out_channels // integer(attrs, "groups")
     data_block = channel_block(text(attrs, "data_layout"))
     out_block = channel_block(text(attrs, "out_layout"))
-    window, wide = Window.of(weight_shape[2:], attrs), accumulator(element_type(x))
+    window, wide = Window.of(weight_shape[2:], attrs), product_dtype(element_type(x))
     rank = len(window.kernel)
-    padded = window.pad_tensor(x, out_shape[FIRST : FIRST + rank], tirx.const(0, x.dtype))
+    around = tirx.const(integer(attrs, "pad_value"), x.dtype)
+    padded = window.pad_tensor(x, out_shape[FIRST : FIRST + rank], around)
     channel, taps = te.reduce_axis((0, group_inputs), name="ci"), window.axes()
 
     def element(*index: Any) -> Any:
@@ -163,13 +166,13 @@ def _evaluate_transpose(arrays: Sequence[Array], attrs: Attrs) -> list[Array]:
         taps = np.swapaxes(kernel[(..., *offset)], 1, 2)
         view += np.matmul(taps, columns).reshape(view.shape)
     keep = tuple(slice(b, e - f) for b, e, f in zip(window.begin, total.shape[2:], window.end, strict=True))
-    return [np.ascontiguousarray(total[(..., *keep)]).astype(x.dtype)]
+    return [summed(np.ascontiguousarray(total[(..., *keep)]), type_of(x).dtype)]
 
 
 def _compute_transpose(inputs: Sequence[Tensor], attrs: Attrs, outputs: Sequence[TensorType]) -> list[Tensor]:
     x, weight = inputs
     weight_shape, extents = static_shape(weight), static_shape(x)[2:]
-    window, wide = Window.of(weight_shape[2:], attrs), accumulator(element_type(x))
+    window, wide = Window.of(weight_shape[2:], attrs), product_dtype(element_type(x))
     group_inputs, group_outputs = weight_shape[0] // integer(attrs, "groups"), weight_shape[1]
     channel, taps = te.reduce_axis((0, group_inputs), name="ci"), window.axes()
 
@@ -233,6 +236,15 @@ _SAMPLES = {
         _sample((1, 3, 6, 6), (4, 3, 3, 3), "float16", 5e-3),
         _sample((1, 3, 6, 6), (4, 3, 3, 3), "bfloat16", 4e-2),
         _sample((1, 3, 6, 6), (4, 3, 3, 3), "int32"),
+        _sample((1, 3, 6, 6), (4, 3, 3, 3), "int8", 0.0, padding=(1,) * 4, pad_value=-3, out_dtype="int32"),
+        _sample(
+            (1, 2, 7, 5, 4), (12, 8, 3, 3), "int8", 0.0, padding=(1,) * 4, pad_value=5,
+            data_layout="NCHW4c", out_layout="NCHW4c", out_dtype="int32",
+        ),
+        _sample(
+            (1, 2, 7, 5, 4), (10, 6, 1, 1), "int8", 0.0,
+            data_layout="NCHW4c", out_layout="NCHW4c", out_dtype="int32",
+        ),
         _sample(
             (1, 2, 6, 5, 16), (32, 32, 3, 3), "float16", 4e-3, padding=(1,) * 4,
             data_layout=BLOCKED, out_layout=BLOCKED, out_dtype="float32",
@@ -272,6 +284,7 @@ for _rank in (1, 2, 3):
                 "data_layout": PLAIN,
                 "out_layout": PLAIN,
                 "out_dtype": "",
+                "pad_value": 0,
             },
             arity=(2, 2),
             layout=LayoutRule.CONVOLUTION,

@@ -1,7 +1,8 @@
 """Matrix multiplication with numpy's semantics.
 
 `out_dtype` names another element type of the result: products of half-precision operands, summed in
-float32, may stay float32. Without it the result has the operands' type.
+float32, may stay float32, and those of int8, summed in int32, may stay int32. Without it the result has the
+operands' type.
 """
 
 from __future__ import annotations
@@ -13,20 +14,21 @@ import numpy as np
 
 from tcomp.errors import TypeRuleError
 from tcomp.ops.shapes import (
-    accumulator,
     broadcast_index,
     broadcast_shapes,
     cast_tensor,
     exact,
     out_dtype,
+    product_dtype,
     same_dtype,
     static_shape,
+    summed,
 )
 from tcomp.relay.attributes import flag
 from tcomp.relay.dims import Dim
 from tcomp.relay.graph import Attr, Attrs
 from tcomp.relay.op import Cost, FusionKind, Op, Sample, declare
-from tcomp.relay.types import Array, TensorType, numpy_dtype, type_of
+from tcomp.relay.types import Array, TensorType, type_of
 from tcomp.tvm_api import Tensor, te
 
 
@@ -57,8 +59,8 @@ def _evaluate(arrays: Sequence[Array], attrs: Attrs) -> list[Array]:
         np.swapaxes(x, -1, -2) if flag(attrs, name) else x
         for x, name in zip(arrays, _TRANSPOSES, strict=True)
     )
-    result = numpy_dtype(out_dtype("matmul", type_of(a).dtype, attrs))
-    return [np.asarray(np.matmul(exact(a), exact(b))).astype(result)]
+    result = out_dtype("matmul", type_of(a).dtype, attrs)
+    return [summed(np.asarray(np.matmul(exact(a), exact(b))), result)]
 
 
 def _compute(inputs: Sequence[Tensor], attrs: Attrs, outputs: Sequence[TensorType]) -> list[Tensor]:
@@ -66,7 +68,7 @@ def _compute(inputs: Sequence[Tensor], attrs: Attrs, outputs: Sequence[TensorTyp
     transpose_a, transpose_b = (flag(attrs, name) for name in _TRANSPOSES)
     a_shape, b_shape = static_shape(a), static_shape(b)
     a_rank, b_rank = len(a_shape), len(b_shape)
-    wide = accumulator(str(a.dtype))
+    wide = product_dtype(str(a.dtype))
     depth = te.reduce_axis((0, a_shape[-2 if transpose_a else -1]), name="k")
 
     def product(*index: Any) -> Any:
@@ -120,6 +122,7 @@ declare(
             _sample((4, 32), (32, 6), "bfloat16", 2e-2),
             _sample((20, 48), (48, 40), "float16", 4e-3, out_dtype="float32"),
             _sample((20, 48), (48, 40), "bfloat16", 1e-5, out_dtype="float32"),
+            _sample((20, 50), (50, 40), "int8", 0.0, out_dtype="int32"),
         ),
     )
 )

@@ -58,15 +58,20 @@ def accumulator(dtype: str) -> str:
     return "float32" if dtype in ("float16", "bfloat16") else dtype
 
 
+def product_dtype(dtype: str) -> str:
+    """The element type in which products of two `dtype` matrices or images are summed."""
+    return "int32" if dtype == "int8" else accumulator(dtype)
+
+
 def out_dtype(op: str, dtype: str, attrs: Attrs) -> str:
     """The result's element type: attribute `out_dtype`, or that of the operands.
 
     Raises TypeRuleError unless it is theirs or the one in which their products are summed.
     """
     chosen = text(attrs, "out_dtype") or dtype
-    if chosen not in (dtype, accumulator(dtype)):
+    if chosen not in (dtype, product_dtype(dtype)):
         raise TypeRuleError(
-            f"`{op}`: out_dtype is {chosen}; products of {dtype} give {dtype} or {accumulator(dtype)}"
+            f"`{op}`: out_dtype is {chosen}; products of {dtype} give {dtype} or {product_dtype(dtype)}"
         )
     return chosen
 
@@ -77,13 +82,21 @@ def widened(array: Array) -> Array:
 
 
 def exact(array: Array) -> Array:
-    """`array` in the element type in which the reference sums products: float64 for floats.
+    """`array` in the element type in which the reference sums products: float64 for floats and int8.
+
+    Sums of int8 products need no rounding there, and numpy's linear algebra is fast.
 
     A reference that rounds like what it judges cannot tell which of the two is off. And models that amplify
     rounding, such as those whose weights are all equal, would depend on numpy's linear algebra library.
     """
     wide = widened(array)
-    return wide.astype(np.float64) if wide.dtype.kind == "f" else wide
+    return wide.astype(np.float64) if wide.dtype.kind == "f" or wide.dtype == np.int8 else wide
+
+
+def summed(total: Array, dtype: str) -> Array:
+    """Sums of `exact` products as `dtype`; integers wrap around."""
+    wide = total.astype(np.int64) if numpy_dtype(dtype).kind in "iu" else total
+    return wide.astype(numpy_dtype(dtype))
 
 
 def static_shape(tensor: Tensor) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """Kernels in order, buffers at fixed offsets in one arena, constants packed."""
 
-from tcomp.plan.planner import distinct_kernels, plan
+from tcomp.plan.planner import distinct_kernels, plan, plan_variants
 from tcomp.plan.program import Program
 
-__all__ = ["Program", "distinct_kernels", "plan"]
+__all__ = ["Program", "distinct_kernels", "plan", "plan_variants"]

@@ -35,8 +35,17 @@ def plan(graph: Graph, scheduled: ScheduledKernels) -> Program:
     `scheduled` has each kernel by its key.
     Raises UnsupportedError for any other node, GraphError for symbolic shapes.
     """
+    return plan_variants(graph, [scheduled])[0]
+
+
+def plan_variants(graph: Graph, variants: Sequence[ScheduledKernels]) -> tuple[Program, ...]:
+    """One program for each of `variants`, which schedule the same kernels. Order, arena, weights are common.
+
+    A constant that several variants pack alike is stored once. Scratch has room for what any of them needs.
+    Raises as `plan` does.
+    """
     buffers = Buffers.of(graph)
-    kernels = _Kernels.of(graph, scheduled)
+    kernels = [_Kernels.of(graph, scheduled) for scheduled in variants]
     jobs = jobs_of(graph, buffers)
     tasks = _tasks(graph, jobs, buffers, kernels)
     sizes = {
@@ -59,23 +68,30 @@ def plan(graph: Graph, scheduled: ScheduledKernels) -> Program:
     }
     constants = _Constants()
     memory = _Memory(buffers, places, constants)
-    steps: list[Step] = []
-    for step, index in enumerate(ordering.order):
-        job = jobs[index]
-        if isinstance(job, Node):
-            steps.append(_run(job, kernels, memory, scratch.get(step, 0)))
-        else:
-            steps.append(memory.copy(job))
-    return Program(
-        name=graph.name,
-        inputs=tuple(Tensor(v.name or f"input{i}", v.type) for i, v in enumerate(graph.inputs)),
-        outputs=tuple(Tensor(v.name or f"output{i}", v.type) for i, v in enumerate(graph.outputs)),
-        kernels=tuple(kernels.distinct.values()),
-        steps=tuple(steps),
-        constants=tuple(constants.entries.values()),
-        arena_bytes=arena.nbytes,
-        live_bytes=ordering.live_bytes,
-        weights_bytes=constants.end,
+    ordered = [jobs[index] for index in ordering.order]
+    steps = [_steps(ordered, one, memory, scratch) for one in kernels]
+    return tuple(
+        Program(
+            name=graph.name,
+            inputs=tuple(Tensor(v.name or f"input{i}", v.type) for i, v in enumerate(graph.inputs)),
+            outputs=tuple(Tensor(v.name or f"output{i}", v.type) for i, v in enumerate(graph.outputs)),
+            kernels=tuple(one.distinct.values()),
+            steps=of_variant,
+            constants=tuple(constants.entries),
+            arena_bytes=arena.nbytes,
+            live_bytes=ordering.live_bytes,
+            weights_bytes=constants.end,
+        )
+        for one, of_variant in zip(kernels, steps, strict=True)
+    )
+
+
+def _steps(
+    jobs: Sequence[Job], kernels: _Kernels, memory: _Memory, scratch: Mapping[int, int]
+) -> tuple[Step, ...]:
+    return tuple(
+        _run(job, kernels, memory, scratch.get(step, 0)) if isinstance(job, Node) else memory.copy(job)
+        for step, job in enumerate(jobs)
     )
 
 
@@ -89,18 +105,18 @@ def distinct_kernels(graph: Graph) -> dict[str, Kernel]:
     return kernels
 
 
-def _tasks(graph: Graph, jobs: Sequence[Job], buffers: Buffers, kernels: _Kernels) -> list[Task]:
+def _tasks(graph: Graph, jobs: Sequence[Job], buffers: Buffers, variants: Sequence[_Kernels]) -> list[Task]:
     written_by = writers(graph, buffers, jobs)
     tasks: list[Task] = []
     for job in jobs:
         read = job.inputs if isinstance(job, Node) else (job.source,)
-        scratch = kernels.of_node[job].scheduled.scratch if isinstance(job, Node) else ()
+        scratch = max(k.scratch_bytes(job) for k in variants) if isinstance(job, Node) else 0
         tasks.append(
             Task(
                 reads=tuple(buffers.number(v) for v in read if not buffers.is_constant(v)),
                 writes=tuple(buffers.number(v) for v in written_values(job)),
                 after=frozenset[int]().union(*(written_by.get(v, ()) for v in read)),
-                scratch=sum(aligned(t.nbytes) for t in scratch),
+                scratch=scratch,
             )
         )
     return tasks
@@ -123,6 +139,9 @@ class _Kernels:
                 of_node[node] = distinct.setdefault(kernel.key, PlannedKernel(kernel, scheduled[kernel.key]))
         return _Kernels(of_node, distinct)
 
+    def scratch_bytes(self, node: Node) -> int:
+        return sum(aligned(t.nbytes) for t in self.of_node[node].scheduled.scratch)
+
     def index(self, node: Node) -> int:
         return list(self.distinct).index(self.of_node[node].kernel.key)
 
@@ -131,18 +150,33 @@ class _Kernels:
 class _Constants:
     """The weights blob: equal constants that are packed alike are stored once."""
 
-    entries: dict[tuple[str, str], PlannedConstant] = field(
-        default_factory=dict["tuple[str, str]", PlannedConstant]
-    )
+    entries: list[PlannedConstant] = field(default_factory=list[PlannedConstant])
     end: int = 0
+    _stored: dict[tuple[str, str], list[PlannedConstant]] = field(
+        default_factory=dict["tuple[str, str]", "list[PlannedConstant]"]
+    )
 
     def place(self, constant: Constant, packing: Packing | None, packed_for: str) -> Place:
+        """Where `constant` is. What it is `packed_for` is a name; variants may do that each in its way."""
         key = (_digest(constant), "" if packing is None else packed_for)
-        if key not in self.entries:
-            entry = PlannedConstant(constant, packing, self.end)
-            self.entries[key] = entry
-            self.end += aligned(entry.nbytes)
-        return Place("weights", self.entries[key].offset)
+        stored = self._stored.setdefault(key, [])
+        found = next((e for e in stored if _packed_alike(e, packing)), None)
+        if found is None:
+            found = PlannedConstant(constant, packing, self.end)
+            stored.append(found)
+            self.entries.append(found)
+            self.end += aligned(found.nbytes)
+        return Place("weights", found.offset)
+
+
+def _packed_alike(entry: PlannedConstant, packing: Packing | None) -> bool:
+    """Whether `packing` gives the bytes that `entry` stores: of packings of two schedules, results tell."""
+    if entry.packing is None or packing is None or entry.packing is packing:
+        return entry.packing is packing
+    data = entry.constant.data
+    return entry.packing.type == packing.type and (
+        entry.packing.pack(data).tobytes() == packing.pack(data).tobytes()
+    )
 
 
 def _digest(constant: Constant) -> str:

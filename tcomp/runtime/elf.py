@@ -10,8 +10,12 @@ from functools import cached_property
 from tcomp.errors import ArtifactError
 
 MACHINES = {3: "x86", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv"}
-_SHARED_OBJECT = 3
-_SECTION_STRING_TABLE, _SECTION_DYNAMIC, _SECTION_DYNAMIC_SYMBOLS, _SECTION_NO_BITS = 3, 6, 11, 8
+RELOCATABLE, SHARED_OBJECT = 1, 3
+"""Types of files: what a compiler writes, and a library."""
+_SECTION_SYMBOLS, _SECTION_DYNAMIC, _SECTION_NO_BITS, _SECTION_DYNAMIC_SYMBOLS = 2, 6, 8, 11
+_EXECUTABLE = 4
+"""A flag of sections."""
+SEGMENT_LOAD, SEGMENT_THREAD_LOCAL = 1, 7
 _TAG_NEEDED = 1
 _LOCAL, _WEAK = 0, 2
 """Bindings of symbols. Some linkers put local ones into the dynamic table, which means nothing."""
@@ -22,18 +26,21 @@ class _Layout:
     """How the tables of 32 or 64-bit files lie in memory: `struct` formats, and entries in one order."""
 
     header: str
-    """Type, machine, ..., section table offset, ..., its entry size, count, index of names."""
+    """Type, machine, version, entry, tables' offsets (segments, sections), flags, bytes, entry size and count
+    of segments, those of sections, index of names."""
+    segment: str
+    """Kind, ..., alignment."""
     section: str
     """Name, kind, flags, address, offset, size, link, ..."""
     dynamic: str
     symbol: str
-    symbol_fields: tuple[int, int, int]
-    """Where name, info and section index stand among the fields of a symbol."""
+    symbol_fields: tuple[int, int, int, int]
+    """Where name, info, section index and address stand among the fields of a symbol."""
 
 
 _LAYOUTS = {
-    1: _Layout("<HHIIIIIHHHHHH", "<IIIIIIIIII", "<iI", "<IIIBBH", (0, 3, 5)),
-    2: _Layout("<HHIQQQIHHHHHH", "<IIQQQQIIQQ", "<qQ", "<IBBHQQ", (0, 1, 3)),
+    1: _Layout("<HHIIIIIHHHHHH", "<8I", "<10I", "<iI", "<IIIBBH", (0, 3, 5, 1)),
+    2: _Layout("<HHIQQQIHHHHHH", "<IIQQQQQQ", "<IIQQQQIIQQ", "<qQ", "<IBBHQQ", (0, 1, 3, 4)),
 }
 """By the class byte of the identification."""
 
@@ -42,9 +49,15 @@ _LAYOUTS = {
 class Section:
     name: str
     kind: int
+    flags: int
+    address: int
     offset: int
     size: int
     link: int
+
+    @property
+    def is_code(self) -> bool:
+        return bool(self.flags & _EXECUTABLE)
 
 
 @dataclass(frozen=True)
@@ -58,13 +71,14 @@ class Symbol:
 
 @dataclass(frozen=True)
 class SharedLibrary:
-    """A parsed little-endian ELF shared library. `data` is its whole content.
+    """A parsed little-endian ELF shared library, or file of another type. `data` is its whole content.
 
-    Every property raises ArtifactError when the file is damaged.
+    Every property raises ArtifactError when the file is damaged or of another type.
     """
 
     path: str
     data: memoryview
+    file_type: int = SHARED_OBJECT
 
     @cached_property
     def machine(self) -> str:
@@ -73,24 +87,63 @@ class SharedLibrary:
 
     @cached_property
     def sections(self) -> tuple[Section, ...]:
-        *_, section_offset, entry_bytes, count, names_index = self._header
+        *_, section_offset, _, _, _, _, entry_bytes, count, names_index = self._header
         layout = self._layout
         if entry_bytes != struct.calcsize(layout.section) or names_index >= count:
             raise self._damaged("its section table is not valid")
         raw = [self._unpack(layout.section, section_offset + i * entry_bytes) for i in range(count)]
-        names = Section("", raw[names_index][1], raw[names_index][4], raw[names_index][5], 0)
-        return tuple(
-            Section(self._string(names, entry[0]), entry[1], entry[4], entry[5], entry[6]) for entry in raw
-        )
+        names = Section("", *raw[names_index][1:7])
+        return tuple(Section(self._string(names, entry[0]), *entry[1:7]) for entry in raw)
 
     def section(self, name: str) -> Section | None:
         """The section called `name`, checked to lie inside the file."""
         for section in self.sections:
             if section.name == name and section.kind != _SECTION_NO_BITS:
-                if section.offset + section.size > len(self.data):
-                    raise self._damaged(f"section {name} reaches past its end")
+                self._content(section)
                 return section
         return None
+
+    def _content(self, section: Section) -> memoryview:
+        if section.offset + section.size > len(self.data):
+            raise self._damaged(f"section {section.name} reaches past its end")
+        return self.data[section.offset : section.offset + section.size]
+
+    @cached_property
+    def segments(self) -> tuple[tuple[int, int], ...]:
+        """Kind and alignment of each piece that the loader reads."""
+        _, _, _, _, offset, _, _, _, entry_bytes, count, *_ = self._header
+        layout = self._layout.segment
+        if count and entry_bytes != struct.calcsize(layout):
+            raise self._damaged("its segment table is not valid")
+        raw = [self._unpack(layout, offset + i * entry_bytes) for i in range(count)]
+        if all(fields[0] != SEGMENT_LOAD for fields in raw):
+            raise self._damaged("it has nothing to load")
+        return tuple((fields[0], fields[-1]) for fields in raw)
+
+    @cached_property
+    def code(self) -> tuple[tuple[str, bytes], ...]:
+        """Executable memory, by section, without the data in it: symbols `$x` and `$d` mark the two."""
+        found: list[tuple[str, bytes]] = []
+        for section in self.sections:
+            if section.is_code and section.kind != _SECTION_NO_BITS:
+                content, is_code, start = bytes(self._content(section)), True, 0
+                end = section.address + section.size
+                marks = [mark for mark in self._marks if section.address <= mark[0] < end]
+                for address, next_is_code in (*marks, (end, False)):
+                    if is_code and address - section.address > start:
+                        found.append((section.name, content[start : address - section.address]))
+                    is_code, start = next_is_code, address - section.address
+        return tuple(found)
+
+    @cached_property
+    def _marks(self) -> list[tuple[int, bool]]:
+        """Addresses in order, and whether code follows."""
+        found = [
+            (address, name[1] == "x")
+            for name, _, _, address in self._table(_SECTION_SYMBOLS)
+            if name[:2] in ("$x", "$d")
+        ]
+        return sorted(found)
 
     @cached_property
     def needed(self) -> tuple[str, ...]:
@@ -106,16 +159,21 @@ class SharedLibrary:
 
     @cached_property
     def symbols(self) -> tuple[Symbol, ...]:
-        """The dynamic symbols: what the library exports and what it wants from others."""
-        found: list[Symbol] = []
+        """What the file gives to others, and what it wants from them: of a library, its dynamic symbols."""
+        kind = _SECTION_DYNAMIC_SYMBOLS if self.file_type == SHARED_OBJECT else _SECTION_SYMBOLS
+        table = self._table(kind)
+        return tuple(
+            Symbol(name, index != 0, bind == _WEAK) for name, bind, index, _ in table if bind != _LOCAL
+        )
+
+    def _table(self, kind: int) -> Iterator[tuple[str, int, int, int]]:
+        """Name, binding, section index and address of each symbol."""
         layout, places = self._layout.symbol, self._layout.symbol_fields
-        for section, strings in self._linked(_SECTION_DYNAMIC_SYMBOLS):
+        for section, strings in self._linked(kind):
             for offset in _entries(section, layout)[1:]:
                 fields = self._unpack(layout, offset)
-                name, info, index = (fields[place] for place in places)
-                if info >> 4 != _LOCAL:
-                    found.append(Symbol(self._string(strings, name), index != 0, info >> 4 == _WEAK))
-        return tuple(found)
+                name, info, index, address = (fields[place] for place in places)
+                yield self._string(strings, name), info >> 4, index, address
 
     def _linked(self, kind: int) -> Iterator[tuple[Section, Section]]:
         for section in self.sections:
@@ -126,18 +184,19 @@ class SharedLibrary:
 
     @cached_property
     def _header(self) -> tuple[int, ...]:
-        """Type, machine, section table offset, its entry size, count and the index of its names."""
+        """The fields of `_Layout.header`."""
+        fields = self._unpack(self._layout.header, 16)
+        if fields[0] != self.file_type:
+            wanted = "shared library" if self.file_type == SHARED_OBJECT else "object file"
+            raise ArtifactError(f"{self.path} is an ELF file but no {wanted}")
+        return fields
+
+    @cached_property
+    def _layout(self) -> _Layout:
         if bytes(self.data[:4]) != b"\x7fELF":
             raise ArtifactError(f"{self.path} is not a shared library (no ELF header); compile it again")
         if len(self.data) < 6 or self.data[4] not in _LAYOUTS or self.data[5] != 1:
             raise ArtifactError(f"{self.path} is not a little-endian library; compile for this machine")
-        kind, machine, _, _, _, sections, *_, entry, count, names = self._unpack(self._layout.header, 16)
-        if kind != _SHARED_OBJECT:
-            raise ArtifactError(f"{self.path} is an ELF file but no shared library")
-        return kind, machine, sections, entry, count, names
-
-    @property
-    def _layout(self) -> _Layout:
         return _LAYOUTS[self.data[4]]
 
     def _unpack(self, layout: str, offset: int) -> tuple[int, ...]:

@@ -45,6 +45,12 @@ class COptions(ctypes.Structure):
         ("allocator_user", ctypes.c_void_p),
         ("parallel", ctypes.c_void_p),
         ("parallel_user", ctypes.c_void_p),
+        ("cpus", ctypes.c_int32),
+        ("trust_weights", ctypes.c_int32),
+        ("cpu_mask", ctypes.c_uint64),
+        ("cancelled", ctypes.c_void_p),
+        ("cancelled_user", ctypes.c_void_p),
+        ("variant", ctypes.c_char_p),
     )
 
 
@@ -64,6 +70,7 @@ _FUNCTIONS: dict[str, tuple[object, tuple[object, ...]]] = {
     "tcomp_step_count": (ctypes.c_int32, ()),
     "tcomp_step_label": (ctypes.c_char_p, (ctypes.c_int32,)),
     "tcomp_create": (ctypes.c_int, (ctypes.POINTER(COptions), ctypes.POINTER(_CONTEXT))),
+    "tcomp_variant": (ctypes.c_char_p, (_CONTEXT,)),
     "tcomp_run": (ctypes.c_int, _BUFFERS),
     "tcomp_profile": (ctypes.c_int, (*_BUFFERS, ctypes.POINTER(ctypes.c_uint64), ctypes.c_int32)),
     "tcomp_set_threads": (ctypes.c_int, (_CONTEXT, ctypes.c_int32)),

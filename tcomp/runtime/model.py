@@ -37,7 +37,12 @@ class Model:
     """
 
     def __init__(
-        self, library: ctypes.CDLL, path: Path, threads: int = 0, weights: Path | None = None
+        self,
+        library: ctypes.CDLL,
+        path: Path,
+        threads: int = 0,
+        weights: Path | None = None,
+        variant: str | None = None,
     ) -> None:
         self._library = library
         self._path = path
@@ -52,8 +57,9 @@ class Model:
         self.outputs = tuple(
             tensor_info(library.tcomp_output(i).contents) for i in range(library.tcomp_output_count())
         )
-        self._context = _create(library, path, threads, weights)
+        self._context = _create(library, path, threads, weights, variant)
         self._finalizer = weakref.finalize(self, library.tcomp_destroy, self._context)
+        self.variant: str = library.tcomp_variant(self._context).decode()
 
     def __call__(self, *arrays: Any, **named: Any) -> list[Array]:
         """The outputs, as new arrays.
@@ -119,7 +125,7 @@ class Model:
 
     def new_context(self, threads: int = 0) -> Model:
         """Another model of the same library, with memory and threads of its own. 0 threads: all CPUs."""
-        return Model(self._library, self._path, threads, self._weights)
+        return Model(self._library, self._path, threads, self._weights, self.variant)
 
     def close(self) -> None:
         """Free the memory and end the threads; the model cannot be called any more."""
@@ -177,23 +183,31 @@ class Model:
             raise ArtifactError(f"model `{self.name}`: {self._library.tcomp_error(self._context).decode()}")
 
 
-def load(path: str | Path, threads: int = 0, weights: str | Path | None = None) -> Model:
+def load(
+    path: str | Path, threads: int = 0, weights: str | Path | None = None, variant: str | None = None
+) -> Model:
     """Load a compiled model. `threads` is how many it runs on, 0 meaning all CPUs of this process.
 
-    `weights` is the file with its weights, where they are separate: by default beside the library.
+    `weights` is the file with its weights, where they are separate: by default beside the library. Of a
+    library for several kinds of CPU, `variant` names the code to run: by default the best for this one.
     Raises ArtifactError for a file that is damaged, for another machine or of another ABI version.
     """
     library_path = Path(path)
     library = open_library(library_path)
-    if library.tcomp_weights_embedded():
-        return Model(library, library_path, threads)
-    return Model(library, library_path, threads, Path(weights or library_path.with_suffix(".weights")))
+    separate = None
+    if not library.tcomp_weights_embedded():
+        separate = Path(weights or library_path.with_suffix(".weights"))
+    return Model(library, library_path, threads, separate, variant)
 
 
-def _create(library: ctypes.CDLL, path: Path, threads: int, weights: Path | None) -> ctypes.c_void_p:
+def _create(
+    library: ctypes.CDLL, path: Path, threads: int, weights: Path | None, variant: str | None
+) -> ctypes.c_void_p:
     options = COptions(struct_bytes=ctypes.sizeof(COptions), threads=threads)
     if weights is not None:
         options.weights_path = str(weights).encode()
+    if variant is not None:
+        options.variant = variant.encode()
     context = ctypes.c_void_p()
     if library.tcomp_create(ctypes.byref(options), ctypes.byref(context)) != 0:
         raise ArtifactError(f"{path}: {library.tcomp_error(None).decode()}")

@@ -9,21 +9,22 @@ from __future__ import annotations
 import hashlib
 import mmap
 import struct
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 from tcomp.errors import ArtifactError
 from tcomp.runtime.elf import SharedLibrary
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 SECTION = ".tcomp"
 MAGIC = b"TCOMPLIB"
 DIGEST_BYTES = 32
 _LAYOUT = "<8sIIQ32s"
 STAMP_BYTES = struct.calcsize(_LAYOUT)
 _DIGEST_AT = STAMP_BYTES - DIGEST_BYTES
+_Found = TypeVar("_Found")
 
 
 def write_stamp(path: Path) -> None:
@@ -55,20 +56,30 @@ def check_stamp(path: Path, machine: str) -> None:
 
     Raises ArtifactError.
     """
+    found = read_artifact(path, lambda library: library.machine)
+    if found != machine:
+        raise ArtifactError(f"{path} is for {found}, this machine is {machine}; compile for it")
+
+
+def read_artifact(path: Path, read: Callable[[SharedLibrary], _Found]) -> _Found:
+    """What `read` finds in the artifact at `path`, of any machine, which is not loaded.
+
+    Raises ArtifactError for every file that is not a whole artifact of this ABI version.
+    """
     try:
         with path.open("rb") as file, _mapped(file) as view:
-            _check(SharedLibrary(str(path), view), machine)
+            library = SharedLibrary(str(path), view)
+            _check(library)
+            return read(library)
     except ValueError:  # mmap's word for an empty file
         raise ArtifactError(f"{path} is empty; compile it again") from None
     except OSError as error:
         raise ArtifactError(f"cannot read {path}: {error.strerror}") from None
 
 
-def _check(library: SharedLibrary, machine: str) -> None:
+def _check(library: SharedLibrary) -> None:
     path = library.path
     offset = _stamp_offset(library)
-    if library.machine != machine:
-        raise ArtifactError(f"{path} is for {library.machine}, this machine is {machine}; compile for it")
     magic, version, stamp_bytes, file_bytes, digest = struct.unpack_from(_LAYOUT, library.data, offset)
     if magic != MAGIC or (version == ABI_VERSION and stamp_bytes != STAMP_BYTES):
         raise ArtifactError(f"{path} has a damaged stamp; compile it again")

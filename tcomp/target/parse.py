@@ -1,9 +1,9 @@
-"""Targets as users write them: `llvm`, a tag, or a JSON dict."""
+"""Targets as users write them: `llvm`, a tag, a JSON dict; or several tags, with commas, for one library."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any, cast
@@ -11,12 +11,12 @@ from typing import Any, cast
 from tcomp.errors import TargetError
 from tcomp.target.arm import CORES, SYSTEMS, on_core
 from tcomp.target.host import host_target
-from tcomp.target.target import PRODUCT_FEATURES, TARGETS, Target
+from tcomp.target.target import FAST_DTYPES, PRODUCT_FEATURES, TARGETS, Target
 
 _LLVM_KEYS = ("mcpu", "mattr", "mtriple")
 _COUNTS = ("cores", "vector_bits", "vector_registers", "fma_ports")
 _ALLOWED = {"vector_bits": (128, 256, 512), "vector_registers": (16, 32)}
-_ARCHITECTURES = ("x86_64", "aarch64", "armv7a")
+_ARCHITECTURES = ("x86_64", "aarch64", "arm64", "armv7a")
 _KEYS = ("tag", "kind", "name", *_LLVM_KEYS, *_COUNTS, "cache_bytes", "features", "fast_dtype")
 
 
@@ -31,15 +31,51 @@ def parse_target(text: str) -> Target:
 
     Raises TargetError for unknown tags, keys and values.
     """
+    target, *others = parse_targets(text)
+    if others:
+        names = ", ".join(f"`{found.name}`" for found in (target, *others))
+        raise TargetError(
+            f"`{text}` names {1 + len(others)} targets, for one library; here, give one at a time: {names}"
+        )
+    return target
+
+
+def parse_targets(text: str) -> tuple[Target, ...]:
+    """The targets of one library: one, as `parse_target` reads it, or several tags.
+
+    `x86-64-v3,x86-64-v4`; `arm64-android+cortex-a55,cortex-a76`: cores that follow a system are on it.
+    Raises TargetError for what `parse_target` refuses, and for targets that no library can hold together.
+    """
     stripped = " ".join(text.split())
-    if stripped == "llvm":
-        return host_target()
     if stripped.startswith("{"):
-        return _from_json(stripped)
-    return _from_tag(stripped)
+        return (_from_json(stripped),)
+    found: list[Target] = []
+    system = ""
+    for tag in (part.strip() for part in stripped.split(",")):
+        on_system = bool(system) and tag in CORES
+        found.append(on_core(SYSTEMS[system], tag) if on_system else _from_tag(tag))
+        named = tag.partition("+")[0]
+        system = named if named in SYSTEMS else system
+    _check_together(found)
+    return tuple(found)
+
+
+def _check_together(targets: Sequence[Target]) -> None:
+    """Raise TargetError when one library cannot hold all `targets`."""
+    first = targets[0]
+    for index, target in enumerate(targets):
+        if (target.machine, target.system) != (first.machine, first.system):
+            raise TargetError(
+                f"`{first.name}` is {first.machine} on {first.system} and `{target.name}` is "
+                f"{target.machine} on {target.system}; a library is for one of them: compile each"
+            )
+        if target.variant in (other.variant for other in targets[:index]):
+            raise TargetError(f"target `{target.variant}` is named twice; once is enough")
 
 
 def _from_tag(tag: str) -> Target:
+    if tag == "llvm":
+        return host_target()
     if tag in TARGETS:
         return TARGETS[tag]
     system, plus, core = tag.partition("+")
@@ -87,21 +123,21 @@ def _from_json(text: str) -> Target:
 
 def _with_fast_dtype(target: Target, value: object) -> Target:
     """`target` with this `fast_dtype`, which for float16 needs the instructions."""
-    if value is not None and value not in PRODUCT_FEATURES:
-        known = ", ".join(f'"{name}"' for name in PRODUCT_FEATURES)
+    if value is not None and value not in FAST_DTYPES:
+        known = ", ".join(f'"{name}"' for name in FAST_DTYPES)
         raise TargetError(f"target key `fast_dtype` is {value!r}; it must be one of {known}, null")
     found = replace(target, fast_dtype=value)
     if value == "float16" and found.available() != found:
+        feature = PRODUCT_FEATURES.get((target.machine, value), "such instructions")
         raise TargetError(
-            f"target key `fast_dtype` is 'float16', but `{target.name}` lacks avx512fp16 in `features`"
+            f"target key `fast_dtype` is 'float16', but `{target.name}` lacks {feature} in `features`"
         )
     return found
 
 
 def _base(facts: Mapping[str, Any]) -> Target:
     if "tag" in facts:
-        tag = str(facts["tag"])
-        return host_target() if tag == "llvm" else _from_tag(tag)
+        return _from_tag(str(facts["tag"]))
     if "mcpu" in facts:
         return _from_tag(str(facts["mcpu"]))
     return host_target()

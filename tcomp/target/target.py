@@ -9,8 +9,16 @@ from typing import Any
 from tcomp.registry import Registry
 from tcomp.relay.types import numpy_dtype
 
-PRODUCT_FEATURES: Mapping[str, str] = {"float16": "avx512fp16", "bfloat16": "avx512bf16"}
-"""16-bit types and the CPU feature, by LLVM's name, that multiplies pairs of them."""
+FAST_DTYPES = ("float16", "bfloat16")
+"""The types that `Target.fast_dtype` may name."""
+PRODUCT_FEATURES: Mapping[tuple[str, str], str] = {
+    ("x86_64", "float16"): "avx512fp16",
+    ("x86_64", "bfloat16"): "avx512bf16",
+    ("aarch64", "float16"): "fullfp16",
+    ("aarch64", "bfloat16"): "bf16",
+    ("aarch64", "int8"): "dotprod",
+}
+"""By machine and narrow type, the CPU feature that multiplies it, by LLVM's name; others have none."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,13 @@ class Target:
     cores: int = 1
     fma_ports: int = 2
     """Multiply-adds of whole vectors that start in the time of two loads."""
+    by_lane: bool = False
+    """Whether a multiply-add takes one lane of a register as factor for all lanes.
+
+    Factors are then loaded a vector at a time; elsewhere each is broadcast from memory.
+    """
+    spare_registers: int = 0
+    """Vector registers that default tiles leave: LLVM loads ahead for cores that execute in order."""
     fast_dtype: str | None = None
     """The 16-bit type whose products run faster than float32 ones; None when there is none.
 
@@ -45,15 +60,23 @@ class Target:
     description: str = ""
 
     @property
+    def variant(self) -> str:
+        """What tells it from the other targets of one library: its name without the system."""
+        return self.name.rpartition("+")[2]
+
+    @property
     def machine(self) -> str:
         """What ELF files and `platform.machine()` call the architecture: x86_64, aarch64, arm."""
         architecture = str(self.llvm["mtriple"]).split("-")[0]
+        if architecture == "arm64":
+            return "aarch64"
         return "arm" if architecture.startswith("arm") else architecture
 
     @property
     def system(self) -> str:
-        """What the library is linked for: linux or android."""
-        return "android" if "android" in str(self.llvm["mtriple"]) else "linux"
+        """What the library is linked for: linux, android or apple."""
+        triple = str(self.llvm["mtriple"])
+        return next((name for name in ("android", "apple") if name in triple), "linux")
 
     def has(self, feature: str) -> bool:
         """Whether code for this target may use a CPU feature, by LLVM's name."""
@@ -61,8 +84,13 @@ class Target:
 
     def available(self) -> Target:
         """This target without a `fast_dtype` whose instructions it lacks or has switched off."""
-        lacks = self.fast_dtype is not None and not self.has(PRODUCT_FEATURES[self.fast_dtype])
+        lacks = self.fast_dtype is not None and not self.multiplies(self.fast_dtype)
         return replace(self, fast_dtype=None) if lacks else self
+
+    def multiplies(self, dtype: str) -> bool:
+        """Whether code for this target may use instructions that multiply a narrow type fast."""
+        feature = PRODUCT_FEATURES.get((self.machine, dtype))
+        return feature is not None and self.has(feature)
 
     def lanes(self, dtype: str = "float32") -> int:
         """Elements of `dtype` in one vector register."""

@@ -13,16 +13,16 @@ from tcomp.relay.graph import Node
 from tcomp.relay.layouts import channel_block
 from tcomp.relay.types import Array, TensorType
 from tcomp.tensor.anchored import Anchored
+from tcomp.tensor.groups import GroupSums
 from tcomp.tensor.loops import Buffer, Expression, Statement, loop, parallel, sequence, vector_loop
-from tcomp.tensor.pairs import PAIR, pack_pairs
 from tcomp.tensor.primitives import Tiles
 from tcomp.tensor.template import Packing
 from tcomp.tvm_api import tirx
 
 
 def accumulator_dtype(dtype: str) -> str:
-    """The element type that sums of products are kept in: half precision is summed in float32."""
-    return "float32" if dtype in ("float16", "bfloat16") else dtype
+    """The element type that sums of products are kept in."""
+    return {"float16": "float32", "bfloat16": "float32", "int8": "int32"}.get(dtype, dtype)
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,11 @@ class Convolution:
     dilation: tuple[int, ...]
     pad_begin: tuple[int, ...]
     pad_end: tuple[int, ...]
+    pad_value: int = 0
     in_block: int = 1
     out_block: int = 1
-    pairs: bool = False
-    """Whether input channels are multiplied two at a time; see `tcomp.tensor.pairs`."""
+    sums: GroupSums | None = None
+    """How input channels are multiplied in groups, if they are; see `tcomp.tensor.groups`."""
 
     @staticmethod
     def of(node: Node) -> Convolution:
@@ -70,6 +71,7 @@ class Convolution:
             dilation=integers(node.attrs, "dilation"),
             pad_begin=padding[:rank],
             pad_end=padding[rank:],
+            pad_value=integer(node.attrs, "pad_value"),
             in_block=channel_block(text(node.attrs, "data_layout")) or 1,
             out_block=channel_block(text(node.attrs, "out_layout")) or 1,
         )
@@ -138,19 +140,35 @@ class Convolution:
         return common
 
     @property
+    def group(self) -> int:
+        """Input channels that are multiplied at a time."""
+        return 1 if self.sums is None else self.sums.size
+
+    @property
     def chunk_steps(self) -> int:
         """Steps in which a chunk is multiplied."""
-        return self.reduction_chunk // 2 if self.pairs else self.reduction_chunk
+        return self.reduction_chunk // self.group
 
     @property
     def packed_dtype(self) -> str:
         """The element type of weights as they are packed."""
-        return PAIR if self.pairs else self.dtype
+        return self.dtype if self.sums is None else self.sums.dtype
 
-    def in_pairs(self) -> Convolution:
-        """This convolution with input channels in pairs, where whole chunks of a blocked input allow it."""
-        whole = self.in_block % 2 == 0 and self.reduction_chunk % 2 == 0
-        return replace(self, pairs=True) if whole else self
+    @property
+    def sum_dtype(self) -> str:
+        """An element type of as many lanes to a vector as the innermost sums have."""
+        return self.accumulator if self.sums is None else self.sums.dtype
+
+    def in_groups(self, sums: GroupSums | None) -> Convolution:
+        """This convolution with input channels in groups, where whole chunks of a blocked input allow it."""
+        if (
+            sums is None
+            or self.in_block == 1
+            or self.in_block % sums.size
+            or self.reduction_chunk % sums.size
+        ):
+            return self
+        return replace(self, sums=sums)
 
     @property
     def reduction_chunks(self) -> int:
@@ -163,16 +181,16 @@ class Convolution:
         return out_channel // (self.group_outputs * self.merged_groups) * self.reduced_channels
 
     def place(self, n: Expression, channel: Expression, at: Sequence[Expression]) -> list[Expression]:
-        """Where a buffer in the input's layout holds the element (or pair) `channel` at position `at`."""
+        """Where a buffer in the input's layout holds the element (or group) `channel` at position `at`."""
         if self.in_block == 1:
             return [n, channel, *at]
-        block = self.in_block // 2 if self.pairs else self.in_block
+        block = self.in_block // self.group
         return [n, channel // block, *at, channel % block]
 
     def read(
         self, buffer: Buffer, n: Expression, channel: Expression, at: Sequence[Expression]
     ) -> Expression:
-        """The element (or pair) `channel` at spatial position `at` of a buffer in the input's layout."""
+        """The element (or group) `channel` at spatial position `at` of a buffer in the input's layout."""
         return tirx.BufferLoad(buffer, self.place(n, channel, at))
 
     def unflatten(self, pixel: Expression) -> list[Expression]:
@@ -188,14 +206,14 @@ class Convolution:
         return [o * s + k * d for o, s, k, d in zip(out, self.strides, tap, self.dilation, strict=True)]
 
     def padded_input(self, anchored: Anchored, lanes: int) -> tuple[list[Statement], Buffer]:
-        """The input with zeros around it, and the statements that copy it where that is necessary."""
+        """The input with its padding around it, and the statements that copy it where that is necessary."""
         blocks = [0] if self.in_block > 1 else []
-        dtype = self.dtype if self.pairs else self.accumulator
+        dtype = self.accumulator if self.sums is None else self.dtype
         return anchored.copy(
             anchored.operands[0],
             [0, 0, *self.pad_begin, *blocks],
             [0, 0, *self.pad_end, *blocks],
-            tirx.const(0, dtype),
+            tirx.const(self.pad_value, dtype),
             lanes,
         )
 
@@ -236,7 +254,7 @@ class WeightPanels:
         panels = np.stack([dense[b : b + self.width] for b in bases])
         split: Array = panels.reshape(len(bases), self.width, chunks, chunk, *conv.kernel)
         ordered = np.ascontiguousarray(np.transpose(split, (0, 2, *range(4, 4 + rank), 3, 1)))
-        return pack_pairs(ordered) if conv.pairs else ordered
+        return ordered if conv.sums is None else conv.sums.pack(ordered)
 
     def pack_in_kernel(self, anchored: Anchored, lanes: int) -> tuple[list[Statement], Buffer]:
         """As `packing`, at run time, for weights that are not constant."""
@@ -266,5 +284,5 @@ class WeightPanels:
 
 
 def dense_steps(conv: Convolution) -> tuple[int, ...]:
-    """Extents of the reduction: input channel chunks, kernel positions, channels (or pairs) of a chunk."""
+    """Extents of the reduction: input channel chunks, kernel positions, channels (or groups) of a chunk."""
     return (conv.reduction_chunks, *conv.kernel, conv.chunk_steps)

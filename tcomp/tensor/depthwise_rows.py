@@ -36,6 +36,9 @@ def tile_widths(conv: Convolution, target: Target) -> tuple[tuple[int, ...], int
     """Pixels of a tile whose sums and inputs fit in registers, and the default among them."""
     vectors = conv.out_block // gcd(conv.out_block, target.lanes(conv.accumulator))
     most = max(1, (target.vector_registers - 4) // vectors // 2)
+    if target.by_lane and conv.strides[-1] > 1:
+        # Neighbours are loaded in pairs, so that all inputs of a row of taps are held at once.
+        most = max(1, (target.vector_registers - 2 * conv.kernel[-1]) // vectors // (1 + conv.strides[-1]))
     widths = tuple(range(1, min(most, conv.out_size[-1]) + 1))
     # Border tiles and inner ones are written out apart: long rows take shorter tiles, for less code.
     longest = widths[-1] if conv.out_size[-1] <= 2 * widths[-1] else min(widths[-1], 8)
@@ -53,6 +56,9 @@ def pack_depthwise(conv: Convolution) -> Packing:
         return np.ascontiguousarray(np.moveaxis(split, 1, -1), numpy_dtype(conv.accumulator))
 
     return Packing(TensorType((conv.out_blocks, *conv.kernel, conv.out_block), conv.accumulator), pack)
+
+
+Index = Sequence[Expression]
 
 
 @dataclass(frozen=True)
@@ -116,21 +122,15 @@ class DepthwiseRows:
             value = tirx.BufferLoad(sums, [place * block + lane])
             return self.finish([*row, base + place, lane], value)
 
-        def multiply(taps: Sequence[Expression], tap: int, place: int, lane: Expression) -> Statement:
-            n, channels, *outer = row
-            at = [
-                o * s + t * d - b
-                for o, s, t, d, b in zip(
-                    outer, conv.strides, taps, conv.dilation, conv.pad_begin, strict=False
-                )
-            ]
+        def multiply(taps: Index, at: Index, tap: int, place: int, lane: Expression) -> Statement:
+            n, channels, *_ = row
             source = [n, channels, *at, self._column(base, place, tap), lane]
             value = self.load(source).astype(conv.accumulator)
             weight = tirx.BufferLoad(self.weights, [channels, *taps, tap, lane])
             at_sum = [place * block + lane]
             return tirx.BufferStore(sums, tirx.BufferLoad(sums, at_sum) + value * weight, at_sum)
 
-        def row_of_taps(taps: Sequence[Expression]) -> Statement:
+        def row_of_taps(taps: Index, at: Index) -> Statement:
             inside = [
                 (tap, place)
                 for tap in range(conv.kernel[-1])
@@ -138,32 +138,32 @@ class DepthwiseRows:
                 if not isinstance(base, int) or 0 <= self._column(base, place, tap) < conv.in_size[-1]
             ]
             steps = [
-                vectors(lambda lane, tap=tap, place=place: multiply(taps, tap, place, lane))
+                vectors(lambda lane, tap=tap, place=place: multiply(taps, at, tap, place, lane))
                 for tap, place in inside
             ]
             return sequence(steps) if steps else tirx.Evaluate(0)
 
         return sequence([allocation, every(clear), self._outer_taps(row, row_of_taps), every(finish)])
 
-    def _outer_taps(
-        self, row: Sequence[Expression], body: Callable[[Sequence[Expression]], Statement]
-    ) -> Statement:
-        """`body` at all kernel positions of the axes before the last that lie inside the input."""
+    def _outer_taps(self, row: Index, body: Callable[[Index, Index], Statement]) -> Statement:
+        """`body(taps, at)` at all kernel positions of the axes before the last that lie inside the input at
+        position `at`."""
         conv, rank = self.conv, len(self.conv.kernel)
 
-        def nest(taps: tuple[Expression, ...]) -> Statement:
+        def nest(taps: tuple[Expression, ...], at: tuple[Expression, ...]) -> Statement:
             axis = len(taps)
             if axis == rank - 1:
-                return body(taps)
+                return body(taps, at)
             start = row[2 + axis] * conv.strides[axis] - conv.pad_begin[axis]
             dilation, kernel = conv.dilation[axis], conv.kernel[axis]
             if not conv.pad_begin[axis] and not conv.pad_end[axis]:
-                return loop(kernel, lambda t: nest((*taps, t)), "tap")
+                return loop(kernel, lambda t: nest((*taps, t), (*at, start + t * dilation)), "tap")
             first = tirx.min(tirx.max((dilation - 1 - start) // dilation, 0), kernel)
             end = tirx.min((conv.in_size[axis] - 1 - start) // dilation + 1, kernel)
             tap = tirx.Var("tap", "int32")
-            return tirx.For(
-                tap, constant(0), tirx.max(end - first, 0), tirx.ForKind.SERIAL, nest((*taps, tap + first))
-            )
+            # The first position inside, said so that no constant lies far below the addresses of loads.
+            begin = tirx.max(start, 0) if dilation == 1 else start + first * dilation
+            below = nest((*taps, tap + first), (*at, begin + tap * dilation))
+            return tirx.For(tap, constant(0), tirx.max(end - first, 0), tirx.ForKind.SERIAL, below)
 
-        return nest(())
+        return nest((), ())

@@ -14,14 +14,16 @@ from math import gcd, prod
 from tcomp.relay.types import numpy_dtype
 from tcomp.target.target import Target
 from tcomp.tensor.convolution import Convolution, dense_steps
+from tcomp.tensor.lane_factors import LaneFactors, RowFactors
 from tcomp.tensor.loops import CACHE_LINE, Buffer, Expression, Statement, loop_nest, prefetch
-from tcomp.tensor.pairs import pair_sums
 from tcomp.tensor.primitives import Tiles
 from tcomp.tensor.register_tile import FMA_LATENCY, LOAD_PORTS, Index, Point, Reduction, RegisterTile
 from tcomp.tvm_api import tirx
 
 MAX_TILE_PIXELS = 28
 MAX_OC_BLOCKS = 8
+CROWDED = 1.3
+"""Times as long where a tile takes registers that it should leave (`Target.spare_registers`)."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ def pixels_of(conv: Convolution) -> tuple[int, ...]:
 
 def vectors_of(conv: Convolution, target: Target) -> int:
     """Vector registers of one channel block."""
-    return conv.out_block // gcd(conv.out_block, target.lanes(conv.accumulator))
+    return conv.out_block // gcd(conv.out_block, target.lanes(conv.sum_dtype))
 
 
 def pixel_tiles(conv: Convolution, target: Target) -> Iterator[PixelTile]:
@@ -63,9 +65,32 @@ def pixel_tiles(conv: Convolution, target: Target) -> Iterator[PixelTile]:
                     yield tile
 
 
+def together(conv: Convolution, target: Target) -> int:
+    """Steps whose inputs are loaded as one vector a pixel: 1 where each is broadcast from memory."""
+    return gcd(conv.chunk_steps, target.lanes(conv.dtype)) if target.by_lane and conv.sums is None else 1
+
+
+def row_lanes(conv: Convolution, target: Target) -> int:
+    """Neighbours of a row that are one load of the inputs for all taps of a row: 1 where none are."""
+    overlap = conv.strides[-1] < conv.kernel[-1] and conv.dilation[-1] == 1
+    plain = conv.in_block == conv.reduction_chunk == 1
+    return target.lanes(conv.dtype) if target.by_lane and overlap and plain else 1
+
+
+def _inputs(conv: Convolution, tile: PixelTile, target: Target) -> int:
+    """Registers of inputs that are loaded together."""
+    lanes = row_lanes(conv, target)
+    if lanes > 1:
+        row = (tile.width - 1) * conv.strides[-1] + conv.kernel[-1]
+        return tile.height * -(-row // lanes)
+    return tile.pixels if together(conv, target) > 1 else 1
+
+
 def registers_of(conv: Convolution, tile: PixelTile, target: Target, partial_sums: int = 1) -> int:
-    """Vector registers of the sums, the weights of one step and a broadcast input."""
-    return (partial_sums * tile.pixels + 1) * tile.oc_blocks * vectors_of(conv, target) + 1
+    """Vector registers of the sums, the weights of one step and a broadcast input, or the inputs of several
+    steps."""
+    inputs = _inputs(conv, tile, target)
+    return (partial_sums * tile.pixels + 1) * tile.oc_blocks * vectors_of(conv, target) + inputs
 
 
 def direct_cycles(conv: Convolution, tile: PixelTile, target: Target) -> float:
@@ -78,15 +103,22 @@ def direct_cycles(conv: Convolution, tile: PixelTile, target: Target) -> float:
     *outer, height, width = (1, *pixels_of(conv))
     vectors = vectors_of(conv, target) * tile.oc_blocks
     steps = prod(dense_steps(conv))
-    panel = steps * vectors * target.vector_bits // 8
-    far = vectors if panel > target.cache_bytes[0] // 2 else 0
+    inputs = (
+        _inputs(conv, tile, target) / tile.pixels / conv.kernel[-1]
+        if row_lanes(conv, target) > 1
+        else 1 / together(conv, target)
+    )
+    room = target.vector_registers - target.spare_registers
+    crowded = CROWDED if registers_of(conv, tile, target) > room else 1.0
+    far = vectors if is_far(conv, tile.oc_blocks, target) else 0
 
     def one_tile(pixels: int) -> float:
         multiply = max(vectors * pixels / target.fma_ports, FMA_LATENCY)
-        loads = vectors + pixels
+        loads = vectors + pixels * inputs
         instructions = vectors * pixels + loads + vectors
-        step = max(multiply, loads / LOAD_PORTS) + 0.1 * loads + 0.02 * instructions + 0.12 * far
-        return steps * step + vectors * pixels + 10 if pixels else 0.0
+        each = 0.1 if target.by_lane else 0.02
+        step = max(multiply, loads / LOAD_PORTS) + 0.1 * loads + each * instructions + 0.12 * far
+        return crowded * (steps * step + vectors * pixels + 10) if pixels else 0.0
 
     if tile.height > 1:
         rows, rest = divmod(height, tile.height)
@@ -95,6 +127,12 @@ def direct_cycles(conv: Convolution, tile: PixelTile, target: Target) -> float:
         tiles, rest = divmod(width, tile.width)
         row = height * (tiles * one_tile(tile.pixels) + one_tile(rest))
     return prod(outer) * row * -(-conv.out_blocks // tile.oc_blocks)
+
+
+def is_far(conv: Convolution, oc_blocks: int, target: Target) -> bool:
+    """Whether the weights of so many channel blocks are too large for the first-level cache."""
+    vectors = vectors_of(conv, target) * oc_blocks
+    return prod(dense_steps(conv)) * vectors * target.vector_bits // 8 > target.cache_bytes[0] // 2
 
 
 def walk_order(conv: Convolution, tile: PixelTile, target: Target) -> str:
@@ -139,38 +177,61 @@ class DirectProduct:
 
     def reduction(
         self,
+        tile: RegisterTile,
+        together: int,
         unroll: int = 1,
         unroll_kernel: bool = False,
         ahead: Callable[..., list[Statement]] | None = None,
         partial_sums: int = 1,
+        row_lanes: int = 1,
     ) -> Reduction:
-        """The sums of a tile: `unroll` steps of the innermost loop and maybe one kernel axis written out."""
+        """The sums of a tile: `unroll` steps of the innermost loops and maybe one kernel axis written out.
+
+        The inputs of `together` steps, which divide `unroll`, are one load for each pixel; those of a row of
+        taps, which is written out, are loads of `row_lanes` neighbours where these are more than one.
+        """
         conv = self.conv
-        pairs = pair_sums(conv.dtype) if conv.pairs else None
         steps = dense_steps(conv)
         written = [1] * len(steps)
-        written[-1] = unroll
+        written[-1] = gcd(unroll, steps[-1])
+        written[0] = unroll // written[-1]
         if unroll_kernel:
             written[-2] = steps[-2]
 
-        def update(total: Expression, point: Point, step: Index) -> Expression:
+        def read(point: Point, step: Index) -> Expression:
             n, _, *pixel, _ = point.index
             chunk, *taps, channel = step
             source = _first_source(conv, point.bases[1], chunk) + channel
             at = conv.unflatten(*pixel) if conv.is_pointwise else conv.position(pixel, taps)
+            return tirx.BufferLoad(self.data, self.place(conv.place(n, source, at)))
+
+        def beside(point: Point, step: Index, place: Expression) -> Expression:
+            *at, column = read(point, step).indices
+            return tirx.BufferLoad(self.data, [*at, column + place])
+
+        if row_lanes > 1:
+            sizes = len(tile.axes) - 2, conv.strides[-1], conv.kernel[-1], row_lanes
+            inputs = RowFactors.of(tile, *sizes, conv.dtype, beside)
+        else:
+            inputs = LaneFactors.of(tile, range(2, len(tile.axes) - 1), together, conv.dtype, read)
+
+        def update(total: Expression, point: Point, step: Index) -> Expression:
             lane = point.places[1] * conv.out_block + point.places[-1]
             weight = tirx.BufferLoad(self.weights, [point.tiles[1], *step, lane])
-            value = tirx.BufferLoad(self.data, self.place(conv.place(n, source, at)))
-            if pairs is not None:
-                return pairs.multiply_add(total, value, weight)
+            value = inputs.at(point, step)
+            if conv.sums is not None:
+                return conv.sums.multiply_add(total, value, weight)
             return total + value.astype(conv.accumulator) * weight.astype(conv.accumulator)
 
-        short = None if pairs is None else pairs.short
+        short = None if conv.sums is None else conv.sums.short
         zero = tirx.const(0, conv.accumulator)
-        return Reduction(steps, tuple(written), conv.accumulator, zero, update, short, ahead, partial_sums)
+        return Reduction(
+            steps, tuple(written), conv.accumulator, zero, update, short, ahead, partial_sums, inputs.factors
+        )
 
-    def weights_ahead(self, first: Point, step: Index, distance: int) -> list[Statement]:
-        """Fetch the weights of the step that is `distance` after `step`; at a panel's end those of the next.
+    def weights_ahead(self, first: Point, step: Index, distance: int, steps: int = 1) -> list[Statement]:
+        """Fetch the weights of the `steps` steps that are `distance` after `step`; at a panel's end those of
+        the next.
 
         Weights and inputs lie in memory in the order of the steps, but in runs too short for hardware to see.
         """
@@ -178,16 +239,23 @@ class DirectProduct:
         line = CACHE_LINE // numpy_dtype(str(self.weights.dtype)).itemsize
         return [
             prefetch(self.weights, [first.tiles[1], *step, lane + distance * width])
-            for lane in range(0, width, line)
+            for lane in range(0, steps * width, line)
         ]
 
-    def inputs_ahead(self, tile: RegisterTile, first: Point, chunk: Expression) -> list[Statement]:
-        """Fetch the pixels of the tile in the chunk of input channels after `chunk`."""
+    def inputs_ahead(
+        self, tile: RegisterTile, first: Point, chunk: Expression, within: bool = True
+    ) -> list[Statement]:
+        """Fetch the pixels of the tile in the chunk of input channels after `chunk`.
+
+        After the last chunk it is that one again, or what lies behind it where fetches need not stay `within`
+        the input: their addresses are then offsets to those of the loads.
+        """
         conv = self.conv
         if conv.reduction_chunk < conv.in_block or conv.in_block == 1:
             return []
         n, block, *pixel, _ = first.bases
-        source = _first_source(conv, block, tirx.min(chunk + 1, conv.reduction_chunks - 1))
+        following = tirx.min(chunk + 1, conv.reduction_chunks - 1) if within else chunk + 1
+        source = _first_source(conv, block, following)
         sizes = [t.size for t in tile.axes[2:-1]]
         corner = pixel if conv.is_pointwise else conv.position(pixel, [0] * len(pixel))
         axes = zip(sizes, conv.strides, conv.kernel, conv.dilation, strict=True)
@@ -207,9 +275,9 @@ class DirectProduct:
 
 
 def _first_source(conv: Convolution, out_block: Expression, chunk: Expression) -> Expression:
-    """The first input channel, or pair of channels, that block `out_block` reads in a chunk."""
+    """The first input channel, or group of channels, that block `out_block` reads in a chunk."""
     first = conv.first_input(out_block * conv.out_block)
-    return (first // 2 if conv.pairs else first) + chunk * conv.chunk_steps
+    return first // conv.group + chunk * conv.chunk_steps
 
 
 def _reach(places: int, stride: int, taps: int, dilation: int) -> range:

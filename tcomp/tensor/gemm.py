@@ -36,6 +36,7 @@ from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.epilogue import output_axes, placeholder_index
 from tcomp.tensor.gemm_plan import Plan, pack_right
 from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.lane_factors import MatrixFactors, packed_rows, rows_apart
 from tcomp.tensor.loops import Buffer, Expression, Statement
 from tcomp.tensor.math import convert
 from tcomp.tensor.primitives import transpose_square
@@ -100,7 +101,7 @@ class GemmNest:
 
     def __init__(self, kernel: Kernel, product: Product, plan: Plan, target: Target) -> None:
         self.product, self.plan = product, plan
-        self.lanes = target.lanes(product.accumulator)
+        self.target, self.lanes = target, target.lanes(product.accumulator)
         self.heavy = epilogue_flops(kernel) >= HEAVY_EPILOGUE_FLOPS
         constant = constant_right(kernel)
         packing = {} if constant is None else {constant: pack_right(product, plan)}
@@ -407,23 +408,55 @@ class GemmNest:
                 self.right, product.right_index(piece.batch, start + k, plan.columns.base(panel) + c), wide
             )
 
-        def step(k: Expression, first: Expression) -> Statement:
+        factors = self._factors(piece.batch, tile)
+
+        def step(k: Expression, first: Expression, place: int) -> Statement:
             def add(r: Expression, c: Expression) -> Statement:
-                (needed, a), (more, b) = left(r, k), right(k, c)
+                (needed, a), (more, b) = (
+                    left(r, k) if factors is None else ([], factors.at(r, place)),
+                    right(k, c),
+                )
                 total = tirx.BufferLoad(sums, [first + r, c]) + a * b
                 return loops.sequence([*needed, *more, tirx.BufferStore(sums, total, [first + r, c])])
 
             return self._elements(add)
 
         def steps(i: Expression) -> Statement:
-            body = loops.unrolled(
-                plan.unroll,
-                lambda u: step(i * plan.unroll + u, u % plan.partial_sums * plan.rows.size),
-                "k",
-            )
+            together = 1 if factors is None else factors.steps
+
+            def some(group: Expression) -> Statement:
+                k = i * plan.unroll + group * together
+                load = [] if factors is None else factors.load(start + k)
+                parts = [
+                    step(k + u, (group * together + u) % plan.partial_sums * plan.rows.size, u)
+                    for u in range(together)
+                ]
+                return loops.sequence([*load, *parts])
+
+            body = loops.unrolled(plan.unroll // together, some, "k")
             return loops.sequence([*self._prefetch(place, offset, i), body])
 
         return loops.loop(plan.depth_of(place.chunk) // plan.unroll, steps, "k")
+
+    def _factors(self, batch: Index, tile: Expression) -> MatrixFactors | None:
+        """How factors are loaded where products take lanes of registers; None where each is broadcast."""
+        product, plan = self.product, self.plan
+        rows, dtype = plan.rows.size, product.accumulator
+        if not self.target.by_lane or product.left.dtype != dtype:
+            return None
+        if self.row_tiles is not None:
+            return packed_rows(self.row_tiles, [*batch, tile], rows, self.lanes, dtype)
+        steps, first = gcd(plan.unroll, self.lanes), plan.rows.base(tile)
+        sums = rows * plan.columns.size // plan.lanes
+
+        def vector(r: Expression, k: Expression) -> Expression | None:
+            return self._vector(self.left, product.left_index(batch, first + r, k), steps)
+
+        zero = loops.constant(0)
+        crowded = sums + plan.columns.size // plan.lanes + rows > self.target.vector_registers
+        if steps == 1 or crowded or product.transpose_left or vector(zero, zero) is None:
+            return None
+        return rows_apart(vector, rows, steps, dtype)
 
     def _prefetch(self, place: _Place, offset: Expression, i: Expression) -> list[Statement]:
         """This iteration's share of the panel that comes next in memory."""

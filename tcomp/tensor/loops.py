@@ -87,6 +87,17 @@ def loop_nest(ranges: Sequence[range], body: Callable[[list[Expression]], Statem
     return nest([])
 
 
+def written_out(extents: Sequence[int], body: Callable[[list[Expression]], Statement]) -> Statement:
+    """As `loop_nest` over ranges from zero, written out."""
+
+    def nest(at: list[Expression]) -> Statement:
+        if len(at) == len(extents):
+            return body(at)
+        return unrolled(extents[len(at)], lambda i: nest([*at, i]))
+
+    return nest([])
+
+
 def unrolled(extent: int, body: Body, name: str = "u") -> Statement:
     """As `loop`, written out."""
     return _counted(extent, _UNROLLED, name, body)

@@ -112,6 +112,20 @@ class ShortSums:
 
 
 @dataclass(frozen=True)
+class Factors:
+    """Factors of `steps` neighbouring steps of an axis, and all steps of those within it, loaded together.
+
+    `axis` counts from the end, 1 being the last. `load(tile, first, step)` are the statements that do so
+    before `step`, the first of them; `steps` divides how many steps of that axis are written out. `update`
+    finds the factors where they were put.
+    """
+
+    steps: int
+    load: Callable[[RegisterTile, Point, Index], Sequence[Statement]]
+    axis: int = 1
+
+
+@dataclass(frozen=True)
 class Reduction:
     """What is summed up: `update(sum, point, step)` at every `step` of `extents`, from `initial`.
 
@@ -120,7 +134,8 @@ class Reduction:
     need not wait for the other; they divide the `unroll` of the last axis, and are for whole plain sums
     alone. With `short`, `update` works on short sums. `ahead(tile, first, step)` are statements that come
     before the steps which begin with `step`, all indices of a step or its first one (the latter not for
-    short sums): they fetch what the tile whose first element is `first` reads later.
+    short sums): they fetch what the tile whose first element is `first` reads later. `factors` are for plain
+    sums alone; with them, `ahead` comes before as many steps as they are loaded for, not before each.
     """
 
     extents: tuple[int, ...]
@@ -131,6 +146,7 @@ class Reduction:
     short: ShortSums | None = None
     ahead: Callable[[RegisterTile, Point, Index], Sequence[Statement]] | None = None
     partial_sums: int = 1
+    factors: Factors | None = None
 
 
 def tile_nest(
@@ -284,11 +300,28 @@ def _plain_steps(
 
     def nest(taken: tuple[Expression, ...]) -> Statement:
         if len(taken) == len(reduction.extents):
-            return sequence(
-                [*_ahead(tile, reduction, first, taken), _update(tile, reduction, first, sums, taken)]
-            )
-        below = _loop_of_steps(reduction, len(taken), lambda i: nest((*taken, i)))
+            ahead = [] if reduction.factors is not None else _ahead(tile, reduction, first, taken)
+            return sequence([*ahead, _update(tile, reduction, first, sums, taken)])
+        below = steps_from(taken)
         return sequence([*_ahead(tile, reduction, first, taken), below]) if len(taken) == 1 else below
+
+    def steps_from(taken: tuple[Expression, ...]) -> Statement:
+        axis, factors = len(taken), reduction.factors
+        if factors is None or axis + factors.axis != len(reduction.extents):
+            return _loop_of_steps(reduction, axis, lambda i: nest((*taken, i)))
+        steps = factors.steps
+
+        def some(i: Expression) -> Statement:
+            step = (*taken, i * steps, *([0] * (factors.axis - 1)))
+            before = [*_ahead(tile, reduction, first, step), *factors.load(tile, first, step)]
+            return sequence([*before, unrolled(steps, lambda u: nest((*taken, i * steps + u)))])
+
+        written = reduction.unroll[axis] // steps
+        return loop(
+            reduction.extents[axis] // steps // written,
+            lambda i: unrolled(written, lambda u: some(i * written + u)),
+            "step",
+        )
 
     if not prod(reduction.extents):
         return tirx.Evaluate(0)

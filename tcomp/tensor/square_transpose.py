@@ -17,7 +17,10 @@ def transpose_square(rows: Sequence[Expression]) -> tuple[list[Statement], list[
     Eklundh, A Fast Computer Method for Matrix Transposing, 1972: step s swaps the off-diagonal blocks of s by
     s elements in each block of 2s by 2s; a pair of rows takes two shuffles a step.
     """
-    count, dtype = len(rows), dtype_of(rows[0])
+    count, element = len(rows), dtype_of(rows[0])
+    # TVM's legalisation cannot bind bfloat16.
+    dtype = element.replace("bfloat16", "uint16")
+    bits = element != dtype
     statements: list[Statement] = []
 
     def bound(value: Expression, name: str) -> Expression:
@@ -25,7 +28,7 @@ def transpose_square(rows: Sequence[Expression]) -> tuple[list[Statement], list[
         statements.append(tirx.Bind(variable, value))
         return variable
 
-    current = [bound(row, f"row{i}") for i, row in enumerate(rows)]
+    current = [bound(tirx.reinterpret(dtype, row) if bits else row, f"row{i}") for i, row in enumerate(rows)]
     step = 1
     while step < count:
         for first in (i for i in range(count) if not i & step):
@@ -35,4 +38,4 @@ def transpose_square(rows: Sequence[Expression]) -> tuple[list[Statement], list[
             current[first] = bound(tirx.Shuffle(pair, upper), f"upper{step}_{first}")
             current[first + step] = bound(tirx.Shuffle(pair, lower), f"lower{step}_{first}")
         step *= 2
-    return statements, current
+    return statements, [tirx.reinterpret(element, row) if bits else row for row in current]

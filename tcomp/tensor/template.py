@@ -8,7 +8,7 @@ algorithms for the same kernel are alternatives, between which the knob `algorit
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import inf
@@ -44,6 +44,20 @@ class Scheduled:
     scratch: tuple[TensorType, ...] = ()
 
 
+@dataclass(frozen=True)
+class Packed:
+    """Configs that pack constants in one way: the best of them without tuning, and its estimated cycles."""
+
+    default: Config
+    cycles: float
+    holds: Callable[[Config], bool]
+    """Whether a legal config is one of them."""
+
+
+PackedBy = Mapping[Hashable, Packed]
+"""By what decides how constants are packed. Targets that have a key in common pack alike by it."""
+
+
 class Template(ABC):
     """One way to schedule a kind of kernel on a family of targets.
 
@@ -76,6 +90,13 @@ class Template(ABC):
     def estimate(self, kernel: Kernel, target: Target) -> float:
         """Estimated cycles of the default config: the default is that of the least among alternatives."""
         return inf
+
+    def packings(self, kernel: Kernel, target: Target) -> PackedBy:
+        """Every way to pack the constants of `kernel`; targets that share a library choose a common one.
+
+        Templates whose knobs leave packing as it is have one.
+        """
+        return {(): Packed(self.space(kernel, target).default, self.estimate(kernel, target), lambda _: True)}
 
     @property
     def id(self) -> str:
@@ -116,9 +137,29 @@ class Algorithms(Template):
         spaces = {name: t.space(kernel, target) for name, t in self._templates.items()}
         return Alternatives.of(spaces, best.name)
 
+    def packings(self, kernel: Kernel, target: Target) -> PackedBy:
+        space = self.space(kernel, target)
+        return {
+            (name, key): Packed(
+                space.join(name, packed.default), packed.cycles, _among(space, name, packed.holds)
+            )
+            for name, template in self._templates.items()
+            for key, packed in template.packings(kernel, target).items()
+        }
+
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         own = {name: value for name, value in config.items() if name != ALGORITHM}
         return self._templates[str(config.get(ALGORITHM, self.name))].apply(kernel, target, own)
+
+
+def _among(space: Alternatives, algorithm: str, holds: Callable[[Config], bool]) -> Callable[[Config], bool]:
+    """`holds` for configs of one algorithm, no others."""
+
+    def holds_of(config: Config) -> bool:
+        found, own = space.split(config)
+        return found == algorithm and holds(own)
+
+    return holds_of
 
 
 TEMPLATES: Registry[Template] = Registry("schedule template", "tcomp.tensor.schedules")

@@ -6,7 +6,8 @@ cycle among the nodes themselves. The node where all paths from a member meet ag
 post-dominator; a group grows forward from post-dominator to post-dominator and backwards over producers
 whose readers are all members.
 
-1. Contractions, then reductions, take the elementwise nodes behind them (epilogue). Pointwise, depthwise and
+1. Contractions, then reductions, take the elementwise nodes behind them (epilogue), and what widens int8
+   operands of these. Pointwise, depthwise and
    pointwise convolutions that alone read one another are one group where the tensors between them are large.
 2. Reductions take the elementwise nodes in front of them (prologue), which each row reads once. Contractions
    that can take the slices and transposes of rows in front of them, and a transpose behind them.
@@ -84,6 +85,7 @@ class _Grouping:
                 if _kind(node) is kind:
                     self._start(node)
                     self._grow_epilogue(node)
+                    self._take_dequantized(node)
         if self._options.near_bytes:
             for node in nodes:
                 self._chain(node)
@@ -141,6 +143,34 @@ class _Grouping:
             moved = self._grow_forward(last, lambda node: node.op == "transpose" and _moves_rows(node))
             if moved is not last:
                 elementwise(moved)
+
+    def _take_dequantized(self, anchor: Node) -> None:
+        """Take what widens int8 operands of the epilogue of `anchor`, which alone reads them."""
+        group = self._group_of[anchor]
+        for value, reader in [(v, n) for n in group if n is not anchor for v in n.inputs]:
+            chain = self._dequantizing(value, reader)
+            if len(group) + len(chain) <= self._options.max_depth:
+                self._join(group, chain)
+
+    def _dequantizing(self, value: Value, reader: Node) -> list[Node]:
+        """The elementwise nodes, each read by the next one alone, that make `value` of an int8 one.
+
+        None where it is made in another way.
+        """
+        chain: list[Node] = []
+        while True:
+            producer = self._graph.producers.get(value)
+            if producer is None or producer in self._group_of or value in self._outputs:
+                return []
+            if _kind(producer) is not FusionKind.ELEMENTWISE or self._graph.users[value] != (reader,):
+                return []
+            chain.append(producer)
+            variable = [v for v in producer.inputs if not isinstance(v, Constant)]
+            if len(variable) != 1 or variable[0].type.shape != value.type.shape:
+                return []
+            (value,), reader = variable, producer
+            if producer.op == "cast" and value.dtype == "int8":
+                return chain
 
     def _chain(self, last: Node) -> None:
         """Join the groups of the convolutions that `last` ends a chain of, where one kernel is faster."""

@@ -23,11 +23,14 @@ from tcomp.relay.op import OPS, LayoutRule
 from tcomp.relay.types import Array
 from tcomp.target.target import Target
 from tcomp.tensor.convolution import Convolution
+from tcomp.tensor.groups import group_sums
 from tcomp.transform.layout_costs import LayoutCosts, reduces_pixels
 from tcomp.transform.min_sum import Factor, minimize
 
 _SPATIAL_REDUCTIONS = ("reduce_mean", "reduce_max", "reduce_min", "reduce_sum")
 _POOLS = ("max_pool2d", "avg_pool2d")
+_BLOCKED_TYPES = ("float32", "int8")
+"""Element types of what convolutions, pools and concatenations read in blocks."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,12 @@ def choose_layouts(graph: Graph, target: Target, stats: Counter[str]) -> Mapping
 
 
 def blocks_for(graph: Graph, target: Target) -> tuple[int, ...]:
-    """Channels of a block to choose from: those of a vector, and half as many where that spares padding."""
-    lanes = target.lanes("float32")
+    """Channels of a block to choose from: those of a vector, and half as many where that spares padding.
+
+    A vector is one of sums of products, those of `target.fast_dtype` where there is one.
+    """
+    sums = None if target.fast_dtype is None else group_sums(target, target.fast_dtype)
+    lanes = target.lanes("float32" if sums is None else sums.dtype)
     channels = [n.output.type.static_shape[1] for n in graph.nodes if n.op == "conv2d"]
     spared = any(0 < c % lanes <= lanes // 2 < c for c in channels)
     return (lanes, lanes // 2) if spared else (lanes,)
@@ -67,11 +74,12 @@ def _works_on_blocks(node: Node, block: int) -> bool:
         return False
     if node.op in ("conv2d", *_POOLS):
         weights_known = node.op in _POOLS or isinstance(node.inputs[1], Constant)
-        return weights_known and node.output.dtype == "float32" and node.attrs["data_layout"] == PLAIN
+        known = node.inputs[0].dtype in _BLOCKED_TYPES
+        return known and weights_known and node.attrs["data_layout"] == PLAIN
     if rule is LayoutRule.ELEMENTWISE:
         return _is_blocked_elementwise(node, block)
     if node.op == "concat":
-        return integer(node.attrs, "axis") == 1 and node.output.dtype == "float32"
+        return integer(node.attrs, "axis") == 1 and node.output.dtype in _BLOCKED_TYPES
     if node.op in _SPATIAL_REDUCTIONS:
         return reduces_pixels(node)
     if node.op == "gather":

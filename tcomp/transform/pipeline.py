@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Literal, get_args
 
 from tcomp.relay.graph import Graph
@@ -17,6 +18,7 @@ from tcomp.transform.fold_scales import FoldScales
 from tcomp.transform.fuse_ops import FuseOps
 from tcomp.transform.layout import BlockChannels
 from tcomp.transform.lower_precision import LowerPrecision
+from tcomp.transform.lower_quantized import LowerQuantized
 from tcomp.transform.lower_resize import LowerResize
 from tcomp.transform.merge_matmuls import MergeMatmuls
 from tcomp.transform.pass_ import Pass
@@ -41,6 +43,7 @@ def default_passes(target: Target, precision: Precision = "exact") -> tuple[Pass
     return (
         DeadCode(),
         LowerResize(),
+        LowerQuantized(integer_products=target.multiplies("int8")),
         FoldConstants(),
         Simplify(),
         FoldConstants(),
@@ -57,7 +60,7 @@ def default_passes(target: Target, precision: Precision = "exact") -> tuple[Pass
         FoldConstants(),
         CommonSubexpressions(),
         FlushSubnormals(),
-        BlockChannels.for_isa(target),
+        BlockChannels.for_isa(replace(target, fast_dtype=dtype)),
         CommonSubexpressions(),
         FuseOps(near_bytes=0 if dtype else target.cache_bytes[1], cores=target.cores),
         *([] if dtype is None else [LowerPrecision(dtype)]),

@@ -14,6 +14,7 @@ from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Space
 from tcomp.tensor.template import template_for
+from tcomp.tuner.provenance import simulated_device
 from tcomp.tuner.records import Problem, Record, config_key, read_log
 
 UNVERIFIED = 1.03
@@ -68,10 +69,18 @@ class Records:
         """The record whose config to use, or None. See `lookup` for the reason."""
         return self.lookup(kernel, target, threads, device).record
 
-    def lookup(self, kernel: Kernel, target: Target, threads: int = 1, device: str | None = None) -> Lookup:
+    def lookup(
+        self,
+        kernel: Kernel,
+        target: Target,
+        threads: int = 1,
+        device: str | None = None,
+        suits: Callable[[Config], bool] = lambda config: True,
+    ) -> Lookup:
         """The best record of `kernel` for the target's isa, preferably measured on `device`.
 
-        Only records that `counts` accepts are looked at.
+        Only records that `counts` accepts, with a config that `suits`, are looked at. Where nothing was
+        measured, estimates for the target's core go before those for others of its isa.
         """
         template = template_for(kernel, target)
         space = template.space(kernel, target)
@@ -85,10 +94,16 @@ class Records:
             versions = ", ".join(sorted({r.template for r in found}))
             default = template.id_of(space.default)
             return Lookup("stale", note=f"records are of {versions}, the template is {default}")
-        record, elsewhere = best_record(current, space.default, device), ""
+        suitable = [r for r in current if suits(r.config)]
+        if all(r.simulated for r in suitable):
+            device = simulated_device(target)
+        record, elsewhere = best_record(suitable, space.default, device), ""
         if record is None:
-            return Lookup("missing", note="no trial succeeded")
-        if device is not None and record.device != device:
+            reason = "no trial succeeded" if suitable else "no record of a config that suits"
+            return Lookup("missing", note=reason)
+        if record.simulated:
+            elsewhere = f"not measured but estimated: {record.device}"
+        elif device is not None and record.device != device:
             elsewhere = f"measured on {record.device}"
         return Lookup("hit", record, elsewhere)
 
@@ -101,14 +116,15 @@ class Records:
 
 
 def best_record(records: Iterable[Record], default: Config, device: str | None = None) -> Record | None:
-    """The fastest successful record, of those from `device` if there are any.
+    """The fastest successful record, of those from `device` if there are any; a simulated one only when
+    nothing was measured at all.
 
     Configs are compared by their time relative to the default's in the same session, so that sessions on
     a busy and on an idle machine compare. Once there were races against the default, only raced configs
     count, by their races alone, and win by more than their spread leaves in doubt; before, a config needs
     a margin of `UNVERIFIED` over the default. Races inside the whole model count more than those alone.
     """
-    ok = [r for r in records if r.status == "ok"]
+    ok = measured_first(r for r in records if r.status == "ok")
     here = [r for r in ok if r.device == device]
     default_key = config_key(default)
     raced = [r for r in here or ok if r.phase != "trial"]
@@ -154,12 +170,17 @@ def uncertainty(records: Iterable[Record], default: Config, device: str | None =
     return max(spreads, default=None)
 
 
+def measured_first(records: Iterable[Record]) -> list[Record]:
+    """The measured ones of `records`, or all when all are simulated: the two kinds never compare."""
+    every = list(records)
+    return [r for r in every if not r.simulated] or every
+
+
 def fastest_configs(records: Iterable[Record], count: int) -> list[Config]:
     """The `count` configs that were fastest relative to the default where these records were made."""
     groups: dict[str, list[Record]] = defaultdict(list)
-    for record in records:
-        if record.status == "ok":
-            groups[record.config_key].append(record)
+    for record in measured_first(r for r in records if r.status == "ok"):
+        groups[record.config_key].append(record)
     ranked = sorted(groups, key=lambda key: (_score(groups[key], is_default=False), key))
     return [groups[key][0].config for key in ranked[:count]]
 

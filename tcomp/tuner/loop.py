@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
@@ -17,6 +17,7 @@ from tcomp.tuner.lookup import UNVERIFIED, best_record, counts, fastest_configs,
 from tcomp.tuner.measure import Job, MeasureOptions, Measurer, Outcome, TaskError, WorkerPool
 from tcomp.tuner.progress import (
     BudgetTooSmall,
+    DoubtfulTimes,
     Event,
     Progress,
     Stopping,
@@ -25,7 +26,7 @@ from tcomp.tuner.progress import (
     TrialDone,
     TuningStarted,
 )
-from tcomp.tuner.provenance import device_name, now, tool_versions
+from tcomp.tuner.provenance import now, tool_versions
 from tcomp.tuner.records import LogContents, LogWriter, Phase, Record, config_key, read_log
 from tcomp.tuner.scheduler import TaskState, choose
 from tcomp.tuner.search.strategy import STRATEGIES
@@ -82,7 +83,8 @@ def tune(
     """Tune `tasks`, appending every trial to `log` and continuing from what it holds already.
 
     `measurer` and `model` stand in for worker processes and for a cost model of the features of TIR.
-    Raises Interrupted on Ctrl-C, with every finished trial kept; RecordError when the log cannot be used.
+    Raises Interrupted on Ctrl-C, with every finished trial kept; RecordError when the log cannot be used;
+    DeviceError when the device does not answer.
     """
     options = options or TuneOptions()
     log = Path(log)
@@ -143,6 +145,7 @@ class _Session:
         self.options = options
         self.writer = writer
         self.measurer = measurer
+        self.device = measurer.connect([t.target for t in tasks])
         self.report = report
         self.interrupts = interrupts
         self.started = time.monotonic()
@@ -151,6 +154,7 @@ class _Session:
         self.states = [self._state(i, task) for i, task in enumerate(tasks)]
         self._by_task = {(s.task.key, s.task.target.isa): s for s in self.states}
         self.known = 0
+        self._warned = set[str]()
         self._queue = deque[Job]()
 
     def _state(self, index: int, task: Task) -> TaskState:
@@ -160,13 +164,12 @@ class _Session:
 
     def resume(self, known: LogContents, priors: Sequence[Record]) -> None:
         """Take over the trials that this session would make itself; others and `priors` are tried first."""
-        device, threads = device_name(), self.options.measure.threads
         elsewhere: dict[int, list[Record]] = {s.index: [] for s in self.states}
         candidates = [(r, False) for r in priors]
-        candidates += [(r, r.device == device and r.threads == threads) for r in known.records]
+        candidates += [(r, self._is_own(r)) for r in known.records]
         for record, is_own in candidates:
             state = self._state_of(record)
-            if state is None:
+            if state is None or record.status == "lost":
                 continue
             if not is_own:
                 elsewhere[state.index].append(record)
@@ -189,6 +192,18 @@ class _Session:
                 sum(len(s.priors) for s in self.states),
             )
         )
+        self._warn(self.device.conditions)
+
+    def _warn(self, conditions: Mapping[str, str]) -> None:
+        """Say why times are doubtful, each reason once."""
+        reason = conditions.get("warning", "")
+        if reason and reason not in self._warned:
+            self._warned.add(reason)
+            self.report(DoubtfulTimes(reason))
+
+    def _is_own(self, record: Record) -> bool:
+        device, threads = self.device, self.options.measure.threads
+        return (record.device, record.simulated, record.threads) == (device.name, device.simulated, threads)
 
     def _state_of(self, record: Record) -> TaskState | None:
         """The state whose task a record is of, if it counts there."""
@@ -284,7 +299,7 @@ class _Session:
             op=task.label,
             target=task.target.name,
             isa=task.target.isa,
-            device=device_name(),
+            device=self.device.name,
             threads=options.threads,
             template=task.template_of(outcome.config),
             config=dict(outcome.config),
@@ -298,9 +313,12 @@ class _Session:
             seed=options.seed,
             versions=tool_versions(),
             time=now(),
+            simulated=self.device.simulated,
+            conditions=dict(outcome.conditions),
         )
         self.writer.append(record)
         state.records.append(record)
+        self._warn(outcome.conditions)
 
     def _learn(self, state: TaskState, record: Record) -> None:
         state.strategy.tell(record.config, record.median)
@@ -342,7 +360,7 @@ class _Session:
             outcomes = self.measurer.race(task, [task.space.default, *configs])
             for outcome in outcomes:
                 self._write(state, outcome, "final", outcomes[0].seconds and outcomes[0].median)
-        record = best_record(state.records, task.space.default, device_name())
+        record = best_record(state.records, task.space.default, self.device.name)
         speedup = record.relative if record is not None else None
         self.report(
             TaskDone(
@@ -354,14 +372,19 @@ class _Session:
                 seconds=record.median if record is not None else None,
                 default=state.default,
                 speedup=1.0 / speedup if speedup else 1.0,
-                spread=uncertainty(state.records, task.space.default, device_name()),
+                spread=uncertainty(state.records, task.space.default, self.device.name),
             )
         )
         return TaskResult(task, record, state.trials, state.skipped)
 
     def _finalists(self, state: TaskState) -> list[Config]:
-        """The fastest configs that were never raced and look faster than what would be published."""
-        best = best_record(state.records, state.task.space.default, device_name())
+        """The fastest configs that were never raced and look faster than what would be published.
+
+        None where times are estimates: a race would repeat them.
+        """
+        if self.device.simulated:
+            return []
+        best = best_record(state.records, state.task.space.default, self.device.name)
         if state.default is None or state.skipped or best is None:
             return []
         bar = (best.relative or 1.0) if best.phase != "trial" else 1.0

@@ -1,20 +1,31 @@
-"""Measuring configs of a task: the interface, and the pool of worker processes that implements it."""
+"""Measuring configs of a task: the interface, and the pool of worker processes that implements it.
+
+How a worker measures, here or on a device, is its runner's matter (`runner.py`).
+"""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Protocol
 
-from tcomp.errors import BuildError, TcompError
+from tcomp.errors import BuildError, DeviceError, TcompError, UsageError
+from tcomp.target.target import Target
 from tcomp.tensor.knobs import Config
 from tcomp.tuner.process import Died, WorkerProcess, available_cores, next_messages
 from tcomp.tuner.records import Check, Status, Times
+from tcomp.tuner.runner import Device, Failed, Measure, Measured, Raced, Rounds, Runner
+from tcomp.tuner.runners.local import LocalRunner
 from tcomp.tuner.task import Task
-from tcomp.tuner.worker import Build, Built, Failed, Measure, Measured, Prepare, Race, Raced, Ready, Setup
+from tcomp.tuner.worker import Build, Built, Lost, Prepare, Race, Ready, Setup
 
 GIB = 1024**3
+MOST_LOSSES = 3
+"""Times in a row that a device may be lost before tuning gives up."""
+MOST_ATTEMPTS = 2
+"""Times that a config is tried on a device that is lost meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +37,7 @@ class Outcome:
     reason: str = ""
     seconds: Times | None = None
     check: Check | None = None
+    conditions: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
     def median(self) -> float:
@@ -38,11 +50,15 @@ class TaskError(TcompError):
 
 @dataclass(frozen=True)
 class Job:
-    """A config of a task to measure. `best` seconds are known to be reached by another one."""
+    """A config of a task to measure. `best` seconds are known to be reached by another one.
+
+    It was tried on a lost device in `attempts`.
+    """
 
     task: Task
     config: Config
     best: float = float("inf")
+    attempts: int = 0
 
 
 Source = Callable[[], Job | None]
@@ -50,6 +66,10 @@ Source = Callable[[], Job | None]
 
 class Measurer(Protocol):
     """Something that measures configs: worker processes here, a recorded log in tests."""
+
+    def connect(self, targets: Sequence[Target]) -> Device:
+        """What measures code for `targets`. Raises an error when it cannot."""
+        ...
 
     def run(self, source: Source) -> Iterator[tuple[Job, Outcome | TaskError]]:
         """Measure the jobs that `source` gives; what came of each, in any order.
@@ -73,6 +93,7 @@ class MeasureOptions:
     further. `plugins` are modules that workers import first.
     """
 
+    runner: Runner = field(default_factory=LocalRunner)
     workers: int = 1
     threads: int = 1
     trial_seconds: float = 10.0
@@ -84,7 +105,7 @@ class MeasureOptions:
 
 
 class WorkerPool:
-    """Measures in disposable processes; one of them measures at a time, the others build meanwhile.
+    """Measures in disposable processes; as many of them as the runner has places measure, others build.
 
     `tick` is called often while answers are waited for; what it raises ends the waiting. Close it, or use
     it as a context manager: no process is left behind.
@@ -96,8 +117,11 @@ class WorkerPool:
         self.options = options or MeasureOptions()
         self._tick = tick
         self._processes: list[WorkerProcess] = []
+        self._losses = 0
+        is_here, several = self.options.runner.is_here, self.options.threads > 1
         # With several threads a kernel needs all the cores, so workers are not bound to one.
-        self._cores = available_cores() if self.options.threads == 1 else [None]
+        self._cores = available_cores() if is_here and not several else [None]
+        self._needs_all_cores = is_here and several
 
     def __enter__(self) -> WorkerPool:
         return self
@@ -110,9 +134,20 @@ class WorkerPool:
         for process in self._processes:
             process.stop()
         self._processes.clear()
+        self.options.runner.close()
+
+    def connect(self, targets: Sequence[Target]) -> Device:
+        """See `Measurer.connect`. Raises UsageError for more threads than the runner knows to measure."""
+        most = self.options.runner.most_threads
+        if most is not None and self.options.threads > most:
+            raise UsageError(f"this runner measures kernels of {most} thread, not of {self.options.threads}")
+        return self.options.runner.connect(targets)
 
     def run(self, source: Source) -> Iterator[tuple[Job, Outcome | TaskError]]:
-        """See `Measurer.run`. Leaving the iteration early ends the workers that are busy."""
+        """See `Measurer.run`. Leaving the iteration early ends the workers that are busy.
+
+        Raises DeviceError when the device is lost and does not come back.
+        """
         waiting, running = deque[Job](), dict[WorkerProcess, Job]()
         best: dict[str, float] = {}
         try:
@@ -126,7 +161,9 @@ class WorkerPool:
                     return
                 self._start_measuring(running, best)
                 for process, message in next_messages(self._busy(), self._tick):
-                    if (ended := self._handle(process, message, running)) is None:
+                    if isinstance(message, Lost):
+                        message = self._lost(process, message, running, waiting)
+                    if message is None or (ended := self._handle(process, message, running)) is None:
                         continue
                     yield ended
                     job, outcome = ended
@@ -154,15 +191,27 @@ class WorkerPool:
             yield outcome
 
     def race(self, task: Task, configs: Sequence[Config]) -> list[Outcome]:
-        """See `Measurer.race`."""
+        """See `Measurer.race`. A race on a device that is lost meanwhile is run again."""
+        for _ in range(MOST_ATTEMPTS - 1):
+            outcomes = self._race(task, configs)
+            if any(o.status != "lost" for o in outcomes):
+                return outcomes
+        return self._race(task, configs)
+
+    def _race(self, task: Task, configs: Sequence[Config]) -> list[Outcome]:
         process = self._prepared(task)
+        limit = self.options.trial_seconds
         try:
-            seconds = self.options.trial_seconds * (1 + len(configs))
-            process.send(Race(task.key, tuple(configs)), "racing", seconds)
+            seconds = limit * (1 + len(configs)) + self.options.runner.overhead_seconds
+            process.send(Race(task.key, tuple(configs), Rounds(limit)), "racing", seconds)
             ((_, message),) = next_messages([process], self._tick)
             if isinstance(message, Raced):
+                process.stage, self._losses = "idle", 0
+                return [_outcome(c, m) for c, m in zip(configs, message.results, strict=True)]
+            if isinstance(message, Lost):
+                self._count_loss(message)
                 process.stage = "idle"
-                return [Outcome(c, "ok", "", *m) for c, m in zip(configs, message.results, strict=True)]
+                return [Outcome(c, "lost", message.reason) for c in configs]
             failure = self._failure(process, message)
             return [Outcome(c, failure.status, failure.reason, None, failure.check) for c in configs]
         finally:
@@ -174,7 +223,7 @@ class WorkerPool:
 
     def _assign(self, waiting: deque[Job], running: dict[WorkerProcess, Job]) -> None:
         """Give idle processes something to do, starting more of them up to the limit."""
-        if self.options.threads > 1 and any(p.stage in ("built", "measuring") for p in running):
+        if self._needs_all_cores and any(p.stage in ("built", "measuring") for p in running):
             return  # A kernel of several threads is measured on an otherwise idle machine.
         jobs = len(running) + len(waiting)
         while len(self._processes) < min(self.options.workers, jobs):
@@ -196,7 +245,14 @@ class WorkerPool:
         core = self._cores[len(self._processes) % len(self._cores)]
         process = WorkerProcess(core, self.options.threads, self.options.memory_limit)
         self._processes.append(process)
-        setup = Setup(self.options.memory_limit, core, self.options.plugins)
+        setup = Setup(
+            self.options.memory_limit,
+            core,
+            self.options.plugins,
+            self.options.runner,
+            process.folder,
+            self.options.threads,
+        )
         process.send(setup, "starting", self.options.start_seconds)
         return process
 
@@ -218,15 +274,38 @@ class WorkerPool:
         return process
 
     def _start_measuring(self, running: dict[WorkerProcess, Job], best: Mapping[str, float]) -> None:
-        if any(p.stage == "measuring" for p in running):
+        if self._needs_all_cores and any(p.stage == "building" for p in running):
             return
-        if self.options.threads > 1 and any(p.stage == "building" for p in running):
-            return
-        built = next((p for p in running if p.stage == "built"), None)
-        if built is not None:
-            job = running[built]
-            request = Measure(self.options.abandon_factor * best.get(job.task.key, job.best))
-            built.send(request, "measuring", self.options.trial_seconds)
+        limit, places = self.options.trial_seconds, self.options.runner.places
+        free = inf if places is None else places - sum(p.stage == "measuring" for p in running)
+        for process in [p for p in running if p.stage == "built"]:
+            if free <= 0:
+                return
+            free -= 1
+            job = running[process]
+            abandon_above = self.options.abandon_factor * best.get(job.task.key, job.best)
+            seconds = limit + self.options.runner.overhead_seconds
+            process.send(Measure(limit, abandon_above), "measuring", seconds)
+
+    def _lost(
+        self, process: WorkerProcess, lost: Lost, running: dict[WorkerProcess, Job], waiting: deque[Job]
+    ) -> Failed | None:
+        """The job goes back to be tried again, unless that was done before: then it fails."""
+        self._count_loss(lost)
+        job = running[process]
+        if job.attempts + 1 >= MOST_ATTEMPTS:
+            return Failed("lost", lost.reason)
+        del running[process]
+        process.stage = "idle"
+        waiting.appendleft(replace(job, attempts=job.attempts + 1))
+        return None
+
+    def _count_loss(self, lost: Lost) -> None:
+        self._losses += 1
+        if self._losses >= MOST_LOSSES:
+            raise DeviceError(
+                f"{lost.reason}; lost {self._losses} times in a row, tune again when it is back"
+            )
 
     def _handle(
         self, process: WorkerProcess, message: object, running: dict[WorkerProcess, Job]
@@ -240,9 +319,9 @@ class WorkerPool:
             return None
         stage = process.stage
         if isinstance(message, Measured):
-            process.stage = "idle"
+            process.stage, self._losses = "idle", 0
             job = running.pop(process)
-            return job, Outcome(job.config, "ok", "", message.seconds, message.check)
+            return job, _outcome(job.config, message)
         failure = self._failure(process, message)
         if stage == "starting":
             raise BuildError(f"a measuring process does not start: {failure.reason}")
@@ -252,9 +331,11 @@ class WorkerPool:
         return job, Outcome(job.config, failure.status, failure.reason, None, failure.check)
 
     def _failure(self, process: WorkerProcess, message: object) -> Failed:
-        """How a trial ended; the process is kept only after a clean refusal to build."""
+        """How a trial ended; the process is kept only when nothing ran in it that may have damaged it."""
         if isinstance(message, Failed):
-            if message.status == "build_error":
+            if message.status not in ("build_error", "lost"):
+                self._losses = 0
+            if message.status == "build_error" or not self.options.runner.is_here:
                 process.stage = "idle"
             else:
                 self._discard(process)
@@ -267,3 +348,7 @@ class WorkerPool:
     def _discard(self, process: WorkerProcess) -> None:
         process.stop()
         self._processes.remove(process)
+
+
+def _outcome(config: Config, measured: Measured) -> Outcome:
+    return Outcome(config, "ok", "", measured.seconds, measured.check, measured.conditions)

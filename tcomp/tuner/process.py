@@ -37,7 +37,8 @@ class Died:
 
 
 class WorkerProcess:
-    """One worker process. `stage` names what it is doing, `prepared` the task whose data it holds.
+    """One worker process. `stage` names what it is doing, `prepared` the task whose data it holds, `folder`
+    where it may keep files.
 
     It is in a session of its own, so that Ctrl-C in a terminal reaches only the parent.
     """
@@ -49,6 +50,8 @@ class WorkerProcess:
         self.prepared = ""
         self._limit = self._deadline = float("inf")
         self._messages = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `stop`)
+        self._folder = tempfile.TemporaryDirectory(prefix="tcomp-worker-")
+        self.folder = Path(self._folder.name)
         connection, theirs = Pipe()
         self.connection: Connection[Request, Reply] = connection
         environment = dict(os.environ) | {
@@ -124,12 +127,15 @@ class WorkerProcess:
         return said[-1][:200] if said else ""
 
     def stop(self) -> None:
-        """Kill the process if it lives, and wait for its end."""
-        if self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
+        """Kill the process, with compilers and emulators that it started, and wait for its end."""
+        with suppress(
+            ProcessLookupError
+        ):  # It is the leader of a group, which is there as long as any of it.
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
         self.connection.close()
         self._messages.close()
+        self._folder.cleanup()
 
 
 def next_messages(

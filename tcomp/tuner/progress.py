@@ -56,6 +56,13 @@ class TrialDone:
 
 
 @dataclass(frozen=True)
+class DoubtfulTimes:
+    """The device is in a state in which its times are not to be trusted; said once for each reason."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class Stopping:
     """The user asked to stop; the batch in flight is finished first. A second request stops at once."""
 
@@ -101,7 +108,9 @@ class ModelDone:
     lost: tuple[str, ...]
 
 
-Event = Union[TuningStarted, TrialDone, BudgetTooSmall, Stopping, TaskSkipped, TaskDone, ModelDone]
+Event = Union[
+    TuningStarted, TrialDone, BudgetTooSmall, DoubtfulTimes, Stopping, TaskSkipped, TaskDone, ModelDone
+]
 Progress = Callable[[Event], None]
 
 

@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import tcomp
 from tcomp.target.host import cpu_name
+from tcomp.target.target import Target
 from tcomp.tvm_api import tvm
 
 
@@ -14,6 +15,11 @@ from tcomp.tvm_api import tvm
 def device_name() -> str:
     """The CPU's model, exact enough to tell machines apart behind which a hypervisor hides the name."""
     return cpu_name()
+
+
+def simulated_device(target: Target) -> str:
+    """The device of records that are estimates for the target's core."""
+    return f"simulated {target.llvm['mcpu']}"
 
 
 @lru_cache(maxsize=1)

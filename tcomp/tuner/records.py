@@ -23,7 +23,7 @@ from tcomp.files import written_beside
 from tcomp.tensor.knobs import Config
 
 SCHEMA = 1
-Status = Literal["ok", "build_error", "run_error", "timeout", "memory", "wrong", "crash"]
+Status = Literal["ok", "build_error", "run_error", "timeout", "memory", "wrong", "crash", "lost"]
 Phase = Literal["trial", "final", "model"]
 STATUSES: tuple[str, ...] = get_args(Status)
 PHASES: tuple[str, ...] = get_args(Phase)
@@ -64,6 +64,7 @@ class Record:
       that inside the whole model.
     - `baseline`: seconds of the default config in the same session, None when it did not run.
     - `baseline_template`: the template of that config; empty where it is `template`.
+    - `simulated`: no device ran it, times are estimates; `conditions`: what the device was like.
     - `time`: UTC, ISO 8601.
     """
 
@@ -85,6 +86,8 @@ class Record:
     seed: int = 0
     versions: Mapping[str, str] = field(default_factory=dict[str, str])
     time: str = ""
+    simulated: bool = False
+    conditions: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
     def config_key(self) -> str:

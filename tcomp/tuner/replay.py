@@ -22,6 +22,7 @@ class ReplayedTask:
     """One kernel of the graph. `broken`: there is a record, but its config no longer builds.
 
     `default` leaves nothing to choose. `note` gives the reason, or the device of a record from elsewhere.
+    `simulated`: the record is an estimate.
     """
 
     label: str
@@ -30,6 +31,7 @@ class ReplayedTask:
     state: ReplayState
     template: str = ""
     note: str = ""
+    simulated: bool = False
 
     @property
     def is_good(self) -> bool:
@@ -51,9 +53,11 @@ class ReplayReport:
 
     @property
     def summary(self) -> str:
-        """`53 kernels: 20 hit, 33 default` with the states that occur."""
+        """`53 kernels: 20 hit (8 simulated), 33 default` with the states that occur."""
         states: tuple[ReplayState, ...] = ("hit", "default", "missing", "stale", "broken")
-        counts = ", ".join(f"{self.count(s)} {s}" for s in states if self.count(s))
+        estimates = sum(t.simulated for t in self.tasks if t.state == "hit")
+        notes = {"hit": f" ({estimates} simulated)"} if estimates else {}
+        counts = ", ".join(f"{self.count(s)} {s}{notes.get(s, '')}" for s in states if self.count(s))
         return f"{len(self.tasks)} kernels: {counts or 'none'}"
 
 
@@ -86,4 +90,6 @@ def _replay(kernel: Kernel, weight: int, target: Target, found: Lookup) -> Repla
         build_kernel(kernel, target, record.config)
     except TcompError as error:
         return ReplayedTask(kernel.label, kernel.key, weight, "broken", record.template, str(error))
-    return ReplayedTask(kernel.label, kernel.key, weight, found.state, record.template, found.note)
+    return ReplayedTask(
+        kernel.label, kernel.key, weight, found.state, record.template, found.note, record.simulated
+    )

@@ -23,12 +23,13 @@ from typing import Any
 from tcomp.errors import RecordError
 from tcomp.relay.parser import parse_graph
 from tcomp.relay.printer import print_graph
-from tcomp.target.target import TARGETS
+from tcomp.target.target import TARGETS, Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Alternatives, Choice, Config, KnobValue, Ordered, Space
 from tcomp.tuner.features import NAMES
 from tcomp.tuner.measure import Job, Outcome, Source
 from tcomp.tuner.records import Check, Times, config_key
+from tcomp.tuner.runner import Device
 from tcomp.tuner.task import Task
 
 _KNOBS: Mapping[str, Any] = {"ordered": Ordered, "choice": Choice}
@@ -175,6 +176,10 @@ class TableMeasurer:
     def __init__(self, tables: Sequence[Table]) -> None:
         self._tables = {table.task.key: table for table in tables}
         self.measured: list[Config] = []
+
+    def connect(self, targets: Sequence[Target]) -> Device:
+        """See `Measurer.connect`."""
+        return Device(", ".join(sorted({table.device for table in self._tables.values()})))
 
     def run(self, source: Source) -> Iterator[tuple[Job, Outcome]]:
         """See `Measurer.run`."""

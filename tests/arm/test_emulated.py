@@ -59,7 +59,7 @@ def network() -> Graph:
 
 
 def run(
-    library: Path, target: Target, arrays: Sequence[Array], folder: Path
+    library: Path, target: Target, arrays: Sequence[Array], folder: Path, seconds: float = 120
 ) -> subprocess.CompletedProcess[bytes]:
     toolchain, emulator = tools(target)
     program = folder / "program"
@@ -67,7 +67,7 @@ def run(
     subprocess.run([*toolchain.command, *flags, PROGRAM, library, "-o", program, "-lm"], check=True)
     data = b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)
     return subprocess.run(
-        [*emulator, program, "2"], input=data, capture_output=True, check=False, timeout=120
+        [*emulator, program, "2"], input=data, capture_output=True, check=False, timeout=seconds
     )
 
 
@@ -85,16 +85,20 @@ def test_equals_the_reference(name: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_refuses_a_cpu_that_lacks_a_feature(tmp_path: Path) -> None:
-    target = parse_target("cortex-a76")
+@pytest.mark.parametrize(
+    ("name", "cpu", "missing"),
+    [("cortex-a76", "cortex-a53", b"dotprod"), ("armv7-linux", "cortex-a9,neon=off", b"neon")],
+)
+def test_refuses_a_cpu_that_lacks_a_feature(name: str, cpu: str, missing: bytes, tmp_path: Path) -> None:
+    target = parse_target(name)
     _, emulator = tools(target)
     library = tmp_path / "network.so"
     compile_graph(optimize(network(), target), target, library)
     image = np.zeros((1, 3, 32, 32), np.float32)
     assert run(library, target, [image], tmp_path).returncode == 0
-    old = [*emulator[:1], "-cpu", "cortex-a53", *emulator[1:]]
+    old = [*emulator[:1], "-cpu", cpu, *emulator[1:]]
     result = subprocess.run(
         [*old, tmp_path / "program"], input=image.tobytes(), capture_output=True, check=False
     )
     assert result.returncode == 1
-    assert b"this CPU has no dotprod" in result.stderr
+    assert b"this CPU has no " + missing in result.stderr

@@ -22,7 +22,7 @@ from tcomp.tuner.progress import TaskDone
 from tcomp.tuner.provenance import device_name
 from tcomp.tuner.records import read_log, write_log
 
-COMMANDS = ["bench", "compile", "log", "opt", "replay", "run", "targets", "tune", "verify"]
+COMMANDS = ["bench", "compile", "inspect", "log", "opt", "replay", "run", "targets", "tune", "verify"]
 
 
 @pytest.fixture
@@ -90,11 +90,14 @@ def test_starts_quickly(argv: list[str], limit: float) -> None:
 def test_graph_to_library(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     library, outputs = tmp_path / "mlp.so", tmp_path / "out.npz"
     shape = ["--input-shape", "x:8,64"]
-    assert main(["compile", str(model), *shape, "-o", str(library), "--json"]) == 0
+    more = ["--bindings", "jni:com.app,swift", "--json"]
+    assert main(["compile", str(model), *shape, "-o", str(library), *more]) == 0
     facts = json.loads(capsys.readouterr().out)
+    sources = {Path(p).name for p in facts["bindings"]}
+    assert sources >= {"Mlp.kt", "mlp_jni.c", "Mlp.swift"}
     assert facts["library_bytes"] == library.stat().st_size
     assert facts["arena_bytes"] >= facts["arena_lower_bound"]
-    assert {p.name for p in tmp_path.iterdir()} >= {"mlp.so", "mlp.h", "tcomp.h"}
+    assert {p.name for p in tmp_path.iterdir()} >= {"mlp.so", "mlp.h", "tcomp.h"} | sources
     assert main(["run", str(library), "-o", str(outputs)]) == 0
     (scores,) = np.load(outputs).values()
     np.testing.assert_allclose(scores.sum(axis=1), np.ones(8), rtol=1e-5)
@@ -187,9 +190,30 @@ def test_symbolic_model_asks_for_shapes(
     assert "--input-shape" in error
 
 
+def test_one_library_for_several_cpus(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    library, shape = str(tmp_path / "m.so"), ["--input-shape", "x:8,64"]
+    both = ["compile", str(model), *shape, "--target", "x86-64-v3,x86-64-v4", "-o", library]
+    assert main(both) == 0
+    said = capsys.readouterr().out
+    assert "\nx86-64-v4: 0 kernels tuned" in said
+    assert "\nx86-64-v3: 0 kernels tuned" in said
+    assert main([*both, "--json", "--own-weights"]) == 0
+    assert json.loads(capsys.readouterr().out)["variants"] == ["x86-64-v4", "x86-64-v3"]
+    assert main(["run", library, "--variant", "x86-64-v3"]) == 0
+    capsys.readouterr()
+    assert "the library has x86-64-v4, x86-64-v3" in fails(capsys, "run", library, "--variant", "x86-64-v2")
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
+        (
+            ["tune", "MODEL", "--target", "x86-64-v3,x86-64-v4"],
+            "give one at a time: `x86-64-v3`, `x86-64-v4`",
+        ),
+        (["compile", "MODEL", "--target", "x86-64-v3,arm64-linux", "-o", "m.so"], "a library is for one of"),
         (["compile", "missing.onnx", "-o", "m.so"], "missing.onnx"),
         (["compile", "missing.relay", "-o", "m.so"], "missing.relay"),
         (["compile", "model.txt", "-o", "m.so"], "give a .onnx or .relay file"),
@@ -203,7 +227,14 @@ def test_symbolic_model_asks_for_shapes(
         (["verify", "MODEL", "--input-shape", "x:1,64"], "--against reference"),
         (["run", "MODEL"], "mlp.relay"),
         (["run", "missing.so"], "missing.so"),
+        (["inspect", "missing.so"], "missing.so"),
+        (["inspect", "MODEL"], "mlp.relay"),
         (["bench", "MODEL", "--against", "abacus"], "unknown peer `abacus`"),
+        (["bench", "MODEL", "--static"], "--static and -o go together"),
+        (["bench", "MODEL", "-o", "program"], "--static and -o go together"),
+        (["bench", "m.so", "--static", "-o", "program"], "--static takes a model"),
+        (["bench", "MODEL", "--static", "-o", "program", "--per-op"], "nothing runs here"),
+        (["bench", "MODEL", "--static", "-o", "program"], "--input-shape"),
         (["log", "show", "missing.jsonl"], "missing.jsonl"),
         (["tune", "MODEL", "--input-shape", "x:8,64", "--tasks", "lstm"], "no task matches"),
     ],

@@ -2,17 +2,12 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 
+#include "check.h"
 #include "tcomp.h"
 
-#define CHECK(condition)                                                              \
-  if (!(condition)) {                                                                 \
-    printf("line %d: %s; %s\n", __LINE__, #condition, tcomp_error(NULL)), exit(1);    \
-  }
-#define RUNS 8
+static int runs;
+
 #define HELPERS 3
 
 /* ---- an allocator that counts, and refuses after `allowed` pieces -------------------------------------- */
@@ -73,7 +68,7 @@ static tcomp_status run(tcomp_context *context, void *output) {
 
 static void *run_often(void *context) {
   void *output = malloc(tcomp_output(0)->bytes);
-  for (int i = 0; i < RUNS; i++) {
+  for (int i = 0; i < runs; i++) {
     memset(output, 0, tcomp_output(0)->bytes);
     CHECK(run(context, output) == TCOMP_OK)
     CHECK(memcmp(output, expected, tcomp_output(0)->bytes) == 0)
@@ -113,7 +108,9 @@ static void an_allocator_that_refuses(void) {
   free(output);
 }
 
-int main(void) {
+int main(int count_of_arguments, char **arguments) {
+  CHECK(count_of_arguments == 2)
+  runs = atoi(arguments[1]);
   input = (tcomp_buffer){malloc(tcomp_input(0)->bytes), tcomp_input(0)->bytes};
   float *values = input.data;
   for (size_t i = 0; i < input.bytes / sizeof(float); i++) values[i] = (float)(i % 17) / 8 - 1;
@@ -132,7 +129,7 @@ int main(void) {
   pool.parallel = both.parallel = parallel, pool.parallel_user = both.parallel_user = &loops;
   tcomp_options options[] = {three, allocator, pool, both};
   all_at_once(options, 4);
-  CHECK(count.taken > 2 && count.live == 0 && loops >= 4 * RUNS)
+  CHECK(count.taken > 2 && count.live == 0 && loops >= 4 * runs)
 
   CHECK(tcomp_create(&pool, &context) == TCOMP_OK && tcomp_threads(context) == 3)
   CHECK(tcomp_set_threads(context, 2) == TCOMP_ERROR_ARGUMENT)

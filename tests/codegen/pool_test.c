@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "clock.h"
+#include "launch.h"
 #include "pool.h"
 
 enum { CHUNKS = 64, LOOPS = 2000 };
@@ -15,13 +16,6 @@ enum { CHUNKS = 64, LOOPS = 2000 };
     printf("line %d: %s\n", __LINE__, #condition);        \
     _exit(1);                                             \
   }
-
-typedef struct {
-  void *sync_handle;
-  int32_t num_task;
-} parallel_env;
-typedef int (*parallel_body)(int task_id, parallel_env *env, void *data);
-extern int (*__TVMBackendParallelLaunch)(parallel_body, void *, int);
 
 typedef struct {
   atomic_int runs[CHUNKS];

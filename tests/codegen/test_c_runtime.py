@@ -1,68 +1,141 @@
-"""The C runtime under load: the caller's allocator and thread pool, several contexts, and sanitizers."""
+"""The C runtime under load and with bad input: allocators, thread pools, several contexts and libraries,
+cancellation, refused memory and threads, weights of other models; also under sanitizers and valgrind."""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
-import numpy as np
 import pytest
+from c_programs import check_memory, library, parallel_model, program, run, tool
+from small_models import chain
 
 from tcomp.api import optimize
 from tcomp.codegen import artifact, link
 from tcomp.codegen.artifact import compile_graph
 from tcomp.codegen.toolchain import Toolchain, native_toolchain
-from tcomp.relay.builder import GraphBuilder
-from tcomp.relay.graph import Graph
-from tcomp.target.host import host_target
+from tcomp.target.parse import parse_target
 
-PROGRAM = Path(__file__).with_name("contexts.c")
-
-
-def parallel_model() -> Graph:
-    """Kernels that run in parallel; rows of the softmax are too long for the stack and take a workspace."""
-    rng = np.random.default_rng(0)
-    b = GraphBuilder("parallel")
-    x = b.input("x", (1, 64, 40, 40))
-    weight = rng.standard_normal((64, 64, 3, 3)).astype(np.float32) / 24
-    y = b.op("conv2d", x, b.constant(weight), padding=(1, 1, 1, 1))
-    return b.build(b.op("softmax", b.op("reshape", b.op("relu", y), shape=(4, 25600)), axis=1))
+UNDER_TOOLS = ("contexts", "cancel", "bad_input", "two_models")
+"""Programs that run under sanitizers and valgrind."""
 
 
-def build(folder: Path, compiler: str) -> Path:
-    """The program of contexts.c, linked with the model's library, both made by `compiler`."""
-    target = host_target()
-    library = folder / "parallel.so"
-    compile_graph(optimize(parallel_model(), target), target, library)
-    program = folder / "contexts"
-    flags = ["-std=gnu11", "-g", "-Wall", "-Werror", "-I", str(folder)]
-    command = [compiler, *flags, str(PROGRAM), str(library), "-o", str(program), "-lpthread"]
-    subprocess.run([*command, f"-Wl,-rpath,{folder}"], check=True)
-    return program
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with both models' libraries."""
+    folder = tmp_path_factory.mktemp("models")
+    for graph in (chain(), parallel_model()):
+        library(graph, folder)
+    return folder
 
 
-def test_callers_allocator_and_threads(tmp_path: Path) -> None:
-    program = build(tmp_path, native_toolchain().command[0])
-    result = subprocess.run([program], capture_output=True, text=True, check=False, timeout=120)
-    assert (result.returncode, result.stderr) == (0, ""), result.stdout
+def copied_libraries(folder: Path) -> list[Path]:
+    copies = folder / "copies"
+    copies.mkdir(exist_ok=True)
+    return [shutil.copy2(folder / f"{model}.so", copies) for model in ("chain", "parallel")]
+
+
+def build(name: str, folder: Path, compiler: tuple[str, ...] = (), runs: int = 40) -> list[str | Path]:
+    """The command of the program, which runs its model so often."""
+    models = {"bad_input": ("chain",), "two_models": ("chain", "parallel")}.get(name, ("parallel",))
+    libraries = [folder / f"{model}.so" for model in models]
+    more = {"bad_input": [], "refusals": [], "two_models": [str(runs), *copied_libraries(folder)]}
+    return [program(f"{name}.c", folder, libraries, compiler), *more.get(name, [str(runs)])]
+
+
+@pytest.mark.parametrize("name", [*UNDER_TOOLS, "refusals"])
+def test_program(built: Path, name: str) -> None:
+    run(build(name, built))
+
+
+def weights_files(folder: Path) -> dict[str, Path]:
+    good = (folder / "chain.weights").read_bytes()
+    contents = {"cut": good[:-64], "empty": b"", "other": good[:-4] + b"\0\0\0\1", "longer": good + b"\0"}
+    paths = {name: folder / f"{name}.weights" for name in contents}
+    for name, path in paths.items():
+        path.write_bytes(contents[name])
+    return paths | {"good": folder / "chain.weights", "missing": folder / "nowhere", "folder": folder}
+
+
+def test_weights_of_another_model(tmp_path: Path) -> None:
+    built = library(chain(), tmp_path, weights="separate")
+    create = program("weights.c", tmp_path, [built.library])
+    files = weights_files(tmp_path)
+    for how in ([], ["memory"], ["trust"]):
+        assert run([create, files["good"], *how]) == "0 \n"
+    expected = {
+        "cut": "have 448 bytes; this model's have 512",
+        "empty": "have 0 bytes",
+        "longer": "have 513 bytes",
+        "other": "are not those of this model; compile it again",
+        "missing": "No such file or directory",
+        "folder": "bytes; this model's have 512",
+    }
+    for name, text in expected.items():
+        output = run([create, files[name]])
+        assert output.startswith("4 "), output
+        assert text in output
+    assert "weights in memory are not those of this model" in run([create, files["other"], "memory"])
+    assert "weights in memory have 448 bytes" in run([create, files["cut"], "memory"])
+    assert run([create, files["other"], "trust"]) == "0 \n"
+    assert "give weights_path or weights" in run([create])
+
+
+def test_a_cpu_that_lacks_a_feature(tmp_path: Path) -> None:
+    """Nothing but the check runs on it: the library's code would be illegal instructions there."""
+    emulator = tool("qemu-x86_64", "qemu-user")
+    target = parse_target("x86-64-v3")
+    if not subprocess.check_output(["uname", "-m"]).startswith(b"x86_64"):
+        pytest.skip("the library is for x86-64")
+    compile_graph(optimize(chain(), target), target, tmp_path / "chain.so", weights="separate")
+    create = program("weights.c", tmp_path, [tmp_path / "chain.so"])
+    output = run([emulator, "-cpu", "Nehalem", create, tmp_path / "chain.weights"])
+    assert output == "2 this CPU has no avx, which the library is compiled for (x86-64-v3 x86-64-v3)\n"
+
+
+def instrumented(folder: Path, sanitizer: str) -> Toolchain:
+    compiler, probe = folder / "cc", folder / "probe.c"
+    flags = f"-fsanitize={sanitizer} -fno-sanitize-recover=all -fno-omit-frame-pointer -g"
+    compiler.write_text(f'#!/bin/sh\nexec {native_toolchain().command[0]} {flags} "$@"\n')
+    compiler.chmod(0o755)
+    probe.write_text("int main(void) { return 0; }\n")
+    made = subprocess.run([compiler, probe, "-o", folder / "probe"], capture_output=True, check=False)
+    if made.returncode or subprocess.run([folder / "probe"], check=False).returncode:
+        pytest.skip(f"the C compiler has no working -fsanitize={sanitizer}")
+    return Toolchain("instrumented", (str(compiler),))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
 def test_sanitizers_find_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sanitizer: str) -> None:
-    """The runtime and the program are instrumented; generated kernels are not."""
-    compiler = tmp_path / "cc"
-    flags = f"-fsanitize={sanitizer} -fno-sanitize-recover=all -fno-omit-frame-pointer -g"
-    compiler.write_text(f'#!/bin/sh\nexec {native_toolchain().command[0]} {flags} "$@"\n')
-    compiler.chmod(0o755)
-    probe = tmp_path / "probe.c"
-    probe.write_text("int main(void) { return 0; }\n")
-    made = subprocess.run([compiler, probe, "-o", tmp_path / "probe"], capture_output=True, check=False)
-    if made.returncode or subprocess.run([tmp_path / "probe"], check=False).returncode:
-        pytest.skip(f"the C compiler has no working -fsanitize={sanitizer}")
-    toolchain = Toolchain("instrumented", (str(compiler),))
+    """The runtime and the programs are instrumented; generated kernels are not."""
+    toolchain = instrumented(tmp_path, sanitizer)
     monkeypatch.setattr(artifact, "find_toolchain", lambda target: toolchain)
-    monkeypatch.setattr(link, "check_self_contained", lambda path: None)  # it needs the sanitizer's library
-    program = build(tmp_path, str(compiler))
-    result = subprocess.run([program], capture_output=True, text=True, check=False, timeout=300)
-    assert (result.returncode, result.stderr) == (0, ""), result.stdout + result.stderr[:4000]
+    monkeypatch.setattr(link, "check_library", lambda path, target: None)  # it needs the sanitizer's library
+    for graph in (chain(), parallel_model()):
+        library(graph, tmp_path)
+    for name in UNDER_TOOLS:
+        run(build(name, tmp_path, toolchain.command))
+
+
+@pytest.mark.slow
+def test_valgrind_finds_nothing(tmp_path: Path) -> None:
+    valgrind = tool("valgrind", "valgrind")
+    target = parse_target("x86-64-v3")  # valgrind knows no AVX-512
+    for graph in (chain(), parallel_model()):
+        library(graph, tmp_path, target)
+    flags = [
+        "-q",
+        "--error-exitcode=9",
+        "--fair-sched=try",
+        "--leak-check=full",
+        "--errors-for-leak-kinds=definite,possible",
+    ]
+    for name in UNDER_TOOLS:
+        run([valgrind, *flags, *build(name, tmp_path, runs=2)])
+
+
+@pytest.mark.parametrize("weights", ["embed", "separate"])
+def test_memory_is_arena_workspace_and_weights(tmp_path: Path, weights: artifact.Weights) -> None:
+    check_memory(library(parallel_model(), tmp_path, weights=weights), 1000)

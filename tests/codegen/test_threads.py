@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
+from c_programs import run
 
 from tcomp.codegen import c_abi
 from tcomp.codegen.link import SOURCES
@@ -32,10 +34,27 @@ def test_chunks_cover_a_loop_once(extent: int):
     assert (found.numpy() == stride).all()
 
 
-def test_the_pool_runs_every_chunk_once(tmp_path: Path):
-    flags = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", f"-I{SOURCES}"]
-    sources = [str(Path(__file__).parent / "pool_test.c"), str(SOURCES / "pool.c")]
-    program = str(tmp_path / "pool_test")
+def pool_program(folder: Path, test: str, *runtime: str) -> Path:
+    """A program of the pool's own parts, without a model."""
+    here, program = Path(__file__).parent, folder / "program"
+    flags = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", f"-I{SOURCES}", f"-I{here}"]
+    sources = [here / test, *(SOURCES / name for name in runtime)]
     subprocess.run([*native_toolchain().command, *flags, *sources, "-o", program, "-lpthread"], check=True)
-    result = subprocess.run([program], capture_output=True, text=True, timeout=120, check=False)
-    assert (result.returncode, result.stdout) == (0, "fine\n")
+    return program
+
+
+def test_the_pool_runs_every_chunk_once(tmp_path: Path):
+    assert run([pool_program(tmp_path, "pool_test.c", "pool.c", "workspace.c", "affinity.c")]) == "fine\n"
+
+
+def test_threads_stay_on_their_cpus(tmp_path: Path):
+    if not {0, 1} <= os.sched_getaffinity(0):
+        pytest.skip("needs CPUs 0 and 1")
+    for name, speeds in {"cpu_capacity": (446, 1024), "cpufreq/cpuinfo_max_freq": (2400000, 1800000)}.items():
+        for cpu, speed in enumerate(speeds):
+            folder = tmp_path if name == "cpu_capacity" else tmp_path / "frequency"
+            file = folder / f"cpu{cpu}" / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(f"{speed}\n")
+    # Two CPUs, whatever the machine has.
+    run(["taskset", "0x3", pool_program(tmp_path, "affinity_test.c", "pool.c", "workspace.c"), tmp_path])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from small_models import chain, diamond, fused
 
 from tcomp.errors import UnsupportedError
-from tcomp.plan import Program, distinct_kernels, plan
+from tcomp.plan import Program, distinct_kernels, plan, plan_variants
 from tcomp.plan.program import Copy, Place
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.evaluate import evaluate
@@ -149,3 +149,28 @@ def test_unfused_operators_are_refused():
     x = builder.input("x", (4,))
     with pytest.raises(UnsupportedError, match="`relu` node is not in a kernel; run the fuse pass"):
         planned(builder.build(builder.op("relu", x)))
+
+
+def test_variants_share_what_they_pack_alike():
+    """Three variants: the second packs as the first, in an array of its own; the third in another order."""
+    builder = GraphBuilder("one")
+    x = builder.input("x", (4, 8))
+    weights = builder.constant(np.arange(32, dtype=np.float32).reshape(4, 8))
+    graph = builder.build(builder.add(fused("add", x, weights)).output)
+    (key,) = distinct_kernels(graph)
+    plain = TensorType((4, 8), "float32")
+    scratch = [(), (TensorType((1000,), "float32"),), (plain, plain)]
+    packings = [
+        Packing(plain, lambda a: a + 0),
+        Packing(plain, lambda a: np.ascontiguousarray(a)),
+        Packing(TensorType((8, 4), "float32"), lambda a: np.ascontiguousarray(a.T)),
+    ]
+    programs = plan_variants(
+        graph, [{key: Scheduled(None, {1: p}, s)} for p, s in zip(packings, scratch, strict=True)]
+    )
+    places = [program.steps[0].arguments[1] for program in programs]  # pyright: ignore
+    assert places == [Place("weights", 0), Place("weights", 0), Place("weights", 128)]
+    assert {len(program.constants) for program in programs} == {2}
+    assert {program.weights_bytes for program in programs} == {256}
+    assert {program.arena_bytes for program in programs} == {4032}  # room for the scratch of any
+    assert [len(program.steps[0].arguments) for program in programs] == [3, 4, 5]  # pyright: ignore

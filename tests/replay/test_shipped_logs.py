@@ -8,6 +8,8 @@ import pytest
 
 from models import MODELS
 from tcomp.api import replay
+from tcomp.target.target import TARGETS
+from tcomp.tuner.provenance import simulated_device
 from tcomp.tuner.records import read_log
 
 ROOT = Path(__file__).parent.parent.parent
@@ -26,7 +28,11 @@ def test_log_is_sound(log: Path) -> None:
     contents = read_log(log)
     assert contents.records
     assert not contents.problems
-    assert {r.isa for r in contents.records} == {log.parent.name}
+    target = TARGETS[log.parent.name]
+    assert {r.isa for r in contents.records} == {target.isa}
+    estimates = [r for r in contents.records if r.simulated]
+    assert all(r.device == simulated_device(target) for r in estimates)
+    assert not estimates or log.parent.name != target.isa, "estimates are of a core, in a folder of its name"
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tcomp.errors import TargetError
-from tcomp.target.parse import parse_target
+from tcomp.target.parse import parse_target, parse_targets
 from tcomp.target.target import TARGETS
 
 
@@ -51,6 +51,12 @@ def test_json_changes_facts_of_its_base():
         ('{"tag": "sapphirerapids", "fast_dtype": "bfloat16"}', "bfloat16"),
         ('{"tag": "sapphirerapids", "fast_dtype": null}', None),
         ('{"tag": "x86-64-v3", "fast_dtype": "bfloat16"}', "bfloat16"),
+        ("cortex-a72", None),
+        ("arm64-android+cortex-a55", "float16"),
+        ("cortex-x2", "bfloat16"),
+        ('{"tag": "cortex-x2", "fast_dtype": "float16"}', "float16"),
+        ('{"tag": "cortex-a76", "mattr": ["-fullfp16"]}', None),
+        ("armv7-linux+cortex-a76", None),
     ],
 )
 def test_the_fast_type_is_a_fact_of_the_core(text: str, fast_dtype: str | None):
@@ -59,6 +65,48 @@ def test_the_fast_type_is_a_fact_of_the_core(text: str, fast_dtype: str | None):
 
 def test_json_with_only_an_mcpu():
     assert parse_target('{"kind": "llvm", "mcpu": "znver2"}') == TARGETS["znver2"]
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "variants"),
+    [
+        ("znver4", "znver4", "znver4"),
+        ("znver4,x86-64-v3", "znver4 x86-64-v3", "znver4 x86-64-v3"),
+        ("x86-64-v3, x86-64-v4", "x86-64-v3 x86-64-v4", "x86-64-v3 x86-64-v4"),
+        (
+            "arm64-android+cortex-a55,cortex-a76",
+            "arm64-android+cortex-a55 arm64-android+cortex-a76",
+            "cortex-a55 cortex-a76",
+        ),
+        ("armv7-linux,cortex-a72", "armv7-linux armv7-linux+cortex-a72", "armv7-linux cortex-a72"),
+        ("cortex-a72,raspberry-pi-5", "cortex-a72 raspberry-pi-5", "cortex-a72 raspberry-pi-5"),
+    ],
+)
+def test_several_targets(text: str, names: str, variants: str):
+    targets = parse_targets(text)
+    assert " ".join(t.name for t in targets) == names
+    assert " ".join(t.variant for t in targets) == variants
+    assert len({t.system for t in targets}) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("arm64-android,x86-64-v3", "aarch64 on android and `x86-64-v3` is x86_64 on linux.*compile each"),
+        ("raspberry-pi-5,pixel-6", "aarch64 on linux and `pixel-6` is aarch64 on android"),
+        ("arm64-android+cortex-a55,cortex-a77", "unknown target `cortex-a77`; did you mean .*`cortex-a76`"),
+        ("arm64-android+cortex-a55,cortex-a55", "`cortex-a55` is named twice"),
+        ("x86-64-v3,", "unknown target ``"),
+    ],
+)
+def test_refuses_what_no_library_holds(text: str, message: str):
+    with pytest.raises(TargetError, match=message):
+        parse_targets(text)
+
+
+def test_one_target_where_only_one_is_possible():
+    with pytest.raises(TargetError, match=r"names 2 targets.* one at a time: `znver4`, `x86-64-v3`"):
+        parse_target("znver4,x86-64-v3")
 
 
 @pytest.mark.parametrize(
@@ -74,7 +122,7 @@ def test_json_with_only_an_mcpu():
         ('{"tag": "znver4", "cores": true}', "positive integer"),
         ('{"tag": "znver4", "cache_bytes": [1, 2]}', "must be .L1 data"),
         ('{"tag": "znver4", "mtriple": 3}', "must be a string"),
-        ('{"mtriple": "riscv64-linux-gnu"}', "must begin with one of x86_64, aarch64, armv7a"),
+        ('{"mtriple": "riscv64-linux-gnu"}', "must begin with one of x86_64, aarch64, arm64, armv7a"),
         ("arm64-linux+cortex-a77", "unknown core `cortex-a77`; did you mean .*`cortex-a76`"),
         ("raspberry-pi-6", "unknown target `raspberry-pi-6`; did you mean `raspberry-pi-5`"),
         ('{"vector_bits": 7}', "`vector_bits` is 7; it must be one of"),
@@ -82,6 +130,8 @@ def test_json_with_only_an_mcpu():
         ('{"tag": "znver4", "features": [3]}', "list of strings"),
         ('{"tag": "znver4", "fast_dtype": "float8"}', "`fast_dtype` is 'float8'; it must be one of"),
         ('{"tag": "x86-64-v3", "fast_dtype": "float16"}', "`x86-64-v3` lacks avx512fp16"),
+        ('{"tag": "cortex-a72", "fast_dtype": "float16"}', "`cortex-a72` lacks fullfp16"),
+        ('{"tag": "armv7-linux", "fast_dtype": "float16"}', "`armv7-linux` lacks such instructions"),
     ],
 )
 def test_refuses(text: str, message: str):

@@ -25,7 +25,7 @@ def runnable(dtype: str) -> Target:
 
 def without_instructions(dtype: str) -> Target:
     """As `runnable`, with the instructions for pairs switched off."""
-    target, feature = runnable(dtype), PRODUCT_FEATURES[dtype]
+    target, feature = runnable(dtype), PRODUCT_FEATURES["x86_64", dtype]
     return replace(target, features=target.features - {feature})
 
 

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from pair_types import HARDWARE, PAIR_TYPES, assert_near, runnable
 
-from kernel_cycles import hot_loop, on_stack
 from tcomp.codegen.jit import build_kernel
+from tcomp.codegen.machine_code import hot_loop, on_stack
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.evaluate import evaluate
 from tcomp.relay.types import numpy_dtype
 from tcomp.target.target import TARGETS, Target
 from tcomp.tensor.convolution import Convolution
+from tcomp.tensor.groups import group_sums
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
 from tcomp.tensor.template import template_for
@@ -107,16 +108,17 @@ def test_random_configs(dtype: str, seed: int) -> None:
 
 
 def test_whole_chunks_are_multiplied_in_pairs() -> None:
+    sums = group_sums(TARGETS["sapphirerapids"], "float16")
     anchors = {name: CASES[name]["float16"].anchor for name in ("3x3", "ragged channels", "odd channels")}
-    chunks = {n: Convolution.of(a).in_pairs() for n, a in anchors.items() if a is not None}
-    assert [(c.pairs, c.chunk_steps) for c in chunks.values()] == [(True, 8), (True, 4), (True, 8)]
+    chunks = {n: Convolution.of(a).in_groups(sums) for n, a in anchors.items() if a is not None}
+    assert [(c.group == 2, c.chunk_steps) for c in chunks.values()] == [(True, 8), (True, 4), (True, 8)]
 
 
 @pytest.mark.parametrize("name", ["3x3", "1x1", "strided"])
 @pytest.mark.parametrize(("dtype", "instruction"), [("float16", "vfmadd231ph"), ("bfloat16", "vdpbf16ps")])
 def test_the_inner_loop_multiplies_whole_vectors(dtype: str, instruction: str, name: str) -> None:
     kernel, target = CASES[name][dtype], TARGETS[HARDWARE[dtype]]
-    loop = hot_loop(build_kernel(kernel, target, direct(kernel, target)).source(), instruction)
+    loop = hot_loop(build_kernel(kernel, target, direct(kernel, target)).source(), multiply=instruction)
     products = [line for line in loop if line.startswith(instruction)]
     assert len(products) >= 12
     assert all("zmm" in line for line in products)

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from pair_types import HARDWARE, PAIR_TYPES, assert_near, runnable, without_instructions
 
-from kernel_cycles import hot_loop, on_stack
 from tcomp.codegen.jit import build_kernel
+from tcomp.codegen.machine_code import hot_loop, on_stack
 from tcomp.relay.builder import GraphBuilder, make_node
 from tcomp.relay.evaluate import evaluate
 from tcomp.relay.graph import Attr, Value
 from tcomp.relay.types import numpy_dtype
 from tcomp.target.target import TARGETS, Target
+from tcomp.tensor.groups import group_sums
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
-from tcomp.tensor.pairs import pack_pairs
 from tcomp.tensor.register_tile import cut
 from tcomp.tensor.template import template_for
 
@@ -102,7 +102,7 @@ def test_pairs_of_bfloat16_need_no_instructions() -> None:
 def test_the_inner_loop_multiplies_whole_vectors(dtype: str, instruction: str) -> None:
     kernel, target = CASES["bert"][dtype], TARGETS[HARDWARE[dtype]]
     default = template_for(kernel, target).space(kernel, target).default
-    loop = hot_loop(build_kernel(kernel, target).source(), instruction)
+    loop = hot_loop(build_kernel(kernel, target).source(), multiply=instruction)
     products = [line for line in loop if line.startswith(instruction)]
     sums = int(default["tile_rows"]) * int(default["tile_vectors"])
     assert len(products) == sums * int(default["unroll"])
@@ -138,7 +138,9 @@ def test_cut(extents: tuple[int, ...], most: int, outer: tuple[int, ...], inner:
     assert cut(extents, most) == (outer, inner)
 
 
-def test_pack_pairs_pads_an_odd_depth() -> None:
+def test_packing_pads_an_odd_depth() -> None:
     matrix = np.arange(6, dtype=np.float16).reshape(3, 2)
-    pairs = pack_pairs(matrix).view(np.float16).reshape(2, 2, 2)
+    sums = group_sums(TARGETS["sapphirerapids"], "float16")
+    assert sums is not None
+    pairs = sums.pack(matrix).view(np.float16).reshape(2, 2, 2)
     np.testing.assert_array_equal(pairs, [[[0, 2], [1, 3]], [[4, 0], [5, 0]]])

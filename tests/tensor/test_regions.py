@@ -13,6 +13,7 @@ from tcomp.codegen.jit import build_kernel
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.evaluate import evaluate
 from tcomp.relay.graph import Value
+from tcomp.relay.types import numpy_dtype
 from tcomp.target.target import TARGETS
 from tcomp.tensor.access import Region
 from tcomp.tensor.kernel import Kernel
@@ -56,9 +57,10 @@ CASES: list[tuple[Make, list[tuple[int, ...]]]] = [
 ]
 
 
-def kernel_of(make: Make, shapes: list[tuple[int, ...]]) -> Kernel:
+def kernel_of(make: Make, shapes: list[tuple[int, ...]], dtype: str = "float32") -> Kernel:
     builder = GraphBuilder()
-    return Kernel(builder.build(make(builder, *(builder.input(f"x{i}", s) for i, s in enumerate(shapes)))))
+    inputs = [builder.input(f"x{i}", s, dtype) for i, s in enumerate(shapes)]
+    return Kernel(builder.build(make(builder, *inputs)))
 
 
 def regions_of(kernel: Kernel) -> list[Region]:
@@ -74,6 +76,15 @@ def test_numbers(make: Make, shapes: list[tuple[int, ...]], target: str) -> None
     arrays = [np.random.default_rng(i).standard_normal(s).astype(np.float32) for i, s in enumerate(shapes)]
     (found,) = build_kernel(kernel, TARGETS[target])(arrays)
     np.testing.assert_array_equal(found, evaluate(kernel.body, arrays)[0])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize(("make", "shapes"), [CASES[0], CASES[3]])
+def test_blocks_of_16_bit_elements(make: Make, shapes: list[tuple[int, ...]], dtype: str) -> None:
+    kernel = kernel_of(make, shapes, dtype)
+    array = np.random.default_rng(0).standard_normal(shapes[0]).astype(numpy_dtype(dtype))
+    (found,) = build_kernel(kernel, TARGETS[RUNNABLE[0]])([array])
+    np.testing.assert_array_equal(found, evaluate(kernel.body, [array])[0])
 
 
 @pytest.mark.parametrize(("make", "shapes"), CASES)

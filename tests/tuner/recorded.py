@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from math import log2
 
+from tcomp.target.target import Target
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
 from tcomp.tuner.features import NAMES
 from tcomp.tuner.measure import Job, Outcome, Source
 from tcomp.tuner.records import Check, Times
+from tcomp.tuner.runner import Device
 from tcomp.tuner.task import Task
 
 SPACE = Space(
@@ -33,11 +35,15 @@ def seconds(config: Config) -> float:
 
 
 class RecordedDevice:
-    """Answers every config at once from the table; `fail` names configs that crash."""
+    """Answers every config at once from the table, as `device`."""
 
-    def __init__(self, stop_after: int | None = None) -> None:
+    def __init__(self, stop_after: int | None = None, device: Device | None = None) -> None:
         self.measured: list[Config] = []
+        self._device = device or Device("a table")
         self._stop_after = stop_after
+
+    def connect(self, targets: Sequence[Target]) -> Device:
+        return self._device
 
     def run(self, source: Source) -> Iterator[tuple[Job, Outcome]]:
         while (job := source()) is not None:

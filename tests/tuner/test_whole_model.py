@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from record_samples import SAMPLE, record
 
-from tcomp.api import choose_configs, static_kernels
+from tcomp.api import static_kernels
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.graph import Graph
 from tcomp.target.target import Target
+from tcomp.tuner.choices import choose_configs
 from tcomp.tuner.lookup import best_record
 from tcomp.tuner.progress import Event, ModelDone
 from tcomp.tuner.provenance import device_name

@@ -12,27 +12,30 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "affinity.h"
 #include "blake2b.h"
-#include "cpu.h"
 #include "model_info.h"
-#include "pool.h"
+#include "variant.h"
+#include "workspace.h"
 
-#define API __attribute__((visibility("default")))
+#define API TCOMP_PUBLIC
 #define ERROR_BYTES 512
-#define ALIGNMENT 64
+#define OPTIONS_BYTES_OF_VERSION_1 offsetof(tcomp_options, cpus)
+#define OPTIONS_BYTES_AT_MOST 4096 /* what is larger is no tcomp_options */
 #define HUGE_PAGE ((size_t)2 << 20)
 
 struct tcomp_context {
   tcomp_options options;
   pthread_mutex_t lock; /* held by the one run at a time */
   tcomp_pool *pool;
+  const tcomp_variant_info *variant;
   char *arena;
   const char *weights;
   void *mapped; /* the file with the weights, or NULL */
   char error[ERROR_BYTES];
 };
 
-static _Thread_local char create_error[ERROR_BYTES];
+static _Thread_local char loose_error[ERROR_BYTES]; /* of calls without a context */
 
 /* Writes the text of an error and returns its status. */
 __attribute__((format(printf, 3, 4))) static tcomp_status fail(char *text, tcomp_status status,
@@ -58,7 +61,9 @@ API const char *tcomp_target(void) { return tcomp_model.target; }
 API const char *tcomp_features(void) { return tcomp_model.features; }
 API size_t tcomp_arena_bytes(void) { return tcomp_model.arena_bytes; }
 API size_t tcomp_weights_bytes(void) { return tcomp_model.weights_bytes; }
-API int32_t tcomp_weights_embedded(void) { return tcomp_model.weights != NULL || tcomp_model.weights_bytes == 0; }
+API int32_t tcomp_weights_embedded(void) {
+  return tcomp_model.weights != NULL || tcomp_model.weights_bytes == 0;
+}
 API int32_t tcomp_input_count(void) { return tcomp_model.input_count; }
 API int32_t tcomp_output_count(void) { return tcomp_model.output_count; }
 API int32_t tcomp_step_count(void) { return tcomp_model.step_count; }
@@ -77,31 +82,37 @@ API const char *tcomp_step_label(int32_t index) {
 
 /* ---- weights ------------------------------------------------------------------------------------- */
 
+/* Reads all weights once. Pages of a file stay in memory for the kernels. */
+static tcomp_status check_content(const tcomp_context *context, const char *where) {
+  if (context->options.trust_weights) return TCOMP_OK;
+  unsigned char digest[TCOMP_DIGEST_BYTES];
+  tcomp_blake2b(context->weights, tcomp_model.weights_bytes, digest);
+  if (memcmp(digest, tcomp_model.weights_digest, sizeof digest) != 0)
+    return fail(loose_error, TCOMP_ERROR_WEIGHTS, "weights %s are not those of this model; compile it again",
+                where);
+  return TCOMP_OK;
+}
+
 static tcomp_status map_weights(tcomp_context *context, const char *path) {
   size_t expected = tcomp_model.weights_bytes;
   int file = open(path, O_RDONLY | O_CLOEXEC);
   if (file < 0)
-    return fail(create_error, TCOMP_ERROR_WEIGHTS, "cannot open weights %s: %s", path, strerror(errno));
+    return fail(loose_error, TCOMP_ERROR_WEIGHTS, "cannot open weights %s: %s", path, strerror(errno));
   struct stat status;
   size_t found = fstat(file, &status) == 0 ? (size_t)status.st_size : 0;
   if (found != expected) {
     close(file);
-    return fail(create_error, TCOMP_ERROR_WEIGHTS, "weights %s have %zu bytes; this model's have %zu", path,
+    return fail(loose_error, TCOMP_ERROR_WEIGHTS, "weights %s have %zu bytes; this model's have %zu", path,
                 found, expected);
   }
   void *memory = mmap(NULL, expected, PROT_READ, MAP_PRIVATE, file, 0);
   int reason = errno;
   close(file);
   if (memory == MAP_FAILED)
-    return fail(create_error, TCOMP_ERROR_WEIGHTS, "cannot map weights %s: %s", path, strerror(reason));
+    return fail(loose_error, TCOMP_ERROR_WEIGHTS, "cannot map weights %s: %s", path, strerror(reason));
   context->mapped = memory;
   context->weights = memory;
-  unsigned char digest[TCOMP_DIGEST_BYTES];
-  tcomp_blake2b(memory, expected, digest);
-  if (memcmp(digest, tcomp_model.weights_digest, sizeof digest) != 0)
-    return fail(create_error, TCOMP_ERROR_WEIGHTS, "weights %s are not those of this model; compile it again",
-                path);
-  return TCOMP_OK;
+  return check_content(context, path);
 }
 
 static tcomp_status find_weights(tcomp_context *context) {
@@ -111,15 +122,16 @@ static tcomp_status find_weights(tcomp_context *context) {
     return TCOMP_OK;
   }
   if (options->weights != NULL) {
-    if (options->weights_bytes != tcomp_model.weights_bytes || (uintptr_t)options->weights % ALIGNMENT != 0)
-      return fail(create_error, TCOMP_ERROR_WEIGHTS,
+    if (options->weights_bytes != tcomp_model.weights_bytes ||
+        (uintptr_t)options->weights % TCOMP_ALIGNMENT != 0)
+      return fail(loose_error, TCOMP_ERROR_WEIGHTS,
                   "weights in memory have %zu bytes at %p; they must have %zu, at a multiple of %d",
-                  options->weights_bytes, options->weights, tcomp_model.weights_bytes, ALIGNMENT);
+                  options->weights_bytes, options->weights, tcomp_model.weights_bytes, TCOMP_ALIGNMENT);
     context->weights = options->weights;
-    return TCOMP_OK;
+    return check_content(context, "in memory");
   }
   if (options->weights_path == NULL)
-    return fail(create_error, TCOMP_ERROR_WEIGHTS,
+    return fail(loose_error, TCOMP_ERROR_WEIGHTS,
                 "this model has separate weights; give weights_path or weights in tcomp_options");
   return map_weights(context, options->weights_path);
 }
@@ -127,59 +139,82 @@ static tcomp_status find_weights(tcomp_context *context) {
 /* ---- contexts -------------------------------------------------------------------------------------- */
 
 static char *allocate_arena(const tcomp_options *options) {
-  size_t bytes = tcomp_model.arena_bytes > 0 ? tcomp_model.arena_bytes : ALIGNMENT;
-  if (options->allocate != NULL) return options->allocate(options->allocator_user, bytes, ALIGNMENT);
+  size_t bytes = tcomp_model.arena_bytes > 0 ? tcomp_model.arena_bytes : TCOMP_ALIGNMENT;
+  if (options->allocate != NULL) return options->allocate(options->allocator_user, bytes, TCOMP_ALIGNMENT);
   /* Activations walk through megabytes: with pages of 4 KiB a part of the time goes to translating addresses. */
   int is_large = bytes >= HUGE_PAGE;
   if (is_large) bytes = (bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
   void *memory = NULL;
-  if (posix_memalign(&memory, is_large ? HUGE_PAGE : ALIGNMENT, bytes) != 0) return NULL;
+  if (posix_memalign(&memory, is_large ? HUGE_PAGE : TCOMP_ALIGNMENT, bytes) != 0) return NULL;
 #ifdef MADV_HUGEPAGE
   if (is_large) madvise(memory, bytes, MADV_HUGEPAGE); /* advice: a system may have no such pages */
 #endif
   return memory;
 }
 
+/* Copies the caller's options, which an older or a newer header made smaller or larger. */
+static tcomp_status take_options(const tcomp_options *given, tcomp_options *options) {
+  size_t bytes = given->struct_bytes, known = bytes < sizeof *options ? bytes : sizeof *options;
+  if (bytes < OPTIONS_BYTES_OF_VERSION_1 || bytes > OPTIONS_BYTES_AT_MOST)
+    return fail(loose_error, TCOMP_ERROR_ARGUMENT,
+                "tcomp_options.struct_bytes is %zu; set it to sizeof(tcomp_options), which is %zu in ABI "
+                "version %d",
+                bytes, sizeof *options, TCOMP_ABI_VERSION);
+  for (size_t i = known; i < bytes; i++)
+    if (((const char *)given)[i] != 0)
+      return fail(loose_error, TCOMP_ERROR_ARGUMENT,
+                  "tcomp_options sets a field after byte %zu, which the library does not know: it has ABI "
+                  "version %d; compile it again",
+                  known, TCOMP_ABI_VERSION);
+  memset(options, 0, sizeof *options);
+  memcpy(options, given, known);
+  options->struct_bytes = sizeof *options;
+  return TCOMP_OK;
+}
+
 static tcomp_status check_options(const tcomp_options *options) {
-  if (options->struct_bytes != sizeof *options)
-    return fail(create_error, TCOMP_ERROR_ARGUMENT,
-                "tcomp_options.struct_bytes is %zu; it must be %zu: set it to sizeof(tcomp_options), with the "
-                "header of ABI version %d",
-                options->struct_bytes, sizeof *options, TCOMP_ABI_VERSION);
+  cpu_set_t set;
   if ((options->allocate == NULL) != (options->release == NULL))
-    return fail(create_error, TCOMP_ERROR_ARGUMENT, "tcomp_options has only one of allocate and release");
+    return fail(loose_error, TCOMP_ERROR_ARGUMENT, "tcomp_options has only one of allocate and release");
   if (options->threads < 0)
-    return fail(create_error, TCOMP_ERROR_ARGUMENT, "tcomp_options.threads is %d; it must not be negative",
+    return fail(loose_error, TCOMP_ERROR_ARGUMENT, "tcomp_options.threads is %d; it must not be negative",
                 options->threads);
+  if (options->cpus < TCOMP_CPUS_ALL || options->cpus > TCOMP_CPUS_SLOW)
+    return fail(loose_error, TCOMP_ERROR_ARGUMENT, "tcomp_options.cpus is %d; it must be one of tcomp_cpus",
+                options->cpus);
+  if (tcomp_choose_cpus(options, &set) == 0)
+    return fail(loose_error, TCOMP_ERROR_ARGUMENT,
+                "tcomp_options.cpu_mask is 0x%llx, and this thread may use none of these CPUs",
+                (unsigned long long)options->cpu_mask);
   return TCOMP_OK;
 }
 
 static tcomp_status fill_context(tcomp_context *context) {
-  char missing[32];
-  if (tcomp_cpu_lacks(tcomp_model.features, missing, sizeof missing))
-    return fail(create_error, TCOMP_ERROR_CPU, "this CPU has no %s, which the library is compiled for (%s)",
-                missing, tcomp_model.target);
-  tcomp_status status = find_weights(context);
+  tcomp_status status =
+      tcomp_choose_variant(&context->options, &context->variant, loose_error, sizeof loose_error);
+  if (status != TCOMP_OK) return status;
+  status = find_weights(context);
   if (status != TCOMP_OK) return status;
   context->arena = allocate_arena(&context->options);
   context->pool = tcomp_pool_create(&context->options);
   if (context->arena == NULL || context->pool == NULL)
-    return fail(create_error, TCOMP_ERROR_MEMORY, "out of memory: the model needs %zu bytes for tensors",
+    return fail(loose_error, TCOMP_ERROR_MEMORY, "out of memory: the model needs %zu bytes for tensors",
                 tcomp_model.arena_bytes);
   return TCOMP_OK;
 }
 
-API tcomp_status tcomp_create(const tcomp_options *options, tcomp_context **result) {
+API tcomp_status tcomp_create(const tcomp_options *given, tcomp_context **result) {
   static const tcomp_options DEFAULTS = {.struct_bytes = sizeof DEFAULTS};
-  create_error[0] = '\0';
-  if (result == NULL) return fail(create_error, TCOMP_ERROR_ARGUMENT, "tcomp_create: context is NULL");
+  tcomp_options options;
+  loose_error[0] = '\0';
+  if (result == NULL) return fail(loose_error, TCOMP_ERROR_ARGUMENT, "tcomp_create: context is NULL");
   *result = NULL;
-  if (options == NULL) options = &DEFAULTS;
-  tcomp_status status = check_options(options);
+  tcomp_status status = take_options(given == NULL ? &DEFAULTS : given, &options);
+  if (status == TCOMP_OK) status = check_options(&options);
   if (status != TCOMP_OK) return status;
   tcomp_context *context = calloc(1, sizeof *context);
-  if (context == NULL) return fail(create_error, TCOMP_ERROR_MEMORY, "out of memory");
-  context->options = *options;
+  if (context == NULL) return fail(loose_error, TCOMP_ERROR_MEMORY, "out of memory");
+  context->options = options;
   pthread_mutex_init(&context->lock, NULL);
   status = fill_context(context);
   if (status != TCOMP_OK) {
@@ -205,11 +240,21 @@ API void tcomp_destroy(tcomp_context *context) {
 }
 
 API const char *tcomp_error(const tcomp_context *context) {
-  return context == NULL ? create_error : context->error;
+  return context == NULL ? loose_error : context->error;
+}
+
+static tcomp_status no_context(const char *function) {
+  return fail(loose_error, TCOMP_ERROR_ARGUMENT, "%s: context is NULL", function);
+}
+
+API tcomp_status tcomp_cancel(tcomp_context *context) {
+  if (context == NULL) return no_context("tcomp_cancel");
+  tcomp_pool_cancel(context->pool);
+  return TCOMP_OK;
 }
 
 API tcomp_status tcomp_set_threads(tcomp_context *context, int32_t threads) {
-  if (context == NULL) return TCOMP_ERROR_ARGUMENT;
+  if (context == NULL) return no_context("tcomp_set_threads");
   pthread_mutex_lock(&context->lock);
   tcomp_status status = TCOMP_OK;
   if (threads < 0)
@@ -222,11 +267,20 @@ API tcomp_status tcomp_set_threads(tcomp_context *context, int32_t threads) {
   return status;
 }
 
+API const char *tcomp_variant(const tcomp_context *context) {
+  return context == NULL ? NULL : context->variant->name;
+}
+
 API int32_t tcomp_threads(const tcomp_context *context) {
   return context == NULL ? 0 : tcomp_pool_threads(context->pool);
 }
 
 /* ---- runs ------------------------------------------------------------------------------------------- */
+
+static size_t element_bytes(int32_t dtype) {
+  static const unsigned char BYTES[] = {2, 2, 4, 8, 1, 2, 4, 8, 1, 2, 4, 8, 1};
+  return BYTES[dtype];
+}
 
 /* Checks `buffers` against `tensors` and takes out their pointers. */
 static tcomp_status take_pointers(tcomp_context *context, const char *kind, const tcomp_tensor *tensors,
@@ -242,7 +296,31 @@ static tcomp_status take_pointers(tcomp_context *context, const char *kind, cons
                   tensors[i].name, buffers[i].bytes, tensors[i].bytes);
     if (buffers[i].data == NULL && tensors[i].bytes > 0)
       return fail(context->error, TCOMP_ERROR_ARGUMENT, "%s %d (%s) is NULL", kind, i, tensors[i].name);
+    if ((uintptr_t)buffers[i].data % element_bytes(tensors[i].dtype) != 0)
+      return fail(context->error, TCOMP_ERROR_ARGUMENT, "%s %d (%s) is at %p; it must be at a multiple of %zu",
+                  kind, i, tensors[i].name, buffers[i].data, element_bytes(tensors[i].dtype));
     pointers[i] = buffers[i].data;
+  }
+  return TCOMP_OK;
+}
+
+static int overlap(const tcomp_buffer *a, const tcomp_buffer *b) {
+  uintptr_t start = (uintptr_t)a->data, other = (uintptr_t)b->data;
+  return a->bytes > 0 && b->bytes > 0 && start < other + b->bytes && other < start + a->bytes;
+}
+
+static tcomp_status check_overlaps(tcomp_context *context, const tcomp_buffer *inputs,
+                                   const tcomp_buffer *outputs) {
+  for (int32_t i = 0; i < tcomp_model.output_count; i++) {
+    const char *name = tcomp_model.outputs[i].name;
+    for (int32_t k = 0; k < tcomp_model.input_count; k++)
+      if (overlap(&outputs[i], &inputs[k]))
+        return fail(context->error, TCOMP_ERROR_ARGUMENT, "output %d (%s) overlaps input %d (%s)", i, name, k,
+                    tcomp_model.inputs[k].name);
+    for (int32_t k = 0; k < i; k++)
+      if (overlap(&outputs[i], &outputs[k]))
+        return fail(context->error, TCOMP_ERROR_ARGUMENT, "output %d (%s) overlaps output %d (%s)", i, name,
+                    k, tcomp_model.outputs[k].name);
   }
   return TCOMP_OK;
 }
@@ -255,11 +333,17 @@ static tcomp_status run_locked(tcomp_context *context, const tcomp_buffer *input
   if (status != TCOMP_OK) return status;
   status = take_pointers(context, "output", tcomp_model.outputs, tcomp_model.output_count, outputs,
                          output_count, output_pointers);
+  if (status == TCOMP_OK) status = check_overlaps(context, inputs, outputs);
   if (status != TCOMP_OK) return status;
-  tcomp_frame frame = {context->arena, context->weights, input_pointers, output_pointers, nanoseconds};
+  tcomp_frame frame = {context->arena,  context->weights, input_pointers,
+                       output_pointers, nanoseconds,      context->pool};
   tcomp_pool *before = tcomp_pool_enter(context->pool);
-  int32_t failed = tcomp_model.run(&frame);
+  int32_t failed = context->variant->run(&frame);
+  int was_cancelled = failed >= 0 && tcomp_pool_is_cancelled(context->pool);
   tcomp_pool_leave(context->pool, before);
+  if (was_cancelled)
+    return fail(context->error, TCOMP_CANCELLED, "the run was cancelled at step %d (%s)", failed,
+                tcomp_model.step_labels[failed]);
   if (failed >= 0)
     return fail(context->error, TCOMP_ERROR_RUN, "step %d (%s) failed: no memory for its workspace", failed,
                 tcomp_model.step_labels[failed]);
@@ -268,7 +352,7 @@ static tcomp_status run_locked(tcomp_context *context, const tcomp_buffer *input
 
 API tcomp_status tcomp_run(tcomp_context *context, const tcomp_buffer *inputs, int32_t input_count,
                            const tcomp_buffer *outputs, int32_t output_count) {
-  if (context == NULL) return TCOMP_ERROR_ARGUMENT;
+  if (context == NULL) return no_context("tcomp_run");
   pthread_mutex_lock(&context->lock);
   tcomp_status status = run_locked(context, inputs, input_count, outputs, output_count, NULL);
   pthread_mutex_unlock(&context->lock);
@@ -278,13 +362,42 @@ API tcomp_status tcomp_run(tcomp_context *context, const tcomp_buffer *inputs, i
 API tcomp_status tcomp_profile(tcomp_context *context, const tcomp_buffer *inputs, int32_t input_count,
                                const tcomp_buffer *outputs, int32_t output_count, uint64_t *nanoseconds,
                                int32_t step_count) {
-  if (context == NULL) return TCOMP_ERROR_ARGUMENT;
+  if (context == NULL) return no_context("tcomp_profile");
   pthread_mutex_lock(&context->lock);
   tcomp_status status;
   if (nanoseconds == NULL || step_count != tcomp_model.step_count)
-    status = fail(context->error, TCOMP_ERROR_ARGUMENT, "nanoseconds must have %d entries", tcomp_model.step_count);
+    status = fail(context->error, TCOMP_ERROR_ARGUMENT, "nanoseconds must have %d entries",
+                  tcomp_model.step_count);
   else
     status = run_locked(context, inputs, input_count, outputs, output_count, nanoseconds);
   pthread_mutex_unlock(&context->lock);
   return status;
 }
+
+/* ---- all of it ---------------------------------------------------------------------------------------- */
+
+const tcomp_api tcomp_functions = {
+    sizeof tcomp_functions,
+    tcomp_abi_version,
+    tcomp_model_name,
+    tcomp_target,
+    tcomp_features,
+    tcomp_arena_bytes,
+    tcomp_weights_bytes,
+    tcomp_weights_embedded,
+    tcomp_input_count,
+    tcomp_output_count,
+    tcomp_input,
+    tcomp_output,
+    tcomp_step_count,
+    tcomp_step_label,
+    tcomp_create,
+    tcomp_run,
+    tcomp_profile,
+    tcomp_cancel,
+    tcomp_set_threads,
+    tcomp_threads,
+    tcomp_error,
+    tcomp_destroy,
+    tcomp_variant,
+};

@@ -1,3 +1,4 @@
+#define _GNU_SOURCE
 #include "cpu.h"
 
 #include <string.h>
@@ -76,8 +77,16 @@ static int has(const char *name, size_t length) {
       return has_feature(&FEATURES[i]);
   return 0;
 }
+
+int32_t tcomp_cpu_variant(const cpu_set_t *cpus, const tcomp_core *cores, int32_t count) {
+  (void)cpus, (void)cores, (void)count; /* its features tell all that matters */
+  return 0;
+}
 #elif defined(__aarch64__) || defined(__arm__)
+#include <stdlib.h>
 #include <sys/auxv.h>
+
+#include "affinity.h"
 
 typedef struct {
   const char *name;
@@ -106,6 +115,42 @@ static int has(const char *name, size_t length) {
     if (strlen(FEATURES[i].name) == length && memcmp(FEATURES[i].name, name, length) == 0)
       return getauxval(FEATURES[i].vector) >> FEATURES[i].bit & 1;
   return 0;
+}
+
+/* MIDR_EL1 of a CPU as Linux shows it; 0 where it does not. */
+static unsigned long long identity_of(int cpu) {
+  char text[24];
+  return tcomp_read_cpu(cpu, "regs/identification/midr_el1", text, sizeof text) ? strtoull(text, NULL, 16) : 0;
+}
+
+/* MIDR_EL1 of the CPU this runs on, which Linux answers in the CPU's place; 0 where it does not. */
+static unsigned long long own_identity(void) {
+  unsigned long long identity = 0;
+#if defined(__aarch64__)
+  const unsigned long HWCAP_CPUID_BIT = 1ul << 11;
+  if (getauxval(AT_HWCAP) & HWCAP_CPUID_BIT) __asm__("mrs %0, MIDR_EL1" : "=r"(identity));
+#endif
+  return identity;
+}
+
+static int32_t row_of(unsigned long long identity, const tcomp_core *cores, int32_t count) {
+  uint32_t core = (uint32_t)(identity >> 24 & 0xff) << 12 | (uint32_t)(identity >> 4 & 0xfff);
+  for (int32_t row = 0; row < count; row++)
+    if (cores[row].core == core) return row;
+  return -1;
+}
+
+int32_t tcomp_cpu_variant(const cpu_set_t *cpus, const tcomp_core *cores, int32_t count) {
+  int32_t fastest = -1;
+  for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
+    unsigned long long identity = CPU_ISSET(cpu, cpus) ? identity_of(cpu) : 0;
+    if (identity == 0) continue;
+    int32_t row = row_of(identity, cores, count);
+    if (row < 0) return 0;
+    if (row > fastest) fastest = row;
+  }
+  if (fastest < 0) fastest = row_of(own_identity(), cores, count);
+  return fastest < 0 ? 0 : cores[fastest].variant;
 }
 #else
 #error "no table of CPU features for this architecture"

@@ -102,6 +102,12 @@ class Context:
         self.nodes.append(node)
         return node.outputs
 
+    def later(self, op: str, *inputs: Value, **attrs: Attr) -> Value:
+        """Apply a single-output operator that a pass looks for: constant operands are not evaluated."""
+        node = make_node(op, inputs, attrs, self.node_name)
+        self.nodes.append(node)
+        return node.output
+
     def constant(self, data: npt.ArrayLike, dtype: str | None = None) -> Constant:
         """A constant; Python numbers need a `dtype`."""
         return Constant.of(np.asarray(data, dtype=None if dtype is None else numpy_dtype(dtype)))

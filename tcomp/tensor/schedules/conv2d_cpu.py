@@ -8,7 +8,7 @@ scalar a pixel. A 1x1 convolution without strides runs over the flattened pixels
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
+from math import gcd, prod
 
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import Anchored
@@ -17,19 +17,22 @@ from tcomp.tensor.direct_convolution import (
     DirectProduct,
     PixelTile,
     direct_cycles,
+    is_far,
     pixel_tiles,
     register_tile,
     registers_of,
+    row_lanes,
+    together,
     vectors_of,
     walk_order,
 )
 from tcomp.tensor.epilogue import epilogue_fits, placeholder_index
+from tcomp.tensor.groups import group_sums
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
 from tcomp.tensor.loops import Expression, Statement
-from tcomp.tensor.pairs import as_pairs, multiplies_pairs
 from tcomp.tensor.register_tile import FMA_LATENCY, Index, Point, Reduction, RegisterTile, tile_nest
-from tcomp.tensor.template import TEMPLATES, Scheduled, Template
+from tcomp.tensor.template import TEMPLATES, Packed, PackedBy, Scheduled, Template
 
 OPERATORS = ("conv1d", "conv2d", "conv3d")
 PREFETCH_STEPS = (0, 4, 8, 16, 32, 64)
@@ -54,7 +57,23 @@ class Conv2dDirect(Template):
 
     def space(self, kernel: Kernel, target: Target) -> Space:
         conv = _convolution(kernel, target)
+        return self._space(conv, target, list(pixel_tiles(conv, target)))
+
+    def packings(self, kernel: Kernel, target: Target) -> PackedBy:
+        """Panels of as many channel blocks as the register tile has."""
+        conv = _convolution(kernel, target)
         tiles = list(pixel_tiles(conv, target))
+        group = None if conv.sums is None else (conv.sums.size, conv.sums.dtype)
+
+        def packed(blocks: int) -> Packed:
+            own = [t for t in tiles if t.oc_blocks == blocks]
+            cycles = conv.batch * min(direct_cycles(conv, tile, target) for tile in own)
+            default = self._space(conv, target, own).default
+            return Packed(default, cycles, lambda config: config["oc_blocks"] == blocks)
+
+        return {(group, blocks): packed(blocks) for blocks in sorted({t.oc_blocks for t in tiles})}
+
+    def _space(self, conv: Convolution, target: Target, tiles: Sequence[PixelTile]) -> Space:
         best = min(tiles, key=lambda tile: direct_cycles(conv, tile, target))
         legal = set(tiles)
 
@@ -71,7 +90,7 @@ class Conv2dDirect(Template):
             return None
 
         partial_sums = _partial_sums(conv, best, target)
-        unroll = max(_unroll(conv, best, target), partial_sums)
+        unroll = max(_unroll(conv, best, target), together(conv, target), partial_sums)
         return Space(
             (
                 Ordered("tile_height", tuple(sorted({t.height for t in tiles})), best.height),
@@ -79,9 +98,9 @@ class Conv2dDirect(Template):
                 Ordered("oc_blocks", tuple(sorted({t.oc_blocks for t in tiles})), best.oc_blocks),
                 Choice("order", ("weights", "pixels"), walk_order(conv, best, target)),
                 Ordered("unroll", _unrolls(conv), unroll),
-                Choice("unroll_kernel", (False, True), False),
+                Choice("unroll_kernel", (False, True), row_lanes(conv, target) > 1),
                 Ordered("prefetch", PREFETCH_STEPS, 32),
-                Ordered("partial_sums", (1,) if conv.pairs else PARTIAL_SUMS, partial_sums),
+                Ordered("partial_sums", PARTIAL_SUMS if conv.sums is None else (1,), partial_sums),
             ),
             reason,
             {"partial_sums": 1},
@@ -96,7 +115,7 @@ class Conv2dDirect(Template):
         """1. Pack weights and pad the input where necessary. 2. One nest over register tiles."""
         assert kernel.anchor is not None
         conv = _convolution(kernel, target)
-        lanes = target.lanes(conv.accumulator)
+        lanes = target.lanes(conv.sum_dtype)
         tile = register_tile(conv, _tile_of(config), str(config["order"]), lanes)
         panels = WeightPanels(conv, tile.axes[1])
         weights = placeholder_index(kernel, kernel.anchor.inputs[1])
@@ -109,10 +128,10 @@ class Conv2dDirect(Template):
         else:
             pack, packed = panels.pack_in_kernel(anchored, lanes)
             copies += pack
-        if conv.pairs:
-            declaration, data = as_pairs(data, "data_pairs")
+        if conv.sums is not None:
+            declaration, data = conv.sums.view(data, "data_groups")
             copies = [*copies, declaration]
-        reduction = _reduction(DirectProduct(conv, data, packed), config)
+        reduction = _reduction(DirectProduct(conv, data, packed), tile, config, target)
 
         def finish(index: Sequence[Expression], value: Expression) -> Statement:
             return anchored.finish(_output_index(conv, index), value)
@@ -121,12 +140,12 @@ class Conv2dDirect(Template):
 
 
 def _convolution(kernel: Kernel, target: Target) -> Convolution:
-    """The kernel's convolution, in pairs of input channels where the target multiplies pairs."""
+    """The kernel's convolution, in groups of input channels where the target multiplies those faster."""
     assert kernel.anchor is not None
     conv = Convolution.of(kernel.anchor)
     weights = placeholder_index(kernel, kernel.anchor.inputs[1])
     constant = weights is not None and weights in kernel.constant_inputs
-    return conv.in_pairs() if constant and multiplies_pairs(target, conv.dtype) else conv
+    return conv.in_groups(group_sums(target, conv.dtype)) if constant else conv
 
 
 def _tile_of(config: Config) -> PixelTile:
@@ -137,7 +156,7 @@ def _partial_sums(conv: Convolution, tile: PixelTile, target: Target) -> int:
     """How many sums of each element hide the latency of an addition, where a tile has half or less of those
     that it takes: outputs of one pixel and few channels."""
     sums, wanted = tile.pixels * tile.oc_blocks * vectors_of(conv, target), FMA_LATENCY * target.fma_ports
-    if 2 * sums > wanted or conv.pairs:
+    if 2 * sums > wanted or conv.sums is not None:
         return 1
     room, unrolls = target.vector_registers, _unrolls(conv)
     fitting = [n for n in PARTIAL_SUMS if n in unrolls and registers_of(conv, tile, target, n) <= room]
@@ -145,31 +164,40 @@ def _partial_sums(conv: Convolution, tile: PixelTile, target: Target) -> int:
 
 
 def _unrolls(conv: Convolution) -> tuple[int, ...]:
-    return tuple(u for u in (1, 2, 4, 8) if conv.chunk_steps % u == 0)
+    steps, chunks = conv.chunk_steps, conv.reduction_chunks
+    dense = prod(conv.kernel) == 1  # Chunks then follow each other in one loop.
+    return tuple(
+        u for u in (1, 2, 4, 8) if steps % u == 0 or (dense and u % steps == 0 and chunks % (u // steps) == 0)
+    )
 
 
 def _unroll(conv: Convolution, tile: PixelTile, target: Target) -> int:
     """Steps written out. Below several taps the loop over a chunk's channels is short, and its end is
     mispredicted: there fewer iterations pay; the deeper loops of a 1x1 convolution gain nothing."""
     if prod(conv.kernel) == 1:
-        return 1
+        return max(_unrolls(conv)) if together(conv, target) > 1 else 1
     step = tile.pixels * tile.oc_blocks * vectors_of(conv, target)
     return max(u for u in _unrolls(conv) if u == 1 or u * step <= UNROLLED_PRODUCTS)
 
 
-def _reduction(product: DirectProduct, config: Config) -> Reduction:
-    distance = int(config["prefetch"])
+def _reduction(product: DirectProduct, tile: RegisterTile, config: Config, target: Target) -> Reduction:
+    distance, unroll = int(config["prefetch"]), int(config["unroll"])
+    steps = gcd(together(product.conv, target), unroll)
+    far = is_far(product.conv, int(config["oc_blocks"]), target)
 
     def ahead(tile: RegisterTile, first: Point, step: Index) -> list[Statement]:
         if len(step) == 1:
-            return product.inputs_ahead(tile, first, step[0])
-        return product.weights_ahead(first, step, distance)
+            return product.inputs_ahead(tile, first, step[0], within=steps == 1)
+        return product.weights_ahead(first, step, distance, steps) if far or steps == 1 else []
 
     return product.reduction(
-        int(config["unroll"]),
+        tile,
+        steps,
+        unroll,
         bool(config["unroll_kernel"]),
         ahead if distance else None,
         int(config["partial_sums"]),
+        row_lanes(product.conv, target) if config["unroll_kernel"] and int(config["tile_height"]) == 1 else 1,
     )
 
 

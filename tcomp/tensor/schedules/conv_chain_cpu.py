@@ -13,7 +13,7 @@ so that results do not depend on how rows are cut or shared.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import pairwise, product
 from math import gcd
 
 from tcomp.relay.graph import Node, Value
@@ -29,6 +29,7 @@ from tcomp.tensor.direct_convolution import (
     direct_cycles,
     pixel_tiles,
     register_tile,
+    together,
     walk_order,
 )
 from tcomp.tensor.epilogue import epilogue_fits, placeholder_index
@@ -37,7 +38,7 @@ from tcomp.tensor.knobs import Choice, Config, Ordered, Space
 from tcomp.tensor.loops import Buffer, Expression, Statement, constant, local, loop, parallel, sequence
 from tcomp.tensor.primitives import Tiles
 from tcomp.tensor.register_tile import Index, Point, RegisterTile, tile_nest
-from tcomp.tensor.template import TEMPLATES, Packing, Scheduled, Template
+from tcomp.tensor.template import TEMPLATES, Packed, PackedBy, Packing, Scheduled, Template
 from tcomp.tvm_api import tirx
 
 PIECES = (1, 2, 4, 8, 16)
@@ -64,6 +65,35 @@ class ConvChainCpu(Template):
     def space(self, kernel: Kernel, target: Target) -> Space:
         chain = _chain(kernel)
         expand, project = (_tiles(chain.row_of(c), target) for c in (chain.expand, chain.project))
+        return self._space(chain, target, expand, project)
+
+    def packings(self, kernel: Kernel, target: Target) -> PackedBy:
+        """Panels of as many channel blocks as the register tiles of both pointwise convolutions have."""
+        chain = _chain(kernel)
+        rows = [chain.row_of(c) for c in (chain.expand, chain.project)]
+        by_blocks = [_by_blocks(_tiles(row, target)) for row in rows]
+
+        def packed(blocks: tuple[int, ...]) -> Packed:
+            expand, project = tiles = [own[count] for own, count in zip(by_blocks, blocks, strict=True)]
+            best = [direct_cycles(row, own[0], target) for row, own in zip(rows, tiles, strict=True)]
+            cycles = sum(
+                cost * stage.batch * stage.out_size[0]
+                for cost, stage in zip(best, (chain.expand, chain.project), strict=True)
+            )
+            default = self._space(chain, target, expand, project).default
+            return Packed(
+                default, cycles, lambda config: (config["expand_blocks"], config["project_blocks"]) == blocks
+            )
+
+        return {blocks: packed(blocks) for blocks in product(*by_blocks)}
+
+    def _space(
+        self,
+        chain: ConvChain,
+        target: Target,
+        expand: Sequence[PixelTile],
+        project: Sequence[PixelTile],
+    ) -> Space:
         widths, width = tile_widths(chain.depthwise, target)
         pieces = chain.pieces(target.cores)
         counts = {p for p in PIECES if p <= chain.project.out_size[0]} | {pieces}
@@ -114,6 +144,13 @@ def _passes_on(kernel: Kernel, first: Node, second: Node) -> bool:
 def _tiles(row: Convolution, target: Target) -> list[PixelTile]:
     """Register tiles of a row, the best one by estimate first."""
     return sorted(pixel_tiles(row, target), key=lambda tile: direct_cycles(row, tile, target))
+
+
+def _by_blocks(tiles: Sequence[PixelTile]) -> dict[int, list[PixelTile]]:
+    """Tiles by their channel blocks, in the order they had."""
+    return {
+        count: [t for t in tiles if t.oc_blocks == count] for count in sorted({t.oc_blocks for t in tiles})
+    }
 
 
 def _tile_knobs(stage: str, tiles: Sequence[PixelTile]) -> tuple[Ordered, Ordered]:
@@ -244,10 +281,12 @@ class _Nest:
         """One row of a pointwise convolution."""
 
         def ahead(tile: RegisterTile, first: Point, step: Index) -> list[Statement]:
-            return product.inputs_ahead(tile, first, step[0]) if len(step) == 1 else []
+            return product.inputs_ahead(tile, first, step[0], within=steps == 1) if len(step) == 1 else []
 
         nest = register_tile(product.conv, tile, walk_order(product.conv, tile, self.target), self.lanes)
-        return tile_nest(nest, product.reduction(ahead=ahead if self.ahead else None), finish, threaded=False)
+        steps = together(product.conv, self.target)
+        reduction = product.reduction(nest, steps, unroll=steps, ahead=ahead if self.ahead else None)
+        return tile_nest(nest, reduction, finish, threaded=False)
 
 
 TEMPLATES.register(ConvChainCpu.name, ConvChainCpu())

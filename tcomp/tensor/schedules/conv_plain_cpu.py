@@ -246,10 +246,10 @@ def _plain(kernel: Kernel, node: Node, tile: RegisterTile, target: Target) -> Sc
 
 
 def _pad(anchored: Anchored, conv: Convolution, lanes: int) -> tuple[list[Statement], Buffer]:
-    """The input with zeros around it, cut to what the sums read."""
+    """The input with its padding around it, cut to what the sums read."""
     end = [n - b - s for n, b, s in zip(conv.needed, conv.pad_begin, conv.in_size, strict=True)]
-    zero = tirx.const(0, conv.dtype)
-    return anchored.copy(anchored.operands[0], [0, 0, *conv.pad_begin], [0, 0, *end], zero, lanes)
+    around = tirx.const(conv.pad_value, conv.dtype)
+    return anchored.copy(anchored.operands[0], [0, 0, *conv.pad_begin], [0, 0, *end], around, lanes)
 
 
 def _in_memory(anchored: Anchored, lanes: int) -> tuple[list[Statement], Buffer]:
@@ -269,15 +269,15 @@ def _gather(anchored: Anchored, conv: Convolution, lanes: int) -> tuple[list[Sta
         conv.out_size[-1] + (conv.kernel[-1] - 1) * conv.dilation[-1] // stride,
     )
     none = [0] * len(anchored.operands[0].shape)
-    zero = tirx.const(0, conv.dtype)
-    copies, source = anchored.copy(anchored.operands[0], none, none, zero, lanes, "data")
+    around = tirx.const(conv.pad_value, conv.dtype)
+    copies, source = anchored.copy(anchored.operands[0], none, none, around, lanes, "data")
     target = anchored.add_scratch(shape, conv.dtype, "gathered")
 
     def store(index: Sequence[Expression]) -> Statement:
         n, channel, *at, phase, column = index
         at = [p - b for p, b in zip([*at, column * stride + phase], conv.pad_begin, strict=True)]
         inside = [c for p, e in zip(at, conv.in_size, strict=True) for c in (p >= 0, p < e)]
-        value = tirx.if_then_else(tirx.all(*inside), conv.read(source, n, channel, at), zero)
+        value = tirx.if_then_else(tirx.all(*inside), conv.read(source, n, channel, at), around)
         return tirx.BufferStore(target, value, list(index))
 
     return [*copies, _everywhere(shape, 1, anchored.threaded, store)], target

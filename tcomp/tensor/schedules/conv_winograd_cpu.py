@@ -14,10 +14,10 @@ pixels that exist.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from math import gcd, prod
+from math import gcd, inf, prod
 
 import numpy as np
 
@@ -25,9 +25,11 @@ from tcomp.relay.types import Array, TensorType
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.convolution import Convolution, WeightPanels
+from tcomp.tensor.direct_convolution import CROWDED, PixelTile, registers_of, together
 from tcomp.tensor.epilogue import epilogue_fits, placeholder_index
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
+from tcomp.tensor.lane_factors import LaneFactors
 from tcomp.tensor.loops import (
     CACHE_LINE,
     Buffer,
@@ -42,7 +44,6 @@ from tcomp.tensor.loops import (
     vectorized,
 )
 from tcomp.tensor.math import convert
-from tcomp.tensor.pairs import multiplies_pairs
 from tcomp.tensor.primitives import Tiles
 from tcomp.tensor.register_tile import (
     FMA_LATENCY,
@@ -53,7 +54,7 @@ from tcomp.tensor.register_tile import (
     RegisterTile,
     tile_nest,
 )
-from tcomp.tensor.template import TEMPLATES, Packing, Scheduled, Template
+from tcomp.tensor.template import TEMPLATES, Packed, PackedBy, Packing, Scheduled, Template
 from tcomp.tensor.winograd import PAIRS, Keep, Winograd, winograd
 from tcomp.tvm_api import tirx
 
@@ -96,7 +97,7 @@ class ConvWinograd(Template):
         if anchor is None or anchor.op != "conv2d" or not epilogue_fits(kernel):
             return False
         conv = Convolution.of(anchor)
-        fits = conv.dtype == "float32" or (multiplies_pairs(target, "bfloat16") and conv.dtype == "bfloat16")
+        fits = conv.dtype == "float32" or conv.dtype == target.fast_dtype == "bfloat16"
         return (
             fits
             and conv.kernel == (3, 3)
@@ -105,6 +106,21 @@ class ConvWinograd(Template):
             and min(conv.in_block, conv.out_block) > 1
             and placeholder_index(kernel, anchor.inputs[1]) in kernel.constant_inputs
         )
+
+    def packings(self, kernel: Kernel, target: Target) -> PackedBy:
+        """Weights transformed for tiles of so many outputs, in panels of so many channel blocks."""
+        conv = _convolution(kernel)
+        best: dict[Hashable, _Choice] = {}
+        cycles: dict[Hashable, float] = {}
+        for choice in _choices(conv, target):
+            key, estimated = _packed_by(conv, choice), _cycles(conv, choice, target)
+            if estimated < cycles.get(key, inf):
+                best[key], cycles[key] = choice, estimated
+
+        def holds(key: Hashable) -> Callable[[Config], bool]:
+            return lambda config: _packed_by(conv, _Choice.of(config)) == key
+
+        return {key: Packed(asdict(best[key]), cycles[key], holds(key)) for key in best}
 
     def space(self, kernel: Kernel, target: Target) -> Space:
         conv = _convolution(kernel)
@@ -161,21 +177,31 @@ def _groups(conv: Convolution, outputs: int) -> tuple[int, ...]:
     return (*(size for size in GROUPS if size < tiles), tiles)
 
 
+def _registers(conv: Convolution, rows: int, blocks: int, target: Target) -> int:
+    """Of the sums of a tile, the weights of one step, and its inputs: see `registers_of`."""
+    return registers_of(conv, PixelTile(1, rows, blocks), target)
+
+
 def _register_tiles(conv: Convolution, target: Target) -> Iterator[tuple[int, int]]:
     """Rows and channel blocks whose sums fit beside the weights of one step and a broadcast value."""
-    vectors = conv.out_block // gcd(conv.out_block, target.lanes(conv.accumulator))
     fewest = min(MIN_ROWS, *(_groups(conv, outputs)[0] for outputs in PAIRS))
     for blocks in range(1, min(MAX_OC_BLOCKS, conv.out_blocks) + 1):
         for rows in range(fewest, MAX_ROWS + 1):
-            if (rows + 1) * blocks * vectors < target.vector_registers or (rows == fewest and blocks == 1):
+            registers = _registers(conv, rows, blocks, target)
+            if registers <= target.vector_registers or (rows == fewest and blocks == 1):
                 yield rows, blocks
 
 
 @lru_cache(maxsize=256)
 def _best(conv: Convolution, target: Target) -> _Choice:
     """The default of a kernel. It is kept: thousands are estimated, and each config asks for it again."""
+    return min(_choices(conv, target), key=lambda choice: _cycles(conv, choice, target))
+
+
+def _choices(conv: Convolution, target: Target) -> Iterator[_Choice]:
+    """All that a default may be."""
     parts = PARTS if target.cores > 1 else PARTS[:1]
-    choices = (
+    return (
         _Choice(outputs, group, rows, blocks, split, prefetch=True)
         for outputs in PAIRS
         for group in _groups(conv, outputs)
@@ -183,7 +209,11 @@ def _best(conv: Convolution, target: Target) -> _Choice:
         for split in parts
         if rows <= group
     )
-    return min(choices, key=lambda choice: _cycles(conv, choice, target))
+
+
+def _packed_by(conv: Convolution, choice: _Choice) -> Hashable:
+    """What decides how weights are packed."""
+    return choice.outputs, Tiles.of(conv.out_blocks, choice.oc_blocks, choice.parts)
 
 
 def _cycles(conv: Convolution, choice: _Choice, target: Target) -> float:
@@ -198,6 +228,8 @@ def _cycles(conv: Convolution, choice: _Choice, target: Target) -> float:
     line = target.vector_bits // 8
 
     far = vectors * line / 32
+    room = target.vector_registers - target.spare_registers
+    crowded = CROWDED if _registers(conv, choice.rows, choice.oc_blocks, target) > room else 1.0
 
     def product(rows: int) -> float:
         """Cycles of a register tile."""
@@ -205,7 +237,7 @@ def _cycles(conv: Convolution, choice: _Choice, target: Target) -> float:
             return 0.0
         step = max(rows * vectors / target.fma_ports, FMA_LATENCY, (rows + vectors) / LOAD_PORTS, far)
         step += 0.025 * (rows + vectors) + 0.2 * far
-        return channels * step + 2 * rows * vectors + 20
+        return crowded * channels * step + 2 * rows * vectors + 20
 
     whole, rest = divmod(groups.size, choice.rows)
     products = whole * product(choice.rows) + product(rest)
@@ -238,6 +270,7 @@ class _Nest:
         self.panels = Tiles.of(self.conv.out_blocks, choice.oc_blocks, choice.parts)
         self.choice = choice
         lanes = target.lanes(self.conv.accumulator)
+        self.together = together(self.conv, target)
         self.in_lanes, self.out_lanes = gcd(self.conv.in_block, lanes), gcd(self.conv.out_block, lanes)
         index = placeholder_index(kernel, kernel.anchor.inputs[1])
         assert index is not None
@@ -329,12 +362,20 @@ class _Nest:
             Tiles.of(conv.out_block, conv.out_block),
         ]
 
-        def update(total: Expression, point: Point, step: Index) -> Expression:
-            position, row, block, lane = point.index
+        def read(point: Point, step: Index) -> Expression:
+            position, row, *_ = point.index
             channel = step[0] * conv.reduction_chunk + step[1]
-            at = [position, channel // conv.in_block, row, channel % conv.in_block]
+            return tirx.BufferLoad(
+                patches, [position, channel // conv.in_block, row, channel % conv.in_block]
+            )
+
+        tile = RegisterTile.of(axes, range(len(axes)), self.out_lanes)
+        inputs = LaneFactors.of(tile, (1,), self.together, conv.dtype, read)
+
+        def update(total: Expression, point: Point, step: Index) -> Expression:
+            position, _, block, lane = point.index
             weight = [panel, position, *step, block * conv.out_block + lane]
-            return total + tirx.BufferLoad(patches, at) * tirx.BufferLoad(self.weights, weight)
+            return total + inputs.at(point, step) * tirx.BufferLoad(self.weights, weight)
 
         def finish(index: Index, value: Expression) -> Statement:
             position, row, block, lane = index
@@ -347,16 +388,19 @@ class _Nest:
 
         zero = tirx.const(0, conv.dtype)
         fetch = ahead if self.choice.prefetch else None
-        reduction = Reduction(steps, (1, 1), conv.dtype, zero, update, ahead=fetch)
-        tile = RegisterTile.of(axes, range(len(axes)), self.out_lanes)
+        written = 2 if self.together > 1 and steps[0] % 2 == 0 else 1
+        reduction = Reduction(
+            steps, (written, self.together), conv.dtype, zero, update, ahead=fetch, factors=inputs.factors
+        )
         return tile_nest(tile, reduction, finish, threaded=False)
 
     def _prefetch(self, panel: Expression, tiles: Index, step: Index, rounds: int) -> list[Statement]:
-        """A step's share of the weights of the next position, which `rounds` register tiles fetch."""
+        """The share that steps whose inputs are loaded together have in the weights of the next position,
+        which `rounds` register tiles fetch."""
         conv, width = self.conv, self.panels.size * self.conv.out_block
-        line, share = CACHE_LINE // np.dtype(conv.dtype).itemsize, -(-width // rounds)
+        line, share = CACHE_LINE // np.dtype(conv.dtype).itemsize, -(-width * self.together // rounds)
         channel = (tiles[1] * conv.reduction_chunks + step[0]) * conv.reduction_chunk + step[1]
-        first = width * conv.reduction_chunks * conv.reduction_chunk + channel * share
+        first = width * conv.reduction_chunks * conv.reduction_chunk + channel // self.together * share
         return [
             prefetch(self.weights, [panel, tiles[0], 0, 0, first + offset], near=False)
             for offset in range(0, share, line)

@@ -32,7 +32,8 @@ class DepthwiseCpu(Template):
         conv = Convolution.of(anchor)
         weights = placeholder_index(kernel, anchor.inputs[1])
         direct = placeholder_index(kernel, anchor.inputs[0]) is not None and weights in kernel.constant_inputs
-        return conv.is_depthwise and conv.in_block == conv.out_block > 1 and direct
+        blocked = conv.in_block == conv.out_block > 1
+        return conv.is_depthwise and blocked and direct and conv.pad_value == 0
 
     def space(self, kernel: Kernel, target: Target) -> Space:
         widths, default = tile_widths(_convolution(kernel), target)

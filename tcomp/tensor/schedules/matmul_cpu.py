@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from math import prod
+from collections.abc import Hashable, Iterator, Sequence
+from functools import partial
+from math import log2, prod
 
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import PARALLEL_FLOPS
@@ -14,7 +15,7 @@ from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
 from tcomp.tensor.product import Product
 from tcomp.tensor.register_tile import FMA_LATENCY
-from tcomp.tensor.template import TEMPLATES, Scheduled, Template
+from tcomp.tensor.template import TEMPLATES, Packed, PackedBy, Scheduled, Template
 
 MAX_TILE_ROWS = 30
 TILE_VECTORS = (1, 2, 3, 4, 6, 8)
@@ -28,8 +29,12 @@ SECOND_LEVEL_BYTES = 32
 BLOCKS = (0, 1, 2, 4, 8, 16, 32, 64)
 PARTIAL_SUMS = (1, 2, 4, 8)
 PARTS = (1, 2, 4, 8, 16, 32)
+PACKED_FOR_LANES = 96
+"""Columns from which rows are packed where products take lanes of registers."""
 SHORTEST_PART = 256
 """Depth from which a part is worth the sums that it leaves to add."""
+OTHER_GROUP = 0.01
+"""Share of the time by which a group of half or twice the size is thought worse than the right one."""
 PIECES_PER_CORE = 2
 """Pieces of work a thread, so that none waits long for a slower one."""
 
@@ -45,13 +50,43 @@ class MatmulCpu(Template):
 
     def space(self, kernel: Kernel, target: Target) -> Space:
         product = _product(kernel)
-        most = target.vector_registers
         tiles = tuple(_tiles(product, target))
-        # A default must not spill, whatever order the code generator chooses; of 16 registers each counts,
-        # and 4x3, which takes all of them, does not.
-        spare = most // 16 if most > 16 else 0
-        roomy = [t for t in tiles if t[0] * t[1] + t[1] + spare < most]
-        rows, vectors = min(roomy, key=lambda tile: _cycles(product, target, *tile))
+        best = min(_roomy(tiles, product, target), key=lambda tile: _cycles(product, target, *tile))
+        return self._space(kernel, target, tiles, best)
+
+    def packings(self, kernel: Kernel, target: Target) -> PackedBy:
+        """Panels as wide as the register tile, in groups of any size."""
+        if constant_right(kernel) is None:
+            return super().packings(kernel, target)
+        product, tiles = _product(kernel), tuple(_tiles(_product(kernel), target))
+        found: dict[Hashable, Packed] = {}
+
+        def key_of(config: Config) -> Hashable:
+            plan = Plan.of(product, target, config)
+            return plan.columns, plan.chunk, plan.group if plan.chunks > 1 else 0
+
+        def holds(key: Hashable, space: Space, config: Config) -> bool:
+            return key_of(space.complete(config)) == key
+
+        for vectors in sorted({v for _, v in _roomy(tiles, product, target)}):
+            own = [tile for tile in _roomy(tiles, product, target) if tile[1] == vectors]
+            best = min(own, key=lambda tile: _cycles(product, target, *tile))
+            space = self._space(kernel, target, tiles, best)
+            default = space.complete(space.default)
+            wanted = Plan.of(product, target, default).group
+            for group in BLOCKS:
+                config = {**default, "group": group}
+                key, steps = key_of(config), abs(log2(Plan.of(product, target, config).group / wanted))
+                cycles = _cycles(product, target, *best) * (1 + OTHER_GROUP * steps)
+                if key not in found or cycles < found[key].cycles:
+                    found[key] = Packed(config, cycles, partial(holds, key, space))
+        return found
+
+    def _space(
+        self, kernel: Kernel, target: Target, tiles: Sequence[tuple[int, int]], best: tuple[int, int]
+    ) -> Space:
+        product, most = _product(kernel), target.vector_registers
+        rows, vectors = best
         unrolls = tuple(u for u in (1, 2, 4, 8) if product.depth % u == 0)
         partial_sums = _partial_sums(target, rows, vectors, unrolls)
         constant = constant_right(kernel) is not None
@@ -75,7 +110,7 @@ class MatmulCpu(Template):
                 Ordered("chunk", CHUNKS, _chunk(product)),
                 Ordered("row_block", BLOCKS, row_block),
                 Ordered("group", BLOCKS, group),
-                Choice("pack_left", (False, True), _packs_left(kernel, product, vectors, target)),
+                Choice("pack_left", (False, True), _packs_left(kernel, product, rows, vectors, target)),
                 Choice(
                     "pack_right", (False,) if constant else (False, True), _packs_right(kernel, product, rows)
                 ),
@@ -112,12 +147,53 @@ def _tiles(product: Product, target: Target) -> Iterator[tuple[int, int]]:
                     yield rows, vectors
 
 
+def _roomy(tiles: Sequence[tuple[int, int]], product: Product, target: Target) -> list[tuple[int, int]]:
+    """Tiles that a default may have: it must not spill, whatever order the code generator chooses. Of 16
+    registers each counts, and 4x3, which takes all of them, does not."""
+    most = target.vector_registers
+    spare = max(target.spare_registers, most // 16 if most > 16 else 0)
+    return [t for t in tiles if t[0] * t[1] + t[1] + _factor_registers(product, target, t[0]) + spare <= most]
+
+
+def _loads_lanes(product: Product, target: Target) -> bool:
+    """Whether factors of several rows or steps are one load."""
+    return target.by_lane and product.left.dtype == product.accumulator and product.rows > 1
+
+
+def _packs_for_lanes(product: Product, target: Target, rows: int) -> bool:
+    """Whether rows are packed so that the factors of one step lie side by side: that takes fewer registers
+    than to load those of several steps of each row, but an instruction for every element."""
+    whole = rows % target.lanes(product.accumulator) == 0
+    return whole and _loads_lanes(product, target) and product.columns >= PACKED_FOR_LANES
+
+
+def _factor_registers(product: Product, target: Target, rows: int) -> int:
+    """Registers of the left operand's elements beside a row of the panel."""
+    if not _loads_lanes(product, target):
+        return 1
+    if _packs_for_lanes(product, target, rows):
+        return rows // target.lanes(product.accumulator)
+    return rows if _unroll(product) > 1 and not product.transpose_left else 1
+
+
+def _factor_loads(product: Product, target: Target, rows: int) -> float:
+    """Loads of the left operand's elements for a step."""
+    if not _loads_lanes(product, target):
+        return rows
+    if _packs_for_lanes(product, target, rows):
+        return rows / target.lanes(product.accumulator)
+    return rows / min(_unroll(product), target.lanes(product.accumulator))
+
+
 def _cycles(product: Product, target: Target, rows: int, vectors: int) -> float:
     """Estimated cycles of the whole product by the tightest of FMA ports, FMA latency and loads."""
     tiles = -(-product.rows // rows) * -(-product.columns // (vectors * _lanes(product, target)))
     multiply = max(rows * vectors / target.fma_ports, FMA_LATENCY)
     # A panel comes from the second-level cache; broadcasts from the first.
-    load = max((rows + vectors) / 2, vectors * target.vector_bits / 8 / SECOND_LEVEL_BYTES)
+    load = max(
+        (_factor_loads(product, target, rows) + vectors) / 2,
+        vectors * target.vector_bits / 8 / SECOND_LEVEL_BYTES,
+    )
     # Loads that fit beside the multiplications still cost: what shares the core wants their ports too.
     step = max(multiply, load) + 0.5 * load
     return tiles * (product.depth * step + 2 * rows * vectors + 20)
@@ -173,12 +249,12 @@ def _at_most(size: int, count: int) -> int:
     return 0 if size >= count else max(b for b in BLOCKS if 0 < b <= size or b == 1)
 
 
-def _packs_left(kernel: Kernel, product: Product, vectors: int, target: Target) -> bool:
+def _packs_left(kernel: Kernel, product: Product, rows: int, vectors: int, target: Target) -> bool:
     """Pack rows that would otherwise be computed, or gathered from distant addresses, in every panel."""
     assert kernel.anchor is not None
     computed = placeholder_index(kernel, kernel.anchor.inputs[0]) is None
     panels = -(-product.columns // (vectors * _lanes(product, target)))
-    return panels > 1 and (computed or product.transpose_left)
+    return panels > 1 and (computed or product.transpose_left or _packs_for_lanes(product, target, rows))
 
 
 def _packs_right(kernel: Kernel, product: Product, rows: int) -> bool:

@@ -1,4 +1,4 @@
-"""Matrix products of 16-bit floats on CPUs that multiply them in pairs; see `tcomp.tensor.pairs`.
+"""Matrix products of few bits on CPUs that multiply them in groups; see `tcomp.tensor.groups`.
 
 The register tile is `tile_rows` rows by `tile_vectors` vectors of columns. Order `panels`: for each panel of
 the right operand and each chunk of the depth, all rows are walked with float32 sums in memory, so that the
@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from tcomp.relay.types import Array, TensorType
+from tcomp.relay.types import Array, TensorType, numpy_dtype
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import PARALLEL_FLOPS, Anchored
 from tcomp.tensor.gemm import constant_right, fits
+from tcomp.tensor.groups import GroupSums, group_sums
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
 from tcomp.tensor.loops import (
@@ -29,14 +30,6 @@ from tcomp.tensor.loops import (
     prefetch,
     sequence,
     vector_loop,
-)
-from tcomp.tensor.pairs import (
-    PAIR,
-    as_pairs,
-    joined,
-    multiplies_pairs,
-    pack_pairs,
-    pair_sums,
 )
 from tcomp.tensor.primitives import Tiles, transpose_square
 from tcomp.tensor.product import Product
@@ -54,7 +47,7 @@ from tcomp.tensor.register_tile import (
 from tcomp.tensor.template import TEMPLATES, Packing, Scheduled, Template
 from tcomp.tvm_api import Tensor, tirx
 
-ReadPair = Callable[[Expression, Expression, Expression], Expression]
+ReadGroup = Callable[[Expression, Expression, Expression], Expression]
 ReadElement = Callable[[Expression], "tuple[list[Statement], Expression]"]
 
 MAX_TILE_ROWS = 30
@@ -67,7 +60,7 @@ PARTIAL_BYTES = 512 * 1024
 
 
 class MatmulPairsCpu(Template):
-    """Steps: pack operands whose pairs are not adjacent; one nest over register tiles."""
+    """Steps: pack operands whose groups are not adjacent; one nest over register tiles."""
 
     name = "matmul_pairs_cpu"
     priority = 1
@@ -75,14 +68,13 @@ class MatmulPairsCpu(Template):
     def accepts(self, kernel: Kernel, target: Target) -> bool:
         if not fits(kernel) or kernel.anchor is None:
             return False
-        product = _product(kernel)
-        return multiplies_pairs(target, product.left.dtype) and product.accumulator == "float32"
+        return group_sums(target, _product(kernel).left.dtype) is not None
 
     def space(self, kernel: Kernel, target: Target) -> Space:
-        product = _product(kernel)
-        tiles = tuple(_tiles(product, target))
-        rows, vectors = min(tiles, key=lambda tile: _cycles(product, target, *tile))
-        steps = _pairs(product)
+        product, sums = _product(kernel), _sums(kernel, target)
+        tiles = tuple(_tiles(product, sums, target))
+        rows, vectors = min(tiles, key=lambda tile: _cycles(product, sums, target, *tile))
+        steps = _steps(product, sums)
         unrolls = tuple(u for u in (1, 2) if steps % u == 0)
 
         def reason(config: Config) -> str | None:
@@ -91,12 +83,15 @@ class MatmulPairsCpu(Template):
                 return (
                     f"register tile {tile[0]}x{tile[1]} needs more than {target.vector_registers} registers"
                 )
-            if config["order"] == "panels" and _partial_bytes(product, *tile, target) > PARTIAL_BYTES:
+            if (
+                config["order"] == "panels"
+                and _partial_bytes(product, *tile, target.lanes(sums.dtype)) > PARTIAL_BYTES
+            ):
                 return f"partial sums of a panel need more than {PARTIAL_BYTES} bytes"
             return None
 
-        many = _stretch(product, target, vectors) < steps
-        fitting = _partial_bytes(product, rows, vectors, target) <= PARTIAL_BYTES
+        many = _stretch(product, sums, target, vectors) < steps
+        fitting = _partial_bytes(product, rows, vectors, target.lanes(sums.dtype)) <= PARTIAL_BYTES
         return Space(
             (
                 Ordered("tile_rows", tuple(sorted({r for r, _ in tiles})), rows),
@@ -119,14 +114,15 @@ class _Nest:
     def __init__(self, kernel: Kernel, target: Target, config: Config) -> None:
         self.product = product = _product(kernel)
         self.config = config
-        self.pairs = pair_sums(product.left.dtype)
-        self.lanes = target.lanes("float32")
+        self.sums = sums = _sums(kernel, target)
+        self.lanes = target.lanes(sums.dtype)
         self.threaded = bool(config["parallel"])
         self.rows = Tiles.of(product.rows, int(config["tile_rows"]))
         self.columns = vector_tile(product.columns, self.lanes, int(config["tile_vectors"]))
-        self.steps = _pairs(product)
+        self.steps = _steps(product, sums)
         in_panels = config["order"] == "panels"
-        self.stretch = _stretch(product, target, int(config["tile_vectors"])) if in_panels else self.steps
+        vectors = int(config["tile_vectors"])
+        self.stretch = _stretch(product, sums, target, vectors) if in_panels else self.steps
         constant = constant_right(kernel)
         packing = {} if constant is None else {constant: self._packing()}
         self.anchored = Anchored(kernel, packing)
@@ -135,7 +131,7 @@ class _Nest:
 
     def scheduled(self) -> Scheduled:
         product, config = self.product, self.config
-        prepare, left = self._left_pairs()
+        prepare, left = self._left_groups()
         more, panels = self._right_panels()
         batch, own = Tiles.of(prod(product.batch), 1), self._own_batch
         order = (0, 2, 1) if config["order"] == "panels" or self.rows.count > 1 else (0, 1, 2)
@@ -145,12 +141,13 @@ class _Nest:
             flat, row, _ = point.index
             (k,) = step
             vector = tirx.BufferLoad(panels, [own(flat), point.tiles[2], k, point.places[2]])
-            return self.pairs.multiply_add(total, left(flat, row, k), vector)
+            return self.sums.multiply_add(total, left(flat, row, k), vector)
 
-        zero = tirx.const(0, "float32")
+        wide = product.accumulator
+        zero = tirx.const(0, wide)
         unroll = (int(config["unroll"]),)
         ahead = self._prefetch(panels, own) if config["prefetch"] else None
-        reduction = Reduction((self.steps,), unroll, "float32", zero, update, self.pairs.short, ahead)
+        reduction = Reduction((self.steps,), unroll, wide, zero, update, self.sums.short, ahead)
 
         def finish(index: Sequence[Expression], value: Expression) -> Statement:
             flat, row, column = index
@@ -166,7 +163,7 @@ class _Nest:
         self, panels: Buffer, own: Callable[[Expression], Expression]
     ) -> Callable[[RegisterTile, Point, Index], Sequence[Statement]]:
         """Fetch what follows the present stretch of the panel in memory, a part with each tile of rows."""
-        line = CACHE_LINE // 4
+        line = CACHE_LINE // numpy_dtype(self.sums.dtype).itemsize
         share = -(-self.columns.size // (line * self.rows.count))
 
         def ahead(tile: RegisterTile, first: Point, step: Index) -> Sequence[Statement]:
@@ -203,38 +200,38 @@ class _Nest:
         return (self._matrices(), self.columns.count, self.steps, self.columns.size)
 
     def _packing(self) -> Packing:
-        """`[*batch, depth, columns] -> [matrix, column tile, pair, column]`."""
+        """`[*batch, depth, columns] -> [matrix, column tile, group, column]`."""
         product, columns = self.product, self.columns
         at = np.array([int(columns.base(t)) for t in range(columns.count)])[:, None] + np.arange(columns.size)
 
         def pack(original: Array) -> Array:
             matrix = original.reshape(-1, 1) if product.right.rank == 1 else original
             matrix = np.swapaxes(matrix, -1, -2) if product.transpose_right else matrix
-            pairs = pack_pairs(matrix.reshape(-1, product.depth, product.columns))
-            return np.ascontiguousarray(np.moveaxis(pairs[..., at], -3, -2))
+            groups = self.sums.pack(matrix.reshape(-1, product.depth, product.columns))
+            return np.ascontiguousarray(np.moveaxis(groups[..., at], -3, -2))
 
-        return Packing(TensorType(self._panels_shape, PAIR), pack)
+        return Packing(TensorType(self._panels_shape, self.sums.dtype), pack)
 
-    def _left_pairs(self) -> tuple[list[Statement], ReadPair]:
-        """Statements, and the left operand's pairs as a function of (batch, row, pair)."""
+    def _left_groups(self) -> tuple[list[Statement], ReadGroup]:
+        """Statements, and the left operand's groups as a function of (batch, row, group)."""
         product = self.product
         own = self.anchored.buffer_of(self.left)
-        if own is not None and product.depth % 2 == 0 and not product.transpose_left:
-            declaration, pairs = as_pairs(own, "left_pairs")
+        if own is not None and product.depth % self.sums.size == 0 and not product.transpose_left:
+            declaration, groups = self.sums.view(own, "left_groups")
 
             def read(flat: Expression, row: Expression, k: Expression) -> Expression:
                 *outer, _ = product.left_index(self._batch(flat), row, 0)
-                return tirx.BufferLoad(pairs, [*outer, k])
+                return tirx.BufferLoad(groups, [*outer, k])
 
             return [declaration], read
         shape = (prod(product.batch), product.rows, self.steps)
-        packed = self.anchored.add_scratch(shape, PAIR, "left_pairs")
+        packed = self.anchored.add_scratch(shape, self.sums.dtype, "left_groups")
 
         def store(flat: Expression, row: Expression, k: Expression) -> Statement:
             def element(depth: Expression) -> tuple[list[Statement], Expression]:
                 return self._element(self.left, product.left_index(self._batch(flat), row, depth))
 
-            return self._store_pair(packed, [flat, row, k], k, element)
+            return self._store_group(packed, [flat, row, k], k, element)
 
         nest = self._shared(
             prod(product.batch) * product.rows,
@@ -251,18 +248,19 @@ class _Nest:
         return [nest], read_packed
 
     def _right_panels(self) -> tuple[list[Statement], Buffer]:
-        """Statements, and the right operand in panels of pairs."""
+        """Statements, and the right operand in panels of groups."""
         if self.panels is not None:
             return [], self.panels
         product, columns = self.product, self.columns
-        panels = self.anchored.add_scratch(self._panels_shape, PAIR, "right_pairs")
+        panels = self.anchored.add_scratch(self._panels_shape, self.sums.dtype, "right_groups")
         source = self.anchored.buffer_of(self.right)
         side = gcd(gcd(columns.size, self.lanes), self.steps)
-        in_squares = source is not None and product.transpose_right and product.depth % 2 == 0 and side >= 4
+        in_squares = source is not None and product.transpose_right and side >= 4
+        in_squares = in_squares and product.depth % self.sums.size == 0
         declarations: list[Statement] = []
-        pairs = None
+        groups = None
         if in_squares:
-            declaration, pairs = as_pairs(source, "right_source")
+            declaration, groups = self.sums.view(source, "right_source")
             declarations.append(declaration)
 
         def matrix(number: Expression) -> list[Expression]:
@@ -275,13 +273,13 @@ class _Nest:
         def square(number: Expression, p: Expression, c: Expression, k: Expression) -> Statement:
             def load(i: int) -> Expression:
                 return tirx.BufferLoad(
-                    pairs, [*matrix(number), columns.base(p) + c + i, tirx.Ramp(k, 1, side)]
+                    groups, [*matrix(number), columns.base(p) + c + i, tirx.Ramp(k, 1, side)]
                 )
 
             def store(i: int, vector: Expression) -> Statement:
                 return tirx.BufferStore(panels, vector, [number, p, k + i, tirx.Ramp(c, 1, side)])
 
-            return transpose_square(load, store, side, PAIR)
+            return transpose_square(load, store, side, self.sums.dtype)
 
         def element(number: Expression, p: Expression, k: Expression, c: Expression) -> Statement:
             def read(depth: Expression) -> tuple[list[Statement], Expression]:
@@ -291,7 +289,7 @@ class _Nest:
                 place = (column, depth) if product.transpose_right else (depth, column)
                 return self._element(self.right, [*matrix(number), *place])
 
-            return self._store_pair(panels, [number, p, k, c], k, read)
+            return self._store_group(panels, [number, p, k, c], k, read)
 
         def panel(i: Expression) -> Statement:
             number, p = i // columns.count, i % columns.count
@@ -317,19 +315,22 @@ class _Nest:
         at = [tirx.const(i, "int32") if isinstance(i, int) else i for i in index]
         return elements.statements, elements.element(tensor, at)
 
-    def _store_pair(
+    def _store_group(
         self, target: Buffer, index: Sequence[Expression], k: Expression, element: ReadElement
     ) -> Statement:
-        """Store the elements at depths 2k and 2k + 1; beyond an odd depth lies a zero."""
-        depth = self.product.depth
-        last = depth - 1
-        needed, low = element(k * 2)
-        more, high = element(k * 2 + 1 if depth % 2 == 0 else tirx.min(k * 2 + 1, last))
-        pair = joined(low, high)
-        if depth % 2:
-            only_low = tirx.bitwise_and(pair, tirx.const(0xFFFF, PAIR))
-            pair = tirx.Select(k * 2 + 1 <= last, pair, only_low)
-        return sequence([*needed, *more, tirx.BufferStore(target, pair, list(index))])
+        """Store the elements of group `k`; beyond the depth lie zeros."""
+        size, depth = self.sums.size, self.product.depth
+        needed: list[Statement] = []
+        elements: list[Expression] = []
+        for i in range(size):
+            at = k * size + i
+            statements, value = element(at if depth % size == 0 else tirx.min(at, depth - 1))
+            needed += statements
+            elements.append(value)
+        group = self.sums.joined(elements)
+        if depth % size:
+            group = self.sums.zero_beyond(group, depth - k * size)
+        return sequence([*needed, tirx.BufferStore(target, group, list(index))])
 
 
 def _product(kernel: Kernel) -> Product:
@@ -337,13 +338,19 @@ def _product(kernel: Kernel) -> Product:
     return Product.of(kernel.anchor)
 
 
-def _pairs(product: Product) -> int:
-    return -(-product.depth // 2)
+def _sums(kernel: Kernel, target: Target) -> GroupSums:
+    found = group_sums(target, _product(kernel).left.dtype)
+    assert found is not None
+    return found
 
 
-def _tiles(product: Product, target: Target) -> Iterator[tuple[int, int]]:
+def _steps(product: Product, sums: GroupSums) -> int:
+    return -(-product.depth // sums.size)
+
+
+def _tiles(product: Product, sums: GroupSums, target: Target) -> Iterator[tuple[int, int]]:
     """Register tiles (rows, vectors) whose sums fit beside one row of the panel and a broadcast."""
-    lanes = target.lanes("float32")
+    lanes = target.lanes(sums.dtype)
     for vectors in TILE_VECTORS:
         if vectors == 1 or vectors * lanes <= product.columns:
             for rows in range(1, min(product.rows, MAX_TILE_ROWS) + 1):
@@ -351,30 +358,28 @@ def _tiles(product: Product, target: Target) -> Iterator[tuple[int, int]]:
                     yield rows, vectors
 
 
-def _cycles(product: Product, target: Target, rows: int, vectors: int) -> float:
+def _cycles(product: Product, sums: GroupSums, target: Target, rows: int, vectors: int) -> float:
     """Estimated cycles of the whole product by the tightest of FMA ports, FMA latency and loads."""
-    lanes, steps = target.lanes("float32"), _pairs(product)
+    lanes, steps = target.lanes(sums.dtype), _steps(product, sums)
     tiles = -(-product.rows // rows) * -(-product.columns // (vectors * lanes))
     multiply = max(rows * vectors / target.fma_ports, FMA_LATENCY)
     load = max((rows + vectors) / 2, 2 * vectors)
     step = max(multiply, load) + 0.05 * load
-    short = pair_sums(product.left.dtype).short
-    widenings = 0 if short is None else cut((steps,), short.most_steps)[0][0]
+    widenings = 0 if sums.short is None else cut((steps,), sums.short.most_steps)[0][0]
     return tiles * (steps * step + rows * vectors * (widenings * WIDENING_CYCLES + 2) + 20)
 
 
-def _stretch(product: Product, target: Target, vectors: int) -> int:
+def _stretch(product: Product, sums: GroupSums, target: Target, vectors: int) -> int:
     """Steps that a tile goes through at a time in order `panels`: what short sums take, or else so many that
     the panel's part fills half of the first-level cache."""
-    short = pair_sums(product.left.dtype).short
     width = vectors * target.vector_bits // 8
-    most = target.cache_bytes[0] // (2 * width) if short is None else short.most_steps
-    return cut((_pairs(product),), most)[1][0]
+    most = target.cache_bytes[0] // (2 * width) if sums.short is None else sums.short.most_steps
+    return cut((_steps(product, sums),), most)[1][0]
 
 
-def _partial_bytes(product: Product, rows: int, vectors: int, target: Target) -> int:
+def _partial_bytes(product: Product, rows: int, vectors: int, lanes: int) -> int:
     tiles = Tiles.of(product.rows, rows)
-    return tiles.count * tiles.size * vectors * target.lanes("float32") * 4
+    return tiles.count * tiles.size * vectors * lanes * 4
 
 
 TEMPLATES.register(MatmulPairsCpu.name, MatmulPairsCpu())

@@ -230,12 +230,12 @@ def _reduce_nothing(match: Match) -> Value | None:
 
 
 def _pad_into_window(match: Match) -> Value | None:
-    """Zeros around the input of a convolution are padding of the convolution."""
+    """Zeros around the input of a convolution, or its `pad_value`, are padding of the convolution."""
     root, pad = match.root, match.node("pad")
     padding = pad.attrs["padding"]
     if (
         pad.attrs["mode"] != "constant"
-        or number(pad.attrs, "value") != 0
+        or number(pad.attrs, "value") != integer(root.attrs, "pad_value")
         or root.attrs["data_layout"] != PLAIN
     ):
         return None

@@ -22,21 +22,32 @@ def quantize(ctx: Context, node: OnnxNode) -> Value:
     dtype = zero.dtype if zero is not None else default
     scale = _aligned(ctx, node, x, ctx.cast(node.input(1), x.dtype))
     levels = ctx.cast(ctx.op("round", ctx.op("div", x, scale)), "float32")
+    return saturated(ctx, levels, None if zero is None else _aligned(ctx, node, x, zero), dtype)
+
+
+def to_levels(ctx: Context, x: Value, scale: Value, zero: Value) -> Value:
+    """saturate(round(x / scale) + zero) with one scale and zero point for all of x."""
+    levels = ctx.op("round", ctx.op("div", x, ctx.reshape(scale, ())))
+    return saturated(ctx, levels, ctx.reshape(zero, ()), zero.dtype)
+
+
+def saturated(ctx: Context, levels: Value, zero: Value | None, dtype: str) -> Value:
+    """float32 `levels` and the zero point as integers of `dtype`, the nearest where they are beyond these."""
     if zero is not None:
-        levels = ctx.op("add", levels, ctx.cast(_aligned(ctx, node, x, zero), "float32"))
+        levels = ctx.op("add", levels, ctx.cast(zero, "float32"))
     limits = np.iinfo(dtype)
     return ctx.cast(ctx.op("clip", levels, min=float(limits.min), max=float(limits.max)), dtype)
 
 
 @converter("DequantizeLinear")
 def dequantize(ctx: Context, node: OnnxNode) -> Value:
-    """(x - zero_point) * scale."""
+    """(x - zero_point) * scale. Quantized weights stay so: a product may take them as they are."""
     x, zero = node.input(0), node.optional(2)
     scale = _aligned(ctx, node, x, node.input(1))
-    levels = ctx.cast(x, scale.dtype)
-    if zero is not None:
-        levels = ctx.op("sub", levels, ctx.cast(_aligned(ctx, node, x, zero), scale.dtype))
-    return ctx.op("mul", levels, scale)
+    zero = ctx.constant(0, x.dtype) if zero is None else _aligned(ctx, node, x, zero)
+    return (
+        ctx.op("dequantize", x, scale, zero) if x.type.rank < 2 else ctx.later("dequantize", x, scale, zero)
+    )
 
 
 def _aligned(ctx: Context, node: OnnxNode, x: Value, parameter: Value) -> Value:

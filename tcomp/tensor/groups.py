@@ -1,0 +1,196 @@
+"""Products of few bits: neighbours of a reduction as one element, a group, that one instruction multiplies.
+
+A matrix [M, K] of bfloat16 elements is a matrix [M, K / 2] of groups, each one `uint32` with the earlier
+element in its low half. A kernel over groups looks as one over float32: a scalar of the left operand is
+broadcast, a vector of the right one loaded, and one instruction multiplies and adds. `GroupSums` says which:
+
+| operands | group | instruction | sums |
+|---|---|---|---|
+| bfloat16 | 2 | `vdpbf16ps` (AVX512-BF16), `bfdot` (ARM) | float32; see `tcomp.tensor.bfloat16` |
+| float16 | 2 | `vfmadd231ph` (AVX512-FP16) | pairs of float16, then float32 |
+| float16 | 1 | `fmla v.8h` (ARM) | float16, then float32 |
+| int8 | 4 | `sdot` (ARM) | int32 |
+
+ARM multiplies a vector by one element of another, whatever its width, so that float16 needs no pairs there.
+Float16 carries 11 bits, so such short sums take up few products and are then added to float32 sums. With
+`MOST_STEPS` products each, their rounding adds an error of the size of bfloat16's rounding of the operands,
+measured on random matrices.
+
+Without the instruction, groups of bfloat16 are multiplied by plain code, and int8 stays in single elements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import numpy as np
+
+from tcomp.relay.types import Array, numpy_dtype
+from tcomp.target.target import Target
+from tcomp.tensor import bfloat16
+from tcomp.tensor.intrinsics import (
+    Expression,
+    Instruction,
+    Operands,
+    by_element,
+    call,
+    dtype_of,
+    lanes_of,
+    register,
+    spread,
+    vector,
+)
+from tcomp.tensor.register_tile import ShortSums
+from tcomp.tvm_api import tirx
+
+WORD = "uint32"
+"""The element type of a group of several elements."""
+MOST_STEPS = 96
+"""Products that one float16 sum takes up before it is added to the float32 sum."""
+
+
+@dataclass(frozen=True)
+class GroupSums:
+    """How products of groups are summed.
+
+    A group has `size` elements of the reduction and the element type `dtype`. `multiply_add(total, left,
+    right)` adds the products of a step; `short` says what it adds them to, where that is not the accumulator.
+    """
+
+    size: int
+    dtype: str
+    multiply_add: Callable[[Expression, Expression, Expression], Expression]
+    short: ShortSums | None = None
+
+    def view(self, buffer: Any, name: str) -> tuple[Any, Any]:
+        """A declaration that `buffer` also is a buffer of groups, and that buffer.
+
+        The innermost extent is a multiple of a group's size.
+        """
+        shape = [*buffer.shape[:-1], int(buffer.shape[-1]) // self.size]
+        groups = tirx.decl_buffer(shape, self.dtype, name=name, data=buffer.data)
+        return tirx.DeclBuffer(groups, data=buffer.data), groups
+
+    def joined(self, elements: list[Expression]) -> Expression:
+        """The group of `size` elements."""
+        if self.size == 1:
+            return elements[0]
+        bits = 32 // self.size
+        words = [tirx.reinterpret(f"uint{bits}", x).astype(WORD) for x in elements]
+        shifted = [tirx.shift_left(w, tirx.const(bits * i, WORD)) for i, w in enumerate(words)]
+        return reduce(tirx.bitwise_or, shifted)
+
+    def zero_beyond(self, group: Expression, present: Expression) -> Expression:
+        """`group` with zeros in all but its first `present` elements."""
+        bits = 32 // self.size
+        kept = tirx.const(0xFFFFFFFF, WORD)
+        for count in range(self.size - 1, 0, -1):
+            low = tirx.const((1 << (bits * count)) - 1, WORD)
+            kept = tirx.Select(present <= count, low, kept)
+        return tirx.bitwise_and(group, kept)
+
+    def pack(self, array: Array) -> Array:
+        """`[..., k, n]` of a narrow type -> `[..., k / size, n]` of groups, missing last rows being zero."""
+        rest = -array.shape[-2] % self.size
+        if rest:
+            zeros: Array = np.zeros((*array.shape[:-2], rest, array.shape[-1]), array.dtype)
+            array = np.concatenate([array, zeros], axis=-2)
+        *outer, depth, columns = array.shape
+        split = array.reshape(*outer, depth // self.size, self.size, columns)
+        together = np.ascontiguousarray(np.moveaxis(split, -2, -1))
+        return together.view(numpy_dtype(self.dtype)).reshape(*outer, depth // self.size, columns)
+
+
+def group_sums(target: Target, dtype: str) -> GroupSums | None:
+    """How `target` multiplies groups of `dtype` faster than single elements; None where it does not."""
+    if dtype == "int8":
+        return _INT8 if target.has("dotprod") else None
+    if dtype != target.fast_dtype:
+        return None
+    if dtype == "bfloat16":
+        return _BFLOAT16
+    return _HALF if target.machine == "aarch64" else _HALF_PAIRS
+
+
+def _half_pairs_multiply_add(total: Expression, left: Expression, right: Expression) -> Expression:
+    """`total + left * right` in both halves of float16 pairs, rounded once."""
+    return call("half_pairs_multiply_add", WORD, total, left, right)
+
+
+def _half_pairs_widened_sum(pair: Expression) -> Expression:
+    """The sum of both halves of a float16 pair as float32."""
+    return call("half_pairs_widened_sum", "float32", pair)
+
+
+def _half_multiply_add(total: Expression, left: Expression, right: Expression) -> Expression:
+    """`total + left * right` in float16, rounded once."""
+    return call("half_multiply_add", "float16", total, left, right)
+
+
+def _halves(pair: Expression) -> Expression:
+    return tirx.reinterpret(vector("float16", 2 * lanes_of(pair)), pair)
+
+
+def _lower_pairs_multiply_add(operands: Operands) -> Expression:
+    total, left, right = operands
+    halves = [_halves(x) for x in (left, right, total)]
+    result = tirx.call_llvm_pure_intrin(dtype_of(halves[0]), "llvm.fma", *halves)
+    return tirx.reinterpret(dtype_of(total), result)
+
+
+def _lower_pairs_widened_sum(operands: Operands) -> Expression:
+    (pair,) = operands
+    lanes = lanes_of(pair)
+    shift = spread(tirx.const(16, WORD), lanes)
+    total = tirx.reinterpret(dtype_of(pair), _halves(pair) + _halves(tirx.shift_right(pair, shift)))
+    low = tirx.reinterpret(vector("float16", lanes), total.astype(vector("uint16", lanes)))
+    return low.astype(vector("float32", lanes))
+
+
+def _int8_multiply_add(total: Expression, left: Expression, right: Expression) -> Expression:
+    """`total` in int32 plus the products of the four int8 of `left`, the same in all lanes, and `right`."""
+    return call("int8_multiply_add", "int32", total, left, right)
+
+
+def _lower_int8_multiply_add(operands: Operands) -> Expression:
+    total, *groups = operands
+    lanes = lanes_of(total)
+    words = [tirx.reinterpret(dtype_of(total), group) for group in groups]
+    top = spread(tirx.const(24, "int32"), lanes)
+    for place in (24, 16, 8, 0):
+        shift = spread(tirx.const(place, "int32"), lanes)
+        left, right = (tirx.shift_right(tirx.shift_left(w, shift), top) for w in words)
+        total = total + left * right
+    return total
+
+
+def _lower_multiply_add(operands: Operands) -> Expression:
+    total, left, right = operands
+    return tirx.call_llvm_pure_intrin(dtype_of(total), "llvm.fma", left, right, total)
+
+
+_INT8 = GroupSums(4, WORD, _int8_multiply_add)
+_BFLOAT16 = GroupSums(2, WORD, bfloat16.multiply_add)
+_HALF_PAIRS = GroupSums(
+    2,
+    WORD,
+    _half_pairs_multiply_add,
+    ShortSums(WORD, tirx.const(0, WORD), _half_pairs_widened_sum, MOST_STEPS),
+)
+_HALF = GroupSums(
+    1,
+    "float16",
+    _half_multiply_add,
+    ShortSums("float16", tirx.const(0, "float16"), lambda x: x.astype("float32"), MOST_STEPS),
+)
+register("half_pairs_multiply_add", _lower_pairs_multiply_add)
+register("half_pairs_widened_sum", _lower_pairs_widened_sum)
+register("half_multiply_add", _lower_multiply_add)
+register(
+    "int8_multiply_add",
+    _lower_int8_multiply_add,
+    (Instruction("dotprod", (2, 4), by_element("sdot", "i32", "b")),),
+)

@@ -1,0 +1,30 @@
+"""Products of dequantized operands as products of integers, and what is left of `dequantize`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tcomp.relay.graph import Graph
+from tcomp.relay.rewrite import rewrite
+from tcomp.transform.pass_ import Pass, declare_pass
+from tcomp.transform.rules.quantized import DEQUANTIZE, INTEGER_PRODUCTS
+
+
+@declare_pass
+@dataclass(frozen=True)
+class LowerQuantized(Pass):
+    """Write `dequantize` as a cast, a subtraction and a multiplication.
+
+    With `integer_products`, convolutions and matrix products of dequantized operands, and of integers less
+    their zero points, become int8 products summed in int32 before. Activations in uint8 become int8.
+    """
+
+    name: ClassVar[str] = "lower-quantized"
+    integer_products: bool = False
+
+    def transform(self, graph: Graph, stats: Counter[str]) -> Graph:
+        if self.integer_products:
+            graph = rewrite(graph, INTEGER_PRODUCTS, stats)
+        return rewrite(graph, DEQUANTIZE, stats)

@@ -1,0 +1,74 @@
+"""`--runner local`: candidates run in the worker process that built them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from tcomp.codegen.jit import build_scheduled
+from tcomp.errors import UsageError
+from tcomp.target.host import require_runnable
+from tcomp.target.target import Target
+from tcomp.tensor.knobs import Config
+from tcomp.tensor.template import schedule
+from tcomp.tuner.provenance import device_name
+from tcomp.tuner.records import Check
+from tcomp.tuner.runner import RUNNERS, Device, Prepared, Runner, Station
+from tcomp.tuner.timing import TimedCandidate, TimingStation
+from tcomp.tuner.trial_data import compare
+
+
+@dataclass(frozen=True)
+class LocalRunner(Runner):
+    """This machine."""
+
+    is_here: ClassVar[bool] = True
+
+    def connect(self, targets: Sequence[Target]) -> Device:
+        for target in targets:
+            require_runnable(target)
+        return Device(device_name())
+
+    def open(self, folder: Path, threads: int) -> Station[Any]:
+        return _LocalStation()
+
+
+class _LocalStation(TimingStation["_LocalCandidate"]):
+    def build(self, prepared: Prepared, config: Config) -> _LocalCandidate:
+        return _LocalCandidate(prepared, config)
+
+
+class _LocalCandidate(TimedCandidate):
+    """A built config with its machine code and its arguments."""
+
+    def __init__(self, prepared: Prepared, config: Config) -> None:
+        scheduled = schedule(prepared.kernel, prepared.target, config)
+        self._data = prepared.data
+        self._runner = build_scheduled(prepared.kernel, scheduled, prepared.target)
+        self._runner.load()
+        self._arguments = self._runner.prepare(self._data.inputs)
+
+    def run(self) -> None:
+        self._runner.run_prepared(self._arguments)
+
+    def time(self, number: int, repeat: int) -> list[float]:
+        return self._runner.time_prepared(self._arguments, number=number, repeat=repeat)
+
+    def clock(self, repeat: int) -> list[float]:
+        """Seconds measured from Python."""
+        return self._runner.clock_prepared(self._arguments, repeat)
+
+    def check(self) -> Check:
+        first_output = len(self._arguments) - len(self._data.expected)
+        return compare(self._data, [t.numpy() for t in self._arguments[first_output:]])
+
+
+def _parse(text: str) -> Runner:
+    if text:
+        raise UsageError(f"runner `local:{text}` names a place; `local` is this machine")
+    return LocalRunner()
+
+
+RUNNERS.register("local", _parse)

@@ -1,0 +1,181 @@
+"""`--runner simulate`: no device; kernels are emulated, and their time is estimated from what they execute.
+
+    seconds = max(core cycles, memory cycles) / 2 GHz
+
+Core cycles are exact counts of executed instructions under qemu, times what llvm-mca says of the code; memory
+cycles are a roofline of the lines that caches of the target's sizes miss in that run (`codegen/cycles.py`).
+Not looked at are the delay of a miss that nothing hides, prefetching too early or too late, translation of
+addresses, jumps that are not foreseen, and loads of what was just stored. So estimates reject what spills
+registers, waits for its own results or streams from far away; between good schedules they do not decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tcomp.codegen import c_abi
+from tcomp.codegen.benchmark import KERNEL, Argument, Linker, Options, arguments_of, outputs_of
+from tcomp.codegen.cycles import CycleCount, Listing, count_cycles, instructions_outside
+from tcomp.codegen.emulation import EMULATORS, Emulated, InstructionCounter, emulator_version
+from tcomp.codegen.machine_code import find_llvm_mca, table_of
+from tcomp.codegen.toolchain import find_static_toolchain, native_toolchain, static_target
+from tcomp.errors import TargetError, UsageError
+from tcomp.target.target import Target
+from tcomp.tensor.knobs import Config
+from tcomp.tensor.template import schedule
+from tcomp.tuner.provenance import simulated_device
+from tcomp.tuner.records import Times
+from tcomp.tuner.runner import (
+    RUNNERS,
+    Device,
+    Failed,
+    Measure,
+    Measured,
+    Prepared,
+    Raced,
+    Rounds,
+    Runner,
+    Station,
+    ended_by,
+    wrong,
+)
+from tcomp.tuner.trial_data import compare, is_wrong
+
+CLOCK = 2e9
+"""Cycles a second of every core: only ratios of estimates mean something."""
+_EMULATION_SECONDS = 300.0
+"""An emulator computes one float in the time in which a core computes ten vectors of them."""
+
+
+@dataclass(frozen=True)
+class SimulateRunner(Runner):
+    """Estimates, by as many workers at once as there are."""
+
+    places: int | None = None
+    overhead_seconds: float = 4 * _EMULATION_SECONDS
+    most_threads: int | None = 1
+
+    def connect(self, targets: Sequence[Target]) -> Device:
+        for target in targets:
+            if target.machine not in EMULATORS:
+                raise TargetError(
+                    f"target `{target.name}` is not simulated, ARM is; measure here with --runner local"
+                )
+            emulator_version(target)
+            find_static_toolchain(target)
+        find_llvm_mca()
+        native_toolchain()
+        return Device(" and ".join(sorted({simulated_device(t) for t in targets})), simulated=True)
+
+    def open(self, folder: Path, threads: int) -> Station[Any]:
+        return _Simulation(folder)
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A program to emulate, with what its code and its schedule say about its time."""
+
+    prepared: Prepared
+    target: Target
+    program: Path
+    arguments: tuple[Argument, ...]
+    listing: Listing
+
+
+class _Simulation(Station[_Candidate]):
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._llvm_mca = find_llvm_mca()
+        self._tools: dict[str, tuple[Linker, InstructionCounter, dict[str, str]]] = {}
+
+    def build(self, prepared: Prepared, config: Config) -> _Candidate:
+        target = static_target(prepared.target)
+        scheduled = schedule(prepared.kernel, prepared.target, config)
+        arguments = arguments_of(prepared.kernel, scheduled, prepared.data.inputs)
+        module = c_abi.build({KERNEL: scheduled.function}, target)
+        linker, _, _ = self._tools_for(target)
+        program = self._folder / "program"
+        linker.link(c_abi.object_of(module), len(arguments), program)
+        listing = Listing.of(str(module.inspect_source("asm")), target.machine)
+        return _Candidate(prepared, target, program, tuple(arguments), listing)
+
+    def measure(self, candidate: _Candidate, request: Measure) -> Measured | Failed:
+        _, counter, versions = self._tools_for(candidate.target)
+        texts = self._write_data(candidate.arguments)
+        done = self._run(counter, candidate, Options(outputs="outputs", number=-1), texts)
+        if isinstance(done, Failed):
+            return done
+        kernel = candidate.prepared.kernel
+        outputs = outputs_of(kernel, (self._folder / "outputs").read_bytes())
+        check = compare(candidate.prepared.data, outputs)
+        if is_wrong(check):
+            return wrong(check)
+        listing, target = candidate.listing, candidate.target
+        base = int(done.output.split()[0], 16) - listing.symbols[KERNEL]
+        elsewhere = 0
+        if listing.has_calls:
+            idle = self._run(counter, candidate, Options(number=-1), texts)
+            if isinstance(idle, Failed):
+                return idle
+            outside = (instructions_outside(listing, base, e.pieces) for e in (done, idle))
+            elsewhere = max(0, next(outside) - next(outside))
+        count = count_cycles(listing, base, done.pieces, elsewhere, target, self._llvm_mca)
+        seconds = count.cycles / CLOCK
+        return Measured(Times(seconds, seconds, 0.0, 1), check, versions | _conditions(count))
+
+    def race(self, candidates: Sequence[_Candidate], request: Rounds) -> Raced | Failed:
+        """Estimates do not vary: a race would repeat them."""
+        raise UsageError("estimates are not raced")
+
+    def _tools_for(self, target: Target) -> tuple[Linker, InstructionCounter, dict[str, str]]:
+        if target.name not in self._tools:
+            folder = self._folder / f"tools{len(self._tools)}"
+            folder.mkdir()
+            versions = {"emulator": emulator_version(target), "table": f"llvm-mca {table_of(target)}"}
+            tools = Linker(target, folder), InstructionCounter(target, self._folder), versions
+            self._tools[target.name] = tools
+        return self._tools[target.name]
+
+    def _write_data(self, arguments: Sequence[Argument]) -> list[str]:
+        """Write the inputs; how the program is told of all arguments."""
+        texts: list[str] = []
+        for index, argument in enumerate(arguments):
+            name = f"data{index}"
+            if argument.data is not None:
+                (self._folder / name).write_bytes(argument.data)
+            texts.append(argument.text(name))
+        return texts
+
+    def _run(
+        self, counter: InstructionCounter, candidate: _Candidate, options: Options, texts: Sequence[str]
+    ) -> Emulated | Failed:
+        limited = replace(options, seconds=_EMULATION_SECONDS)
+        command = limited.command(f"./{candidate.program.name}", texts)
+        done = counter.run(command, 2 * _EMULATION_SECONDS)  # The program ends itself, unless it cannot.
+        if done.status == 0:
+            return done
+        if done.status < 0:
+            return ended_by(-done.status)
+        said = (done.errors.strip().splitlines() or [f"exit status {done.status}"])[-1]
+        return Failed("run_error", said)
+
+
+def _conditions(count: CycleCount) -> dict[str, str]:
+    return {
+        "core_cycles": f"{count.core:.0f}",
+        "memory_cycles": f"{count.memory:.0f}",
+        "instructions": f"{count.instructions}",
+        "stack_accesses": f"{count.spills}",
+    }
+
+
+def _parse(text: str) -> Runner:
+    if text:
+        raise UsageError(f"runner `simulate:{text}` names a device; the target of --target is simulated")
+    return SimulateRunner()
+
+
+RUNNERS.register("simulate", _parse)

@@ -1,0 +1,123 @@
+"""Products of few bits on ARM: their numbers under qemu, and that the instructions are there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from quantized_graphs import convolutions
+from test_emulated import run, tools
+
+from kernel_cycles import conv, direct_default, matmul
+from tcomp.accuracy import relative_error
+from tcomp.api import optimize
+from tcomp.codegen.artifact import compile_graph
+from tcomp.codegen.jit import build_kernel
+from tcomp.codegen.machine_code import hot_loop, loop_cost
+from tcomp.errors import BuildError
+from tcomp.relay.builder import GraphBuilder
+from tcomp.relay.evaluate import evaluate
+from tcomp.relay.graph import Graph, Value
+from tcomp.relay.types import Array
+from tcomp.target.parse import parse_target
+from tcomp.target.target import TARGETS
+from tcomp.tensor.groups import group_sums
+from tcomp.tensor.kernel import Kernel
+from tcomp.transform.lower_precision import is_lowered, product_kernels
+
+
+def weights(rng: np.random.Generator, *shape: int) -> Array:
+    return (rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+
+
+def network() -> Graph:
+    """Convolutions of whole and ragged channels, with strides, pointwise and depthwise; two products."""
+    rng = np.random.default_rng(0)
+    g = GraphBuilder("network")
+    x: Value = g.input("image", (1, 3, 32, 32))
+    layers = (((32, 3, 3, 3), 2, 1), ((40, 32, 3, 3), 1, 1), ((40, 1, 3, 3), 1, 40), ((64, 40, 1, 1), 1, 1))
+    for shape, strides, groups in (*layers, ((48, 64, 3, 3), 2, 1)):
+        filters = g.constant(weights(rng, *shape))
+        padding = (shape[-1] // 2,) * 4
+        x = g.op("relu", g.op("conv2d", x, filters, strides=(strides,) * 2, padding=padding, groups=groups))
+    rows = g.op("reshape", x, shape=(48, 64))
+    x = g.op("relu", g.op("matmul", rows, g.constant(weights(rng, 64, 37))))
+    return g.build(g.op("matmul", x, g.constant(weights(rng, 37, 100))))
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("cortex-a76", "float16"), ("neoverse-v1", "bfloat16")])
+def test_fast_is_near_float32(name: str, dtype: str, tmp_path: Path) -> None:
+    target, graph = parse_target(name), network()
+    tools(target)
+    assert target.fast_dtype == dtype
+    lowered = optimize(graph, target, precision="fast")
+    assert sum(is_lowered(n) for n in product_kernels(lowered)) >= 4
+    library = tmp_path / "network.so"
+    compile_graph(lowered, target, library)
+    image = np.random.default_rng(1).standard_normal((1, 3, 32, 32)).astype(np.float32)
+    result = run(library, target, [image], tmp_path)
+    assert (result.returncode, result.stderr) == (0, b"")
+    (exact,) = evaluate(graph, [image])
+    found = np.frombuffer(result.stdout, np.float32).reshape(exact.shape)
+    error = relative_error(found, exact)
+    assert 1e-5 < error < (5e-3 if dtype == "float16" else 2e-2)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+def test_int8_is_within_a_step(dtype: str, tmp_path: Path) -> None:
+    target, graph = parse_target("cortex-a76"), convolutions(dtype)
+    tools(target)
+    library = tmp_path / "network.so"
+    compile_graph(optimize(graph, target), target, library)
+    x = np.random.default_rng(1).standard_normal((1, 8, 9, 9)).astype(np.float32)
+    result = run(library, target, [x], tmp_path)
+    assert (result.returncode, result.stderr) == (0, b"")
+    (expected,) = evaluate(graph, [x])
+    found = np.frombuffer(result.stdout, dtype).reshape(expected.shape)
+    steps = np.abs(found.astype(np.int32) - expected.astype(np.int32))
+    assert steps.max() <= 1
+    assert steps.mean() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "instruction"),
+    [
+        ("cortex-a55", "float16", "fmla"),
+        ("cortex-a78", "float16", "fmla"),
+        ("cortex-x2", "bfloat16", "bfdot"),
+        ("cortex-a76", "int8", "sdot"),
+    ],
+)
+def test_products_take_one_element_of_a_register(name: str, dtype: str, instruction: str) -> None:
+    """`fmla v.8h, v.8h, v.h[0]`: hardly anything is spread into a register before."""
+    target = TARGETS[name]
+    g = GraphBuilder()
+    operands = [g.input(n, (64, 64), dtype) for n in "ab"]
+    wide = "int32" if dtype == "int8" else "float32"
+    kernel = Kernel(g.build(g.op("matmul", *operands, out_dtype=wide)), frozenset({1}))
+    lines = [line.split() for line in build_kernel(kernel, target).source().splitlines()]
+    products = [line for line in lines if line[:1] == [instruction] and line[2][-4:] in (".8h,", "16b,")]
+    by_element = [line for line in products if line[3][-3:] == "[0]"]
+    assert len(products) >= 24
+    assert len(by_element) >= 0.9 * len(products)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "times"),
+    [("cortex-a76", "float16", 1.9), ("neoverse-v1", "bfloat16", 1.9), ("cortex-a76", "int8", 3.8)],
+)
+def test_loops_multiply_faster_than_float32(name: str, dtype: str, times: float) -> None:
+    """By llvm-mca, against the float32 products that the core could start in the same cycles."""
+    target = TARGETS[name]
+    sums = group_sums(target, dtype)
+    assert sums is not None
+    for kernel in (matmul(128, 768, 768, dtype), conv(128, 28, 128, 3, 1, dtype, target.lanes(sums.dtype))):
+        assembly = build_kernel(kernel, target, direct_default(kernel, target)).source()
+        loop = hot_loop(assembly, target.machine)
+        try:
+            cost = loop_cost(loop, target)
+        except BuildError as error:
+            pytest.skip(str(error))
+        assert cost.of_peak(target) >= times
+        assert cost.spills == 0

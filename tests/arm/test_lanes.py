@@ -1,0 +1,159 @@
+"""Kernels that multiply by lanes of registers: their loops, and their numbers under qemu."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_emulated import run, tools
+
+from tcomp.api import optimize
+from tcomp.codegen.artifact import compile_graph
+from tcomp.codegen.jit import build_kernel
+from tcomp.codegen.machine_code import find_llvm_mca, hot_loop, loop_cost, multiply_adds, on_stack
+from tcomp.errors import BuildError
+from tcomp.relay.builder import GraphBuilder
+from tcomp.relay.evaluate import evaluate
+from tcomp.relay.graph import Graph, Value
+from tcomp.relay.types import Array
+from tcomp.target.parse import parse_target
+from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.template import template_for
+
+
+def conv(channels: int, size: int, outputs: int, taps: int, stride: int = 1, groups: int = 1) -> Kernel:
+    """A convolution with bias and clipping in blocked layout; its input is plain when it has few channels."""
+    g = GraphBuilder()
+    plain = channels < 4
+    data = g.input("data", (1, channels, size, size) if plain else (1, channels // 4, size, size, 4))
+    result = g.op(
+        "conv2d",
+        data,
+        g.input("weight", (outputs, channels // groups, taps, taps)),
+        strides=(stride, stride),
+        padding=(taps // 2,) * 4,
+        groups=groups,
+        data_layout="NCHW" if plain else "NCHW4c",
+        out_layout="NCHW4c",
+    )
+    bias = g.input("bias", (1, outputs // 4, 1, 1, 4))
+    clipped = g.op("clip", g.op("add", result, bias), min=0.0, max=6.0)
+    return Kernel(g.build(clipped), frozenset({1, 2}))
+
+
+def matmul(rows: int, depth: int, columns: int) -> Kernel:
+    g = GraphBuilder()
+    product = g.op("matmul", g.input("a", (rows, depth)), g.input("b", (depth, columns)))
+    return Kernel(g.build(product), frozenset({1}))
+
+
+KERNELS = {
+    "1x1": conv(256, 14, 1024, 1),
+    "1x1 strided": conv(256, 56, 512, 1, 2),
+    "3x3 strided": conv(128, 56, 128, 3, 2),
+    "Winograd": conv(256, 14, 256, 3),
+    "7x7 strided, three channels": conv(3, 224, 64, 7, 2),
+    "wide matmul": matmul(128, 768, 768),
+    "narrow matmul": matmul(4096, 64, 64),
+}
+
+
+@pytest.mark.parametrize("core", ["cortex-a76", "cortex-a55"])
+@pytest.mark.parametrize("name", KERNELS)
+def test_hot_loops_multiply_by_lanes(name: str, core: str) -> None:
+    """Few instructions but products; no factor is broadcast; registers suffice."""
+    target = parse_target(core)
+    loop = hot_loop(build_kernel(KERNELS[name], target).source(), target.machine)
+    products = [text for text in loop if text.startswith("fmla")]
+    assert all(".s[" in text for text in products)
+    assert not on_stack(loop, target.machine)
+    assert len(loop) < 1.4 * multiply_adds(loop, target.machine) / target.lanes()
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_hot_loops_reach_nine_tenths_of_the_peak(name: str) -> None:
+    try:
+        find_llvm_mca()
+    except BuildError as error:
+        pytest.skip(str(error))
+    target = parse_target("cortex-a76")
+    loop = hot_loop(build_kernel(KERNELS[name], target).source(), target.machine)
+    assert loop_cost(loop, target).of_peak(target) > 0.9
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_depthwise_rows_load_without_address_arithmetic(stride: int) -> None:
+    target, kernel = parse_target("cortex-a76"), conv(144, 56, 144, 3, stride, 144)
+    assert template_for(kernel, target).name == "depthwise_cpu"
+    loop = hot_loop(build_kernel(kernel, target).source(), target.machine)
+    assert not on_stack(loop, target.machine)
+    assert len(loop) < 1.9 * multiply_adds(loop, target.machine) / target.lanes()
+
+
+@pytest.mark.parametrize(
+    ("target_name", "instructions", "others"),
+    [("cortex-a76", ("fmax", "fmin"), "fcm"), ("armv7-linux", ("vmax.f32", "vmin.f32"), "vcgt")],
+)
+def test_extremes_are_one_instruction(target_name: str, instructions: tuple[str, ...], others: str) -> None:
+    source = build_kernel(conv(64, 14, 64, 1), parse_target(target_name)).source().split()
+    assert all(name in source for name in instructions)
+    assert not any(word.startswith(others) for word in source)
+
+
+def test_registers_suffice_on_32_bit_arm() -> None:
+    target = parse_target("armv7-linux")
+    loop = hot_loop(build_kernel(KERNELS["wide matmul"], target).source(), target.machine)
+    assert not on_stack(loop, target.machine)
+
+
+def network() -> Graph:
+    """Convolutions of every kind, of channels and sizes that tiles do not divide."""
+    rng = np.random.default_rng(0)
+    g = GraphBuilder("network")
+
+    def step(x: Value, outputs: int, taps: int, stride: int = 1, groups: int = 1, dilation: int = 1) -> Value:
+        shape = (outputs, x.type.static_shape[1] // groups, taps, taps)
+        weights = (rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+        padding = (taps // 2 * dilation,) * 4
+        sizes = {"strides": (stride, stride), "dilation": (dilation, dilation)}
+        return g.op("conv2d", x, g.constant(weights), padding=padding, groups=groups, **sizes)
+
+    x = g.op("relu", step(g.input("image", (1, 3, 61, 45)), 24, 7, 2))
+    for sizes in ((40, 1), (40, 3), (36, 3, 2), (36, 3, 1, 36), (36, 3, 2, 36), (24, 3, 1, 3), (52, 1, 2)):
+        x = g.op("relu", step(x, *sizes))
+    x = step(x, 20, 3, dilation=2)
+    rows = g.op("reshape", x, shape=(20, x.type.size // 20))
+    for shape in ((x.type.size // 20, 37), (37, 100), (100, 260)):
+        weights = rng.standard_normal(shape) / np.sqrt(shape[0])
+        rows = g.op("matmul", rows, g.constant(weights.astype(np.float32)))
+    return g.build(rows)
+
+
+@pytest.mark.parametrize("name", ["arm64-linux", "cortex-a55", "armv7-linux"])
+def test_numbers_are_those_of_the_reference(name: str, tmp_path: Path) -> None:
+    target, graph = parse_target(name), network()
+    tools(target)
+    library = tmp_path / "network.so"
+    compile_graph(optimize(graph, target), target, library)
+    image: Array = np.random.default_rng(1).standard_normal((1, 3, 61, 45)).astype(np.float32)
+    result = run(library, target, [image], tmp_path)
+    assert (result.returncode, result.stderr) == (0, b"")
+    (expected,) = evaluate(graph, [image])
+    found = np.frombuffer(result.stdout, np.float32).reshape(expected.shape)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", ["arm64-linux", "armv7-linux"])
+def test_nan_stays_nan(name: str, tmp_path: Path) -> None:
+    target = parse_target(name)
+    tools(target)
+    g = GraphBuilder("bounds")
+    graph = g.build(g.op("clip", g.op("relu", g.input("x", (19,))), min=0.5, max=6.0))
+    library = tmp_path / "network.so"
+    compile_graph(optimize(graph, target), target, library)
+    x = np.linspace(-9, 9, 19, dtype=np.float32)
+    x[[3, 18]] = np.nan
+    result = run(library, target, [x], tmp_path)
+    found = np.frombuffer(result.stdout, np.float32)
+    np.testing.assert_array_equal(found, np.clip(np.maximum(x, 0), 0.5, 6))

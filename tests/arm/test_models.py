@@ -1,0 +1,60 @@
+"""Real models compiled for ARM and run under qemu: their outputs are ONNX Runtime's on this machine."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from test_emulated import run, tools
+
+from tcomp.api import load_model, optimize
+from tcomp.codegen.artifact import compile_graph
+from tcomp.relay.types import numpy_dtype
+from tcomp.target.parse import parse_target
+from tcomp.verification import OnnxReference
+
+TOLERANCE = 1e-4
+"""Largest error allowed, as a share of the output's largest value."""
+
+
+def _zoo() -> ModuleType:
+    path = Path(__file__).parents[1] / "models" / "zoo.py"
+    spec = importlib.util.spec_from_file_location("zoo_of_arm", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+ZOO = _zoo()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target_name", ["cortex-a76", "armv7-linux"])
+@pytest.mark.parametrize(
+    "name", ["mobilenetv2_100", "resnet18", "mtcnn_onet", "ocr_rec", "minilm", "ocr_det", "resnet50"]
+)
+def test_equals_onnxruntime(name: str, target_name: str, tmp_path: Path) -> None:
+    target, path = parse_target(target_name), ZOO.model_path(name)
+    tools(target)
+    graph = load_model(path, ZOO.MODELS[name].input_shapes)
+    inputs = ZOO.example_inputs(name, graph)
+    library = tmp_path / "model.so"
+    compile_graph(optimize(graph, target), target, library)
+    result = run(library, target, list(inputs.values()), tmp_path, seconds=900)
+    assert (result.returncode, result.stderr) == (0, b"")
+    begin = 0
+    for reference, value in zip(OnnxReference(path).run(inputs), graph.outputs, strict=True):
+        dtype = np.dtype(numpy_dtype(value.dtype))
+        found = np.frombuffer(result.stdout, dtype, reference.size, begin).reshape(reference.shape)
+        begin += found.nbytes
+        scale = np.abs(reference).max()
+        assert scale > 0
+        assert np.abs(found.astype(np.float64) - reference).max() <= TOLERANCE * scale
+    assert begin == len(result.stdout)

@@ -1,0 +1,104 @@
+"""Products of quantized operands: which become products of int8, and that they compute the same."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from quantized_graphs import RNG, convolutions, dequantize, quantize, weights
+
+from tcomp.relay.builder import GraphBuilder
+from tcomp.relay.evaluate import evaluate
+from tcomp.relay.graph import Graph
+from tcomp.relay.types import Array, numpy_dtype
+from tcomp.target.target import TARGETS
+from tcomp.tensor.kernel import Kernel
+from tcomp.transform.lower_quantized import LowerQuantized
+from tcomp.transform.pipeline import optimize
+
+
+def products(graph: Graph) -> list[str]:
+    """Element types that the contractions of `graph` multiply."""
+    return [n.inputs[0].dtype for n in graph.nodes if n.op in ("conv2d", "matmul")]
+
+
+def assert_within_a_step(graph: Graph, lowered: Graph, arrays: list[Array]) -> None:
+    (expected,), (found,) = evaluate(graph, arrays), evaluate(lowered, arrays)
+    assert found.dtype == expected.dtype
+    steps = np.abs(found.astype(np.int32) - expected.astype(np.int32))
+    assert steps.max() <= 1
+    assert steps.mean() < 0.01
+    assert expected.std() > 10
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+def test_convolutions(dtype: str) -> None:
+    graph = convolutions(dtype)
+    lowered = LowerQuantized(integer_products=True).run(graph)
+    assert products(lowered) == ["int8", "int8"]
+    assert not any(n.op == "dequantize" for n in lowered.nodes)
+    x = RNG.standard_normal((1, 8, 9, 9)).astype(np.float32)
+    assert_within_a_step(graph, lowered, [x])
+
+
+def test_numbers_between_kernels_are_int8() -> None:
+    optimized = optimize(convolutions("uint8"), TARGETS["cortex-a76"])
+    kernels = [k for k in (Kernel.of(n) for n in optimized.nodes if n.op == "fused") if k.anchor]
+    assert [k.body.inputs[0].dtype for k in kernels] == ["int8", "int8"]
+    residual = [v for v in kernels[-1].body.inputs if v.type.size == 12 * 9 * 9]
+    assert [v.dtype for v in residual] == ["int8"]
+
+
+@pytest.mark.parametrize("transpose_b", [False, True])
+def test_matrices(transpose_b: bool) -> None:
+    g = GraphBuilder()
+    x = g.input("x", (5, 24), "uint8")
+    w = weights(g, 16, 24) if transpose_b else weights(g, 24, 16, axis=1)
+    y = g.op("matmul", dequantize(g, x, 0.05, 131), w, transpose_b=transpose_b)
+    graph = g.build(quantize(g, y, 0.03, 3, "int8"))
+    lowered = LowerQuantized(integer_products=True).run(graph)
+    assert products(lowered) == ["int8"]
+    assert_within_a_step(graph, lowered, [RNG.integers(0, 256, (5, 24)).astype(np.uint8)])
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+@pytest.mark.parametrize("per_row", [False, True])
+def test_integers_with_a_zero_point_of_run_time_are_exact(dtype: str, per_row: bool) -> None:
+    g = GraphBuilder()
+    x, zero = g.input("x", (5, 24), dtype), g.input("zero", (5, 1) if per_row else (), dtype)
+    centred = g.op("sub", g.op("cast", x, dtype="int32"), g.op("cast", zero, dtype="int32"))
+    w = RNG.integers(-128, 128, (24, 16)).astype(np.int32)
+    graph = g.build(g.op("matmul", centred, g.constant(w)))
+    lowered = LowerQuantized(integer_products=True).run(graph)
+    assert products(lowered) == ["int8"]
+    limits = np.iinfo(dtype)
+    arrays = [
+        np.asarray(RNG.integers(limits.min, limits.max + 1, v.type.static_shape)).astype(numpy_dtype(dtype))
+        for v in graph.inputs
+    ]
+    np.testing.assert_array_equal(evaluate(lowered, arrays)[0], evaluate(graph, arrays)[0])
+
+
+def kept(case: str) -> Graph:
+    g = GraphBuilder()
+    x = g.input("x", (1, 8, 6, 6), "int8")
+    data = dequantize(g, x, 0.1, 5)
+    if case == "depthwise":
+        return g.build(g.op("conv2d", data, weights(g, 8, 1, 3, 3), groups=8))
+    if case == "scales of inputs":
+        return g.build(g.op("conv2d", data, weights(g, 8, 8, 1, 1, axis=1)))
+    return g.build(g.op("conv2d", data, weights(g, 8, 8, 1, 1, zero=100, dtype="uint8")))
+
+
+@pytest.mark.parametrize("case", ["depthwise", "scales of inputs", "weights beyond int8"])
+def test_others_stay_in_float32(case: str) -> None:
+    graph = kept(case)
+    lowered = LowerQuantized(integer_products=True).run(graph)
+    assert products(lowered) == ["float32"]
+    x = RNG.integers(-128, 128, (1, 8, 6, 6)).astype(np.int8)
+    np.testing.assert_allclose(evaluate(lowered, [x])[0], evaluate(graph, [x])[0], rtol=1e-6, atol=1e-6)
+
+
+def test_cores_without_the_instruction_multiply_floats() -> None:
+    fused = [n for n in optimize(convolutions("int8"), TARGETS["cortex-a72"]).nodes if n.op == "fused"]
+    bodies = [n.attrs["body"] for n in fused]
+    assert {d for body in bodies if isinstance(body, Graph) for d in products(body)} == {"float32"}
