@@ -14,9 +14,8 @@ pixels that exist.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import asdict, replace
 from math import gcd, inf, prod
 
 import numpy as np
@@ -25,7 +24,7 @@ from tcomp.relay.types import Array, TensorType
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.convolution import Convolution, WeightPanels
-from tcomp.tensor.direct_convolution import CROWDED, PixelTile, registers_of, together
+from tcomp.tensor.direct_convolution import together
 from tcomp.tensor.epilogue import epilogue_fits, placeholder_index
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
@@ -46,8 +45,6 @@ from tcomp.tensor.loops import (
 from tcomp.tensor.math import convert
 from tcomp.tensor.primitives import Tiles
 from tcomp.tensor.register_tile import (
-    FMA_LATENCY,
-    LOAD_PORTS,
     Index,
     Point,
     Reduction,
@@ -56,34 +53,17 @@ from tcomp.tensor.register_tile import (
 )
 from tcomp.tensor.template import TEMPLATES, Packed, PackedBy, Packing, Scheduled, Template
 from tcomp.tensor.winograd import PAIRS, Keep, Winograd, winograd
+from tcomp.tensor.winograd_choice import (
+    PARTS,
+    WinogradChoice,
+    best_choice,
+    default_choices,
+    group_sizes,
+    register_tiles,
+    tile_counts,
+    winograd_cycles,
+)
 from tcomp.tvm_api import tirx
-
-MAX_ROWS = 28
-MAX_OC_BLOCKS = 8
-FAR_BYTES_PER_CYCLE = 7.0
-"""What one core gets from the last-level cache with prefetches, measured on Emerald Rapids."""
-GROUPS = (8, 12, 16, 20, 28, 36, 49, 64, 84, 112)
-"""Sizes of a group to choose from, beside all tiles."""
-PARTS = (1, 2, 4)
-MIN_ROWS = 4
-"""Fewer rows of a register tile share a load of weights only where there are no more tiles."""
-
-
-@dataclass(frozen=True)
-class _Choice:
-    """The values of the knobs."""
-
-    outputs: int
-    group: int
-    rows: int
-    oc_blocks: int
-    parts: int
-    prefetch: bool
-
-    @staticmethod
-    def of(config: Config) -> _Choice:
-        numbers = {name: int(value) for name, value in config.items() if name != "prefetch"}
-        return _Choice(**numbers, prefetch=bool(config["prefetch"]))
 
 
 class ConvWinograd(Template):
@@ -110,25 +90,25 @@ class ConvWinograd(Template):
     def packings(self, kernel: Kernel, target: Target) -> PackedBy:
         """Weights transformed for tiles of so many outputs, in panels of so many channel blocks."""
         conv = _convolution(kernel)
-        best: dict[Hashable, _Choice] = {}
+        best: dict[Hashable, WinogradChoice] = {}
         cycles: dict[Hashable, float] = {}
-        for choice in _choices(conv, target):
-            key, estimated = _packed_by(conv, choice), _cycles(conv, choice, target)
+        for choice in default_choices(conv, target):
+            key, estimated = _packed_by(conv, choice), winograd_cycles(conv, choice, target)
             if estimated < cycles.get(key, inf):
                 best[key], cycles[key] = choice, estimated
 
         def holds(key: Hashable) -> Callable[[Config], bool]:
-            return lambda config: _packed_by(conv, _Choice.of(config)) == key
+            return lambda config: _packed_by(conv, WinogradChoice.of(config)) == key
 
         return {key: Packed(asdict(best[key]), cycles[key], holds(key)) for key in best}
 
     def space(self, kernel: Kernel, target: Target) -> Space:
         conv = _convolution(kernel)
-        best, tiles = _best(conv, target), set(_register_tiles(conv, target))
-        groups = {outputs: _groups(conv, outputs) for outputs in PAIRS}
+        best, tiles = best_choice(conv, target), set(register_tiles(conv, target))
+        groups = {outputs: group_sizes(conv, outputs) for outputs in PAIRS}
 
         def reason(config: Config) -> str | None:
-            chosen = _Choice.of(config)
+            chosen = WinogradChoice.of(config)
             if chosen.group not in groups[chosen.outputs]:
                 return f"there are only {groups[chosen.outputs][-1]} tiles, not a group of {chosen.group}"
             if (chosen.rows, chosen.oc_blocks) not in tiles or chosen.rows > chosen.group:
@@ -152,10 +132,10 @@ class ConvWinograd(Template):
 
     def estimate(self, kernel: Kernel, target: Target) -> float:
         conv = _convolution(kernel)
-        return _cycles(conv, _best(conv, target), target)
+        return winograd_cycles(conv, best_choice(conv, target), target)
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
-        return _Nest(kernel, target, _Choice.of(config)).scheduled()
+        return _Nest(kernel, target, WinogradChoice.of(config)).scheduled()
 
 
 def _convolution(kernel: Kernel) -> Convolution:
@@ -165,107 +145,20 @@ def _convolution(kernel: Kernel) -> Convolution:
     return replace(conv, dtype=conv.accumulator)
 
 
-def _tile_counts(conv: Convolution, outputs: int) -> tuple[int, int]:
-    """Rows and columns of tiles of an image."""
-    height, width = conv.out_size
-    return -(-height // outputs), -(-width // outputs)
-
-
-def _groups(conv: Convolution, outputs: int) -> tuple[int, ...]:
-    """Sizes of a group of tiles, ascending."""
-    tiles = conv.batch * prod(_tile_counts(conv, outputs))
-    return (*(size for size in GROUPS if size < tiles), tiles)
-
-
-def _registers(conv: Convolution, rows: int, blocks: int, target: Target) -> int:
-    """Of the sums of a tile, the weights of one step, and its inputs: see `registers_of`."""
-    return registers_of(conv, PixelTile(1, rows, blocks), target)
-
-
-def _register_tiles(conv: Convolution, target: Target) -> Iterator[tuple[int, int]]:
-    """Rows and channel blocks whose sums fit beside the weights of one step and a broadcast value."""
-    fewest = min(MIN_ROWS, *(_groups(conv, outputs)[0] for outputs in PAIRS))
-    for blocks in range(1, min(MAX_OC_BLOCKS, conv.out_blocks) + 1):
-        for rows in range(fewest, MAX_ROWS + 1):
-            registers = _registers(conv, rows, blocks, target)
-            if registers <= target.vector_registers or (rows == fewest and blocks == 1):
-                yield rows, blocks
-
-
-@lru_cache(maxsize=256)
-def _best(conv: Convolution, target: Target) -> _Choice:
-    """The default of a kernel. It is kept: thousands are estimated, and each config asks for it again."""
-    return min(_choices(conv, target), key=lambda choice: _cycles(conv, choice, target))
-
-
-def _choices(conv: Convolution, target: Target) -> Iterator[_Choice]:
-    """All that a default may be."""
-    parts = PARTS if target.cores > 1 else PARTS[:1]
-    return (
-        _Choice(outputs, group, rows, blocks, split, prefetch=True)
-        for outputs in PAIRS
-        for group in _groups(conv, outputs)
-        for rows, blocks in _register_tiles(conv, target)
-        for split in parts
-        if rows <= group
-    )
-
-
-def _packed_by(conv: Convolution, choice: _Choice) -> Hashable:
+def _packed_by(conv: Convolution, choice: WinogradChoice) -> Hashable:
     """What decides how weights are packed."""
     return choice.outputs, Tiles.of(conv.out_blocks, choice.oc_blocks, choice.parts)
-
-
-def _cycles(conv: Convolution, choice: _Choice, target: Target) -> float:
-    """Estimated cycles of the whole convolution: products, weights from far caches, transforms."""
-    lanes = target.lanes(conv.accumulator)
-    scheme = winograd(choice.outputs)
-    positions = scheme.size**2
-    groups = Tiles.of(conv.batch * prod(_tile_counts(conv, choice.outputs)), choice.group)
-    panels = Tiles.of(conv.out_blocks, choice.oc_blocks, choice.parts)
-    in_blocks, vectors = -(-conv.in_channels // lanes), conv.out_block * choice.oc_blocks / lanes
-    channels = conv.reduction_chunks * conv.reduction_chunk
-    line = target.vector_bits // 8
-
-    far = vectors * line / 32
-    room = target.vector_registers - target.spare_registers
-    crowded = CROWDED if _registers(conv, choice.rows, choice.oc_blocks, target) > room else 1.0
-
-    def product(rows: int) -> float:
-        """Cycles of a register tile."""
-        if not rows:
-            return 0.0
-        step = max(rows * vectors / target.fma_ports, FMA_LATENCY, (rows + vectors) / LOAD_PORTS, far)
-        step += 0.025 * (rows + vectors) + 0.2 * far
-        return crowded * channels * step + 2 * rows * vectors + 20
-
-    whole, rest = divmod(groups.size, choice.rows)
-    products = whole * product(choice.rows) + product(rest)
-    multiply = groups.count * panels.count * positions * products
-
-    near = target.cache_bytes[1]
-    weights = positions * channels * panels.count * vectors * line
-    streamed = groups.count * weights if weights > near / 2 else 0
-    held = positions * groups.size * (in_blocks + vectors) * line
-    spilled = 3 * groups.count * max(0.0, held - 0.6 * near)
-    load = (streamed + spilled) / FAR_BYTES_PER_CYCLE
-
-    blocks = choice.parts * in_blocks + panels.count * vectors
-    transforms = groups.count * groups.size * blocks * positions * scheme.size
-    work = groups.count * choice.parts
-    idle = -(-work // target.cores) * target.cores / work
-    return (max(multiply, load) + 0.1 * min(multiply, load) + transforms) * idle
 
 
 class _Nest:
     """The loops of one kernel."""
 
-    def __init__(self, kernel: Kernel, target: Target, choice: _Choice) -> None:
+    def __init__(self, kernel: Kernel, target: Target, choice: WinogradChoice) -> None:
         assert kernel.anchor is not None
         self.conv = _convolution(kernel)
         self.scheme: Winograd = winograd(choice.outputs)
         self.positions = self.scheme.size**2
-        self.tile_counts = _tile_counts(self.conv, choice.outputs)
+        self.tile_counts = tile_counts(self.conv, choice.outputs)
         self.groups = Tiles.of(self.conv.batch * prod(self.tile_counts), choice.group)
         self.panels = Tiles.of(self.conv.out_blocks, choice.oc_blocks, choice.parts)
         self.choice = choice

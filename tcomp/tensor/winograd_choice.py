@@ -1,0 +1,130 @@
+"""What the knobs of Winograd convolution mean, and which values are fastest by estimate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+
+from tcomp.target.target import Target
+from tcomp.tensor.convolution import Convolution
+from tcomp.tensor.direct_convolution import CROWDED, PixelTile, registers_of
+from tcomp.tensor.knobs import Config
+from tcomp.tensor.primitives import Tiles
+from tcomp.tensor.register_tile import FMA_LATENCY, LOAD_PORTS
+from tcomp.tensor.winograd import PAIRS, winograd
+
+MAX_ROWS = 28
+MAX_OC_BLOCKS = 8
+FAR_BYTES_PER_CYCLE = 7.0
+"""What one core gets from the last-level cache with prefetches, measured on Emerald Rapids."""
+GROUPS = (8, 12, 16, 20, 28, 36, 49, 64, 84, 112)
+"""Sizes of a group to choose from, beside all tiles."""
+PARTS = (1, 2, 4)
+MIN_ROWS = 4
+"""Fewer rows of a register tile share a load of weights only where there are no more tiles."""
+
+
+@dataclass(frozen=True)
+class WinogradChoice:
+    """The values of the knobs."""
+
+    outputs: int
+    group: int
+    rows: int
+    oc_blocks: int
+    parts: int
+    prefetch: bool
+
+    @staticmethod
+    def of(config: Config) -> WinogradChoice:
+        numbers = {name: int(value) for name, value in config.items() if name != "prefetch"}
+        return WinogradChoice(**numbers, prefetch=bool(config["prefetch"]))
+
+
+def tile_counts(conv: Convolution, outputs: int) -> tuple[int, int]:
+    """Rows and columns of tiles of an image."""
+    height, width = conv.out_size
+    return -(-height // outputs), -(-width // outputs)
+
+
+def group_sizes(conv: Convolution, outputs: int) -> tuple[int, ...]:
+    """Sizes of a group of tiles, ascending."""
+    tiles = conv.batch * prod(tile_counts(conv, outputs))
+    return (*(size for size in GROUPS if size < tiles), tiles)
+
+
+def sum_registers(conv: Convolution, rows: int, blocks: int, target: Target) -> int:
+    """Of the sums of a tile, the weights of one step, and its inputs: see `registers_of`."""
+    return registers_of(conv, PixelTile(1, rows, blocks), target)
+
+
+def register_tiles(conv: Convolution, target: Target) -> Iterator[tuple[int, int]]:
+    """Rows and channel blocks whose sums fit beside the weights of one step and a broadcast value."""
+    fewest = min(MIN_ROWS, *(group_sizes(conv, outputs)[0] for outputs in PAIRS))
+    for blocks in range(1, min(MAX_OC_BLOCKS, conv.out_blocks) + 1):
+        for rows in range(fewest, MAX_ROWS + 1):
+            registers = sum_registers(conv, rows, blocks, target)
+            if registers <= target.vector_registers or (rows == fewest and blocks == 1):
+                yield rows, blocks
+
+
+@lru_cache(maxsize=256)
+def best_choice(conv: Convolution, target: Target) -> WinogradChoice:
+    """The default of a kernel. It is kept: thousands are estimated, and each config asks for it again."""
+    return min(default_choices(conv, target), key=lambda choice: winograd_cycles(conv, choice, target))
+
+
+def default_choices(conv: Convolution, target: Target) -> Iterator[WinogradChoice]:
+    """All that a default may be."""
+    parts = PARTS if target.cores > 1 else PARTS[:1]
+    return (
+        WinogradChoice(outputs, group, rows, blocks, split, prefetch=True)
+        for outputs in PAIRS
+        for group in group_sizes(conv, outputs)
+        for rows, blocks in register_tiles(conv, target)
+        for split in parts
+        if rows <= group
+    )
+
+
+def winograd_cycles(conv: Convolution, choice: WinogradChoice, target: Target) -> float:
+    """Estimated cycles of the whole convolution: products, weights from far caches, transforms."""
+    lanes = target.lanes(conv.accumulator)
+    scheme = winograd(choice.outputs)
+    positions = scheme.size**2
+    groups = Tiles.of(conv.batch * prod(tile_counts(conv, choice.outputs)), choice.group)
+    panels = Tiles.of(conv.out_blocks, choice.oc_blocks, choice.parts)
+    in_blocks, vectors = -(-conv.in_channels // lanes), conv.out_block * choice.oc_blocks / lanes
+    channels = conv.reduction_chunks * conv.reduction_chunk
+    line = target.vector_bits // 8
+
+    far = vectors * line / 32
+    room = target.vector_registers - target.spare_registers
+    crowded = CROWDED if sum_registers(conv, choice.rows, choice.oc_blocks, target) > room else 1.0
+
+    def product(rows: int) -> float:
+        """Cycles of a register tile."""
+        if not rows:
+            return 0.0
+        step = max(rows * vectors / target.fma_ports, FMA_LATENCY, (rows + vectors) / LOAD_PORTS, far)
+        step += 0.025 * (rows + vectors) + 0.2 * far
+        return crowded * channels * step + 2 * rows * vectors + 20
+
+    whole, rest = divmod(groups.size, choice.rows)
+    products = whole * product(choice.rows) + product(rest)
+    multiply = groups.count * panels.count * positions * products
+
+    near = target.cache_bytes[1]
+    weights = positions * channels * panels.count * vectors * line
+    streamed = groups.count * weights if weights > near / 2 else 0
+    held = positions * groups.size * (in_blocks + vectors) * line
+    spilled = 3 * groups.count * max(0.0, held - 0.6 * near)
+    load = (streamed + spilled) / FAR_BYTES_PER_CYCLE
+
+    blocks = choice.parts * in_blocks + panels.count * vectors
+    transforms = groups.count * groups.size * blocks * positions * scheme.size
+    work = groups.count * choice.parts
+    idle = -(-work // target.cores) * target.cores / work
+    return (max(multiply, load) + 0.1 * min(multiply, load) + transforms) * idle
