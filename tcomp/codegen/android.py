@@ -17,8 +17,8 @@ _LIBC = """
     pthread_cond_init pthread_cond_signal pthread_cond_wait pthread_create pthread_getspecific pthread_join
     pthread_key_create pthread_key_delete pthread_mutex_destroy pthread_mutex_init pthread_mutex_lock
     pthread_mutex_unlock pthread_setspecific pthread_sigmask read sched_getaffinity sched_getcpu
-    sched_setaffinity sched_yield sigfillset snprintf strchr strcmp strcspn strerror strlen strncmp sysconf
-    vsnprintf
+    sched_setaffinity sched_yield sigfillset snprintf strchr strcmp strcspn strerror strlen strncmp strtoull
+    sysconf vsnprintf
 """
 _LIBM = """
     acos acosh asin asinh atan atan2 atanh ceil cos cosh erf exp exp2 expm1 floor fma fmod log log10 log1p

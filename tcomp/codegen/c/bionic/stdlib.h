@@ -8,5 +8,6 @@ void *calloc(size_t count, size_t bytes);
 void free(void *memory);
 void abort(void) __attribute__((noreturn));
 int posix_memalign(void **memory, size_t alignment, size_t bytes);
+unsigned long long strtoull(const char *text, char **end, int base);
 
 #endif
