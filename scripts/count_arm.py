@@ -4,7 +4,7 @@
     python scripts/count_arm.py resnet50 mobilenetv2_100 --target cortex-a76 --kernels
 
 Builds the library of a model with default configs, runs it once and twice under qemu-user with a plugin
-that counts (`icount.c`), and prints the difference: the instructions of one inference, and for each
+that counts, and prints the difference: the instructions of one inference, and for each
 multiply-add of a whole vector. `--kernels` says how they are shared among kernels. One thread, inputs of
 zeros: no kernel's path depends on the numbers. Needs qemu-user, a C compiler, and one for the target.
 """
@@ -24,37 +24,20 @@ from pathlib import Path
 from models import MODELS, ROOT
 from tcomp.api import static_kernels
 from tcomp.codegen.artifact import Report, compile_graph
+from tcomp.codegen.emulation import InstructionCounter, find_emulator
 from tcomp.codegen.model_source import kernel_symbol
 from tcomp.codegen.toolchain import find_toolchain
 from tcomp.frontend.onnx import import_onnx
+from tcomp.relay.graph import Graph
 from tcomp.target.parse import parse_target
 from tcomp.target.target import Target
 
 SCRIPTS = Path(__file__).parent
-EMULATORS = {"aarch64": "qemu-aarch64", "arm": "qemu-arm"}
 LIBRARIES = {"aarch64": "/usr/aarch64-linux-gnu", "arm": "/usr/arm-linux-gnueabihf"}
 """Where Debian's cross compilers keep the C library."""
+_LIMIT_SECONDS = 3600.0
 Counts = Mapping[int, int]
 """Executed instructions by the address of the straight code that they belong to."""
-
-
-def build_plugin(folder: Path) -> Path:
-    """The compiled plugin."""
-    plugin = folder / "icount.so"
-    subprocess.run(["cc", "-O2", "-shared", "-fPIC", SCRIPTS / "icount.c", "-o", plugin], check=True)
-    return plugin
-
-
-def counted(emulator: Sequence[str], plugin: Path, program: Sequence[str]) -> tuple[Counts, str]:
-    """What a program executes under an emulator, and what it prints."""
-    pieces = plugin.with_name("pieces")
-    command = [emulator[0], "-plugin", f"{plugin},out={pieces}", *emulator[1:], *program]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    found: Counter[int] = Counter()
-    for line in pieces.read_text().splitlines():
-        address, instructions, times = line.split()
-        found[int(address, 16)] += int(instructions) * int(times)
-    return found, printed
 
 
 @dataclass(frozen=True)
@@ -81,7 +64,7 @@ def by_kernel(report: Report, counts: Counts, base: int, nm: str) -> Mapping[str
     """Instructions by kernel symbol; those of a kernel's own functions come with it, others under ``."""
     symbols = Symbols.of(report.library, nm)
     end = base + report.library_bytes
-    kernels = [kernel_symbol(report.program, i) for i in range(len(report.program.kernels))]
+    kernels = [kernel_symbol(report.program, i, 0) for i in range(len(report.program.kernels))]
     found: Counter[str] = Counter()
     owner = {name: next((k for k in kernels if name.startswith(k)), "") for name in symbols.names}
     for address, instructions in counts.items():
@@ -90,40 +73,51 @@ def by_kernel(report: Report, counts: Counts, base: int, nm: str) -> Mapping[str
     return found
 
 
-def tools(target: Target) -> tuple[list[str], str]:
-    """The emulator's command and nm; ends the program where they are missing."""
-    emulator = EMULATORS[target.machine]
-    nm = next(filter(None, map(shutil.which, ("nm", "llvm-nm-19", "llvm-nm"))), None)
-    if shutil.which(emulator) is None or nm is None:
-        raise SystemExit(f"{emulator} and nm are needed: apt-get install qemu-user binutils")
+def find_nm() -> str:
+    """The path of nm; ends the program where there is none."""
+    found = next(filter(None, map(shutil.which, ("nm", "llvm-nm-19", "llvm-nm"))), None)
+    if found is None:
+        raise SystemExit("nm is needed: apt-get install binutils")
+    return found
+
+
+def emulator_options(target: Target) -> list[str]:
+    """What makes the emulator the target's core, where it knows that, and finds the C library."""
     core = str(target.llvm["mcpu"])
-    known = subprocess.run([emulator, "-cpu", "help"], capture_output=True, text=True, check=False).stdout
-    cpu = ["-cpu", core] if target.machine == "aarch64" and core in known.split() else []
-    return [emulator, *cpu, "-L", LIBRARIES[target.machine]], nm
+    known = subprocess.run(
+        [find_emulator(target), "-cpu", "help"], capture_output=True, text=True, check=False
+    )
+    cpu = ["-cpu", core] if target.machine == "aarch64" and core in known.stdout.split() else []
+    return [*cpu, "-L", LIBRARIES[target.machine]]
 
 
-def count(name: str, target: Target, folder: Path) -> tuple[Report, Mapping[str, int]]:
-    """A model's library and the instructions of one inference by kernel."""
-    graph = import_onnx(ROOT / "models" / f"{name}.onnx", MODELS[name].input_shapes)
-    report = compile_graph(static_kernels(graph, target), target, folder / f"{name}.so")
+def count(graph: Graph, target: Target, folder: Path) -> tuple[Report, Mapping[str, int]]:
+    """The library of an imported model and the instructions of one inference by kernel."""
+    report = compile_graph(static_kernels(graph, target), target, folder / "model.so")
     program = folder / "program"
     flags = [f"-I{folder}", f"-Wl,-rpath,{folder}", "-o", str(program)]
     source = [str(SCRIPTS / "count_arm.c"), str(report.library)]
     subprocess.run([*find_toolchain(target).command, *flags, *source, "-ldl", "-lm"], check=True)
-    emulator, nm = tools(target)
-    plugin = build_plugin(folder)
-    runs = [counted(emulator, plugin, [str(program), str(n)]) for n in (1, 2)]
-    (first, printed), (second, again) = runs
-    if printed != again:
+    counter = InstructionCounter(target, folder, caches=False, options=emulator_options(target))
+    counts, places = list[Counter[int]](), set[str]()
+    for runs in (1, 2):
+        done = counter.run([str(program), str(runs)], _LIMIT_SECONDS)
+        if done.status != 0:
+            raise SystemExit(f"the model does not run: {done.errors.strip() or done.status}")
+        counts.append(Counter())
+        for piece in done.pieces:
+            counts[-1][piece.address] += piece.instructions * piece.times
+        places.add(done.output)
+    if len(places) > 1:
         raise SystemExit("the library was loaded at another address in the second run")
-    one_run = {address: n - first.get(address, 0) for address, n in second.items()}
-    return report, by_kernel(report, one_run, int(printed, 16), nm)
+    counts[1].subtract(counts[0])
+    return report, by_kernel(report, counts[1], int(places.pop(), 16), find_nm())
 
 
 def show(name: str, target: Target, report: Report, found: Mapping[str, int], kernels: bool) -> None:
     """Print the total, and each kernel where wanted."""
     program = report.program
-    symbols = [kernel_symbol(program, i) for i in range(len(program.kernels))]
+    symbols = [kernel_symbol(program, i, 0) for i in range(len(program.kernels))]
     uses = Counter(step.kernel for step in program.steps if hasattr(step, "kernel"))
     lanes = 2 * target.lanes()
     if kernels:
@@ -150,7 +144,8 @@ def main() -> None:
     target = parse_target(arguments.target)
     for name in arguments.models:
         with tempfile.TemporaryDirectory() as folder:
-            report, found = count(name, target, Path(folder))
+            graph = import_onnx(ROOT / "models" / f"{name}.onnx", MODELS[name].input_shapes)
+            report, found = count(graph, target, Path(folder))
         show(name, target, report, found, arguments.kernels)
 
 

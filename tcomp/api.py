@@ -108,6 +108,7 @@ def compile(
     target: str | Target = "llvm",
     logs: Sequence[str | Path] = (),
     input_shapes: InputShapes | None = None,
+    *,
     weights: Weights = "embed",
     require_tuned: bool = False,
     threads: int = 1,

@@ -70,13 +70,20 @@ def emulator_version(target: Target) -> str:
 
 
 class InstructionCounter:
-    """Emulates static programs of a target and counts what they execute; keeps files in `folder`."""
+    """Emulates programs of a target and counts what they execute; keeps files in `folder`.
 
-    def __init__(self, target: Target, folder: Path) -> None:
+    With `caches`, also the lines that caches of the target's sizes miss, which takes many times as long.
+    `options` are more ones of the emulator's: programs that are not static need `-L`.
+    """
+
+    def __init__(
+        self, target: Target, folder: Path, caches: bool = True, options: Sequence[str] = ()
+    ) -> None:
         self._emulator = find_emulator(target)
         self._folder = folder
         self._plugin = folder / "emulated.so"
-        self._caches = ",".join(f"l{i}={size}" for i, size in enumerate(target.cache_bytes, start=1))
+        self._sizes = target.cache_bytes if caches else ()
+        self._options = options
 
     def run(self, command: Sequence[str], seconds: float) -> Emulated:
         """Run a program, in the counter's folder, for at most `seconds`.
@@ -89,8 +96,10 @@ class InstructionCounter:
             link_plugin(toolchain, objects, self._plugin, self._folder)
         counts = self._folder / "counts"
         counts.unlink(missing_ok=True)
+        sizes = (f"l{level}={size}" for level, size in enumerate(self._sizes, start=1))
+        plugin = ",".join([str(self._plugin), f"out={counts}", *sizes])
         done = subprocess.run(
-            [self._emulator, "-plugin", f"{self._plugin},out={counts},{self._caches}", *command],
+            [self._emulator, "-plugin", plugin, *self._options, *command],
             cwd=self._folder,
             capture_output=True,
             text=True,

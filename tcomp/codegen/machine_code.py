@@ -171,8 +171,18 @@ def loop_cost(instructions: Sequence[str], target: Target, program: str | None =
 
 
 def table_of(target: Target) -> str:
-    """The core of LLVM's by whose table an ARM target is judged."""
-    return _TABLES[str(target.llvm["mcpu"])] if target.machine == "aarch64" else _TABLE_ARMV7
+    """The core of LLVM's by whose table an ARM target is judged.
+
+    Raises BuildError for a core that none is known for.
+    """
+    if target.machine != "aarch64":
+        return _TABLE_ARMV7
+    core = str(target.llvm["mcpu"])
+    if core not in _TABLES:
+        raise BuildError(
+            f"no table of instructions for core `{core}`; there are some for {', '.join(_TABLES)}"
+        )
+    return _TABLES[core]
 
 
 def simulated_cycles(

@@ -30,6 +30,8 @@ _MUSL = {"aarch64": "aarch64-linux-musl", "arm": "arm-linux-musleabihf", "x86_64
 _HARD_FLOATS = "armv7a-unknown-linux-gnueabihf"
 _FLOATS = {"arm": ("-march=armv7-a", "-mfpu=vfpv3-d16", "-mfloat-abi=hard")}
 """The least that has hard floats: the C runtime runs before it knows what the CPU has."""
+_ZIG_FLOATS = {"arm": ("-mcpu=generic+v7a-neon-d32",)}
+"""The same in zig's words."""
 _ANDROID_PAGES = ("-z", "max-page-size=16384")
 """Phones have pages of 4 KiB or, from Android 15, of 16 KiB."""
 
@@ -94,11 +96,15 @@ def find_static_toolchain(target: Target) -> Toolchain:
     """The toolchain for static programs that need no C library of the device: ziglang with musl, or gcc.
 
     Such a program runs on Linux and Android alike. Raises BuildError, saying what to install, when there is
-    none.
+    none, and for Apple's systems, which have no static programs.
     """
+    if target.system == "apple":
+        raise BuildError(
+            f"programs for target `{target.name}` cannot be static; name a target of Linux or Android"
+        )
     if importlib.util.find_spec("ziglang") is not None:
         command = (sys.executable, "-m", "ziglang", "cc", "-target", _MUSL[target.machine])
-        return Toolchain("zig cc", (*command, "-static"))
+        return Toolchain("zig cc", (*command, *_ZIG_FLOATS.get(target.machine, ()), "-static"))
     native = target.machine == platform.machine()
     found = native_toolchain() if native else _cross_gcc(target.machine)
     if found is None:
@@ -140,7 +146,8 @@ def _zig(target: Target) -> Toolchain | None:
     if target.system == "apple":
         return Toolchain("zig cc", (*zig, "cc", "-target", "aarch64-macos.11.0", f"-I{APPLE}"))
     if target.system == "linux":
-        return Toolchain("zig cc", (*zig, "cc", "-target", f"{_GNU[target.machine]}.{_GLIBC}"))
+        floats = _ZIG_FLOATS.get(target.machine, ())
+        return Toolchain("zig cc", (*zig, "cc", "-target", f"{_GNU[target.machine]}.{_GLIBC}", *floats))
     machine = _ZIG_ANDROID[target.machine]
     atomics = ("-mno-outline-atomics",) if target.machine == "aarch64" else ()
     return Toolchain(

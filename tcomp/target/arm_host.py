@@ -59,4 +59,4 @@ def _core(processor: Mapping[str, str]) -> str | None:
         maker, part = int(processor["CPU implementer"], 16), int(processor["CPU part"], 16)
     except (KeyError, ValueError):
         return None  # Kernels in 32-bit mode and emulators leave the fields out.
-    return core_of(maker, part)
+    return core_of(part, maker)

@@ -36,7 +36,7 @@ _PARTS: Mapping[str, Sequence[tuple[int, int]]] = {
 one chip the last is the fastest."""
 
 
-def core_of(maker: int, part: int) -> str | None:
+def core_of(part: int, maker: int = _ARM) -> str | None:
     """The tagged core whose code runs best on a core of these numbers; None when nothing is known of it."""
     return next((core for core, parts in _PARTS.items() if (maker, part) in parts), None)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from tcomp.errors import TargetError
 from tcomp.target.arm_host import CPUINFO_NAMES as ARM_CPUINFO_NAMES
+from tcomp.target.arm_parts import core_of
 from tcomp.target.host import CPUINFO_NAMES
 from tcomp.target.target import Target
 
@@ -30,11 +31,6 @@ IDENTITY = f"echo \"fact machine $(uname -m)\"; sed 's/^/cpuinfo /' /proc/cpuinf
 
 _FEATURES = {**ARM_CPUINFO_NAMES, **CPUINFO_NAMES}
 """Linux's names of CPU features -> LLVM's."""
-_PARTS = {
-    "cortex-a53": 0xD03, "cortex-a55": 0xD05, "cortex-a72": 0xD08, "cortex-a76": 0xD0B, "cortex-a78": 0xD41,
-    "cortex-x2": 0xD48, "neoverse-n1": 0xD0C, "neoverse-v1": 0xD40,
-}  # fmt: skip
-"""Cores and the part numbers by which they call themselves."""
 _RUNS = {"aarch64": ("aarch64",), "arm": ("armv7l", "armv8l", "aarch64"), "x86_64": ("x86_64",)}
 """Machines that run programs of a target's machine."""
 _CPU_ZONE = re.compile(r"cpu|soc|core|cluster|big|little|tsens|pkg", re.IGNORECASE)
@@ -91,10 +87,10 @@ class Identity:
                 )
 
     def cpus(self, target: Target) -> tuple[int, ...]:
-        """The CPUs to measure on: those of the target's core, else the fastest; none where all are alike."""
+        """The CPUs to measure on: those that the target's core stands for, else the fastest; none where all
+        are alike."""
         every = set(self.parts) | set(self.clocks)
-        part = _PARTS.get(str(target.llvm["mcpu"]))
-        found = {cpu for cpu, number in self.parts.items() if number == part}
+        found = {cpu for cpu, part in self.parts.items() if core_of(part) == target.llvm["mcpu"]}
         if not found and self.clocks:
             found = {cpu for cpu, clock in self.clocks.items() if clock == max(self.clocks.values())}
         return () if found == every else tuple(sorted(found))

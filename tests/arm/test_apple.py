@@ -15,7 +15,7 @@ from tcomp.codegen.artifact import compile_graph
 from tcomp.codegen.check import check_library
 from tcomp.codegen.link import SOURCES
 from tcomp.codegen.macho import MAGIC, MachO
-from tcomp.codegen.toolchain import Toolchain, find_toolchain
+from tcomp.codegen.toolchain import Toolchain, find_static_toolchain, find_toolchain
 from tcomp.errors import ArtifactError, BuildError
 from tcomp.target.parse import parse_target
 
@@ -105,3 +105,8 @@ def test_a_bundle_needs_no_toolchain(tmp_path: Path) -> None:
 def test_damaged(content: bytes) -> None:
     with pytest.raises(ArtifactError, match=r"libx\.dylib is .*compile it again"):
         _ = MachO("libx.dylib", content).symbols
+
+
+def test_programs_are_not_static() -> None:
+    with pytest.raises(BuildError, match="`arm64-apple` cannot be static"):
+        find_static_toolchain(MACOS)

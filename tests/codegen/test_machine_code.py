@@ -16,6 +16,7 @@ from tcomp.codegen.machine_code import (
     multiply_adds,
     on_stack,
     results,
+    table_of,
 )
 from tcomp.errors import BuildError
 from tcomp.target.parse import parse_target
@@ -143,3 +144,9 @@ def test_llvm_mca_knows_the_instructions(name: str, assembly: str) -> None:
         pytest.skip(str(error))
     target = parse_target(name)
     assert loop_cost(hot_loop(assembly, target.machine), target).cycles > 1
+
+
+def test_a_core_without_a_table_is_an_error() -> None:
+    assert table_of(parse_target("cortex-a76")) == "neoverse-n1"
+    with pytest.raises(BuildError, match="no table of instructions for core `apple-m1`"):
+        table_of(parse_target('{"tag": "arm64-linux", "mcpu": "apple-m1"}'))

@@ -65,6 +65,7 @@ class SimulateRunner(Runner):
                     f"target `{target.name}` is not simulated, ARM is; measure here with --runner local"
                 )
             emulator_version(target)
+            table_of(target)
             find_static_toolchain(target)
         find_llvm_mca()
         native_toolchain()

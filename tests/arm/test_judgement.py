@@ -1,0 +1,42 @@
+"""Scripts that judge ARM code without a device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from test_emulated import network, tools
+
+import bench_arm
+import count_arm
+from kernel_shapes import KERNELS
+from tcomp.errors import BuildError
+from tcomp.target.parse import parse_target
+
+A76 = parse_target("cortex-a76")
+
+
+@pytest.mark.slow
+def test_instructions_of_a_model_are_counted(tmp_path: Path) -> None:
+    tools(A76)
+    counts: list[int] = []
+    for name in ("one", "two"):
+        folder = tmp_path / name
+        folder.mkdir()
+        report, found = count_arm.count(network(), A76, folder)
+        counts.append(sum(found.values()))
+    products = sum(k.kernel.flops for k in report.program.kernels) / 2 / A76.lanes()
+    assert counts[0] == counts[1]
+    assert 0.3 < counts[0] / products < 3, "Winograd multiplies less than it counts"
+
+
+def test_hot_loops_are_judged() -> None:
+    kernel = KERNELS["matmul 1024x1024x1024"]()
+    try:
+        row = bench_arm.row(kernel, 3, A76, None)
+    except BuildError as error:
+        pytest.skip(str(error))
+    assert row.cost is not None
+    assert row.cost.of_peak(A76) > 0.9
+    assert row.cells(A76)[1] == "3"
+    assert row.cells(A76)[-1] == "0"
