@@ -39,6 +39,7 @@ from tcomp.tensor.intrinsics import (
     call,
     dtype_of,
     lanes_of,
+    llvm_vector,
     register,
     spread,
     vector,
@@ -155,6 +156,26 @@ def _int8_multiply_add(total: Expression, left: Expression, right: Expression) -
     return call("int8_multiply_add", "int32", total, left, right)
 
 
+def int8_lanes_multiply_add(total: Expression, left: Expression, right: Expression) -> Expression:
+    """As `_int8_multiply_add`, with a `left` of its own in each lane."""
+    return call("int8_lanes_multiply_add", dtype_of(total), total, left, right)
+
+
+def _sdot_text(name: str, lanes: int) -> str:
+    total, groups, elements = (
+        llvm_vector(element, n) for element, n in (("i32", lanes), ("i32", lanes), ("i8", 4 * lanes))
+    )
+    intrinsic = f"@llvm.aarch64.neon.sdot.v{lanes}i32.v{4 * lanes}i8"
+    return f"""
+declare {total} {intrinsic}({total}, {elements}, {elements})
+define weak {total} @{name}({total} %total, {groups} %left, {groups} %right) alwaysinline {{
+  %a = bitcast {groups} %left to {elements}
+  %b = bitcast {groups} %right to {elements}
+  %sum = call {total} {intrinsic}({total} %total, {elements} %a, {elements} %b)
+  ret {total} %sum
+}}"""
+
+
 def _lower_int8_multiply_add(operands: Operands) -> Expression:
     total, *groups = operands
     lanes = lanes_of(total)
@@ -193,4 +214,7 @@ register(
     "int8_multiply_add",
     _lower_int8_multiply_add,
     (Instruction("dotprod", (2, 4), by_element("sdot", "i32", "b")),),
+)
+register(
+    "int8_lanes_multiply_add", _lower_int8_multiply_add, (Instruction("dotprod", (2, 4), _sdot_text),)
 )

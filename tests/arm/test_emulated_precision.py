@@ -18,12 +18,13 @@ from tcomp.codegen.machine_code import hot_loop, loop_cost
 from tcomp.errors import BuildError
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.evaluate import evaluate
-from tcomp.relay.graph import Graph, Value
+from tcomp.relay.graph import Attr, Graph, Value
 from tcomp.relay.types import Array
 from tcomp.target.parse import parse_target
 from tcomp.target.target import TARGETS
 from tcomp.tensor.groups import group_sums
 from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.template import template_for
 from tcomp.transform.lower_precision import is_lowered, product_kernels
 
 
@@ -78,6 +79,44 @@ def test_int8_is_within_a_step(dtype: str, tmp_path: Path) -> None:
     steps = np.abs(found.astype(np.int32) - expected.astype(np.int32))
     assert steps.max() <= 1
     assert steps.mean() < 0.01
+
+
+DEPTHWISE: tuple[tuple[int, dict[str, Attr]], ...] = (
+    (3, {"padding": (1,) * 4, "pad_value": -7}),
+    (3, {"padding": (0, 1, 1, 0), "strides": (2, 2)}),
+    (5, {"padding": (4, 2, 4, 2), "dilation": (2, 1), "pad_value": 127}),
+    (7, {"padding": (3,) * 4, "strides": (1, 2)}),
+    (2, {}),
+)
+"""Sizes of kernels and what else tells convolutions apart."""
+
+
+@pytest.mark.parametrize("block", [4, 8])
+def test_depthwise_products_of_int8_are_exact(block: int, tmp_path: Path) -> None:
+    target, rng = parse_target("cortex-a76"), np.random.default_rng(0)
+    tools(target)
+    g = GraphBuilder("depthwise")
+    x = g.input("x", (1, 16 // block, 9, 11, block), "int8")
+    layouts = {f"{end}_layout": f"NCHW{block}c" for end in ("data", "out")}
+    results: list[Value] = []
+    for size, attrs in DEPTHWISE:
+        filters = g.constant(rng.integers(-128, 128, (13, 1, size, size)).astype(np.int8))
+        results.append(g.op("conv2d", x, filters, groups=13, out_dtype="int32", **layouts, **attrs))
+    graph = g.build(*results)
+    lowered = optimize(graph, target)
+    kernels = [Kernel.of(n) for n in lowered.nodes if n.op == "fused"]
+    assert [template_for(k, target).name for k in kernels] == ["depthwise_taps_cpu"] * len(DEPTHWISE)
+    library = tmp_path / "depthwise.so"
+    compile_graph(lowered, target, library)
+    image = rng.integers(-128, 128, x.type.static_shape).astype(np.int8)
+    result = run(library, target, [image], tmp_path)
+    assert (result.returncode, result.stderr) == (0, b"")
+    begin = 0
+    for expected in evaluate(graph, [image]):
+        found = np.frombuffer(result.stdout, np.int32, expected.size, begin).reshape(expected.shape)
+        begin += found.nbytes
+        np.testing.assert_array_equal(found, expected)
+    assert begin == len(result.stdout)
 
 
 @pytest.mark.parametrize(

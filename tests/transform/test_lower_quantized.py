@@ -78,18 +78,32 @@ def test_integers_with_a_zero_point_of_run_time_are_exact(dtype: str, per_row: b
     np.testing.assert_array_equal(evaluate(lowered, arrays)[0], evaluate(graph, arrays)[0])
 
 
+@pytest.mark.parametrize("shape", [(8, 1, 3, 3), (8, 3, 3, 3)])
+def test_depthwise_and_first_convolutions(shape: tuple[int, ...]) -> None:
+    g = GraphBuilder()
+    groups = shape[0] if shape[1] == 1 else 1
+    x = quantize(g, g.input("x", (1, shape[1] * groups, 9, 9)), 0.03, 110, "uint8")
+    y = g.op("conv2d", dequantize(g, x, 0.03, 110), weights(g, *shape), padding=(1,) * 4, groups=groups)
+    graph = g.build(quantize(g, y, 0.02, 120, "uint8"))
+    lowered = LowerQuantized(integer_products=True).run(graph)
+    assert products(lowered) == ["int8"]
+    assert_within_a_step(graph, lowered, [RNG.standard_normal((1, shape[1] * groups, 9, 9)).astype(np.float32)])
+
+
 def kept(case: str) -> Graph:
     g = GraphBuilder()
     x = g.input("x", (1, 8, 6, 6), "int8")
     data = dequantize(g, x, 0.1, 5)
-    if case == "depthwise":
-        return g.build(g.op("conv2d", data, weights(g, 8, 1, 3, 3), groups=8))
+    if case == "apart":
+        return g.build(g.op("conv2d", data, weights(g, 8, 1, 3, 3), groups=8, dilation=(2, 2)))
+    if case == "two inputs":
+        return g.build(g.op("conv2d", data, weights(g, 8, 2, 3, 3), groups=4))
     if case == "scales of inputs":
         return g.build(g.op("conv2d", data, weights(g, 8, 8, 1, 1, axis=1)))
     return g.build(g.op("conv2d", data, weights(g, 8, 8, 1, 1, zero=100, dtype="uint8")))
 
 
-@pytest.mark.parametrize("case", ["depthwise", "scales of inputs", "weights beyond int8"])
+@pytest.mark.parametrize("case", ["apart", "two inputs", "scales of inputs", "weights beyond int8"])
 def test_others_stay_in_float32(case: str) -> None:
     graph = kept(case)
     lowered = LowerQuantized(integer_products=True).run(graph)

@@ -17,7 +17,7 @@ from math import prod
 
 import numpy as np
 
-from tcomp.relay.attributes import flag, number, text
+from tcomp.relay.attributes import flag, integer, integers, number, text
 from tcomp.relay.graph import Constant, Node, Value
 from tcomp.relay.layouts import PLAIN
 from tcomp.relay.pattern import constant, either, op, operand
@@ -27,8 +27,8 @@ from tcomp.transform.rules.scales import per_channel
 
 _OFFSET = 128
 """What uint8 numbers have above int8 ones."""
-_LEAST_DEPTH = 4
-"""Shorter sums, those of depthwise convolutions among them, gain nothing from int8."""
+_LEAST_DEPTH = 3
+"""Shorter sums, but for those of depthwise convolutions, gain nothing from int8."""
 _BYTES = ("int8", "uint8")
 _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
 _PRODUCTS = (*_CONVOLUTIONS, "matmul")
@@ -141,7 +141,7 @@ def _integer_product(match: Match, weights: Array, zero: Value) -> Value | None:
         totals = totals.reshape(1, -1, *(1,) * (weights.ndim - 2))
         if layouts != {PLAIN} or (zero.type.size != 1 or not isinstance(zero, Constant)):
             return None
-    if depth < _LEAST_DEPTH or prod(totals.shape) == 0:
+    if prod(totals.shape) == 0 or (depth < _LEAST_DEPTH and not _is_depthwise(root)):
         return None
     offset = _OFFSET if x.dtype == "uint8" else 0
     attrs = {**root.attrs, "out_dtype": "int32"}
@@ -154,6 +154,15 @@ def _integer_product(match: Match, weights: Array, zero: Value) -> Value | None:
         shift = match.op("mul", wide, Constant.of(totals))
     sums = match.op(root.op, _signed(match, x), Constant.of(weights), **attrs)
     return sums if _is_zero(shift) else match.op("sub", sums, shift)
+
+
+def _is_depthwise(root: Node) -> bool:
+    """Whether neighbouring taps of each channel's own are multiplied; see `depthwise_taps_cpu`."""
+    if root.op != "conv2d":
+        return False
+    outputs, depth, *_ = root.inputs[1].type.static_shape
+    channels = depth * integer(root.attrs, "groups")
+    return depth == 1 < channels == outputs and integers(root.attrs, "dilation")[-1] == 1
 
 
 def _is_byte(value: Value) -> bool:
