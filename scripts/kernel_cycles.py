@@ -28,7 +28,7 @@ from tcomp.codegen.jit import build_kernel
 from tcomp.codegen.machine_code import hot_loop, loop_cost, multiplies, on_stack, simulated_cycles
 from tcomp.relay.builder import GraphBuilder, make_node
 from tcomp.target.target import TARGETS, Target
-from tcomp.tensor.groups import group_sums
+from tcomp.tensor.groups import ways_to_sum
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
 from tcomp.tensor.template import template_for
@@ -119,11 +119,10 @@ def tile_of(config: Config) -> str:
 
 def print_arm(target: Target, dtype: str, program: str) -> None:
     """The table of one type on an ARM core."""
-    sums = group_sums(target, dtype)
-    assert sums is not None
+    sums = ways_to_sum(target, dtype)[0]
     print(f"| {target.name}, {dtype} | tile | instructions | on the stack | cycles | of float32 |")
     print("|---|---|---|---|---|---|")
-    for label, kernel in kernels(dtype, target.lanes(sums.dtype)).items():
+    for label, kernel in kernels(dtype, sums.block(target)).items():
         config = direct_default(kernel, target)
         loop = hot_loop(build_kernel(kernel, target, config).source(), target.machine)
         cost = loop_cost(loop, target, program)

@@ -59,7 +59,8 @@ def _lower_rounded(operands: Operands) -> Expression:
     return tirx.Select(is_nan, quiet, nearest).astype(vector("uint16", lanes))
 
 
-def _lower_multiply_add(operands: Operands) -> Expression:
+def lower_multiply_add(operands: Operands) -> Expression:
+    """`multiply_add` in float32 instructions."""
     total, *pairs = operands
     lanes = lanes_of(total)
     wide = vector("float32", lanes)
@@ -108,7 +109,7 @@ register(
 )
 register(
     _MULTIPLY_ADD,
-    _lower_multiply_add,
+    lower_multiply_add,
     (
         Instruction("avx512bf16", (4, 8, 16), _dpbf16ps_text),
         Instruction("bf16", (2, 4), by_element("bfdot", "float", "h")),

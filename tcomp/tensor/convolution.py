@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import gcd
+from math import gcd, prod
 
 import numpy as np
 
@@ -145,6 +145,11 @@ class Convolution:
         return 1 if self.sums is None else self.sums.size
 
     @property
+    def side(self) -> int:
+        """Pixels and channels of a square of sums; 1 where sums are not in squares."""
+        return 1 if self.sums is None else self.sums.side
+
+    @property
     def chunk_steps(self) -> int:
         """Steps in which a chunk is multiplied."""
         return self.reduction_chunk // self.group
@@ -159,16 +164,19 @@ class Convolution:
         """An element type of as many lanes to a vector as the innermost sums have."""
         return self.accumulator if self.sums is None else self.sums.dtype
 
-    def in_groups(self, sums: GroupSums | None) -> Convolution:
-        """This convolution with input channels in groups, where whole chunks of a blocked input allow it."""
-        if (
-            sums is None
-            or self.in_block == 1
-            or self.in_block % sums.size
-            or self.reduction_chunk % sums.size
-        ):
-            return self
-        return replace(self, sums=sums)
+    def in_groups(self, ways: Sequence[GroupSums]) -> Convolution:
+        """This convolution with input channels in groups, by the first of `ways` that whole chunks of a
+        blocked input allow; in squares of neighbouring pixels and channels where these read neighbours."""
+        for sums in ways:
+            groups = self.in_block > 1 and not (self.in_block % sums.size or self.reduction_chunk % sums.size)
+            if groups and (sums.side == 1 or self._has_squares(sums)):
+                return replace(self, sums=sums)
+        return self
+
+    def _has_squares(self, sums: GroupSums) -> bool:
+        pixels = prod(self.out_size) if self.is_pointwise else self.out_size[-1]
+        beside = self.strides[-1] == 1 and self.in_block == sums.size
+        return beside and pixels >= sums.side and self.out_block % sums.side**2 == 0
 
     @property
     def reduction_chunks(self) -> int:
@@ -235,7 +243,13 @@ class WeightPanels:
     @property
     def shape(self) -> tuple[int, ...]:
         conv = self.conv
-        return (self.channels.count, conv.reduction_chunks, *conv.kernel, conv.chunk_steps, self.width)
+        return (
+            self.channels.count,
+            conv.reduction_chunks,
+            *conv.kernel,
+            conv.chunk_steps,
+            self.width * conv.side,
+        )
 
     @property
     def packing(self) -> Packing:

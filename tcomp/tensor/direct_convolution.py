@@ -61,7 +61,8 @@ def pixel_tiles(conv: Convolution, target: Target) -> Iterator[PixelTile]:
             for tile_height in heights:
                 tile = PixelTile(tile_height, tile_width, oc_blocks)
                 fits = registers_of(conv, tile, target) <= target.vector_registers
-                if fits or tile.pixels == oc_blocks == 1:
+                whole = tile_width % conv.side == 0
+                if whole and (fits or (tile.pixels == conv.side and oc_blocks == 1)):
                     yield tile
 
 
@@ -86,11 +87,16 @@ def _inputs(conv: Convolution, tile: PixelTile, target: Target) -> int:
     return tile.pixels if together(conv, target) > 1 else 1
 
 
+def _weights(conv: Convolution, tile: PixelTile, target: Target) -> int:
+    """Registers of the weights of one step."""
+    return tile.oc_blocks * vectors_of(conv, target) * conv.side
+
+
 def registers_of(conv: Convolution, tile: PixelTile, target: Target, partial_sums: int = 1) -> int:
     """Vector registers of the sums, the weights of one step and a broadcast input, or the inputs of several
     steps."""
-    inputs = _inputs(conv, tile, target)
-    return (partial_sums * tile.pixels + 1) * tile.oc_blocks * vectors_of(conv, target) + inputs
+    sums = partial_sums * tile.pixels * tile.oc_blocks * vectors_of(conv, target)
+    return sums + _weights(conv, tile, target) + _inputs(conv, tile, target)
 
 
 def direct_cycles(conv: Convolution, tile: PixelTile, target: Target) -> float:
@@ -106,15 +112,16 @@ def direct_cycles(conv: Convolution, tile: PixelTile, target: Target) -> float:
     inputs = (
         _inputs(conv, tile, target) / tile.pixels / conv.kernel[-1]
         if row_lanes(conv, target) > 1
-        else 1 / together(conv, target)
+        else 1 / together(conv, target) / conv.side
     )
     room = target.vector_registers - target.spare_registers
     crowded = CROWDED if registers_of(conv, tile, target) > room else 1.0
-    far = vectors if is_far(conv, tile.oc_blocks, target) else 0
+    weights = _weights(conv, tile, target)
+    far = weights if is_far(conv, tile.oc_blocks, target) else 0
 
     def one_tile(pixels: int) -> float:
         multiply = max(vectors * pixels / target.fma_ports, FMA_LATENCY)
-        loads = vectors + pixels * inputs
+        loads = weights + pixels * inputs
         instructions = vectors * pixels + loads + vectors
         each = 0.1 if target.by_lane else 0.02
         step = max(multiply, loads / LOAD_PORTS) + 0.1 * loads + each * instructions + 0.12 * far
@@ -152,6 +159,8 @@ def register_tile(conv: Convolution, tile: PixelTile, order: str, lanes: int) ->
     if outer:
         sizes[-2] = tile.height
     spatial = [Tiles.with_rest(extent, size) for extent, size in zip((*outer, width), sizes, strict=True)]
+    if conv.side > 1:
+        spatial[-1] = Tiles.of(width, tile.width)
     axes = [
         Tiles.of(conv.batch, 1),
         Tiles.of(conv.out_blocks, tile.oc_blocks),
@@ -160,7 +169,8 @@ def register_tile(conv: Convolution, tile: PixelTile, order: str, lanes: int) ->
     ]
     pixels = list(range(2, 2 + len(spatial)))
     walk = [0, 1, *pixels] if order == "weights" else [0, *pixels, 1]
-    return RegisterTile.of(axes, [*walk, len(axes) - 1], lanes, inside=[0, *pixels, 1])
+    squares = pixels[-1] if conv.side > 1 else None
+    return RegisterTile.of(axes, [*walk, len(axes) - 1], lanes, [0, *pixels, 1], squares)
 
 
 @dataclass(frozen=True)
@@ -203,7 +213,10 @@ class DirectProduct:
             chunk, *taps, channel = step
             source = _first_source(conv, point.bases[1], chunk) + channel
             at = conv.unflatten(*pixel) if conv.is_pointwise else conv.position(pixel, taps)
-            return tirx.BufferLoad(self.data, self.place(conv.place(n, source, at)))
+            *outer, word = conv.place(n, source, at)
+            if conv.side > 1:  # Words of neighbouring pixels lie behind each other.
+                word = word + point.places[-1] % conv.side**2
+            return tirx.BufferLoad(self.data, self.place([*outer, word]))
 
         def beside(point: Point, step: Index, place: Expression) -> Expression:
             *at, column = read(point, step).indices
@@ -216,7 +229,7 @@ class DirectProduct:
             inputs = LaneFactors.of(tile, range(2, len(tile.axes) - 1), together, conv.dtype, read)
 
         def update(total: Expression, point: Point, step: Index) -> Expression:
-            lane = point.places[1] * conv.out_block + point.places[-1]
+            lane = point.places[1] * (conv.out_block * conv.side) + point.places[-1]
             weight = tirx.BufferLoad(self.weights, [point.tiles[1], *step, lane])
             value = inputs.at(point, step)
             if conv.sums is not None:

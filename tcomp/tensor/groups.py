@@ -10,6 +10,12 @@ broadcast, a vector of the right one loaded, and one instruction multiplies and 
 | float16 | 2 | `vfmadd231ph` (AVX512-FP16) | pairs of float16, then float32 |
 | float16 | 1 | `fmla v.8h` (ARM) | float16, then float32 |
 | int8 | 4 | `sdot` (ARM) | int32 |
+| bfloat16 | 4 | `bfmmla` (ARM) | float32, in squares |
+| int8 | 8 | `smmla` (ARM) | int32, in squares |
+
+The last two multiply two rows by two columns: a register is a square of four sums (`RegisterTile.squares`),
+and a register of either operand two groups, each of two `uint32`. They do twice the products of `bfdot` and
+`sdot`, and start as often.
 
 ARM multiplies a vector by one element of another, whatever its width, so that float16 needs no pairs there.
 Float16 carries 11 bits, so such short sums take up few products and are then added to float32 sums. With
@@ -44,7 +50,7 @@ from tcomp.tensor.intrinsics import (
     spread,
     vector,
 )
-from tcomp.tensor.register_tile import ShortSums
+from tcomp.tensor.register_tile import SIDE, ShortSums
 from tcomp.tvm_api import tirx
 
 WORD = "uint32"
@@ -57,44 +63,58 @@ MOST_STEPS = 96
 class GroupSums:
     """How products of groups are summed.
 
-    A group has `size` elements of the reduction and the element type `dtype`. `multiply_add(total, left,
-    right)` adds the products of a step; `short` says what it adds them to, where that is not the accumulator.
+    A group has `size` elements of the reduction, in `side` words of type `dtype`. `multiply_add(total, left,
+    right)` adds the products of a step; `short` says what it adds them to, where that is not the
+    accumulator. Where `side` is not 1, sums are in squares of `side` rows and columns.
     """
 
     size: int
     dtype: str
     multiply_add: Callable[[Expression, Expression, Expression], Expression]
     short: ShortSums | None = None
+    side: int = 1
+
+    @property
+    def in_word(self) -> int:
+        """Elements of the reduction in one element of `dtype`."""
+        return self.size // self.side
+
+    def block(self, target: Target) -> int:
+        """Channels of a block for convolutions: those of a vector of sums.
+
+        Where sums are in squares, those of a group: groups of neighbouring pixels lie behind each other then.
+        """
+        return self.size if self.side > 1 else target.lanes(self.dtype)
 
     def view(self, buffer: Any, name: str) -> tuple[Any, Any]:
-        """A declaration that `buffer` also is a buffer of groups, and that buffer.
+        """A declaration that `buffer` also is a buffer of words, and that buffer.
 
         The innermost extent is a multiple of a group's size.
         """
-        shape = [*buffer.shape[:-1], int(buffer.shape[-1]) // self.size]
+        shape = [*buffer.shape[:-1], int(buffer.shape[-1]) // self.in_word]
         groups = tirx.decl_buffer(shape, self.dtype, name=name, data=buffer.data)
         return tirx.DeclBuffer(groups, data=buffer.data), groups
 
     def joined(self, elements: list[Expression]) -> Expression:
-        """The group of `size` elements."""
-        if self.size == 1:
+        """The word of `in_word` elements."""
+        if self.in_word == 1:
             return elements[0]
-        bits = 32 // self.size
+        bits = 32 // self.in_word
         words = [tirx.reinterpret(f"uint{bits}", x).astype(WORD) for x in elements]
         shifted = [tirx.shift_left(w, tirx.const(bits * i, WORD)) for i, w in enumerate(words)]
         return reduce(tirx.bitwise_or, shifted)
 
-    def zero_beyond(self, group: Expression, present: Expression) -> Expression:
-        """`group` with zeros in all but its first `present` elements."""
-        bits = 32 // self.size
+    def zero_beyond(self, word: Expression, present: Expression) -> Expression:
+        """`word` with zeros in all but its first `present` elements, at least one where a group is a word."""
+        bits = 32 // self.in_word
         kept = tirx.const(0xFFFFFFFF, WORD)
-        for count in range(self.size - 1, 0, -1):
+        for count in range(self.in_word - 1, 0 if self.side == 1 else -1, -1):
             low = tirx.const((1 << (bits * count)) - 1, WORD)
             kept = tirx.Select(present <= count, low, kept)
-        return tirx.bitwise_and(group, kept)
+        return tirx.bitwise_and(word, kept)
 
     def pack(self, array: Array) -> Array:
-        """`[..., k, n]` of a narrow type -> `[..., k / size, n]` of groups, missing last rows being zero."""
+        """`[..., k, n]` of a narrow type -> `[..., k / size, n * side]`, missing last rows being zero."""
         rest = -array.shape[-2] % self.size
         if rest:
             zeros: Array = np.zeros((*array.shape[:-2], rest, array.shape[-1]), array.dtype)
@@ -102,18 +122,22 @@ class GroupSums:
         *outer, depth, columns = array.shape
         split = array.reshape(*outer, depth // self.size, self.size, columns)
         together = np.ascontiguousarray(np.moveaxis(split, -2, -1))
-        return together.view(numpy_dtype(self.dtype)).reshape(*outer, depth // self.size, columns)
+        return together.view(numpy_dtype(self.dtype)).reshape(*outer, depth // self.size, columns * self.side)
 
 
-def group_sums(target: Target, dtype: str) -> GroupSums | None:
-    """How `target` multiplies groups of `dtype` faster than single elements; None where it does not."""
+def ways_to_sum(target: Target, dtype: str) -> tuple[GroupSums, ...]:
+    """How `target` multiplies groups of `dtype` faster than single elements, the fastest first.
+
+    The last one is for all products.
+    """
+    if not (dtype == target.fast_dtype or (dtype == "int8" and target.multiplies(dtype))):
+        return ()
+    on_arm = target.machine == "aarch64"
     if dtype == "int8":
-        return _INT8 if target.has("dotprod") else None
-    if dtype != target.fast_dtype:
-        return None
+        return (_INT8_SQUARES, _INT8) if target.has("i8mm") else (_INT8,)
     if dtype == "bfloat16":
-        return _BFLOAT16
-    return _HALF if target.machine == "aarch64" else _HALF_PAIRS
+        return (_BFLOAT16_SQUARES, _BFLOAT16) if on_arm and target.has("bf16") else (_BFLOAT16,)
+    return (_HALF,) if on_arm else (_HALF_PAIRS,)
 
 
 def _half_pairs_multiply_add(total: Expression, left: Expression, right: Expression) -> Expression:
@@ -188,12 +212,54 @@ def _lower_int8_multiply_add(operands: Operands) -> Expression:
     return total
 
 
+def _square_multiply_add(total: Expression, left: Expression, right: Expression) -> Expression:
+    """`total` plus the products of two rows of `left` and two columns of `right`, in squares."""
+    dtype = dtype_of(total)
+    return call(f"{dtype}_square_multiply_add", dtype, total, left, right)
+
+
+def _lower_square(multiply_add: Callable[[Operands], Expression]) -> Callable[[Operands], Expression]:
+    """One word of each row and column after the other: lanes of `left` are `[row, word]`, those of `right`
+    `[column, word]`, those of the sums `[row, column]`."""
+
+    def lower(operands: Operands) -> Expression:
+        total, left, right = operands
+        for word in range(2):
+            rows = [tirx.const(lane, "int32") for lane in (word, word, 2 + word, 2 + word)]
+            columns = [tirx.const(lane, "int32") for lane in (word, 2 + word, word, 2 + word)]
+            total = multiply_add([total, tirx.Shuffle([left], rows), tirx.Shuffle([right], columns)])
+        return total
+
+    return lower
+
+
+def _matrix_text(mnemonic: str, wide: str, narrow: str) -> Callable[[str, int], str]:
+    """The text of ARM's products of two rows and two columns: `mnemonic total.4s, left.16b, right.16b`."""
+
+    def text(name: str, lanes: int) -> str:
+        total, words = llvm_vector(wide, lanes), llvm_vector("i32", lanes)
+        elements = llvm_vector(narrow, 16 if narrow == "i8" else 8)
+        intrinsic = f"@llvm.aarch64.neon.{mnemonic}"
+        return f"""
+declare {total} {intrinsic}({total}, {elements}, {elements})
+define weak {total} @{name}({total} %total, {words} %left, {words} %right) alwaysinline {{
+  %a = bitcast {words} %left to {elements}
+  %b = bitcast {words} %right to {elements}
+  %sum = call {total} {intrinsic}({total} %total, {elements} %a, {elements} %b)
+  ret {total} %sum
+}}"""
+
+    return text
+
+
 def _lower_multiply_add(operands: Operands) -> Expression:
     total, left, right = operands
     return tirx.call_llvm_pure_intrin(dtype_of(total), "llvm.fma", left, right, total)
 
 
 _INT8 = GroupSums(4, WORD, _int8_multiply_add)
+_INT8_SQUARES = GroupSums(8, WORD, _square_multiply_add, side=SIDE)
+_BFLOAT16_SQUARES = GroupSums(4, WORD, _square_multiply_add, side=SIDE)
 _BFLOAT16 = GroupSums(2, WORD, bfloat16.multiply_add)
 _HALF_PAIRS = GroupSums(
     2,
@@ -215,6 +281,14 @@ register(
     _lower_int8_multiply_add,
     (Instruction("dotprod", (2, 4), by_element("sdot", "i32", "b")),),
 )
+register("int8_lanes_multiply_add", _lower_int8_multiply_add, (Instruction("dotprod", (2, 4), _sdot_text),))
 register(
-    "int8_lanes_multiply_add", _lower_int8_multiply_add, (Instruction("dotprod", (2, 4), _sdot_text),)
+    "int32_square_multiply_add",
+    _lower_square(_lower_int8_multiply_add),
+    (Instruction("i8mm", (4,), _matrix_text("smmla.v4i32.v16i8", "i32", "i8")),),
+)
+register(
+    "float32_square_multiply_add",
+    _lower_square(bfloat16.lower_multiply_add),
+    (Instruction("bf16", (4,), _matrix_text("bfmmla", "float", "bfloat")),),
 )

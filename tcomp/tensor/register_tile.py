@@ -9,11 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from math import gcd, prod
 from typing import Any
 
 from tcomp.errors import ScheduleError
-from tcomp.tensor.loops import Expression, Statement, local, loop, parallel, sequence, unrolled, vectorized
+from tcomp.tensor.loops import (
+    Expression,
+    Statement,
+    constant,
+    local,
+    loop,
+    parallel,
+    sequence,
+    unrolled,
+    vectorized,
+)
 from tcomp.tensor.primitives import Tiles
 from tcomp.tvm_api import tirx
 
@@ -21,6 +32,8 @@ Index = Sequence[Expression]
 FMA_LATENCY = 4
 """Cycles until a sum can be added to again: a tile of fewer vectors than this times the ports waits."""
 LOAD_PORTS = 2
+SIDE = 2
+"""Rows and columns of a square of sums; see `RegisterTile.squares`."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +50,35 @@ class RegisterTile:
     order: tuple[int, ...]
     inside: tuple[int, ...]
     lanes: int
+    squares: int | None = None
+    """The axis that vectors of sums share with the last one, if any: a vector is a square of `SIDE` places
+    of each, row by row. Their tiles are then whole numbers of squares and of vectors.
+
+    Places of the last axis count the elements of squares that lie beside each other while sums are added
+    to; finished sums lie in rows again.
+    """
 
     @staticmethod
     def of(
-        axes: Sequence[Tiles], order: Sequence[int], vector_lanes: int, inside: Sequence[int] | None = None
+        axes: Sequence[Tiles],
+        order: Sequence[int],
+        vector_lanes: int,
+        inside: Sequence[int] | None = None,
+        squares: int | None = None,
     ) -> RegisterTile:
         """`lanes` is the widest vector that divides the last axis of the tile; `inside` in order of axes."""
-        written = range(len(axes) - 1) if inside is None else inside
-        return RegisterTile(tuple(axes), tuple(order), tuple(written), gcd(axes[-1].size, vector_lanes))
+        written = tuple(range(len(axes) - 1) if inside is None else inside)
+        lanes = gcd(axes[-1].size, vector_lanes)
+        return RegisterTile(tuple(axes), tuple(order), written, lanes, squares)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Extents of a tile's sums: in squares the last axis is longer and the other one shorter."""
+        sizes = [t.size for t in self.axes]
+        if self.squares is not None:
+            sizes[self.squares] //= SIDE
+            sizes[-1] *= SIDE
+        return tuple(sizes)
 
     @property
     def count(self) -> int:
@@ -182,7 +216,43 @@ def _whole_sums(
         work = _short_steps(tile, reduction, reduction.short, first, (sums, 0))
     begin = [_positions(tile, first, clear(n * tile.size)) for n in range(reduction.partial_sums)]
     gather = _add_partial_sums(tile, first, sums, reduction.partial_sums)
-    return sequence([allocation, *begin, work, *gather, _positions(tile, first, end)])
+    return sequence([allocation, *begin, work, *gather, _finished(tile, first, sums, 0, end)])
+
+
+def _finished(
+    tile: RegisterTile,
+    first: Point,
+    sums: Any,
+    begin: Expression,
+    end: Callable[[Point, Expression], Statement],
+) -> Statement:
+    """`end(point, place in the tile)` for the sums of a tile in `sums` from `begin`, squares as rows."""
+    if tile.squares is None:
+        return _positions(tile, first, end)
+    axis, rows = tile.squares, replace(tile, squares=None)
+    loads: list[Statement] = []
+    stores: list[Statement] = []
+    for *outer, column in product(*(range(n) for n in tile.shape[:-1]), range(0, tile.shape[-1], SIDE**3)):
+        pair: list[Expression] = []
+        for vector in range(SIDE):
+            at = _flat(tile.shape, [*outer, column + vector * SIDE**2])
+            pair.append(tirx.Var("squares", f"{sums.dtype}x{SIDE**2}"))
+            loads.append(tirx.Bind(pair[-1], tirx.BufferLoad(sums, [tirx.Ramp(begin + at, 1, SIDE**2)])))
+        for row in range(SIDE):
+            place = [n * SIDE + row if a == axis else n for a, n in enumerate(outer)]
+            at = _flat(rows.shape, [*place, column // SIDE])
+            lanes = [v * SIDE**2 + row * SIDE + c for v in range(SIDE) for c in range(SIDE)]
+            row_of_both = tirx.Shuffle(pair, [constant(lane) for lane in lanes])
+            stores.append(tirx.BufferStore(sums, row_of_both, [tirx.Ramp(begin + at, 1, SIDE**2)]))
+    return sequence([*loads, *stores, _positions(rows, first, end)])
+
+
+def _flat(shape: Sequence[int], index: Sequence[Expression]) -> Expression:
+    """The place of `index` in row-major order."""
+    at: Expression = 0
+    for size, place in zip(shape, index, strict=True):
+        at = at * size + place
+    return at
 
 
 def _add_partial_sums(tile: RegisterTile, first: Point, sums: Any, count: int) -> list[Statement]:
@@ -265,9 +335,11 @@ def passes_nest(
             return body
 
         def end(first: Point, begin: Expression) -> Statement:
-            return _positions(
+            return _finished(
                 tile,
                 first,
+                partial,
+                begin,
                 lambda point, at: finish(point.index, tirx.BufferLoad(partial, [begin + at])),
             )
 
@@ -392,7 +464,7 @@ def cut(extents: Sequence[int], most: int) -> tuple[tuple[int, ...], tuple[int, 
 
 def _positions(tile: RegisterTile, first: Point, body: Callable[[Point, Expression], Statement]) -> Statement:
     """`body(point, place in the tile)` over the tile: vectors of lanes, everything else written out."""
-    *outer, last = [t.size for t in tile.axes]
+    *outer, last = tile.shape
 
     def nest(places: dict[int, Expression]) -> Statement:
         if len(places) < len(outer):
@@ -400,11 +472,11 @@ def _positions(tile: RegisterTile, first: Point, body: Callable[[Point, Expressi
             return unrolled(outer[axis], lambda i: nest({**places, axis: i}))
 
         def lane_at(vector: Expression, lane: Expression) -> Statement:
-            here = (*(places[axis] for axis in range(len(outer))), vector * tile.lanes + lane)
-            at: Expression = 0
-            for size, place in zip((*outer, last), here, strict=True):
-                at = at * size + place
-            return body(Point(first.tiles, first.bases, here), at)
+            here = [*(places[axis] for axis in range(len(outer))), vector * tile.lanes + lane]
+            at = _flat(tile.shape, here)
+            if tile.squares is not None:
+                here[tile.squares] = here[tile.squares] * SIDE
+            return body(Point(first.tiles, first.bases, tuple(here)), at)
 
         return unrolled(
             last // tile.lanes, lambda vector: vectorized(tile.lanes, lambda lane: lane_at(vector, lane))

@@ -23,7 +23,7 @@ from tcomp.relay.op import OPS, LayoutRule
 from tcomp.relay.types import Array
 from tcomp.target.target import Target
 from tcomp.tensor.convolution import Convolution
-from tcomp.tensor.groups import group_sums
+from tcomp.tensor.groups import ways_to_sum
 from tcomp.transform.layout_costs import LayoutCosts, reduces_pixels
 from tcomp.transform.min_sum import Factor, minimize
 
@@ -54,10 +54,13 @@ def choose_layouts(graph: Graph, target: Target, stats: Counter[str]) -> Mapping
 def blocks_for(graph: Graph, target: Target) -> tuple[int, ...]:
     """Channels of a block to choose from: those of a vector, and half as many where that spares padding.
 
-    A vector is one of sums of products, those of `target.fast_dtype` where there is one.
+    A vector is one of sums of products, those of `target.fast_dtype` where there is one. Where sums are in
+    squares, blocks are the groups that these multiply.
     """
-    sums = None if target.fast_dtype is None else group_sums(target, target.fast_dtype)
-    lanes = target.lanes("float32" if sums is None else sums.dtype)
+    quantized = any(n.op == "conv2d" and n.inputs[0].dtype == "int8" for n in graph.nodes)
+    dtype = "int8" if quantized else target.fast_dtype
+    sums = next(iter(ways_to_sum(target, dtype)), None) if dtype else None
+    lanes = target.lanes("float32") if sums is None else sums.block(target)
     channels = [n.output.type.static_shape[1] for n in graph.nodes if n.op == "conv2d"]
     spared = any(0 < c % lanes <= lanes // 2 < c for c in channels)
     return (lanes, lanes // 2) if spared else (lanes,)

@@ -5,6 +5,8 @@
 
 #include "tcomp.h"
 
+enum { MOST = 128 };
+
 static tcomp_buffer buffer_for(const tcomp_tensor *tensor) {
   tcomp_buffer buffer = {malloc(tensor->bytes), tensor->bytes};
   if (buffer.data == NULL) exit(3);
@@ -13,12 +15,12 @@ static tcomp_buffer buffer_for(const tcomp_tensor *tensor) {
 
 int main(int count, char **arguments) {
   int32_t inputs = tcomp_input_count(), outputs = tcomp_output_count();
-  tcomp_buffer in[16], out[16];
+  tcomp_buffer in[MOST], out[MOST];
   tcomp_options options = {.struct_bytes = sizeof options, .threads = count > 1 ? atoi(arguments[1]) : 1};
   options.weights_path = count > 2 && *arguments[2] != '\0' ? arguments[2] : NULL;
   options.variant = count > 3 ? arguments[3] : NULL;
   tcomp_context *context;
-  if (inputs > 16 || outputs > 16) return 3;
+  if (inputs > MOST || outputs > MOST) return 3;
   if (tcomp_create(&options, &context) != TCOMP_OK) {
     fprintf(stderr, "%s\n", tcomp_error(NULL));
     return 1;

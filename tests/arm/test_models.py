@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 from test_emulated import run, tools
+from zoo import MODELS, example_inputs, model_path
 
 from tcomp.api import load_model, optimize
 from tcomp.codegen.artifact import compile_graph
@@ -21,30 +19,16 @@ TOLERANCE = 1e-4
 """Largest error allowed, as a share of the output's largest value."""
 
 
-def _zoo() -> ModuleType:
-    path = Path(__file__).parents[1] / "models" / "zoo.py"
-    spec = importlib.util.spec_from_file_location("zoo_of_arm", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-ZOO = _zoo()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("target_name", ["cortex-a76", "armv7-linux"])
 @pytest.mark.parametrize(
     "name", ["mobilenetv2_100", "resnet18", "mtcnn_onet", "ocr_rec", "minilm", "ocr_det", "resnet50"]
 )
 def test_equals_onnxruntime(name: str, target_name: str, tmp_path: Path) -> None:
-    target, path = parse_target(target_name), ZOO.model_path(name)
+    target, path = parse_target(target_name), model_path(name)
     tools(target)
-    graph = load_model(path, ZOO.MODELS[name].input_shapes)
-    inputs = ZOO.example_inputs(name, graph)
+    graph = load_model(path, MODELS[name].input_shapes)
+    inputs = example_inputs(name, graph)
     library = tmp_path / "model.so"
     compile_graph(optimize(graph, target), target, library)
     result = run(library, target, list(inputs.values()), tmp_path, seconds=900)

@@ -15,7 +15,7 @@ from tcomp.relay.evaluate import evaluate
 from tcomp.relay.types import numpy_dtype
 from tcomp.target.target import TARGETS, Target
 from tcomp.tensor.convolution import Convolution
-from tcomp.tensor.groups import group_sums
+from tcomp.tensor.groups import ways_to_sum
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
 from tcomp.tensor.template import template_for
@@ -108,7 +108,7 @@ def test_random_configs(dtype: str, seed: int) -> None:
 
 
 def test_whole_chunks_are_multiplied_in_pairs() -> None:
-    sums = group_sums(TARGETS["sapphirerapids"], "float16")
+    sums = ways_to_sum(TARGETS["sapphirerapids"], "float16")
     anchors = {name: CASES[name]["float16"].anchor for name in ("3x3", "ragged channels", "odd channels")}
     chunks = {n: Convolution.of(a).in_groups(sums) for n, a in anchors.items() if a is not None}
     assert [(c.group == 2, c.chunk_steps) for c in chunks.values()] == [(True, 8), (True, 4), (True, 8)]

@@ -87,7 +87,9 @@ def test_depthwise_and_first_convolutions(shape: tuple[int, ...]) -> None:
     graph = g.build(quantize(g, y, 0.02, 120, "uint8"))
     lowered = LowerQuantized(integer_products=True).run(graph)
     assert products(lowered) == ["int8"]
-    assert_within_a_step(graph, lowered, [RNG.standard_normal((1, shape[1] * groups, 9, 9)).astype(np.float32)])
+    assert_within_a_step(
+        graph, lowered, [RNG.standard_normal((1, shape[1] * groups, 9, 9)).astype(np.float32)]
+    )
 
 
 def kept(case: str) -> Graph:

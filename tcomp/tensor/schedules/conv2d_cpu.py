@@ -27,7 +27,7 @@ from tcomp.tensor.direct_convolution import (
     walk_order,
 )
 from tcomp.tensor.epilogue import epilogue_fits, placeholder_index
-from tcomp.tensor.groups import group_sums
+from tcomp.tensor.groups import ways_to_sum
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
 from tcomp.tensor.loops import Expression, Statement
@@ -145,7 +145,7 @@ def _convolution(kernel: Kernel, target: Target) -> Convolution:
     conv = Convolution.of(kernel.anchor)
     weights = placeholder_index(kernel, kernel.anchor.inputs[1])
     constant = weights is not None and weights in kernel.constant_inputs
-    return conv.in_groups(group_sums(target, conv.dtype)) if constant else conv
+    return conv.in_groups(ways_to_sum(target, conv.dtype)) if constant else conv
 
 
 def _tile_of(config: Config) -> PixelTile:

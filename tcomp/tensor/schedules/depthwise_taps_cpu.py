@@ -124,13 +124,13 @@ class _Taps:
         return needed, (columns - 1) * self.conv.strides[-1] + self.windows * TAPS
 
     def tiles(self, target: Target) -> Iterator[tuple[int, int]]:
-        """Heights and widths of tiles whose sums fit beside the weights of a row of taps and a few windows."""
+        """Heights and widths of tiles whose sums fit beside the weights of two rows of taps and windows."""
         held = self.windows * self.vectors * min(2, self.conv.kernel[0])
         rows, columns = self.conv.out_size
         for height, width in product(_SIZES, _SIZES):
             inside = height <= rows and width <= columns
             registers = height * width * self.vectors + held + self.vectors + 2
-            if inside and registers <= target.vector_registers or height == width == 1:
+            if (inside and registers <= target.vector_registers) or height == width == 1:
                 yield height, width
 
     def instructions(self, height: int, width: int) -> float:
@@ -148,7 +148,7 @@ class _Taps:
 
     @property
     def packing(self) -> Packing:
-        """`[C, 1, rows, columns] -> [C/c, rows, windows, c]` in words of `TAPS` taps, zero beyond the last."""
+        """`[C, 1, rows, columns] -> [C/c, rows, windows, c]`, words of `TAPS` taps, zero beyond the last."""
         conv, (rows, columns) = self.conv, self.conv.kernel
         block = conv.out_block
 

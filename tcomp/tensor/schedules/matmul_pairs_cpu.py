@@ -17,7 +17,7 @@ from tcomp.relay.types import Array, TensorType, numpy_dtype
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import PARALLEL_FLOPS, Anchored
 from tcomp.tensor.gemm import constant_right, fits
-from tcomp.tensor.groups import GroupSums, group_sums
+from tcomp.tensor.groups import GroupSums, ways_to_sum
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
 from tcomp.tensor.loops import (
@@ -47,7 +47,7 @@ from tcomp.tensor.register_tile import (
 from tcomp.tensor.template import TEMPLATES, Packing, Scheduled, Template
 from tcomp.tvm_api import Tensor, tirx
 
-ReadGroup = Callable[[Expression, Expression, Expression], Expression]
+ReadGroup = Callable[[Point, Expression], Expression]
 ReadElement = Callable[[Expression], "tuple[list[Statement], Expression]"]
 
 MAX_TILE_ROWS = 30
@@ -68,7 +68,7 @@ class MatmulPairsCpu(Template):
     def accepts(self, kernel: Kernel, target: Target) -> bool:
         if not fits(kernel) or kernel.anchor is None:
             return False
-        return group_sums(target, _product(kernel).left.dtype) is not None
+        return bool(ways_to_sum(target, _product(kernel).left.dtype))
 
     def space(self, kernel: Kernel, target: Target) -> Space:
         product, sums = _product(kernel), _sums(kernel, target)
@@ -135,13 +135,13 @@ class _Nest:
         more, panels = self._right_panels()
         batch, own = Tiles.of(prod(product.batch), 1), self._own_batch
         order = (0, 2, 1) if config["order"] == "panels" or self.rows.count > 1 else (0, 1, 2)
-        tile = RegisterTile.of((batch, self.rows, self.columns), order, self.lanes)
+        squares = 1 if self.sums.side > 1 else None
+        tile = RegisterTile.of((batch, self.rows, self.columns), order, self.lanes, squares=squares)
 
         def update(total: Expression, point: Point, step: Index) -> Expression:
-            flat, row, _ = point.index
             (k,) = step
-            vector = tirx.BufferLoad(panels, [own(flat), point.tiles[2], k, point.places[2]])
-            return self.sums.multiply_add(total, left(flat, row, k), vector)
+            vector = tirx.BufferLoad(panels, [own(point.index[0]), point.tiles[2], k, point.places[2]])
+            return self.sums.multiply_add(total, left(point, k), vector)
 
         wide = product.accumulator
         zero = tirx.const(0, wide)
@@ -164,13 +164,14 @@ class _Nest:
     ) -> Callable[[RegisterTile, Point, Index], Sequence[Statement]]:
         """Fetch what follows the present stretch of the panel in memory, a part with each tile of rows."""
         line = CACHE_LINE // numpy_dtype(self.sums.dtype).itemsize
-        share = -(-self.columns.size // (line * self.rows.count))
+        width = self._panels_shape[-1]
+        share = -(-width // (line * self.rows.count))
 
         def ahead(tile: RegisterTile, first: Point, step: Index) -> Sequence[Statement]:
             (k,) = step
             within = k % self.stretch
             visited = (first.tiles[1] * self.stretch + within) * share
-            begin = (k - within + self.stretch) * self.columns.size
+            begin = (k - within + self.stretch) * width
             at = [own(first.index[0]), first.tiles[2], 0]
             return [prefetch(panels, [*at, begin + (visited + i) * line]) for i in range(share)]
 
@@ -197,12 +198,13 @@ class _Nest:
 
     @property
     def _panels_shape(self) -> tuple[int, int, int, int]:
-        return (self._matrices(), self.columns.count, self.steps, self.columns.size)
+        return (self._matrices(), self.columns.count, self.steps, self.columns.size * self.sums.side)
 
     def _packing(self) -> Packing:
-        """`[*batch, depth, columns] -> [matrix, column tile, group, column]`."""
-        product, columns = self.product, self.columns
-        at = np.array([int(columns.base(t)) for t in range(columns.count)])[:, None] + np.arange(columns.size)
+        """`[*batch, depth, columns] -> [matrix, column tile, group, column]`, the last in words."""
+        product, columns, side = self.product, self.columns, self.sums.side
+        first = np.array([int(columns.base(t)) * side for t in range(columns.count)])
+        at = first[:, None] + np.arange(columns.size * side)
 
         def pack(original: Array) -> Array:
             matrix = original.reshape(-1, 1) if product.right.rank == 1 else original
@@ -213,13 +215,16 @@ class _Nest:
         return Packing(TensorType(self._panels_shape, self.sums.dtype), pack)
 
     def _left_groups(self) -> tuple[list[Statement], ReadGroup]:
-        """Statements, and the left operand's groups as a function of (batch, row, group)."""
+        """Statements, and the left operand's groups as a function of a sum and a step."""
         product = self.product
         own = self.anchored.buffer_of(self.left)
+        if self.sums.side > 1:
+            return self._left_squares()
         if own is not None and product.depth % self.sums.size == 0 and not product.transpose_left:
             declaration, groups = self.sums.view(own, "left_groups")
 
-            def read(flat: Expression, row: Expression, k: Expression) -> Expression:
+            def read(point: Point, k: Expression) -> Expression:
+                flat, row, _ = point.index
                 *outer, _ = product.left_index(self._batch(flat), row, 0)
                 return tirx.BufferLoad(groups, [*outer, k])
 
@@ -231,7 +236,7 @@ class _Nest:
             def element(depth: Expression) -> tuple[list[Statement], Expression]:
                 return self._element(self.left, product.left_index(self._batch(flat), row, depth))
 
-            return self._store_group(packed, [flat, row, k], k, element)
+            return self._store_word(packed, [flat, row, k], k, element)
 
         nest = self._shared(
             prod(product.batch) * product.rows,
@@ -242,10 +247,53 @@ class _Nest:
             ),
         )
 
-        def read_packed(flat: Expression, row: Expression, k: Expression) -> Expression:
-            return tirx.BufferLoad(packed, [flat, row, k])
+        def read_packed(point: Point, k: Expression) -> Expression:
+            return tirx.BufferLoad(packed, [*point.index[:2], k])
 
         return [nest], read_packed
+
+    def _left_squares(self) -> tuple[list[Statement], ReadGroup]:
+        """As `_left_groups`, `side` rows' groups behind each other: `[batch, row tile, rows, step, word]`."""
+        product, rows, side = self.product, self.rows, self.sums.side
+        shape = (prod(product.batch), rows.count, rows.size // side, self.steps, side * side)
+        packed = self.anchored.add_scratch(shape, self.sums.dtype, "left_groups")
+        own = self.anchored.buffer_of(self.left)
+        in_words = own is not None and product.depth % self.sums.size == 0 and not product.transpose_left
+        declaration, words = self.sums.view(own, "left_words") if in_words else (None, None)
+
+        def store(index: Sequence[Expression], row: Expression, k: Expression, place: int) -> Statement:
+            """The group of a row at step `k`, the `place`-th of its square."""
+            if in_words:
+                *outer, _ = product.left_index(self._batch(index[0]), row, 0)
+                group = tirx.BufferLoad(words, [*outer, tirx.Ramp(k * side, 1, side)])
+                return tirx.BufferStore(packed, group, [*index, k, tirx.Ramp(place * side, 1, side)])
+
+            def element(depth: Expression) -> tuple[list[Statement], Expression]:
+                return self._element(self.left, product.left_index(self._batch(index[0]), row, depth))
+
+            at = [*index, k]
+            return sequence(
+                [
+                    self._store_word(packed, [*at, place * side + word], k * side + word, element)
+                    for word in range(side)
+                ]
+            )
+
+        def square(number: Expression) -> Statement:
+            pairs = rows.size // side
+            flat, tile, pair = number // (rows.count * pairs), number // pairs % rows.count, number % pairs
+            first = rows.base(tile) + pair * side
+            return loop(
+                self.steps,
+                lambda k: sequence([store([flat, tile, pair], first + n, k, n) for n in range(side)]),
+            )
+
+        def read(point: Point, k: Expression) -> Expression:
+            at = [point.index[0], point.tiles[1], point.places[1] // side, k, point.places[2] % side**2]
+            return tirx.BufferLoad(packed, at)
+
+        nest = self._shared(prod(shape[:3]), square)
+        return [nest] if declaration is None else [declaration, nest], read
 
     def _right_panels(self) -> tuple[list[Statement], Buffer]:
         """Statements, and the right operand in panels of groups."""
@@ -289,7 +337,7 @@ class _Nest:
                 place = (column, depth) if product.transpose_right else (depth, column)
                 return self._element(self.right, [*matrix(number), *place])
 
-            return self._store_group(panels, [number, p, k, c], k, read)
+            return self._store_word(panels, [number, p, k, c], k, read)
 
         def panel(i: Expression) -> Statement:
             number, p = i // columns.count, i % columns.count
@@ -315,20 +363,21 @@ class _Nest:
         at = [tirx.const(i, "int32") if isinstance(i, int) else i for i in index]
         return elements.statements, elements.element(tensor, at)
 
-    def _store_group(
+    def _store_word(
         self, target: Buffer, index: Sequence[Expression], k: Expression, element: ReadElement
     ) -> Statement:
-        """Store the elements of group `k`; beyond the depth lie zeros."""
-        size, depth = self.sums.size, self.product.depth
+        """Store the elements of word `k` of groups; beyond the depth lie zeros."""
+        size, depth = self.sums.in_word, self.product.depth
+        whole = depth % self.sums.size == 0
         needed: list[Statement] = []
         elements: list[Expression] = []
         for i in range(size):
             at = k * size + i
-            statements, value = element(at if depth % size == 0 else tirx.min(at, depth - 1))
+            statements, value = element(at if whole else tirx.min(at, depth - 1))
             needed += statements
             elements.append(value)
         group = self.sums.joined(elements)
-        if depth % size:
+        if not whole:
             group = self.sums.zero_beyond(group, depth - k * size)
         return sequence([*needed, tirx.BufferStore(target, group, list(index))])
 
@@ -339,9 +388,11 @@ def _product(kernel: Kernel) -> Product:
 
 
 def _sums(kernel: Kernel, target: Target) -> GroupSums:
-    found = group_sums(target, _product(kernel).left.dtype)
-    assert found is not None
-    return found
+    """In squares where whole ones fit, and the right operand is packed at compile time."""
+    product = _product(kernel)
+    *squares, others = ways_to_sum(target, product.left.dtype)
+    fitting = (s for s in squares if product.rows >= s.side and product.columns % s.side**2 == 0)
+    return next(fitting, others) if constant_right(kernel) is not None else others
 
 
 def _steps(product: Product, sums: GroupSums) -> int:
@@ -349,12 +400,12 @@ def _steps(product: Product, sums: GroupSums) -> int:
 
 
 def _tiles(product: Product, sums: GroupSums, target: Target) -> Iterator[tuple[int, int]]:
-    """Register tiles (rows, vectors) whose sums fit beside one row of the panel and a broadcast."""
+    """Register tiles (rows, vectors) whose sums fit beside a step of the panel and of a row or square."""
     lanes = target.lanes(sums.dtype)
     for vectors in TILE_VECTORS:
         if vectors == 1 or vectors * lanes <= product.columns:
-            for rows in range(1, min(product.rows, MAX_TILE_ROWS) + 1):
-                if rows * vectors + vectors + 1 <= target.vector_registers:
+            for rows in range(sums.side, min(product.rows, MAX_TILE_ROWS) + 1, sums.side):
+                if rows * vectors + vectors * sums.side + 1 <= target.vector_registers:
                     yield rows, vectors
 
 
@@ -363,7 +414,8 @@ def _cycles(product: Product, sums: GroupSums, target: Target, rows: int, vector
     lanes, steps = target.lanes(sums.dtype), _steps(product, sums)
     tiles = -(-product.rows // rows) * -(-product.columns // (vectors * lanes))
     multiply = max(rows * vectors / target.fma_ports, FMA_LATENCY)
-    load = max((rows + vectors) / 2, 2 * vectors)
+    panel = vectors * sums.side
+    load = max((rows / sums.side + panel) / 2, 2 * panel / sums.side)
     step = max(multiply, load) + 0.05 * load
     widenings = 0 if sums.short is None else cut((steps,), sums.short.most_steps)[0][0]
     return tiles * (steps * step + rows * vectors * (widenings * WIDENING_CYCLES + 2) + 20)
@@ -372,7 +424,7 @@ def _cycles(product: Product, sums: GroupSums, target: Target, rows: int, vector
 def _stretch(product: Product, sums: GroupSums, target: Target, vectors: int) -> int:
     """Steps that a tile goes through at a time in order `panels`: what short sums take, or else so many that
     the panel's part fills half of the first-level cache."""
-    width = vectors * target.vector_bits // 8
+    width = vectors * sums.side * target.vector_bits // 8
     most = target.cache_bytes[0] // (2 * width) if sums.short is None else sums.short.most_steps
     return cut((_steps(product, sums),), most)[1][0]
 

@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
+from models import MODELS, ROOT, TESTED
 from tcomp.codegen.artifact import Report
 from tcomp.relay.graph import Graph
 from tcomp.relay.types import Array, numpy_dtype
 from tcomp.runtime import Model
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def _script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("models_script", ROOT / "scripts" / "models.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-_SCRIPT = _script()
-MODELS = _SCRIPT.MODELS
 
 
 @dataclass(frozen=True)
@@ -46,8 +28,7 @@ class CompiledModel:
 
 def parameters(names: Iterable[str] = MODELS) -> list[Any]:
     """Test parameters: the models of the slow tests, and all others, which only `-m zoo` selects."""
-    tested = set(_SCRIPT.TESTED)
-    return [pytest.param(n, marks=pytest.mark.slow if n in tested else pytest.mark.zoo) for n in names]
+    return [pytest.param(n, marks=pytest.mark.slow if n in TESTED else pytest.mark.zoo) for n in names]
 
 
 def model_path(name: str, suffix: str = ".onnx") -> Path:
