@@ -137,14 +137,16 @@ def show(name: str, target: Target, report: Report, found: Mapping[str, int], ke
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("models", nargs="+", help="names of models in models/")
+    parser.add_argument("models", nargs="+", help="names of models in models/, or files")
     parser.add_argument("--target", default="cortex-a76", help="a core, system or board")
     parser.add_argument("--kernels", action="store_true", help="show each kernel")
     arguments = parser.parse_args()
     target = parse_target(arguments.target)
     for name in arguments.models:
         with tempfile.TemporaryDirectory() as folder:
-            graph = import_onnx(ROOT / "models" / f"{name}.onnx", MODELS[name].input_shapes)
+            known = name in MODELS
+            path = ROOT / "models" / f"{name}.onnx" if known else Path(name)
+            graph = import_onnx(path, MODELS[name].input_shapes if known else None)
             report, found = count(graph, target, Path(folder))
         show(name, target, report, found, arguments.kernels)
 
