@@ -27,7 +27,8 @@ from typing import Any
 import numpy as np
 
 from kernel_shapes import FIXED, KERNELS
-from tcomp.codegen.jit import KernelRunner, build_scheduled
+from tcomp.codegen.jit import build_scheduled
+from tcomp.codegen.kernel_runner import KernelRunner
 from tcomp.codegen.machine import Machine, measure_machine, multiply_add_rate
 from tcomp.target.host import host_target
 from tcomp.target.target import Target

@@ -18,7 +18,8 @@ from statistics import median
 from typing import Any
 
 from tcomp.api import as_target, load_model, static_kernels
-from tcomp.codegen.jit import KernelRunner, build_scheduled
+from tcomp.codegen.jit import build_scheduled
+from tcomp.codegen.kernel_runner import KernelRunner
 from tcomp.errors import TcompError
 from tcomp.tensor.knobs import Alternatives, Space
 from tcomp.tensor.template import schedule

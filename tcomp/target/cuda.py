@@ -83,9 +83,9 @@ TARGETS.register(
     "nvidia/jetson-orin", cuda_target("nvidia/jetson-orin", _ORIN, "Jetson AGX Orin's GPU (Ampere)", _ARM)
 )
 
-ARCHITECTURES: Mapping[str, Gpu] = {
-    gpu.arch: gpu for gpu in (_V100, _T4, _A100, _A10, _ORIN, _L4, _H100)
-} | {"sm_90": replace(_H100, arch="sm_90")}
+ARCHITECTURES: Mapping[str, Gpu] = {gpu.arch: gpu for gpu in (_V100, _T4, _A100, _A10, _ORIN, _L4, _H100)} | {
+    "sm_90": replace(_H100, arch="sm_90")
+}
 """A typical GPU of each architecture."""
 for _arch, _gpu in ARCHITECTURES.items():
     _host = _ARM if _arch == _ORIN.arch else _X86
