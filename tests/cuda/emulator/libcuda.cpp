@@ -7,6 +7,7 @@
 #include <cstring>
 #include <ctime>
 #include <dlfcn.h>
+#include <functional>
 #include <map>
 #include <string>
 #include <sys/mman.h>
@@ -22,10 +23,18 @@ struct Module { void *library; };
 struct Function {
   void (*block)(void **);
   Dim *block_index, *block_size, *grid_size;
-  int dynamic_shared;
+  int dynamic_shared, count;
 };
 struct Event { double seconds; };
-struct Launch { Function *function; Dim grid, block; std::vector<void *> values; };
+using Graph = std::vector<std::function<void()>>;
+static Graph *recording;  // of the stream that is captured
+
+// Does `work` now, or when the graph that is recorded is launched.
+static int perform(std::function<void()> work) {
+  if (recording != nullptr) recording->push_back(std::move(work));
+  else work();
+  return OK;
+}
 
 static std::map<uintptr_t, std::pair<char *, size_t>> buffers;
 static size_t allocated;
@@ -58,6 +67,10 @@ API int cuDeviceGetAttribute(int *value, int which, int) {
 API int cuDevicePrimaryCtxRetain(void **context, int) { *context = (void *)1; return OK; }
 API int cuDevicePrimaryCtxRelease_v2(int) { return OK; }
 API int cuCtxSetCurrent(void *) { return OK; }
+API int cuCtxGetCurrent(void **context) { *context = nullptr; return OK; }
+API int cuCtxGetDevice(int *device) { *device = 0; return OK; }
+API int cuCtxPushCurrent_v2(void *) { return OK; }
+API int cuCtxPopCurrent_v2(void **context) { *context = nullptr; return OK; }
 API int cuCtxSynchronize() { return OK; }
 API int cuGetErrorString(int code, const char **text) {
   static const std::map<int, const char *> TEXTS = {{1, "invalid argument"}, {2, "out of memory"},
@@ -91,9 +104,23 @@ API int cuMemHostAlloc(void **pointer, size_t bytes, unsigned) { return (*pointe
 API int cuMemFreeHost(void *pointer) { free(pointer); return OK; }
 API int cuMemcpyHtoD_v2(void *to, const void *from, size_t bytes) { memcpy(to, from, bytes); return OK; }
 API int cuMemcpyDtoH_v2(void *to, const void *from, size_t bytes) { memcpy(to, from, bytes); return OK; }
-API int cuMemcpyHtoDAsync_v2(void *to, const void *from, size_t bytes, void *) { memcpy(to, from, bytes); return OK; }
-API int cuMemcpyDtoHAsync_v2(void *to, const void *from, size_t bytes, void *) { memcpy(to, from, bytes); return OK; }
-API int cuMemcpyDtoDAsync_v2(void *to, const void *from, size_t bytes, void *) { memcpy(to, from, bytes); return OK; }
+API int cuMemcpyHtoDAsync_v2(void *to, const void *from, size_t bytes, void *) {
+  return perform([=] { memcpy(to, from, bytes); });
+}
+API int cuMemcpyDtoHAsync_v2(void *to, const void *from, size_t bytes, void *) {
+  return perform([=] { memcpy(to, from, bytes); });
+}
+API int cuMemcpyDtoDAsync_v2(void *to, const void *from, size_t bytes, void *) {
+  return perform([=] { memmove(to, from, bytes); });
+}
+API int cuPointerGetAttribute(void *value, int which, void *pointer) {
+  auto after = buffers.upper_bound((uintptr_t)pointer);
+  if (which != 2 || after == buffers.begin()) return INVALID_VALUE;
+  auto &[start, mapped] = *--after;
+  if ((char *)pointer >= mapped.first + mapped.second) return INVALID_VALUE;
+  *(unsigned *)value = 2;
+  return OK;
+}
 API int cuMemsetD8Async(void *to, unsigned char value, size_t bytes, void *) { memset(to, value, bytes); return OK; }
 
 API int cuModuleLoadData(void **module, const void *image) {
@@ -120,7 +147,8 @@ API int cuModuleGetFunction(void **function, void *module, const char *name) {
   if (block == nullptr) return NOT_FOUND;
   *function = new Function{block, (Dim *)dlsym(library, "emulated_block_index"),
                            (Dim *)dlsym(library, "emulated_block_size"),
-                           (Dim *)dlsym(library, "emulated_grid_size"), 0};
+                           (Dim *)dlsym(library, "emulated_grid_size"), 0,
+                           *(int *)dlsym(library, (std::string(name) + "_count").c_str())};
   return OK;
 }
 API int cuFuncSetAttribute(void *function, int which, int value) {
@@ -134,15 +162,20 @@ API int cuLaunchKernel(void *handle, unsigned gx, unsigned gy, unsigned gz, unsi
   unsigned limit = function->dynamic_shared > 48 << 10 ? function->dynamic_shared : 48 << 10;
   if (gx == 0 || gy == 0 || gz == 0 || gy > 65535 || gz > 65535 || bx * by * bz > 1024 || bz > 64 || shared > limit)
     return INVALID_VALUE;
-  *function->grid_size = {gx, gy, gz};
-  *function->block_size = {bx, by, bz};
-  for (unsigned z = 0; z < gz; z++)
-    for (unsigned y = 0; y < gy; y++)
-      for (unsigned x = 0; x < gx; x++) {
-        *function->block_index = {x, y, z};
-        function->block(arguments);
-      }
-  return OK;
+  std::vector<void *> values;  // every argument is a pointer
+  for (int i = 0; i < function->count; i++) values.push_back(*(void **)arguments[i]);
+  return perform([=]() mutable {
+    std::vector<void *> places;
+    for (void *&value : values) places.push_back(&value);
+    *function->grid_size = {gx, gy, gz};
+    *function->block_size = {bx, by, bz};
+    for (unsigned z = 0; z < gz; z++)
+      for (unsigned y = 0; y < gy; y++)
+        for (unsigned x = 0; x < gx; x++) {
+          *function->block_index = {x, y, z};
+          function->block(places.data());
+        }
+  });
 }
 
 API int cuStreamCreate(void **stream, unsigned) { *stream = (void *)2; return OK; }
@@ -156,3 +189,16 @@ API int cuEventElapsedTime(float *milliseconds, void *begin, void *end) {
   *milliseconds = (float)((((Event *)end)->seconds - ((Event *)begin)->seconds) * 1e3);
   return OK;
 }
+
+API int cuStreamBeginCapture_v2(void *, int) { recording = new Graph; return OK; }
+API int cuStreamEndCapture(void *, void **graph) { *graph = recording; recording = nullptr; return OK; }
+API int cuGraphInstantiateWithFlags(void **executable, void *graph, unsigned long long) {
+  *executable = new Graph(*(Graph *)graph);
+  return OK;
+}
+API int cuGraphLaunch(void *executable, void *) {
+  for (auto &work : *(Graph *)executable) work();
+  return OK;
+}
+API int cuGraphDestroy(void *graph) { delete (Graph *)graph; return OK; }
+API int cuGraphExecDestroy(void *executable) { delete (Graph *)executable; return OK; }
