@@ -25,9 +25,9 @@ PRODUCT_FEATURES: Mapping[tuple[str, str], str] = {
 class Gpu:
     """Facts about one kind of GPU. Shared memory and registers (of 32 bits) limit what runs at once.
 
-    `flops` are the rates of dense products a second by the operands' type, float32 sums: those of tensor cores
-    where they take the type, those of plain instructions otherwise. Sources: NVIDIA's data sheets and the
-    CUDA C++ Programming Guide, table "Technical Specifications per Compute Capability".
+    `flops` are the rates of dense products a second by the operands' type, summed in float32: those of tensor
+    cores where they take the type, those of plain instructions otherwise. Sources: NVIDIA's data sheets; CUDA
+    C++ Programming Guide, table "Technical Specifications per Compute Capability".
     """
 
     arch: str

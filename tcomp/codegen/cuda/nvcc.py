@@ -26,7 +26,7 @@ _SHARED = re.compile(r"(\d+) bytes smem")
 
 @dataclass(frozen=True)
 class Resources:
-    """What a thread takes (registers of 32 bits, bytes spilled to memory) and a block (static shared bytes)."""
+    """What a thread takes (registers of 32 bits, spilled bytes), and a block (static shared memory)."""
 
     registers: int
     spilled_bytes: int
@@ -51,8 +51,8 @@ def find_nvcc() -> str:
         found = shutil.which("nvcc", path=str(Path(os.environ["CUDA_HOME"], "bin")))
     if found is None:
         raise BuildError(
-            "no nvcc found, which makes code for NVIDIA's GPUs; install the CUDA toolkit and put nvcc on PATH, "
-            "or set CUDA_HOME to its folder"
+            "no nvcc found, which makes code for NVIDIA's GPUs; install the CUDA toolkit and put nvcc on "
+            "PATH, or set CUDA_HOME to its folder"
         )
     return found
 
