@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from tcomp.errors import TargetError
+from tcomp.errors import DeviceError, TargetError
 from tcomp.target.arm_host import CPUINFO_NAMES as ARM_CPUINFO_NAMES
 from tcomp.target.arm_host import arm_host
 from tcomp.target.cpuinfo import CPUINFO, read_processors
@@ -142,6 +142,15 @@ def require_runnable(target: Target) -> None:
             f"code for target `{target.name}` uses {', '.join(missing)}, which this CPU lacks; it can "
             "only be compiled here: run and tune on such a machine, and pass its log to `tcomp compile --log`"
         )
+
+
+def runs_here(target: Target) -> bool:
+    """Whether code for `target` can run on this machine."""
+    try:
+        require_runnable(target)
+    except (TargetError, DeviceError):
+        return False
+    return True
 
 
 @cache

@@ -19,6 +19,8 @@ PRODUCT_FEATURES: Mapping[tuple[str, str], str] = {
     ("aarch64", "int8"): "dotprod",
 }
 """By machine and narrow type, the CPU feature that multiplies it, by LLVM's name; others have none."""
+_GPU_PRODUCTS = ("float16", "bfloat16")
+"""Narrow types that kernels for GPUs multiply on tensor cores."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,8 @@ class Target:
 
     def multiplies(self, dtype: str) -> bool:
         """Whether code for this target may use instructions that multiply a narrow type fast."""
+        if self.gpu is not None:
+            return dtype in _GPU_PRODUCTS and dtype in self.gpu.flops
         feature = PRODUCT_FEATURES.get((self.machine, dtype))
         return feature is not None and self.has(feature)
 

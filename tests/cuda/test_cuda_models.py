@@ -119,6 +119,22 @@ def test_newer_gpus_take_it(library: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert load(library)(image())[0].shape == (1, 7)
 
 
+def test_several_architectures_in_one_library(
+    gpu: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    g = GraphBuilder("two")
+    x = g.input("x", (4, 8))
+    output = tmp_path / "two.so"
+    api.compile(g.build(g.op("relu", x)), output, "cuda:sm_80,cuda:sm_90a")
+    for capability, variant in (("80", "cuda:sm_80"), ("89", "cuda:sm_80"), ("90", "cuda:sm_90a")):
+        monkeypatch.setenv("EMULATED_CAPABILITY", capability)
+        model = load(output)
+        assert model.variant == variant
+        np.testing.assert_array_equal(model(-np.ones((4, 8), np.float32))[0], 0)
+    with pytest.raises(TcompError, match="are both sm_80, by which a library chooses code"):
+        api.compile(g.build(g.op("relu", x)), output, "cuda:sm_80,nvidia/a100")
+
+
 def test_needs_a_driver(library: Path) -> None:
     """A process of its own: here the stand-in for the driver is loaded."""
     environment = {k: v for k, v in os.environ.items() if k != "LD_LIBRARY_PATH"}
@@ -141,6 +157,14 @@ def test_tensors_stay_in_the_memory_of_the_gpu(library: Path, tmp_path: Path) ->
     assert (done.returncode, done.stderr) == (0, b"")
     (expected,) = evaluate(network(), [image()])
     np.testing.assert_allclose(np.frombuffer(done.stdout, np.float32), expected[0], **TOLERANCE)
+
+
+def test_fast_products_take_float16(gpu: Target, tmp_path: Path) -> None:
+    graph = api.optimize(network(), gpu, precision="fast")
+    assert sum("f16" in str(v.type) for n in graph.nodes for v in n.inputs) > 3
+    compile_graph(graph, gpu, tmp_path / "fast.so")
+    (expected,) = evaluate(network(), [image()])
+    np.testing.assert_allclose(load(tmp_path / "fast.so")(image())[0], expected, atol=1e-3)
 
 
 def test_refuses_other_forms(gpu: Target, tmp_path: Path) -> None:
