@@ -1,0 +1,112 @@
+"""Kernels on tensor cores around the launch that multiplies: operands that are not in memory as it needs them, sums
+of parts of the depth, what follows the product."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any
+
+from tcomp.relay.op import OPS, FusionKind
+from tcomp.target.target import Target
+from tcomp.tensor.anchored import Anchored
+from tcomp.tensor.convolution import accumulator_dtype
+from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.loops import Buffer, Elements, Expression, Statement, constant
+from tcomp.tensor.loops import sequence as in_order
+from tcomp.tensor.mma_nest import MmaNest, MmaOperand
+from tcomp.tensor.mma_plan import CAPABILITY, DTYPES, MmaPlan
+from tcomp.tensor.template import Scheduled
+from tcomp.tensor.threads import digits, spread
+from tcomp.tvm_api import tirx
+
+Index = Callable[[Expression, Expression, Expression], Sequence[Any]]
+_THREADS = 256
+_VECTORS = ("float32", "float16")
+"""Types that CUDA has vectors of which TVM computes with."""
+
+
+def multiplies(kernel: Kernel, target: Target) -> bool:
+    """Whether tensor cores of `target` multiply what the anchor of `kernel` does."""
+    anchor, gpu = kernel.anchor, target.gpu
+    if anchor is None or gpu is None or gpu.capability < CAPABILITY:
+        return False
+    dtype = anchor.inputs[0].dtype
+    return dtype in DTYPES and dtype in gpu.flops and all(v.type.size > 0 for v in anchor.inputs)
+
+
+def materialize(
+    anchored: Anchored,
+    shape: Sequence[int],
+    dtype: str,
+    name: str,
+    element: Callable[[Elements, list[Expression]], Expression],
+) -> tuple[Statement, Buffer]:
+    """A launch that fills a scratch buffer of `shape` with `element(elements, index)`."""
+    buffer = anchored.add_scratch(shape, dtype, name)
+
+    def point(number: Expression) -> Statement:
+        index, elements = digits(number, shape), anchored.elements()
+        value = element(elements, index)
+        return in_order([*elements.statements, tirx.BufferStore(buffer, value, index)])
+
+    return spread(prod(shape), _THREADS, point), buffer
+
+
+def padded(
+    position: Expression, extent: int, value: Callable[[Expression], Expression], dtype: str
+) -> Expression:
+    """`value(position)`, zero from `extent` on."""
+    inside = value(tirx.min(position, constant(extent - 1)))
+    return tirx.Select(position < extent, inside, tirx.const(0, dtype))
+
+
+def schedule_mma(
+    anchored: Anchored,
+    plan: MmaPlan,
+    before: Sequence[Statement],
+    left: MmaOperand,
+    right: MmaOperand,
+    index: Index,
+    vector: int,
+) -> Scheduled:
+    """The launches of a product; `index(batch, row, column)` is where the anchor's output has a sum.
+
+    `vector` sums of neighbouring columns lie side by side in every output.
+    """
+    if plan.splits == 1:
+
+        def finish(
+            part: Expression, batch: Expression, row: Expression, column: Expression, value: Expression
+        ) -> Statement:
+            return anchored.finish(index(batch, row, column), value)
+
+        return anchored.scheduled([*before, MmaNest(plan, left, right, finish, vector).statement])
+    shape = (plan.batch, plan.rows, plan.columns)
+    parts = anchored.add_scratch((plan.splits, *shape), accumulator_dtype(plan.dtype), "parts")
+
+    def keep(
+        part: Expression, batch: Expression, row: Expression, column: Expression, value: Expression
+    ) -> Statement:
+        return tirx.BufferStore(parts, value, [part, batch, row, column])
+
+    def add(number: Expression) -> Statement:
+        at = digits(number, shape)
+        total = parts[0, *at]
+        for part in range(1, plan.splits):
+            total = total + parts[part, *at]
+        variable = tirx.Var("total", str(parts.dtype))
+        return in_order([tirx.Bind(variable, total), anchored.finish(index(*at), variable)])
+
+    nest = MmaNest(plan, left, right, keep, 2 if plan.columns % 2 == 0 else 1)
+    return anchored.scheduled([*before, nest.statement, spread(prod(shape), _THREADS, add)])
+
+
+def stored_in_vectors(kernel: Kernel, columns: int) -> bool:
+    """Whether two neighbouring columns, of `columns` side by side in the output, are computed as one vector."""
+    others = [n for n in kernel.body.nodes if n is not kernel.anchor]
+    types = {v.dtype for n in kernel.body.nodes for v in n.outputs} | {
+        v.dtype for n in others for v in n.inputs
+    }
+    elementwise = all(OPS[n.op].kind is FusionKind.ELEMENTWISE for n in others)
+    return columns % 2 == 0 and elementwise and types <= set(_VECTORS)
