@@ -1,5 +1,7 @@
-"""Kernels on tensor cores around the launch that multiplies: operands that are not in memory as it needs them, sums
-of parts of the depth, what follows the product."""
+"""Kernels on tensor cores around the launch that multiplies.
+
+Operands that are not in memory as it needs them, sums of parts of the depth, what follows the product.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def multiplies(kernel: Kernel, target: Target) -> bool:
     if anchor is None or gpu is None or gpu.capability < CAPABILITY:
         return False
     dtype = anchor.inputs[0].dtype
-    return dtype in DTYPES and dtype in gpu.flops and all(v.type.size > 0 for v in anchor.inputs)
+    return (
+        dtype in DTYPES and dtype in gpu.flops and all(prod(v.type.static_shape) > 0 for v in anchor.inputs)
+    )
 
 
 def materialize(
@@ -92,9 +96,9 @@ def schedule_mma(
 
     def add(number: Expression) -> Statement:
         at = digits(number, shape)
-        total = parts[0, *at]
+        total = tirx.BufferLoad(parts, [0, *at])
         for part in range(1, plan.splits):
-            total = total + parts[part, *at]
+            total = total + tirx.BufferLoad(parts, [part, *at])
         variable = tirx.Var("total", str(parts.dtype))
         return in_order([tirx.Bind(variable, total), anchored.finish(index(*at), variable)])
 
@@ -103,10 +107,9 @@ def schedule_mma(
 
 
 def stored_in_vectors(kernel: Kernel, columns: int) -> bool:
-    """Whether two neighbouring columns, of `columns` side by side in the output, are computed as one vector."""
+    """Whether two neighbours of `columns` side by side in the output are computed as one vector."""
     others = [n for n in kernel.body.nodes if n is not kernel.anchor]
-    types = {v.dtype for n in kernel.body.nodes for v in n.outputs} | {
-        v.dtype for n in others for v in n.inputs
-    }
+    values = [v for n in others for v in (*n.inputs, *n.outputs)] + list(kernel.body.outputs)
+    types = {v.dtype for v in values}
     elementwise = all(OPS[n.op].kind is FusionKind.ELEMENTWISE for n in others)
     return columns % 2 == 0 and elementwise and types <= set(_VECTORS)

@@ -1,16 +1,16 @@
-"""Matrix products by tensor cores: the launch that computes the sums, and the one that adds parts.
+"""Matrix products by tensor cores: the launch that computes the sums.
 
 Steps of a block:
 1. Copies of the first `stages - 1` steps of both operands are on their way to shared memory.
-2. At each step, while the copies of later ones go on, warps load 16x16 pieces of their operands by `ldmatrix` and
-   multiply them. The pieces of the next 32 bytes of depth are loaded before those at hand are multiplied, over the
-   borders of steps too, so that one barrier a step, just before the first load of the next, suffices: behind
-   it every warp has loaded all it needs of this step, whose stage may be overwritten then.
+2. At each step, while the copies of later ones go on, warps load 16x16 pieces of their operands by
+   `ldmatrix` and multiply them. The pieces of the next 32 bytes of depth are loaded before those at hand are
+   multiplied, over the borders of steps too. So one barrier a step is enough, just before the first load of
+   the next: behind it every warp has loaded all it needs of this step, whose stage may be overwritten then.
 3. The sums are stored from registers, two neighbours of a row at a time.
 
-A stage holds lines of chunks. Chunk c of line l lies at c ^ (l mod 8) (lines of less than 8 chunks: as many of them
-as fill 128 bytes count as one), so that the 8 lines of a matrix, and the chunks that 8 threads copy, lie in
-different banks.
+A stage holds lines of chunks. Chunk c of line l lies at c ^ (l mod 8), so that the 8 lines of a matrix, and
+the chunks that 8 threads copy, lie in different banks. As many lines of less than 8 chunks as fill 128 bytes
+count as one.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ Place = Callable[[Expression], Expression]
 class MmaOperand:
     """An operand in memory as `[batch, rows, depth]`, where columns of the right one count as rows.
 
-    Chunks run along the depth, or along rows where not `by_depth`. `index` gives where (batch, row, k) lies in
-    `buffer`, `inside` whether it exists at all; what does not is zero.
+    Chunks run along the depth, or along rows where not `by_depth`. `index` gives where (batch, row, k) lies
+    in `buffer`, `inside` whether it exists at all; what does not is zero.
     """
 
     buffer: Buffer
@@ -60,9 +60,9 @@ class MmaOperand:
 class _Side:
     """One operand as the threads of a block see it.
 
-    `begin` is where it begins in a stage, in chunks; `first` its first row in the block's tile; `warp` the
-    number of the thread's warp along its rows. `halves_swapped` says which bit of the thread's number tells the
-    halves of a 16x16 piece apart along the depth: 16, or 8 where swapped.
+    `begin` is where it begins in a stage, in chunks; `first` the first row of the block's tile; `warp` the
+    number of the thread's warp along its rows. `halves_swapped` says which bit of the thread's number tells
+    the halves of a 16x16 piece apart along the depth: 16, or 8 where swapped.
     """
 
     operand: MmaOperand

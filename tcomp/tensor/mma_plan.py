@@ -1,8 +1,9 @@
 """How a matrix product is cut for tensor cores: tiles of blocks and warps, stages, and what they take.
 
-A block computes `block_rows x block_columns` sums in steps of `depth_chunks` chunks of depth, each of its warps
-`warp_rows x warp_columns` of them. A chunk is 16 bytes: what one thread copies at a time, and one row of the
-matrices of 8 rows that `ldmatrix` reads. An instruction multiplies 16 rows by 8 columns over two chunks.
+A block computes `block_rows x block_columns` sums in steps of `depth_chunks` chunks of depth, each of its
+warps `warp_rows x warp_columns` of them. A chunk is 16 bytes: what one thread copies at a time, and one row
+of the matrices of 8 rows that `ldmatrix` reads. An instruction multiplies 16 rows by 8 columns over two
+chunks.
 """
 
 from __future__ import annotations
@@ -131,14 +132,15 @@ class MmaPlan:
         if self.shared_bytes > gpu.block_shared_bytes:
             return f"{self.shared_bytes} bytes of shared memory; a block has {gpu.block_shared_bytes}"
         if self.registers > gpu.thread_registers or self.registers * self.threads > gpu.registers:
-            return f"{self.threads} threads of {self.registers} registers; {gpu.thread_registers} and all {gpu.registers} at most"
+            most = f"{gpu.thread_registers} each and {gpu.registers} together"
+            return f"{self.threads} threads of {self.registers} registers; they have {most}"
         if self.splits > 1 and (self.splits - 1) * self.steps * self.block_depth >= self.depth:
             return f"a depth of {self.depth} has no {self.splits} parts"
         return None
 
     def cycles(self, gpu: Gpu) -> float:
-        """Estimated cycles: of the busiest of tensor cores, shared memory and second-level cache, in whole rounds
-        of the blocks that run at once."""
+        """Estimated cycles: of the busiest of tensor cores, shared memory and second-level cache, in whole
+        rounds of the blocks that run at once."""
         along = self.depth_chunks // 2
         warps = self.threads // Gpu.warp
         instructions = self.block_rows // 16 * (self.block_columns // 8) * along

@@ -16,8 +16,8 @@ from tcomp.tensor.template import template_for
 
 TEMPLATE = "matmul_mma_cuda"
 SMALL = {
-    "block_rows": 32, "block_columns": 32, "warp_rows": 32, "warp_columns": 16, "depth_chunks": 4, "stages": 3,
-    "splits": 1, "group": 2,
+    "block_rows": 32, "block_columns": 32, "warp_rows": 32, "warp_columns": 16, "depth_chunks": 4,
+    "stages": 3, "splits": 1, "group": 2,
 }  # fmt: skip
 """Two warps: the emulated GPU's threads take turns."""
 
@@ -59,8 +59,8 @@ def arrays_for(kernel: Kernel) -> list[Array]:
     ]
 
 
-def assert_computes(kernel: Kernel, gpu: Target, **knobs: int) -> None:
-    assert template_for(kernel, gpu).name == TEMPLATE
+def assert_computes(kernel: Kernel, gpu: Target, template: str = TEMPLATE, **knobs: int) -> None:
+    assert template_for(kernel, gpu).name == template
     arrays = arrays_for(kernel)
     config = {**template_for(kernel, gpu).space(kernel, gpu).default, **SMALL, **knobs}
     (found,) = build_kernel(kernel, gpu, config)(arrays)
@@ -87,11 +87,19 @@ KERNELS = {
     "float32 sums": (matmul((20, 32), (32, 24), "bias", out_dtype="float32"), {}),
     "bfloat16": (matmul((40, 64), (64, 40), "bias", "relu", dtype="bfloat16"), {}),
     "int8": (matmul((40, 96), (96, 40), dtype="int8", out_dtype="int32"), {}),
-    "int8, packed": (matmul((40, 100), (100, 33), dtype="int8", out_dtype="int32", constant=True), {"splits": 2}),
+    "int8, packed": (
+        matmul((40, 100), (100, 33), dtype="int8", out_dtype="int32", constant=True), {"splits": 2},
+    ),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", KERNELS)
+FEW = ("ragged", "transposed", "parts of the depth", "int8, packed")
+"""Those that are always tested: g++ takes long for each."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in FEW else [pytest.mark.slow]) for n in KERNELS]
+)
 def test_numbers(name: str, gpu: Target) -> None:
     kernel, knobs = KERNELS[name]
     assert_computes(kernel, gpu, **knobs)

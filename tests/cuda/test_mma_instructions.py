@@ -1,4 +1,4 @@
-"""The functions of tcomp_mma.cuh move and multiply what the PTX ISA says, and are its instructions on a GPU."""
+"""The functions of tcomp_mma.cuh move and multiply what the PTX ISA says, and nvcc takes each of them."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def numbers(dtype: str, shape: tuple[int, ...], seed: int) -> tuple[Array, Array
 
 @pytest.mark.parametrize("dtype", DEPTH)
 def test_fragments_multiply(dtype: str, gpu: Target) -> None:
-    """PTX ISA, "Matrix Fragments for mma.m16n8k16" and its kin: groupID = lane / 4, threadID_in_group = lane % 4."""
+    """PTX ISA, "Matrix Fragments for mma.m16n8k16": groupID, threadID_in_group are `group`, `thread`."""
     depth, sum_dtype = DEPTH[dtype], "int32" if dtype == "int8" else "float32"
     a, a_values = numbers(dtype, (16, depth), 0)
     b, b_values = numbers(dtype, (depth, 8), 1)

@@ -9,27 +9,28 @@ from math import prod
 
 import numpy as np
 
+from tcomp.relay.graph import Node
 from tcomp.relay.types import Array, TensorType
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.gemm import constant_right, fits
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Space
-from tcomp.tensor.loops import Elements, Expression, Statement
+from tcomp.tensor.loops import Elements, Expression, Statement, constant
 from tcomp.tensor.mma_kernel import materialize, multiplies, padded, schedule_mma, stored_in_vectors
 from tcomp.tensor.mma_nest import MmaOperand
 from tcomp.tensor.mma_plan import chunk_elements, plan_of, plan_space
 from tcomp.tensor.product import Product
 from tcomp.tensor.template import TEMPLATES, Packing, Scheduled, Template
 from tcomp.tensor.threads import digits
-from tcomp.tvm_api import Tensor, tirx
+from tcomp.tvm_api import Tensor
 
 
 class MatmulMmaCuda(Template):
     """Products of float16 and bfloat16 with float32 sums, of int8 with int32 ones, on tensor cores.
 
-    Steps: pack a constant right operand as [columns, depth]; bring operands that are computed, or whose rows are
-    not whole chunks, into memory so; multiply; add parts of the depth where there are several.
+    Steps: pack a constant right operand as [columns, depth]; bring operands that are computed, or whose rows
+    are not whole chunks, into memory so; multiply; add parts of the depth where there are several.
     """
 
     name = "matmul_mma_cuda"
@@ -61,7 +62,7 @@ class MatmulMmaCuda(Template):
         return schedule_mma(anchored, plan, before, left, right, index, vector)
 
 
-def _anchor(kernel: Kernel):
+def _anchor(kernel: Kernel) -> Node:
     assert kernel.anchor is not None
     return kernel.anchor
 
@@ -91,10 +92,10 @@ class _Matrices:
 
     @property
     def packing(self) -> dict[int, Packing]:
-        constant = constant_right(self.kernel)
-        if constant is None:
+        index = constant_right(self.kernel)
+        if index is None:
             return {}
-        return {constant: Packing(TensorType(self._right_shape, self.product.right.dtype), self._pack)}
+        return {index: Packing(TensorType(self._right_shape, self.product.right.dtype), self._pack)}
 
     @property
     def _right_shape(self) -> tuple[int, ...]:
@@ -133,12 +134,11 @@ class _Matrices:
 
         def element(elements: Elements, at: list[Expression]) -> Expression:
             *batch, row, k = at
-            return padded(
-                k,
-                product.depth,
-                lambda k: elements.element(tensor, product.left_index(batch, row, k)),
-                dtype,
-            )
+
+            def value(k: Expression) -> Expression:
+                return elements.element(tensor, product.left_index(batch, row, k))
+
+            return padded(k, product.depth, value, dtype)
 
         launch, buffer = materialize(anchored, shape, dtype, "left", element)
         before.append(launch)
@@ -162,9 +162,13 @@ class _Matrices:
 
         def element(elements: Elements, at: list[Expression]) -> Expression:
             *batch, column, k = at
-            outer = batch or [tirx.const(0, "int32")] * (product.right.rank - 2)
-            matrix = (lambda k: [column, k]) if product.transpose_right else (lambda k: [k, column])
-            return padded(k, product.depth, lambda k: elements.element(tensor, [*outer, *matrix(k)]), dtype)
+            outer = batch or [constant(0)] * (product.right.rank - 2)
+
+            def value(k: Expression) -> Expression:
+                matrix = [column, k] if product.transpose_right else [k, column]
+                return elements.element(tensor, [*outer, *matrix])
+
+            return padded(k, product.depth, value, dtype)
 
         launch, buffer = materialize(anchored, self._right_shape, dtype, "right", element)
         before.append(launch)
