@@ -65,7 +65,7 @@ class Variant:
             for knob in knobs:
                 config = _changed(space, *knob.split("=", 1))
                 found += [Variant(f"{name}{suffix} {knob}", kernel, one, config)] if config else []
-        record = records.best(kernel, target, device=device_name())
+        record = records.best(kernel, target, device=device_name(target))
         if record:
             config = template.space(kernel, target).complete(record.config)
             found.append(Variant(f"{name} tuned", kernel, template, config))

@@ -81,7 +81,7 @@ def record(task: Task, limit: int, quiet: Callable[[], AbstractContextManager[An
     with quiet():
         seconds = _time_in_turns(runners, inputs)
     timed = [replace(row, seconds=seconds.get(i, inf)) for i, row in enumerate(rows)]
-    return Table.of(task, space, device_name(), timed)
+    return Table.of(task, space, device_name(task.target), timed)
 
 
 def _time_in_turns(runners: dict[int, KernelRunner], inputs: Sequence[Any]) -> dict[int, float]:

@@ -130,7 +130,7 @@ def compile_variants(
     is_cuda = variants[0].target.family == "cuda"
     if is_cuda and (form == "bundle" or runtime != "threads"):
         raise BuildError(
-            f"a model for `{variants[0].target.name}` is a shared library; no bundle, no runtime but `threads`"
+            f"a model for `{variants[0].target.name}` is a library with the runtime `threads`; no other form"
         )
     if runtime == "freestanding" and (form == "bundle" or weights == "separate"):
         raise BuildError(
@@ -299,9 +299,7 @@ def _generate_cuda(
         ) -> DeviceKernel:
             planned = program.kernels[index]
             try:
-                return device_kernel(
-                    planned.scheduled, kernel_symbol(program, index, number), target, folder
-                )
+                return device_kernel(planned.scheduled, kernel_symbol(program, index, number), target, folder)
             except BuildError as error:
                 raise BuildError(f"{error}; kernel {planned.kernel.key}") from error
 

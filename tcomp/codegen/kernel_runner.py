@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -47,6 +47,13 @@ class KernelRunner(ABC):
         Raises InputError when they differ from the kernel's inputs in count, shape or dtype.
         """
         return packed_inputs(self.kernel, self.scheduled, arrays)
+
+    def require_no_spills(self) -> None:  # noqa: B027 (compilers for CPUs do not tell)
+        """Raise BuildError where the compiler says that threads keep values in memory, not registers."""
+
+    def conditions(self) -> Mapping[str, str]:
+        """What the code takes of the device, and what the device is like now, for records."""
+        return {}
 
     @abstractmethod
     def load(self) -> None:

@@ -29,6 +29,7 @@ def cuda_target(name: str, gpu: Gpu, description: str, host: Mapping[str, str] =
         vector_registers=gpu.thread_registers,
         cache_bytes=(gpu.shared_bytes, gpu.l2_bytes, gpu.l2_bytes),
         cores=gpu.processors,
+        fast_dtype="float16" if "float16" in gpu.flops else None,
         description=description,
         gpu=gpu,
     )

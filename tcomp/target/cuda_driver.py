@@ -13,7 +13,7 @@ from enum import IntEnum
 from functools import cache
 from typing import Any
 
-from tcomp.errors import DeviceError
+from tcomp.errors import DeviceError, KernelError
 
 LIBRARY = "libcuda.so.1"
 _LARGE_SHARED = 8
@@ -57,7 +57,8 @@ class Event:
 class Driver:
     """The driver, with the primary context of one device current in this thread.
 
-    All methods raise DeviceError with the driver's own words when it refuses. Pointers are integers.
+    All methods raise KernelError with the driver's own words when it refuses, and most for what a kernel did
+    that was started before. Pointers are integers.
     """
 
     def __init__(self, library: Any, number: int = 0) -> None:
@@ -76,7 +77,7 @@ class Driver:
             text = c_char_p()
             self._library.cuGetErrorString(result, byref(text))
             words = text.value.decode() if text.value else "unknown error"
-            raise DeviceError(f"{function}: {words} (CUDA error {result})")
+            raise KernelError(f"{function}: {words} (CUDA error {result})")
 
     @property
     def name(self) -> str:
@@ -153,7 +154,7 @@ class Driver:
         return Event(self, handle)
 
     def synchronize(self) -> None:
-        """Wait for everything that was started. Raises DeviceError for what a kernel did wrong."""
+        """Wait for everything that was started."""
         self.call("cuCtxSynchronize")
 
 
@@ -171,5 +172,5 @@ def driver() -> Driver:
     library.cuGetErrorString.argtypes = (c_int, POINTER(c_char_p))
     try:
         return Driver(library)
-    except DeviceError as error:
+    except KernelError as error:
         raise DeviceError(f"no GPU here: {error}; {remedy}") from error

@@ -48,6 +48,22 @@ def gpu_target() -> Target:
     return cuda_target(name, gpu, found.name, host)
 
 
+def require_gpu(gpu: Gpu, name: str) -> None:
+    """Raise TargetError when the GPU here cannot run code for `gpu`, DeviceError when there is none.
+
+    `name` is the target's, for the message.
+    """
+    found = driver()
+    major, minor = found.attribute(Attribute.MAJOR), found.attribute(Attribute.MINOR)
+    here = 10 * major + minor
+    exact = gpu.arch.endswith("a")
+    if here != gpu.capability if exact else here // 10 != gpu.capability // 10 or here < gpu.capability:
+        raise TargetError(
+            f"code for target `{name}` is for {gpu.arch}, and {found.name} has compute capability "
+            f"{major}.{minor}; name the target `cuda`, or compile here and run there"
+        )
+
+
 def _bandwidth(known: Gpu) -> float:
     """Bytes a second by clock and bus; newer drivers hide the clock, and the known card's stand in."""
     found = driver()

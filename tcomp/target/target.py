@@ -19,15 +19,17 @@ PRODUCT_FEATURES: Mapping[tuple[str, str], str] = {
     ("aarch64", "int8"): "dotprod",
 }
 """By machine and narrow type, the CPU feature that multiplies it, by LLVM's name; others have none."""
+_GPU_PRODUCTS = ("float16", "bfloat16")
+"""Narrow types that kernels for GPUs multiply on tensor cores."""
 
 
 @dataclass(frozen=True)
 class Gpu:
     """Facts about one kind of GPU. Shared memory and registers (of 32 bits) limit what runs at once.
 
-    `flops` are the rates of dense products a second by the operands' type, float32 sums: those of tensor cores
-    where they take the type, those of plain instructions otherwise. Sources: NVIDIA's data sheets and the
-    CUDA C++ Programming Guide, table "Technical Specifications per Compute Capability".
+    `flops` are the rates of dense products a second by the operands' type, summed in float32: those of tensor
+    cores where they take the type, those of plain instructions otherwise. Sources: NVIDIA's data sheets; CUDA
+    C++ Programming Guide, table "Technical Specifications per Compute Capability".
     """
 
     arch: str
@@ -130,6 +132,8 @@ class Target:
 
     def multiplies(self, dtype: str) -> bool:
         """Whether code for this target may use instructions that multiply a narrow type fast."""
+        if self.gpu is not None:
+            return dtype in _GPU_PRODUCTS and dtype in self.gpu.flops
         feature = PRODUCT_FEATURES.get((self.machine, dtype))
         return feature is not None and self.has(feature)
 

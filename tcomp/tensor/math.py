@@ -1,9 +1,10 @@
 """Mathematical functions of one element, vectorised without calls.
 
 Expressions hold one call of an intrinsic (`tirx.exp`, ...) as long as schedules work on them; the call
-becomes a polynomial in float32 when TVM lowers intrinsics, at whatever vector width the schedule chose, and on
-GPUs a call of CUDA's function. float64 keeps the C library's functions. Coefficients are those of Cephes (Moshier) and, for tanh and erf,
-the rational approximations of Eigen. Errors are stated for float32 in units of the last place (ulp).
+becomes a polynomial in float32 when TVM lowers intrinsics, at whatever vector width the schedule chose, and
+on GPUs a call of CUDA's function. float64 keeps the C library's functions. Coefficients are those of Cephes
+(Moshier) and, for tanh and erf, the rational approximations of Eigen. Errors are stated for float32 in
+units of the last place (ulp).
 """
 
 from __future__ import annotations

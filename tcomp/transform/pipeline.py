@@ -61,7 +61,7 @@ def default_passes(target: Target, precision: Precision = "exact") -> tuple[Pass
         CommonSubexpressions(),
         FlushSubnormals(),
         *_arrangement(target, dtype),
-        *([] if dtype is None else [LowerPrecision(dtype)]),
+        *([] if dtype is None else [LowerPrecision(dtype, plain=target.gpu is not None)]),
     )
 
 

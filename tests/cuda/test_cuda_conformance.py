@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import pytest
-from test_conformance import NOT_KERNELS, arrays_of, check, graph_of_sample
+from op_samples import arrays_of, check, graph_of_sample, makes_kernels
 
 from tcomp.codegen.jit import build_kernel
 from tcomp.relay.evaluate import evaluate
-from tcomp.relay.op import OPS, Op
+from tcomp.relay.op import OPS, FusionKind, Op
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
 
+TYPES = ("exp", "add", "cast", "where", "not_equal")
+"""Elementwise operators of which every sample counts; the others have the same template and types."""
 CASES = [
-    pytest.param(op, i, id=f"{op.name}-{i}", marks=[pytest.mark.slow] if i else [])
+    pytest.param(op, i, id=f"{op.name}-{i}", marks=[pytest.mark.slow] if i or is_elementwise else [])
     for op in OPS.values()
-    if op.compute is not None and op.kind not in NOT_KERNELS
+    if makes_kernels(op)
+    for is_elementwise in [op.kind is FusionKind.ELEMENTWISE]
     for i in range(len(op.samples))
+    if i == 0 or not is_elementwise or op.name in TYPES
 ]
 
 

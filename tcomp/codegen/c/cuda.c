@@ -136,8 +136,7 @@ static tcomp_status refused(char *text, const char *what, int code) {
 /* ---- creation --------------------------------------------------------------------------------------- */
 
 static int runs_on(const tcomp_cuda_image *image, int capability) {
-  if (image->exact) return image->capability == capability;
-  return image->capability / 10 == capability / 10 && image->capability <= capability;
+  return image->exact ? image->capability == capability : image->capability <= capability;
 }
 
 static int is_wanted(const tcomp_options *options, int32_t variant) {

@@ -11,9 +11,9 @@ typedef struct {
 } tcomp_cuda_launch_info;
 
 typedef struct {
-  const void *data; /* a cubin */
+  const void *data;   /* a cubin, or that with PTX for newer GPUs */
   int32_t capability; /* 80 for 8.0 */
-  int32_t exact;      /* it runs on no other capability of the same major number */
+  int32_t exact;      /* whether it runs on no other capability */
 } tcomp_cuda_image;
 
 extern const tcomp_cuda_image tcomp_cuda_images[];

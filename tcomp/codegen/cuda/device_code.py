@@ -28,7 +28,7 @@ _AXES = tuple(f"{of}.{axis}" for of in ("blockIdx", "threadIdx") for axis in "xy
 
 @dataclass(frozen=True)
 class Launch:
-    """One `__global__` function and how it is launched. It takes the parameters of the kernel, all of them."""
+    """One `__global__` function, which takes all parameters of its kernel, and how it is launched."""
 
     symbol: str
     grid: tuple[int, int, int]

@@ -38,7 +38,7 @@ def device_kernel(scheduled: Scheduled, symbol: str, target: Target, folder: Pat
     """
     assert target.gpu is not None
     code = device_code(scheduled.function, symbol, target)
-    cubin = compile_cubin(code.source, target.gpu.arch)
+    cubin = compile_cubin(code.source, target.gpu.arch, portable=True)
     (folder / f"{symbol}.cubin").write_bytes(cubin.image)
     parameters = len(scheduled.function.params)
     return DeviceKernel(symbol, target.gpu.arch, parameters, code.launches, cubin)

@@ -26,7 +26,7 @@ _SHARED = re.compile(r"(\d+) bytes smem")
 
 @dataclass(frozen=True)
 class Resources:
-    """What a thread takes (registers of 32 bits, bytes spilled to memory) and a block (static shared bytes)."""
+    """What a thread takes (registers of 32 bits, spilled bytes), and a block (static shared memory)."""
 
     registers: int
     spilled_bytes: int
@@ -35,7 +35,7 @@ class Resources:
 
 @dataclass(frozen=True)
 class Cubin:
-    """Machine code for one architecture, and the resources of its functions by name."""
+    """Machine code for an architecture as the driver loads it, and the resources of its functions by name."""
 
     image: bytes
     resources: Mapping[str, Resources]
@@ -51,25 +51,36 @@ def find_nvcc() -> str:
         found = shutil.which("nvcc", path=str(Path(os.environ["CUDA_HOME"], "bin")))
     if found is None:
         raise BuildError(
-            "no nvcc found, which makes code for NVIDIA's GPUs; install the CUDA toolkit and put nvcc on PATH, "
-            "or set CUDA_HOME to its folder"
+            "no nvcc found, which makes code for NVIDIA's GPUs; install the CUDA toolkit and put nvcc on "
+            "PATH, or set CUDA_HOME to its folder"
         )
     return found
 
 
-def compile_cubin(source: str, arch: str) -> Cubin:
+def compile_cubin(source: str, arch: str, portable: bool = False) -> Cubin:
     """Compile CUDA C for the architecture `arch`, such as `sm_80`.
 
+    With `portable` the image also holds PTX, of which the driver makes code for newer architectures; there is
+    none for those of an `a`, whose instructions no other has.
     Raises BuildError with nvcc's first complaint.
     """
     with tempfile.TemporaryDirectory(prefix="tcomp-nvcc-") as folder:
         code, output = Path(folder, "kernel.cu"), Path(folder, "kernel.cubin")
         code.write_text(source)
-        command = [find_nvcc(), *_FLAGS, f"-arch={arch}", f"-I{HEADERS}", "--cubin", "-o", output, code]
+        form = _forms(arch, portable)
+        command = [find_nvcc(), *_FLAGS, *form, f"-I{HEADERS}", "-o", output, code]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0 or not output.exists():
             raise BuildError(f"nvcc for {arch} failed: {_complaint(done.stderr + done.stdout)}")
         return Cubin(output.read_bytes(), _resources(done.stderr + done.stdout))
+
+
+def _forms(arch: str, portable: bool) -> tuple[str, ...]:
+    """Options for what the image holds."""
+    if not portable or arch.endswith("a"):
+        return f"-arch={arch}", "--cubin"
+    virtual = arch.replace("sm", "compute")
+    return "-gencode", f"arch={virtual},code=[{arch},{virtual}]", "--fatbin"
 
 
 def _complaint(text: str) -> str:

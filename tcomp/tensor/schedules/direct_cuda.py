@@ -30,11 +30,11 @@ from tcomp.tvm_api import Tensor, te, tirx
 
 
 class DirectCuda(Template):
-    """Steps: inline everything into each output, sums of products as loops; number its elements as they lie in
-    memory; give each thread one.
+    """Steps: inline everything into each output, sums of products as loops; number its elements as they lie
+    in memory; give each thread one.
 
-    Every operator that is an expression of its operands has such a kernel. Sums that are read at many places, as
-    those of a softmax, are computed anew at each.
+    Every operator that is an expression of its operands has such a kernel. Sums that are read at many places,
+    as those of a softmax, are computed anew at each.
     """
 
     name = "direct_cuda"

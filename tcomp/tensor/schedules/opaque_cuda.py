@@ -1,4 +1,4 @@
-"""Operators whose compute states loops of its own, on GPUs: one thread, which no other template replaces yet."""
+"""Operators whose compute states loops of its own, on GPUs: one thread does them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tcomp.tvm_api import PrimFunc, s_tir, te, tirx, tvm
 
 
 class OpaqueCuda(Template):
-    """The loops as the operators' tensor expressions say, by one thread: for small tensors alone fast enough."""
+    """The loops as the operators' tensor expressions say, by one thread: fine for small tensors alone."""
 
     name = "opaque_cuda"
     family = "cuda"

@@ -56,7 +56,7 @@ API int cuDeviceGet(int *device, int number) { *device = number; return number <
 API int cuDeviceGetName(char *name, int bytes, int) { snprintf(name, bytes, "Emulated GPU"); return OK; }
 API int cuDeviceGetAttribute(int *value, int which, int) {
   long capability = setting("EMULATED_CAPABILITY", 80);
-  static const std::map<int, int> KNOWN = {{13, 1410000}, {16, 108}, {36, 0}, {37, 5120}, {38, 40 << 20},
+  static const std::map<int, int> KNOWN = {{13, 1410000}, {16, 108}, {36, 0}, {37, 5120}, {38, 1 << 20},
                                            {39, 2048}, {81, 164 << 10}, {82, 65536}, {97, 163 << 10}};
   if (which == 75) *value = capability / 10;
   else if (which == 76) *value = capability % 10;
