@@ -1,42 +1,13 @@
-"""Convolutions on tensor cores: numbers on an emulated GPU."""
+"""Convolutions on tensor cores compute what the reference does, on an emulated GPU."""
 
 from __future__ import annotations
 
 import pytest
-from test_matmul_mma import assert_computes
+from mma_kernels import assert_computes, conv, in_blocks
 
-from tcomp.relay.builder import GraphBuilder
-from tcomp.relay.graph import Attr, Value
 from tcomp.target.target import Target
-from tcomp.tensor.kernel import Kernel
 
 TEMPLATE = "conv_mma_cuda"
-
-
-def conv(
-    data: tuple[int, ...],
-    weight: tuple[int, ...],
-    epilogue: bool = False,
-    constant: bool = True,
-    dtype: str = "float16",
-    **attrs: Attr,
-) -> Kernel:
-    """A convolution; with `epilogue`, followed by a bias, a residual of the output's shape, and relu."""
-    builder = GraphBuilder()
-    operands = [builder.input("data", data, dtype), builder.input("weight", weight, dtype)]
-    result: Value = builder.op(f"conv{len(weight) - 2}d", *operands, **attrs)
-    if epilogue:
-        shape = result.type.static_shape
-        bias = builder.input("bias", (1, shape[1], 1, 1, *shape[4:]), result.dtype)
-        residual = builder.input("residual", shape, result.dtype)
-        result = builder.op("relu", builder.op("add", builder.op("add", result, bias), residual))
-    return Kernel(builder.build(result), frozenset({1}) if constant else frozenset())
-
-
-def in_blocks(data: int, out: int) -> dict[str, Attr]:
-    return {"data_layout": f"NCHW{data}c", "out_layout": f"NCHW{out}c"}
-
-
 P = (1, 1, 1, 1)
 KERNELS = {
     "all channels of a pixel": conv((1, 1, 6, 7, 24), (16, 24, 3, 3), True, padding=P, **in_blocks(24, 16)),

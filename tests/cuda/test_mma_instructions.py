@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from ctypes import c_void_p
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from tcomp.relay.types import Array, TensorType, numpy_dtype
 from tcomp.target.cuda_driver import driver
 from tcomp.target.target import Target
 
-REAL_NVCC = Path("/usr/local/cuda/bin/nvcc")
 DEPTH = {"float16": 16, "bfloat16": 16, "tf32": 8, "int8": 32}
 """Of one instruction: 32 bytes."""
 
@@ -121,10 +119,9 @@ def test_matrices_are_copied_and_loaded(gpu: Target) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
-def test_nvcc_takes_every_instruction(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not REAL_NVCC.exists():
-        pytest.skip(f"no {REAL_NVCC}")
-    monkeypatch.setenv("PATH", f"{REAL_NVCC.parent}:{Path(shutil.which('gcc') or '/usr/bin/gcc').parent}")
+def test_nvcc_takes_every_instruction(arch: str) -> None:
+    if shutil.which("nvcc") is None:
+        pytest.skip("no nvcc: install the CUDA toolkit")
     for dtype in DEPTH:
         source = MULTIPLY.format(dtype=dtype, sum="int" if dtype == "int8" else "float")
         assert compile_cubin(source, arch).resources["kernel"].spilled_bytes == 0
