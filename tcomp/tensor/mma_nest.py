@@ -92,7 +92,6 @@ class _Side:
         plan, threads = self.plan, self.plan.threads
         line = tirx.floordiv(self.thread, self.chunks)
         chunk = tirx.floormod(self.thread, self.chunks)
-        place = line * self.chunks + tirx.bitwise_xor(chunk, swizzle(line, self.chunks))
         statements: list[Statement] = []
         for number in range(self.block_rows * plan.depth_chunks // threads):
             at = line + number * threads // self.chunks
@@ -108,7 +107,8 @@ class _Side:
             source = tirx.address_of(
                 tirx.BufferLoad(self.operand.buffer, list(self.operand.index(self.batch, row, k)))
             )
-            target = stage(place + (self.begin + number * threads))
+            place = at * self.chunks + tirx.bitwise_xor(chunk, swizzle(at, self.chunks))
+            target = stage(place + self.begin)
             statements.append(_call("tcomp_copy_async", target, source, inside))
         return statements
 

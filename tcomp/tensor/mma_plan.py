@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from math import inf
 
 from tcomp.relay.types import numpy_dtype
 from tcomp.target.target import Gpu
@@ -35,8 +34,11 @@ _DEFAULT_BLOCKS = (
     (64, 64, 32, 32), (32, 128, 32, 32), (32, 64, 16, 32), (16, 128, 16, 32), (16, 64, 16, 16),
 )  # fmt: skip
 """Tiles of blocks and warps that a default may have: 128 threads or more."""
-_INSTRUCTION_CYCLES = 2
-"""Of a multiprocessor's four tensor cores together, for one instruction."""
+_CLOCK = 1.5e9
+"""Cycles a second, near enough for all."""
+_LEAST_CYCLES = 1.3
+"""That a multiprocessor's tensor cores take for one of these instructions: from sm_90 on, other instructions
+alone reach their rate."""
 _SHARED_BYTES = 128
 """That shared memory gives in a cycle."""
 _CACHE_BYTES = 48
@@ -138,6 +140,11 @@ class MmaPlan:
             return f"a depth of {self.depth} has no {self.splits} parts"
         return None
 
+    def _instruction_cycles(self, gpu: Gpu) -> float:
+        """Of one multiprocessor's tensor cores together, for one instruction."""
+        operations = 2 * 16 * 8 * 2 * self.chunk
+        return max(_LEAST_CYCLES, operations * gpu.processors * _CLOCK / gpu.flops[self.dtype])
+
     def cycles(self, gpu: Gpu) -> float:
         """Estimated cycles: of the busiest of tensor cores, shared memory and second-level cache, in whole
         rounds of the blocks that run at once."""
@@ -146,9 +153,8 @@ class MmaPlan:
         instructions = self.block_rows // 16 * (self.block_columns // 8) * along
         read = warps * (self.warp_rows + self.warp_columns) * self.depth_chunks * CHUNK_BYTES
         copied = self.stage_chunks * CHUNK_BYTES
-        step = max(
-            instructions * _INSTRUCTION_CYCLES, (read + copied) / _SHARED_BYTES, copied / _CACHE_BYTES
-        ) + _STEP_CYCLES  # fmt: skip
+        multiply = instructions * self._instruction_cycles(gpu)
+        step = max(multiply, (read + copied) / _SHARED_BYTES, copied / _CACHE_BYTES) + _STEP_CYCLES
         fitting = min(
             gpu.registers // (self.registers * self.threads),
             gpu.shared_bytes // (self.shared_bytes + 1024),
@@ -182,10 +188,13 @@ def _defaults(dtype: str, extents: tuple[int, int, int, int], gpu: Gpu) -> Itera
         for depth_chunks in (4, 8):
             for stages in (4, 3):
                 plan = MmaPlan(dtype, *extents, *block, depth_chunks, stages)
-                for splits in _SPLITS:
-                    split = replace(plan, splits=splits)
-                    if split.complaint(gpu) is None and split.cycles(gpu) < inf:
-                        yield split
+                splits = (replace(plan, splits=n) for n in _SPLITS)
+                yield from (split for split in splits if split.complaint(gpu) is None)
+
+
+def estimated_cycles(dtype: str, extents: tuple[int, int, int, int], nbytes: int, gpu: Gpu) -> float:
+    """Of the default plan, which moves `nbytes` from and to the device's memory at least."""
+    return max(default_plan(dtype, extents, gpu).cycles(gpu), nbytes * _CLOCK / gpu.bytes_per_second)
 
 
 def plan_space(dtype: str, extents: tuple[int, int, int, int], gpu: Gpu) -> Space:

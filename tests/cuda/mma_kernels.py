@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from tcomp.codegen.jit import build_kernel
+from tcomp.codegen.jit import build_scheduled
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.evaluate import evaluate
 from tcomp.relay.graph import Attr, Value
 from tcomp.relay.types import Array, numpy_dtype
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.template import template_for
+from tcomp.tensor.template import TEMPLATES
 
 SMALL = {
     "block_rows": 32, "block_columns": 32, "warp_rows": 32, "warp_columns": 16, "depth_chunks": 4,
@@ -58,10 +58,12 @@ def arrays_for(kernel: Kernel) -> list[Array]:
 
 
 def assert_computes(kernel: Kernel, gpu: Target, template: str, **knobs: int) -> None:
-    assert template_for(kernel, gpu).name == template
+    schedule = TEMPLATES[template]
+    assert schedule.accepts(kernel, gpu)
+    config = {**SMALL, **knobs}
+    schedule.space(kernel, gpu).check(config)
     arrays = arrays_for(kernel)
-    config = {**template_for(kernel, gpu).space(kernel, gpu).default, **SMALL, **knobs}
-    (found,) = build_kernel(kernel, gpu, config)(arrays)
+    (found,) = build_scheduled(kernel, schedule.apply(kernel, gpu, config), gpu)(arrays)
     (expected,) = evaluate(kernel.body, arrays)
     assert found.dtype == expected.dtype
     np.testing.assert_allclose(found.astype("float64"), expected.astype("float64"), rtol=2e-3, atol=1e-6)

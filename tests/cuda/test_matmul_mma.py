@@ -8,7 +8,7 @@ from mma_kernels import assert_computes, matmul
 from tcomp.target.target import Target
 
 KERNELS = {
-    "whole tiles": (matmul((64, 64), (64, 64)), {}),
+    "whole tiles": (matmul((64, 64), (64, 128)), {"block_columns": 128, "warp_columns": 64}),
     "ragged": (matmul((50, 72), (72, 40), "bias", "relu"), {}),
     "odd columns, packed": (matmul((33, 40), (40, 27), "bias", constant=True), {}),
     "transposed": (matmul((72, 40), (56, 72), transpose_a=True, transpose_b=True), {"stages": 2}),
@@ -31,7 +31,7 @@ KERNELS = {
 }  # fmt: skip
 
 
-FEW = ("ragged", "transposed", "parts of the depth", "int8, packed")
+FEW = ("whole tiles", "ragged", "transposed", "parts of the depth", "int8, packed")
 """Those that are always tested: g++ takes long for each."""
 
 

@@ -17,7 +17,7 @@ from tcomp.errors import ScheduleError
 from tcomp.target.target import TARGETS
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.mma_plan import MmaPlan, default_plan
-from tcomp.tensor.template import schedule, template_for
+from tcomp.tensor.template import TEMPLATES, schedule, template_for
 
 ARCHITECTURES = ("sm_80", "sm_90a")
 LARGE = {
@@ -78,11 +78,12 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("depth_chunks", [4, 8])
+@pytest.mark.parametrize(("block_columns", "depth_chunks"), [(64, 4), (64, 8), (128, 4)])
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_no_two_lines_share_banks(name: str, depth_chunks: int) -> None:
+def test_no_two_lines_share_banks(name: str, block_columns: int, depth_chunks: int) -> None:
     """The 8 lines of a matrix, and what 8 threads copy, are 16 bytes each of all 32 banks."""
-    code = code_of(LAYOUTS[name], "sm_80", **{**SMALL, "block_columns": 64, "depth_chunks": depth_chunks})
+    knobs = {**SMALL, "block_columns": block_columns, "warp_columns": 32, "depth_chunks": depth_chunks}
+    code = code_of(LAYOUTS[name], "sm_80", **knobs)
     threads = code.launches[0].block[0]
     accesses = re.findall(r"(tcomp_load_matrices\w*|tcomp_copy_async)(.*)", code.source)
     assert {what for what, _ in accesses} > {"tcomp_copy_async"}
@@ -131,3 +132,22 @@ def test_defaults_fill_the_processors() -> None:
     assert small.block_rows * small.block_columns < 128 * 128
     assert long.splits > 1
     assert long.blocks >= gpu.processors // 2
+
+
+def test_tensor_cores_are_the_default_where_the_gpu_has_them() -> None:
+    def name(kernel: Kernel, target: str) -> str:
+        return template_for(kernel, TARGETS[target]).name
+
+    float32 = matmul((64, 64), (64, 64), dtype="float32")
+    assert name(LARGE["matmul"], "cuda:sm_80") == "matmul_mma_cuda"
+    assert name(LARGE["conv"], "cuda:sm_90a") == "conv_mma_cuda"
+    assert "mma" not in name(LARGE["matmul"], "cuda:sm_75")
+    assert "mma" not in name(float32, "cuda:sm_80")
+
+
+def test_estimates_know_computing_and_memory() -> None:
+    """4096^3 at 312 TFLOP/s is 661,000 cycles of 1.5 GHz; one row reads 32 MiB at 1.555 TB/s."""
+    target = TARGETS["nvidia/a100"]
+    template = TEMPLATES["matmul_mma_cuda"]
+    assert 661e3 < template.estimate(LARGE["matmul"], target) < 1.5 * 661e3
+    assert 32e3 < template.estimate(LARGE["matmul, one row"], target) < 1.5 * 33e3

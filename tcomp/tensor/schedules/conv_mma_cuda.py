@@ -23,7 +23,7 @@ from tcomp.tensor.knobs import Config, Space
 from tcomp.tensor.loops import Buffer, Elements, Expression, Statement
 from tcomp.tensor.mma_kernel import materialize, multiplies, padded, schedule_mma, stored_in_vectors
 from tcomp.tensor.mma_nest import MmaOperand
-from tcomp.tensor.mma_plan import chunk_elements, plan_of, plan_space
+from tcomp.tensor.mma_plan import chunk_elements, estimated_cycles, plan_of, plan_space
 from tcomp.tensor.template import TEMPLATES, Packing, Scheduled, Template
 from tcomp.tensor.threads import digits
 
@@ -53,6 +53,11 @@ class ConvMmaCuda(Template):
         assert target.gpu is not None
         windows = _Windows(kernel)
         return plan_space(windows.conv.dtype, windows.extents, target.gpu)
+
+    def estimate(self, kernel: Kernel, target: Target) -> float:
+        assert target.gpu is not None
+        windows = _Windows(kernel)
+        return estimated_cycles(windows.conv.dtype, windows.extents, kernel.nbytes, target.gpu)
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         windows = _Windows(kernel)

@@ -19,7 +19,7 @@ from tcomp.tensor.knobs import Config, Space
 from tcomp.tensor.loops import Elements, Expression, Statement, constant
 from tcomp.tensor.mma_kernel import materialize, multiplies, padded, schedule_mma, stored_in_vectors
 from tcomp.tensor.mma_nest import MmaOperand
-from tcomp.tensor.mma_plan import chunk_elements, plan_of, plan_space
+from tcomp.tensor.mma_plan import chunk_elements, estimated_cycles, plan_of, plan_space
 from tcomp.tensor.product import Product
 from tcomp.tensor.template import TEMPLATES, Packing, Scheduled, Template
 from tcomp.tensor.threads import digits
@@ -46,6 +46,11 @@ class MatmulMmaCuda(Template):
         assert target.gpu is not None
         matrices = _Matrices(kernel)
         return plan_space(matrices.product.left.dtype, matrices.extents, target.gpu)
+
+    def estimate(self, kernel: Kernel, target: Target) -> float:
+        assert target.gpu is not None
+        matrices = _Matrices(kernel)
+        return estimated_cycles(matrices.product.left.dtype, matrices.extents, kernel.nbytes, target.gpu)
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         matrices = _Matrices(kernel)
