@@ -169,8 +169,8 @@ class MmaPlan:
             together -= full * resident * gpu.processors
         if self.splits == 1:
             return rounds
-        moved = (self.splits + 1) * self.batch * self.rows * self.columns * 4
-        return rounds + _LAUNCH_CYCLES + moved / (_CACHE_BYTES * gpu.processors)
+        moved = 2 * self.splits * self.batch * self.rows * self.columns * 4
+        return rounds + _LAUNCH_CYCLES + _BLOCK_CYCLES + moved / (_CACHE_BYTES * gpu.processors)
 
 
 def chunk_elements(dtype: str) -> int:
