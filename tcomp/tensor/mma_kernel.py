@@ -14,10 +14,10 @@ from tcomp.target.target import Target
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.convolution import accumulator_dtype
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.loops import Buffer, Elements, Expression, Statement, constant
+from tcomp.tensor.loops import Buffer, Elements, Expression, Statement, constant, local, unrolled
 from tcomp.tensor.loops import sequence as in_order
 from tcomp.tensor.mma_nest import MmaNest, MmaOperand
-from tcomp.tensor.mma_plan import CAPABILITY, DTYPES, MmaPlan
+from tcomp.tensor.mma_plan import CAPABILITY, DTYPES, MmaPlan, chunk_elements
 from tcomp.tensor.template import Scheduled
 from tcomp.tensor.threads import digits, spread
 from tcomp.tvm_api import tirx
@@ -44,17 +44,34 @@ def materialize(
     shape: Sequence[int],
     dtype: str,
     name: str,
+    chunk_axis: int,
     element: Callable[[Elements, list[Expression]], Expression],
 ) -> tuple[Statement, Buffer]:
-    """A launch that fills a scratch buffer of `shape` with `element(elements, index)`."""
+    """A launch that fills a scratch buffer of `shape` with `element(elements, index)`.
+
+    Each thread makes a chunk of the last axis. Chunks are counted before axis `chunk_axis` of `shape`: the
+    axes behind it are those along which threads of a warp read neighbours.
+    """
     buffer = anchored.add_scratch(shape, dtype, name)
+    size = chunk_elements(dtype)
+    *outer, last = shape
+    order = [*outer[:chunk_axis], last // size, *outer[chunk_axis:]]
 
-    def point(number: Expression) -> Statement:
-        index, elements = digits(number, shape), anchored.elements()
-        value = element(elements, index)
-        return in_order([*elements.statements, tirx.BufferStore(buffer, value, index)])
+    def fill(number: Expression) -> Statement:
+        index = digits(number, order)
+        first = index.pop(chunk_axis) * size
+        allocate, chunk = local((size,), dtype, "chunk")
 
-    return spread(prod(shape), _THREADS, point), buffer
+        def one(i: Expression) -> Statement:
+            elements = anchored.elements()
+            value = element(elements, [*index, first + i])
+            return in_order([*elements.statements, tirx.BufferStore(chunk, value, [i])])
+
+        place = tirx.address_of(tirx.BufferLoad(buffer, [*index, first]))
+        store = tirx.call_extern("int32", "tcomp_store_chunk", place, tirx.address_of(chunk[0]))
+        return in_order([allocate, unrolled(size, one), tirx.Evaluate(store)])
+
+    return spread(prod(order), _THREADS, fill), buffer
 
 
 def padded(

@@ -149,7 +149,9 @@ class _Windows:
                 conv.dtype,
             )
 
-        launch, buffer = materialize(anchored, shape, conv.dtype, "pixels", element)
+        launch, buffer = materialize(
+            anchored, shape, conv.dtype, "pixels", 1 if conv.in_block == 1 else len(shape) - 1, element
+        )
         before.append(launch)
         return self._windows_of(buffer, 0)
 
@@ -199,7 +201,7 @@ class _Windows:
             return padded(column, conv.out_channels, of_channel, conv.dtype)
 
         shape = (self.columns, self.taps * self.channels)
-        launch, buffer = materialize(anchored, shape, conv.dtype, "weights", element)
+        launch, buffer = materialize(anchored, shape, conv.dtype, "weights", 1, element)
         before.append(launch)
         return MmaOperand(buffer, index)
 

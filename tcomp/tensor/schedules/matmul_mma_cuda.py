@@ -145,7 +145,9 @@ class _Matrices:
 
             return padded(k, product.depth, value, dtype)
 
-        launch, buffer = materialize(anchored, shape, dtype, "left", element)
+        launch, buffer = materialize(
+            anchored, shape, dtype, "left", len(shape) - (2 if product.transpose_left else 1), element
+        )
         before.append(launch)
         return MmaOperand(buffer, lambda batch, row, k: [*digits(batch, product.batch), row, k])
 
@@ -163,7 +165,7 @@ class _Matrices:
                 lambda batch, column, k: product.right_index(digits(batch, product.batch), k, column),
                 product.transpose_right,
             )
-        dtype = product.right.dtype
+        shape, dtype = self._right_shape, product.right.dtype
 
         def element(elements: Elements, at: list[Expression]) -> Expression:
             *batch, column, k = at
@@ -175,7 +177,9 @@ class _Matrices:
 
             return padded(k, product.depth, value, dtype)
 
-        launch, buffer = materialize(anchored, self._right_shape, dtype, "right", element)
+        launch, buffer = materialize(
+            anchored, shape, dtype, "right", len(shape) - (1 if product.transpose_right else 2), element
+        )
         before.append(launch)
         return MmaOperand(buffer, packed)
 

@@ -43,6 +43,11 @@ __device__ __forceinline__ void tcomp_copy_async(void *shared, const void *globa
                : "memory");
 }
 
+// Stores 16 bytes at once.
+__device__ __forceinline__ void tcomp_store_chunk(void *to, const void *from) {
+  *static_cast<uint4 *>(to) = *static_cast<const uint4 *>(from);
+}
+
 // The copies that this thread began since the last commit are one group.
 __device__ __forceinline__ void tcomp_commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
