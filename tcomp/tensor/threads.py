@@ -16,6 +16,8 @@ Body = Callable[[Sequence[Expression], Sequence[Expression]], Statement]
 _THREAD_INDEX = 1
 """TVM's `IterVar::kThreadIndex`."""
 _AXES = "xyz"
+DYNAMIC_SHARED = "shared.dyn"
+"""The scope of shared memory whose size is given at launch."""
 
 
 def launch(grid: Sequence[int], block: Sequence[int], body: Body) -> Statement:
@@ -39,6 +41,12 @@ def launch(grid: Sequence[int], block: Sequence[int], body: Body) -> Statement:
 def shared(shape: Sequence[int], dtype: str, name: str) -> tuple[Statement, Buffer]:
     """A buffer that the threads of a block have in common, at most 48 KiB of them in a kernel."""
     buffer = tirx.decl_buffer(list(shape), dtype, name=name, scope="shared")
+    return tirx.AllocBuffer(buffer), buffer
+
+
+def dynamic_shared(shape: Sequence[int], dtype: str, name: str) -> tuple[Statement, Buffer]:
+    """As `shared`, of any size that the target's blocks may have. A launch has at most one such buffer."""
+    buffer = tirx.decl_buffer(list(shape), dtype, name=name, scope=DYNAMIC_SHARED)
     return tirx.AllocBuffer(buffer), buffer
 
 

@@ -24,6 +24,10 @@ KERNELS: Mapping[str, Kernel] = {
     "sum of columns": kernel("reduce_sum", (64, 56, 56), axes=(0,), keepdims=False),
     "matmul": kernel("matmul", (128, 768), (768, 768)),
     "conv2d": kernel("conv2d", (1, 64, 56, 56), (64, 64, 3, 3), padding=(1, 1, 1, 1)),
+    "matmul, float16": kernel("matmul", (128, 768), (768, 768), dtype="float16"),
+    "conv2d, float16": kernel(
+        "conv2d", (1, 64, 56, 56), (64, 64, 3, 3), dtype="float16", padding=(1, 1, 1, 1)
+    ),
     "depthwise": kernel("conv2d", (1, 96, 56, 56), (96, 1, 3, 3), padding=(1, 1, 1, 1), groups=96),
     "max_pool2d": kernel(
         "max_pool2d", (1, 64, 112, 112), kernel=(3, 3), strides=(2, 2), padding=(1, 1, 1, 1)

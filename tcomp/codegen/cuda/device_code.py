@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -10,11 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from tcomp.errors import BuildError
+from tcomp.relay.types import numpy_dtype
 from tcomp.target.target import Target
+from tcomp.tensor.threads import DYNAMIC_SHARED
 from tcomp.tvm_api import PrimFunc, global_function, structural_mutate, structural_walk, tirx, tvm
 
 HEADERS = Path(__file__).parent / "device"
 """What generated code includes."""
+_DEVICE_FUNCTION = re.compile(r"\btcomp_\w+")
+"""A function of a header."""
 _DEVICE_KERNEL = 2
 """`calling_conv` of a function that the driver launches."""
 _EXTENT = "thread_extent"
@@ -59,7 +64,18 @@ def device_code(function: PrimFunc, symbol: str, target: Target) -> DeviceCode:
         raise BuildError(
             f"code generation for {symbol} on target `{target.name}` failed: {reason[-1]}"
         ) from error
-    return DeviceCode(source, tuple(_launch(name, part) for name, part in zip(symbols, parts, strict=True)))
+    return DeviceCode(
+        _includes(source) + source,
+        tuple(_launch(name, part) for name, part in zip(symbols, parts, strict=True)),
+    )
+
+
+def _includes(source: str) -> str:
+    """Directives for the headers whose functions `source` calls."""
+    called = set(_DEVICE_FUNCTION.findall(source))
+    headers = sorted(HEADERS.glob("*.cuh"))
+    needed = [h.name for h in headers if called & set(_DEVICE_FUNCTION.findall(h.read_text()))]
+    return "".join(f'#include "{name}"\n' for name in needed)
 
 
 def _device_function(function: PrimFunc, part: Any, symbol: str, target: Target) -> PrimFunc:
@@ -129,14 +145,20 @@ def _offset(indices: Sequence[Any], shape: Sequence[Any]) -> Any:
 
 def _launch(symbol: str, part: Any) -> Launch:
     extents = dict.fromkeys(_AXES, 1)
+    shared_bytes: list[int] = []
 
     def on_attribute(statement: Any) -> None:
         if statement.attr_key == _EXTENT:
             extents[str(statement.node.thread_tag)] = int(statement.value)
 
-    structural_walk(part, (tirx.AttrStmt, on_attribute))
+    def on_allocation(allocation: Any) -> None:
+        if str(allocation.buffer.scope()) == DYNAMIC_SHARED:
+            itemsize = numpy_dtype(str(allocation.buffer.dtype)).itemsize
+            shared_bytes.append(prod(int(d) for d in allocation.buffer.shape) * itemsize)
+
+    structural_walk(part, [(tirx.AttrStmt, on_attribute), (tirx.AllocBuffer, on_allocation)])
     x, y, z, *block = extents.values()
-    return Launch(symbol, (x, y, z), (block[0], block[1], block[2]))
+    return Launch(symbol, (x, y, z), (block[0], block[1], block[2]), sum(shared_bytes))
 
 
 def _tvm_target(target: Target) -> Any:

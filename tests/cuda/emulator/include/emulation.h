@@ -38,6 +38,8 @@ inline unsigned emulated_current;
 inline void (*emulated_function)(void **);
 inline void **emulated_arguments;
 inline const size_t EMULATED_STACK = 1 << 17;
+inline unsigned emulated_blocks;  // that have begun
+alignas(1024) inline unsigned char emulated_dynamic_shared[227 << 10];
 
 // Saves the registers that a call keeps, and goes on where `to` was saved.
 extern "C" void emulated_switch(void **from, void *to);
@@ -98,6 +100,8 @@ inline void emulated_warp(unsigned first, unsigned end) {
 
 inline void emulated_block(void (*function)(void **), void **arguments, int waits) {
   unsigned count = blockDim.x * blockDim.y * blockDim.z;
+  emulated_blocks++;
+  memset(emulated_dynamic_shared, 0xff, sizeof emulated_dynamic_shared);  // uninitialised memory must not look like zeros
   if (!waits) {
     for (unsigned i = 0; i < count; i++) {
       emulated_place(i);
@@ -194,4 +198,3 @@ EMULATED_VECTORS(unsigned short, ushort)
 EMULATED_VECTORS(long long, longlong)
 EMULATED_VECTORS(unsigned long long, ulonglong)
 
-alignas(1024) inline unsigned char buf_dyn_shmem[256 << 10];

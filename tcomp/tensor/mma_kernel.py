@@ -1,0 +1,132 @@
+"""Kernels on tensor cores around the launch that multiplies.
+
+Operands that are not in memory as it needs them, sums of parts of the depth, what follows the product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any
+
+from tcomp.relay.op import OPS, FusionKind
+from tcomp.target.target import Target
+from tcomp.tensor.anchored import Anchored
+from tcomp.tensor.convolution import accumulator_dtype
+from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.loops import Buffer, Elements, Expression, Statement, constant, local, unrolled
+from tcomp.tensor.loops import sequence as in_order
+from tcomp.tensor.mma_nest import MmaNest, MmaOperand
+from tcomp.tensor.mma_plan import CAPABILITY, DTYPES, MmaPlan, chunk_elements
+from tcomp.tensor.template import Scheduled
+from tcomp.tensor.threads import digits, spread
+from tcomp.tvm_api import tirx
+
+Index = Callable[[Expression, Expression, Expression], Sequence[Any]]
+_THREADS = 256
+_VECTORS = ("float32", "float16")
+"""Types that CUDA has vectors of which TVM computes with."""
+
+
+def multiplies(kernel: Kernel, target: Target) -> bool:
+    """Whether tensor cores of `target` multiply what the anchor of `kernel` does."""
+    anchor, gpu = kernel.anchor, target.gpu
+    if anchor is None or gpu is None or gpu.capability < CAPABILITY:
+        return False
+    dtype = anchor.inputs[0].dtype
+    return (
+        dtype in DTYPES and dtype in gpu.flops and all(prod(v.type.static_shape) > 0 for v in anchor.inputs)
+    )
+
+
+def materialize(
+    anchored: Anchored,
+    shape: Sequence[int],
+    dtype: str,
+    name: str,
+    chunk_axis: int,
+    element: Callable[[Elements, list[Expression]], Expression],
+) -> tuple[Statement, Buffer]:
+    """A launch that fills a scratch buffer of `shape` with `element(elements, index)`.
+
+    Each thread makes a chunk of the last axis. Chunks are counted before axis `chunk_axis` of `shape`: the
+    axes behind it are those along which threads of a warp read neighbours.
+    """
+    buffer = anchored.add_scratch(shape, dtype, name)
+    size = chunk_elements(dtype)
+    *outer, last = shape
+    order = [*outer[:chunk_axis], last // size, *outer[chunk_axis:]]
+
+    def fill(number: Expression) -> Statement:
+        index = digits(number, order)
+        first = index.pop(chunk_axis) * size
+        allocate, chunk = local((size,), dtype, "chunk")
+
+        def one(i: Expression) -> Statement:
+            elements = anchored.elements()
+            value = element(elements, [*index, first + i])
+            return in_order([*elements.statements, tirx.BufferStore(chunk, value, [i])])
+
+        place = tirx.address_of(tirx.BufferLoad(buffer, [*index, first]))
+        store = tirx.call_extern("int32", "tcomp_store_chunk", place, tirx.address_of(chunk[0]))
+        return in_order([allocate, unrolled(size, one), tirx.Evaluate(store)])
+
+    return spread(prod(order), _THREADS, fill), buffer
+
+
+def padded(
+    position: Expression, extent: int, value: Callable[[Expression], Expression], dtype: str
+) -> Expression:
+    """`value(position)`, zero from `extent` on."""
+    inside = value(tirx.min(position, constant(extent - 1)))
+    return tirx.Select(position < extent, inside, tirx.const(0, dtype))
+
+
+def schedule_mma(
+    anchored: Anchored,
+    plan: MmaPlan,
+    before: Sequence[Statement],
+    left: MmaOperand,
+    right: MmaOperand,
+    index: Index,
+    vector: int,
+) -> Scheduled:
+    """The launches of a product; `index(batch, row, column)` is where the anchor's output has a sum.
+
+    `vector` sums of neighbouring columns lie side by side in every output.
+    """
+    if plan.splits == 1:
+
+        def finish(
+            part: Expression, batch: Expression, row: Expression, column: Expression, value: Expression
+        ) -> Statement:
+            return anchored.finish(index(batch, row, column), value)
+
+        return anchored.scheduled([*before, MmaNest(plan, left, right, finish, vector).statement])
+    shape = (plan.batch, plan.rows, plan.columns)
+    parts = anchored.add_scratch((plan.splits, *shape), accumulator_dtype(plan.dtype), "parts")
+
+    def keep(
+        part: Expression, batch: Expression, row: Expression, column: Expression, value: Expression
+    ) -> Statement:
+        return tirx.BufferStore(parts, value, [part, batch, row, column])
+
+    def add(number: Expression) -> Statement:
+        at = digits(number, shape)
+        total = tirx.BufferLoad(parts, [0, *at])
+        for part in range(1, plan.splits):
+            total = total + tirx.BufferLoad(parts, [part, *at])
+        variable = tirx.Var("total", str(parts.dtype))
+        return in_order([tirx.Bind(variable, total), anchored.finish(index(*at), variable)])
+
+    nest = MmaNest(plan, left, right, keep, 2 if plan.columns % 2 == 0 else 1)
+    return anchored.scheduled([*before, nest.statement, spread(prod(shape), _THREADS, add)])
+
+
+def stored_in_vectors(kernel: Kernel, columns: int) -> bool:
+    """Whether two neighbours of `columns` side by side in the output are computed as one vector."""
+    others = [n for n in kernel.body.nodes if n is not kernel.anchor]
+    values = [v for n in others for v in (*n.inputs, *n.outputs)] + list(kernel.body.outputs)
+    types = {v.dtype for v in values}
+    elementwise = all(OPS[n.op].kind is FusionKind.ELEMENTWISE for n in others)
+    return columns % 2 == 0 and elementwise and types <= set(_VECTORS)

@@ -1,0 +1,212 @@
+"""How a matrix product is cut for tensor cores: tiles of blocks and warps, stages, and what they take.
+
+A block computes `block_rows x block_columns` sums in steps of `depth_chunks` chunks of depth, each of its
+warps `warp_rows x warp_columns` of them. A chunk is 16 bytes: what one thread copies at a time, and one row
+of the matrices of 8 rows that `ldmatrix` reads. An instruction multiplies 16 rows by 8 columns over two
+chunks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from tcomp.relay.types import numpy_dtype
+from tcomp.target.target import Gpu
+from tcomp.tensor.knobs import Config, Ordered, Space
+
+CHUNK_BYTES = 16
+CAPABILITY = 80
+"""From which GPUs have these instructions."""
+DTYPES = ("float16", "bfloat16", "int8")
+"""Types of operands."""
+MATRIX = 8
+"""Rows of a matrix of `ldmatrix`, and chunks of 16 bytes in a line of all 32 banks."""
+_BLOCKS = (16, 32, 64, 128, 256)
+_WARPS = (16, 32, 64)
+_STAGES = (2, 3, 4, 5)
+_SPLITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+_GROUPS = (1, 2, 4, 8, 16)
+_OTHER_REGISTERS = 44
+"""Addresses, conditions and counters of a thread, as nvcc has them."""
+_DEFAULT_BLOCKS = (
+    (256, 128, 64, 64), (128, 256, 64, 64), (128, 128, 64, 64), (128, 64, 64, 32), (64, 128, 32, 64),
+    (64, 64, 32, 32), (32, 128, 32, 32), (32, 64, 16, 32), (16, 128, 16, 32), (16, 64, 16, 16),
+)  # fmt: skip
+"""Tiles of blocks and warps that a default may have: 128 threads or more."""
+_CLOCK = 1.5e9
+"""Cycles a second, near enough for all."""
+_LEAST_CYCLES = 1.3
+"""That a multiprocessor's tensor cores take for one of these instructions: from sm_90 on, other instructions
+alone reach their rate."""
+_SHARED_BYTES = 128
+"""That shared memory gives in a cycle."""
+_CACHE_BYTES = 48
+"""That one multiprocessor gets from the second-level cache in a cycle."""
+_BUSY_WARPS = 8
+"""Warps of a multiprocessor that hide each other's latencies."""
+_STEP_CYCLES = 40
+"""Of a step's barrier and addresses."""
+_LAUNCH_CYCLES = 3000
+"""Of another launch, that adds parts."""
+_BLOCK_CYCLES = 1500
+"""Until a block's first copies are there and its last stores are out."""
+
+
+@dataclass(frozen=True)
+class MmaPlan:
+    """A product `[batch, rows, depth] x [batch, depth, columns]` and how it is cut.
+
+    `splits` parts of the depth are summed up by blocks of their own. Blocks that run at the same time share
+    `group` rows of tiles, so that they find most of their operands in the second-level cache.
+    """
+
+    dtype: str
+    batch: int
+    rows: int
+    columns: int
+    depth: int
+    """In elements, whole chunks."""
+    block_rows: int
+    block_columns: int
+    warp_rows: int
+    warp_columns: int
+    depth_chunks: int
+    stages: int
+    splits: int = 1
+    group: int = 8
+
+    @property
+    def chunk(self) -> int:
+        """Elements of a chunk."""
+        return chunk_elements(self.dtype)
+
+    @property
+    def block_depth(self) -> int:
+        return self.depth_chunks * self.chunk
+
+    @property
+    def warps(self) -> tuple[int, int]:
+        """Of a block, along rows and columns."""
+        return self.block_rows // self.warp_rows, self.block_columns // self.warp_columns
+
+    @property
+    def threads(self) -> int:
+        return self.warps[0] * self.warps[1] * Gpu.warp
+
+    @property
+    def tiles(self) -> tuple[int, int]:
+        """Of blocks, along rows and columns."""
+        return -(-self.rows // self.block_rows), -(-self.columns // self.block_columns)
+
+    @property
+    def steps(self) -> int:
+        """Of the depth of one part."""
+        return -(-self.depth // (self.block_depth * self.splits))
+
+    @property
+    def blocks(self) -> int:
+        return self.batch * self.splits * self.tiles[0] * self.tiles[1]
+
+    @property
+    def stage_chunks(self) -> int:
+        return (self.block_rows + self.block_columns) * self.depth_chunks
+
+    @property
+    def shared_bytes(self) -> int:
+        return self.stages * self.stage_chunks * CHUNK_BYTES
+
+    @property
+    def registers(self) -> int:
+        """Of a thread: its sums, and two sets of operands, one being loaded while the other is multiplied."""
+        sums = self.warp_rows * self.warp_columns // Gpu.warp
+        return sums + (self.warp_rows + self.warp_columns) // 2 + _OTHER_REGISTERS
+
+    def complaint(self, gpu: Gpu) -> str | None:
+        """Why this plan cannot run on `gpu`."""
+        block, warp = (self.block_rows, self.block_columns), (self.warp_rows, self.warp_columns)
+        if any(b % w for b, w in zip(block, warp, strict=True)):
+            return f"tiles of warps, {warp[0]}x{warp[1]}, do not fill the block's {block[0]}x{block[1]}"
+        if not 64 <= self.threads <= gpu.block_threads // 2:
+            return f"a block of {self.threads} threads; it must have 64 to {gpu.block_threads // 2}"
+        if any(side * self.depth_chunks % self.threads for side in block):
+            return f"{self.threads} threads do not share the copies of a {block[0]}x{block[1]} tile evenly"
+        if self.shared_bytes > gpu.block_shared_bytes:
+            return f"{self.shared_bytes} bytes of shared memory; a block has {gpu.block_shared_bytes}"
+        if self.registers > gpu.thread_registers or self.registers * self.threads > gpu.registers:
+            most = f"{gpu.thread_registers} each and {gpu.registers} together"
+            return f"{self.threads} threads of {self.registers} registers; they have {most}"
+        if self.splits > 1 and (self.splits - 1) * self.steps * self.block_depth >= self.depth:
+            return f"a depth of {self.depth} has no {self.splits} parts"
+        return None
+
+    def _instruction_cycles(self, gpu: Gpu) -> float:
+        """Of one multiprocessor's tensor cores together, for one instruction."""
+        operations = 2 * 16 * 8 * 2 * self.chunk
+        return max(_LEAST_CYCLES, operations * gpu.processors * _CLOCK / gpu.flops[self.dtype])
+
+    def cycles(self, gpu: Gpu) -> float:
+        """Estimated cycles: of the busiest of tensor cores, shared memory and second-level cache, in whole
+        rounds of the blocks that run at once."""
+        along = self.depth_chunks // 2
+        warps = self.threads // Gpu.warp
+        instructions = self.block_rows // 16 * (self.block_columns // 8) * along
+        read = warps * (self.warp_rows + self.warp_columns) * self.depth_chunks * CHUNK_BYTES
+        copied = self.stage_chunks * CHUNK_BYTES
+        multiply = instructions * self._instruction_cycles(gpu)
+        step = max(multiply, (read + copied) / _SHARED_BYTES, copied / _CACHE_BYTES) + _STEP_CYCLES
+        fitting = min(
+            gpu.registers // (self.registers * self.threads),
+            gpu.shared_bytes // (self.shared_bytes + 1024),
+            gpu.threads // self.threads,
+        )
+        rounds, together = 0.0, self.blocks
+        while together > 0:
+            resident = min(fitting, -(-together // gpu.processors))
+            idle = max(1.0, _BUSY_WARPS / (resident * warps))
+            full = max(1, together // (resident * gpu.processors))
+            rounds += full * (resident * self.steps * step * idle + _BLOCK_CYCLES)
+            together -= full * resident * gpu.processors
+        if self.splits == 1:
+            return rounds
+        moved = 2 * self.splits * self.batch * self.rows * self.columns * 4
+        return rounds + _LAUNCH_CYCLES + _BLOCK_CYCLES + moved / (_CACHE_BYTES * gpu.processors)
+
+
+def chunk_elements(dtype: str) -> int:
+    """Elements of 16 bytes."""
+    return CHUNK_BYTES // numpy_dtype(dtype).itemsize
+
+
+def default_plan(dtype: str, extents: tuple[int, int, int, int], gpu: Gpu) -> MmaPlan:
+    """The plan of the fewest estimated cycles for (batch, rows, columns, depth)."""
+    return min(_defaults(dtype, extents, gpu), key=lambda plan: plan.cycles(gpu))
+
+
+def _defaults(dtype: str, extents: tuple[int, int, int, int], gpu: Gpu) -> Iterator[MmaPlan]:
+    for block in _DEFAULT_BLOCKS:
+        for depth_chunks in (4, 8):
+            for stages in (4, 3):
+                plan = MmaPlan(dtype, *extents, *block, depth_chunks, stages)
+                splits = (replace(plan, splits=n) for n in _SPLITS)
+                yield from (split for split in splits if split.complaint(gpu) is None)
+
+
+def estimated_cycles(dtype: str, extents: tuple[int, int, int, int], nbytes: int, gpu: Gpu) -> float:
+    """Of the default plan, which moves `nbytes` from and to the device's memory at least."""
+    return max(default_plan(dtype, extents, gpu).cycles(gpu), nbytes * _CLOCK / gpu.bytes_per_second)
+
+
+def plan_space(dtype: str, extents: tuple[int, int, int, int], gpu: Gpu) -> Space:
+    """The knobs of plans of a product, by the names of the plan's fields."""
+    best = default_plan(dtype, extents, gpu)
+    values = {
+        "block_rows": _BLOCKS, "block_columns": _BLOCKS, "warp_rows": _WARPS, "warp_columns": _WARPS,
+        "depth_chunks": (4, 8), "stages": _STAGES, "splits": _SPLITS, "group": _GROUPS,
+    }  # fmt: skip
+    knobs = tuple(Ordered(name, of, int(getattr(best, name))) for name, of in values.items())
+    return Space(knobs, lambda config: plan_of(dtype, extents, config).complaint(gpu))
+
+
+def plan_of(dtype: str, extents: tuple[int, int, int, int], config: Config) -> MmaPlan:
+    return MmaPlan(dtype, *extents, **{name: int(value) for name, value in config.items()})
