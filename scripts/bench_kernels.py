@@ -27,7 +27,8 @@ from typing import Any
 import numpy as np
 
 from kernel_shapes import FIXED, KERNELS
-from tcomp.codegen.jit import KernelRunner, build_scheduled
+from tcomp.codegen.jit import build_scheduled
+from tcomp.codegen.kernel_runner import KernelRunner
 from tcomp.codegen.machine import Machine, measure_machine, multiply_add_rate
 from tcomp.target.host import host_target
 from tcomp.target.target import Target
@@ -64,7 +65,7 @@ class Variant:
             for knob in knobs:
                 config = _changed(space, *knob.split("=", 1))
                 found += [Variant(f"{name}{suffix} {knob}", kernel, one, config)] if config else []
-        record = records.best(kernel, target, device=device_name())
+        record = records.best(kernel, target, device=device_name(target))
         if record:
             config = template.space(kernel, target).complete(record.config)
             found.append(Variant(f"{name} tuned", kernel, template, config))

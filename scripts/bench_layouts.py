@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from tcomp.codegen.jit import KernelRunner, build_kernel
+from tcomp.codegen.jit import build_kernel
+from tcomp.codegen.kernel_runner import KernelRunner
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.layouts import PLAIN
 from tcomp.relay.types import TensorType

@@ -18,7 +18,8 @@ from statistics import median
 from typing import Any
 
 from tcomp.api import as_target, load_model, static_kernels
-from tcomp.codegen.jit import KernelRunner, build_scheduled
+from tcomp.codegen.jit import build_scheduled
+from tcomp.codegen.kernel_runner import KernelRunner
 from tcomp.errors import TcompError
 from tcomp.tensor.knobs import Alternatives, Space
 from tcomp.tensor.template import schedule
@@ -80,7 +81,7 @@ def record(task: Task, limit: int, quiet: Callable[[], AbstractContextManager[An
     with quiet():
         seconds = _time_in_turns(runners, inputs)
     timed = [replace(row, seconds=seconds.get(i, inf)) for i, row in enumerate(rows)]
-    return Table.of(task, space, device_name(), timed)
+    return Table.of(task, space, device_name(task.target), timed)
 
 
 def _time_in_turns(runners: dict[int, KernelRunner], inputs: Sequence[Any]) -> dict[int, float]:

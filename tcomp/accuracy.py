@@ -18,7 +18,7 @@ from tcomp.relay.graph import Constant, Graph, Node, Value
 from tcomp.relay.op import OPS
 from tcomp.relay.types import FLOATS, Array, numpy_dtype
 from tcomp.runtime import load
-from tcomp.target.host import missing_features
+from tcomp.target.host import runs_here
 from tcomp.target.target import Target
 from tcomp.transform.lower_precision import RANGES, LowerPrecision, is_lowered, product_kernels
 
@@ -68,16 +68,16 @@ def lower_within(
     `build` compiles a graph to a library; its last call is for the graph in the result. Without a type that
     `target` multiplies fast, or when it does not run here, nothing is compared.
     """
-    dtype = target.fast_dtype
-    if dtype is None or missing_features(target):
-        graph = exact if dtype is None else LowerPrecision(dtype).run(exact)
+    dtype, plain = target.fast_dtype, target.gpu is not None
+    if dtype is None or not runs_here(target):
+        graph = exact if dtype is None else LowerPrecision(dtype, plain=plain).run(exact)
         build(graph)
         return Lowered(graph, target, tolerance=tolerance)
     arrays = list(inputs.values())
     expected = evaluate(exact, arrays)
     ranking: list[str] | None = None
     kept: tuple[str, ...] = ()
-    graph = LowerPrecision(dtype).run(exact)
+    graph = LowerPrecision(dtype, plain=plain).run(exact)
     while True:
         with load(build(graph)) as model:
             outputs = model(*arrays)
@@ -89,7 +89,7 @@ def lower_within(
         ranking = ranking or worst_kernels(exact, graph, arrays)
         count = max(1, 2 * len(kept))
         kept = tuple(ranking[:count])
-        graph = exact if count > len(ranking) else LowerPrecision(dtype, "|".join(kept)).run(exact)
+        graph = exact if count > len(ranking) else LowerPrecision(dtype, "|".join(kept), plain).run(exact)
 
 
 def relative_error(actual: Array, expected: Array) -> float:

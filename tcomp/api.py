@@ -242,7 +242,7 @@ def replay(
     chosen = as_target(target)
     records = Records.load(logs)
     graph = static_kernels(load_model(model, input_shapes), chosen, precision)
-    report = replay_graph(graph, chosen, records, threads, device_name())
+    report = replay_graph(graph, chosen, records, threads, device_name(chosen))
     return report, tuple(str(p) for p in records.problems)
 
 

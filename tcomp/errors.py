@@ -52,6 +52,10 @@ class DeviceError(TcompError):
     """A device that cannot be reached, or is lost while kernels are measured on it."""
 
 
+class KernelError(TcompError):
+    """A kernel that a GPU refuses to start, or that broke off there: the process must not go on using it."""
+
+
 class ScheduleError(TcompError):
     """A schedule configuration that is not legal for its kernel."""
 

@@ -37,6 +37,7 @@ with _without_torch():
     from tvm import tirx as _tirx
     from tvm import topi as _topi
     from tvm.rpc import base as _rpc_protocol
+    from tvm_ffi import get_global_func as _get_global_func
     from tvm_ffi import structural as _structural
 
 tvm: Any = _tvm
@@ -49,6 +50,7 @@ te: Any = _te
 tirx: Any = _tirx
 s_tir: Any = _s_tir
 topi: Any = _topi
+global_function: Any = _get_global_func
 structural_key: Any = _structural.StructuralKey
 structural_map: Any = _structural.structural_map
 structural_mutate: Any = _structural.structural_mutate

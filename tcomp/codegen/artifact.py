@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +21,7 @@ from tcomp.codegen import c_abi, freestanding
 from tcomp.codegen.bench_case import BenchCase, bench_sources
 from tcomp.codegen.bundle import check_place, install_bundle, write_bundle
 from tcomp.codegen.check import check_object
+from tcomp.codegen.cuda.model_code import DeviceKernel, device_kernel, image_source
 from tcomp.codegen.describe import description, description_source
 from tcomp.codegen.link import (
     RUNTIME,
@@ -125,6 +127,11 @@ def compile_variants(
     Raises GraphError for symbolic shapes, BuildError when code generation, the C compiler or writing fails.
     """
     _check_static(graph)
+    is_cuda = variants[0].target.family == "cuda"
+    if is_cuda and (form == "bundle" or runtime != "threads"):
+        raise BuildError(
+            f"a model for `{variants[0].target.name}` is a library with the runtime `threads`; no other form"
+        )
     if runtime == "freestanding" and (form == "bundle" or weights == "separate"):
         raise BuildError(
             "a freestanding model is one object with its weights; no bundle, no separate weights"
@@ -146,7 +153,8 @@ def compile_variants(
         raise BuildError(f"{weights_bytes} bytes of weights are too many to embed; use separate weights")
     with _writing(output, form) as folder:
         with clock.measure("code"):
-            codes, objects = _generate(programs, [v.target for v in variants], cold, folder, jobs)
+            generate = _generate_cuda if is_cuda else partial(_generate, cold=cold)
+            codes, objects = generate(programs, [v.target for v in variants], folder=folder, jobs=jobs)
         with clock.measure("weights"):
             digest = _write_weights(programs[0], folder / "weights")
         with clock.measure("link"):
@@ -279,6 +287,28 @@ def _generate(
     return codes, paths
 
 
+def _generate_cuda(
+    programs: Sequence[Program], targets: Sequence[Target], folder: Path, jobs: int | None
+) -> tuple[list[VariantCode], list[Path]]:
+    """The code of each variant, cubins in `folder` whose names the generated sources know; no objects."""
+    codes: list[VariantCode] = []
+    for number, (program, target) in enumerate(zip(programs, targets, strict=True)):
+
+        def one(
+            index: int, program: Program = program, target: Target = target, number: int = number
+        ) -> DeviceKernel:
+            planned = program.kernels[index]
+            try:
+                return device_kernel(planned.scheduled, kernel_symbol(program, index, number), target, folder)
+            except BuildError as error:
+                raise BuildError(f"{error}; kernel {planned.kernel.key}") from error
+
+        with ThreadPoolExecutor(_jobs(jobs)) as threads:
+            kernels = list(threads.map(one, range(len(program.kernels))))
+        codes.append(VariantCode(target, program, (), [k.symbol for k in kernels], kernels))
+    return codes, []
+
+
 def _kernel_objects(
     program: Program, targets: Sequence[Target], number: int, jobs: int | None
 ) -> list[bytes]:
@@ -343,6 +373,10 @@ def _sources(
         (folder / "about").write_bytes(description(codes, embed, objects).pack())
         about.write_text(description_source("about"))
         sources = [model, about, *(SOURCES / name for name in RUNTIME)]
+        if codes[0].is_cuda:
+            images = folder / "images.S"
+            images.write_text(image_source([kernel for code in codes for kernel in code.device]))
+            sources += [images, SOURCES / "cuda.c"]
     if embed and codes[0].program.weights_bytes:
         assembly = folder / "embedded.S"
         assembly.write_text(weights_source("weights"))

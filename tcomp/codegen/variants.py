@@ -23,10 +23,20 @@ _FLOPS_A_CYCLE, _BYTES_A_CYCLE = 16, 8
 def by_preference(targets: Sequence[Target]) -> tuple[Target, ...]:
     """`targets` of one library, the one to prefer first: a CPU takes the first whose features it has.
 
-    Those that use more features come first; of those that use as many, the one for the faster core.
+    Those that use more features come first; of those that use as many, the one for the faster core. Of GPUs
+    the one with the highest compute capability comes first.
     Raises TargetError when nothing tells two of them apart where the library is loaded: CPUs other than ARM's
-    are known by their features alone.
+    are known by their features alone, GPUs by their architecture.
     """
+    gpus = {target: target.gpu.arch for target in targets if target.gpu is not None}
+    for one, other in combinations(gpus, 2):
+        if gpus[one] == gpus[other]:
+            raise TargetError(
+                f"`{one.name}` and `{other.name}` are both {gpus[one]}, by which a library chooses code; "
+                "keep one of them"
+            )
+    if gpus:
+        return tuple(sorted(gpus, key=lambda target: gpus[target], reverse=True))
     features = {target: needed_features(target) for target in targets}
     for one, other in combinations(targets, 2):
         if one.machine == "x86_64" and features[one] == features[other]:
@@ -58,9 +68,14 @@ def cold_kernels(graph: Graph, targets: Sequence[Target]) -> frozenset[str]:
     """Keys of the kernels that take hardly any time: one code for all `targets` keeps the library small.
 
     It is that for the last target, and there is none when some other lacks a feature which that one needs.
+    GPUs have none in common.
     """
     common = set(needed_features(targets[-1]))
-    if len(targets) == 1 or not all(common <= set(needed_features(target)) for target in targets):
+    if (
+        len(targets) == 1
+        or targets[0].family == "cuda"
+        or not all(common <= set(needed_features(target)) for target in targets)
+    ):
         return frozenset()
     cycles: Counter[str] = Counter()
     for node in graph.nodes:

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from tcomp.errors import TargetError
+from tcomp.errors import DeviceError, TargetError
 from tcomp.target.arm_host import CPUINFO_NAMES as ARM_CPUINFO_NAMES
 from tcomp.target.arm_host import arm_host
 from tcomp.target.cpuinfo import CPUINFO, read_processors
+from tcomp.target.cuda_host import require_gpu
 from tcomp.target.target import TARGETS, Target
 
 CPUINFO_NAMES: Mapping[str, str] = {
@@ -128,13 +129,28 @@ def missing_features(target: Target) -> list[str]:
 
 
 def require_runnable(target: Target) -> None:
-    """Raise TargetError when code for `target` would end this process with an illegal instruction."""
+    """Raise TargetError when code for `target` cannot run here, DeviceError where it needs a GPU and there is
+    none.
+
+    On a CPU it would end this process with an illegal instruction.
+    """
+    if target.gpu is not None:
+        return require_gpu(target.gpu, target.name)
     missing = missing_features(target)
     if missing:
         raise TargetError(
             f"code for target `{target.name}` uses {', '.join(missing)}, which this CPU lacks; it can "
             "only be compiled here: run and tune on such a machine, and pass its log to `tcomp compile --log`"
         )
+
+
+def runs_here(target: Target) -> bool:
+    """Whether code for `target` can run on this machine."""
+    try:
+        require_runnable(target)
+    except (TargetError, DeviceError):
+        return False
+    return True
 
 
 @cache

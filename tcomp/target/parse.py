@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any, cast
 
 from tcomp.errors import TargetError
 from tcomp.target.arm import CORES, SYSTEMS, on_core
+from tcomp.target.cuda_host import gpu_target
 from tcomp.target.host import host_target
 from tcomp.target.target import FAST_DTYPES, PRODUCT_FEATURES, TARGETS, Target
 
@@ -17,14 +18,16 @@ _LLVM_KEYS = ("mcpu", "mattr", "mtriple")
 _COUNTS = ("cores", "vector_bits", "vector_registers", "fma_ports")
 _ALLOWED = {"vector_bits": (128, 256, 512), "vector_registers": (16, 32)}
 _ARCHITECTURES = ("x86_64", "aarch64", "arm64", "armv7a")
+_HERE: Mapping[str, Callable[[], Target]] = {"llvm": host_target, "cuda": gpu_target}
 _KEYS = ("tag", "kind", "name", *_LLVM_KEYS, *_COUNTS, "cache_bytes", "features", "fast_dtype")
 
 
 def parse_target(text: str) -> Target:
     """The target that `text` means.
 
-    - `llvm`: this machine, detected.
-    - a tag: `znver4`, `arm64-android`, `raspberry-pi-5`; a system and a core: `arm64-android+cortex-a76`.
+    - `llvm`: this machine, detected; `cuda`: the GPU in it.
+    - a tag: `znver4`, `arm64-android`, `raspberry-pi-5`, `nvidia/a100`, `cuda:sm_90a`; a system and a core:
+      `arm64-android+cortex-a76`.
     - JSON: `{"tag": "znver4", "cores": 8, "cache_bytes": [32768, 1048576, 4194304]}`: a base tag (without
       one, the tag that `mcpu` names, or this machine) and the facts that differ from it. `fast_dtype` is
       `float16`, `bfloat16` or null; see `Target`.
@@ -64,6 +67,11 @@ def _check_together(targets: Sequence[Target]) -> None:
     """Raise TargetError when one library cannot hold all `targets`."""
     first = targets[0]
     for index, target in enumerate(targets):
+        if target.family != first.family:
+            raise TargetError(
+                f"`{first.name}` is of the family {first.family} and `{target.name}` of {target.family}; a "
+                "library is for one of them: compile each"
+            )
         if (target.machine, target.system) != (first.machine, first.system):
             raise TargetError(
                 f"`{first.name}` is {first.machine} on {first.system} and `{target.name}` is "
@@ -74,8 +82,8 @@ def _check_together(targets: Sequence[Target]) -> None:
 
 
 def _from_tag(tag: str) -> Target:
-    if tag == "llvm":
-        return host_target()
+    if tag in _HERE:
+        return _HERE[tag]()
     if tag in TARGETS:
         return TARGETS[tag]
     system, plus, core = tag.partition("+")
@@ -83,7 +91,7 @@ def _from_tag(tag: str) -> Target:
         if core in CORES:
             return on_core(SYSTEMS[system], core)
         raise _unknown("core", core, list(CORES))
-    raise _unknown("target", tag, ["llvm", *TARGETS])
+    raise _unknown("target", tag, [*_HERE, *TARGETS])
 
 
 def _unknown(what: str, name: str, known: list[str]) -> TargetError:

@@ -19,6 +19,47 @@ PRODUCT_FEATURES: Mapping[tuple[str, str], str] = {
     ("aarch64", "int8"): "dotprod",
 }
 """By machine and narrow type, the CPU feature that multiplies it, by LLVM's name; others have none."""
+_GPU_PRODUCTS = ("float16", "bfloat16")
+"""Narrow types that kernels for GPUs multiply on tensor cores."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Facts about one kind of GPU. Shared memory and registers (of 32 bits) limit what runs at once.
+
+    `flops` are the rates of dense products a second by the operands' type, summed in float32: those of tensor
+    cores where they take the type, those of plain instructions otherwise. Sources: NVIDIA's data sheets; CUDA
+    C++ Programming Guide, table "Technical Specifications per Compute Capability".
+    """
+
+    arch: str
+    """The compute capability as nvcc names it: `sm_80`, `sm_90a`."""
+    processors: int
+    """Streaming multiprocessors."""
+    block_shared_bytes: int
+    """Most shared memory of one block, beyond 48 KiB on request."""
+    shared_bytes: int
+    """Shared memory of one multiprocessor."""
+    threads: int
+    """Most threads at once on one multiprocessor."""
+    l2_bytes: int
+    bytes_per_second: float
+    """Of device memory."""
+    flops: Mapping[str, float] = field(hash=False)
+    registers: int = 65536
+    """Of one multiprocessor."""
+
+    warp = 32
+    """Threads that execute together."""
+    block_threads = 1024
+    """Most threads of a block."""
+    thread_registers = 255
+    """Most registers of a thread."""
+
+    @property
+    def capability(self) -> int:
+        """The compute capability as a number: 80 for 8.0."""
+        return int(self.arch.removeprefix("sm_").rstrip("a"))
 
 
 @dataclass(frozen=True)
@@ -58,6 +99,8 @@ class Target:
     """
     features: frozenset[str] = frozenset()
     description: str = ""
+    gpu: Gpu | None = None
+    """Of the family `cuda`; `llvm` is then the machine that the GPU is in."""
 
     @property
     def variant(self) -> str:
@@ -89,6 +132,8 @@ class Target:
 
     def multiplies(self, dtype: str) -> bool:
         """Whether code for this target may use instructions that multiply a narrow type fast."""
+        if self.gpu is not None:
+            return dtype in _GPU_PRODUCTS and dtype in self.gpu.flops
         feature = PRODUCT_FEATURES.get((self.machine, dtype))
         return feature is not None and self.has(feature)
 

@@ -134,8 +134,10 @@ define weak {total} @{name}({total} %total, {groups} %left, {groups} %right) alw
 
 
 def _register(name: str, rule: Callable[[Any], Expression]) -> None:
+    """The same plain code serves CPUs and GPUs."""
     operator = f"tirx.{name}"
     tvm.ir.register_op_attr(operator, "TCallEffectKind", tirx.expr.CallEffectKind.Pure.value, level=99)
     tvm.ir.register_op_attr(operator, "TScriptPrinterName", name, level=99)
     tvm.ir.register_op_attr(operator, "TVectorizable", True, level=99)
-    tirx.register_intrin_lowering(operator, target="llvm", f=rule, level=99)
+    for kind in ("llvm", "cuda"):
+        tirx.register_intrin_lowering(operator, target=kind, f=rule, level=99)

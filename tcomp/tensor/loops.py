@@ -43,7 +43,8 @@ def loops_around() -> tuple[tuple[Any, Expression], ...]:
     return _LOOPS.get()
 
 
-def _body_of(variable: Any, extent: Expression, body: Body) -> Statement:
+def under(variable: Any, extent: Expression, body: Body) -> Statement:
+    """`body(variable)`, built with the knowledge that the variable counts to `extent`."""
     token = _LOOPS.set((*_LOOPS.get(), (variable, extent)))
     try:
         return body(variable)
@@ -61,7 +62,7 @@ def sequence(statements: Sequence[Statement]) -> Statement:
 
 def _for(extent: Expression, kind: int, name: str, body: Body) -> Statement:
     variable = tirx.Var(name, "int32")
-    return tirx.For(variable, constant(0), extent, kind, _body_of(variable, extent, body))
+    return tirx.For(variable, constant(0), extent, kind, under(variable, extent, body))
 
 
 def _counted(extent: int, kind: int, name: str, body: Body) -> Statement:
@@ -113,7 +114,7 @@ def vectorized(lanes: int, body: Body, name: str = "lane") -> Statement:
     if lanes == 1:
         return body(constant(0))
     variable = tirx.Var(name, "int32")
-    statement = _within_lanes(_body_of(variable, lanes, body), variable, lanes)
+    statement = _within_lanes(under(variable, lanes, body), variable, lanes)
     kind = _VECTORIZED if _has_vector_form(statement, variable) else _SERIAL
     allocations, statement = _values_in_lanes(statement, variable, lanes)
     return sequence([*allocations, tirx.For(variable, constant(0), constant(lanes), kind, statement)])
@@ -353,7 +354,7 @@ class Elements:
             return value
         if dtype == "bfloat16":  # TVM's legalisation cannot bind it
             return value
-        variable = tirx.Var(name, dtype)
+        variable = tirx.Var(f"{name}_value", dtype)  # `pow` alone would hide C's function
         self.statements.append(tirx.Bind(variable, value))
         return variable
 

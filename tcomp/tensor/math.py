@@ -1,9 +1,10 @@
 """Mathematical functions of one element, vectorised without calls.
 
 Expressions hold one call of an intrinsic (`tirx.exp`, ...) as long as schedules work on them; the call
-becomes a polynomial in float32 when TVM lowers intrinsics, at whatever vector width the schedule chose.
-float64 keeps the C library's functions. Coefficients are those of Cephes (Moshier) and, for tanh and erf,
-the rational approximations of Eigen. Errors are stated for float32 in units of the last place (ulp).
+becomes a polynomial in float32 when TVM lowers intrinsics, at whatever vector width the schedule chose, and
+on GPUs a call of CUDA's function. float64 keeps the C library's functions. Coefficients are those of Cephes
+(Moshier) and, for tanh and erf, the rational approximations of Eigen. Errors are stated for float32 in
+units of the last place (ulp).
 """
 
 from __future__ import annotations
@@ -380,6 +381,12 @@ def _register(name: str, lower: Callable[[Expression], Expression]) -> None:
     tvm.ir.register_op_attr(f"tirx.{name}", "TVectorizable", True, level=99)
     tirx.register_intrin_lowering(f"tirx.{name}", target="llvm", f=rule, level=99)
 
+
+def _log1p_on_gpus(call: Any) -> Expression:
+    return tirx.call_pure_extern(dtype_of(call), "log1pf", call.args[0])
+
+
+tirx.register_intrin_lowering("tirx.log1p", target="cuda", f=_log1p_on_gpus, level=99)
 
 _LOWERINGS = (
     ("exp", _lower_exp),

@@ -44,7 +44,8 @@ class FuseOps(Pass):
     A kernel is one anchor with prologue and epilogue, or a group of elementwise and movement nodes.
     `max_depth` bounds the number of nodes of a group. A node of `expensive_flops` or more operations an
     element is not moved to where it would be computed more than once. Chains of convolutions are weighed for
-    `cores` cores with second-level caches of `near_bytes`; 0 makes none.
+    `cores` cores with second-level caches of `near_bytes`; 0 makes none. Slices and parts of concatenations
+    share memory where they begin at multiples of `alignment` bytes, and are computed elsewhere.
     """
 
     name: ClassVar[str] = "fuse-ops"
@@ -52,14 +53,24 @@ class FuseOps(Pass):
     expensive_flops: int = 5
     near_bytes: int = 0
     cores: int = 1
+    alignment: int = 1
+
+    def arranges(self, node: Node) -> bool:
+        """Whether `node` only arranges memory, outside kernels."""
+        found = OPS[node.op].aliases_of(node)
+        return bool(found) and all(alias.offset % self.alignment == 0 for alias in found)
+
+    def is_final(self, node: Node) -> bool:
+        """Whether `node` may stand in the optimized graph as it is: a kernel, or an arrangement of memory."""
+        return node.op == "fused" or _kind(node) is FusionKind.VIEW or self.arranges(node)
 
     def transform(self, graph: Graph, stats: Counter[str]) -> Graph:
-        if all(_is_final(node) for node in graph.nodes):
+        if all(map(self.is_final, graph.nodes)):
             return graph
         groups = _Grouping(graph, self).groups()
         nodes: list[Node] = []
         for group in groups:
-            nodes += group if all(map(_is_final, group)) else [_fused_node(group, graph)]
+            nodes += group if all(map(self.is_final, group)) else [_fused_node(group, graph)]
         stats["kernels"] += sum(n.op == "fused" for n in nodes)
         stats["nodes in kernels"] += len(graph.nodes) - sum(n.op != "fused" for n in nodes)
         return Graph(graph.inputs, tuple(nodes), graph.outputs, graph.name)
@@ -108,7 +119,7 @@ class _Grouping:
 
     def _is_assembled_in_place(self, node: Node) -> bool:
         """Whether `node` joins operands one behind the other and an anchored kernel makes one of them."""
-        if node.op != "concat" or not OPS[node.op].aliases_of(node):
+        if node.op != "concat" or not self._options.arranges(node):
             return False
         return any(self._producer(value) in self._group_of for value in node.inputs)
 
@@ -263,11 +274,6 @@ class _Grouping:
             OPS[n.op].flops_per_element >= self._options.expensive_flops and _elements(n.output) < elements
             for n in group
         )
-
-
-def _is_final(node: Node) -> bool:
-    """Whether `node` may stand in the optimized graph as it is: a kernel, or an arrangement of memory."""
-    return node.op == "fused" or _kind(node) is FusionKind.VIEW or bool(OPS[node.op].aliases_of(node))
 
 
 def _moves_rows(node: Node) -> bool:

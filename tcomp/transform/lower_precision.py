@@ -44,30 +44,32 @@ _MOVING = (FusionKind.MOVEMENT, FusionKind.VIEW)
 class LowerPrecision(Pass):
     """Let products of float32 take operands of `dtype`.
 
-    `keep` names kernels that stay in float32 with everything they read and write, joined by `|`.
+    `keep` names kernels that stay in float32 with everything they read and write, joined by `|`. Convolutions
+    whose channels are not blocked gain nothing on CPUs, and are lowered when `plain` says so.
     """
 
     name: ClassVar[str] = "lower-precision"
     dtype: str = "float16"
     keep: str = ""
+    plain: bool = False
 
     def transform(self, graph: Graph, stats: Counter[str]) -> Graph:
         if self.dtype not in RANGES:
             raise GraphError(f"lower-precision: dtype is {self.dtype}; it must be {' or '.join(RANGES)}")
         if not graph.is_static:
             return graph
-        return _Lowering(graph, self.dtype, frozenset(self.keep.split("|")) - {""}, stats).run()
+        return _Lowering(graph, self, stats).run()
 
 
 def product_kernels(graph: Graph) -> list[Node]:
     """The kernels of an optimized graph whose anchor is a product."""
-    return [n for n in graph.nodes if _is_product(_anchor(n))]
+    return [n for n in graph.nodes if _is_product(_anchor(n)) or is_lowered(n)]
 
 
 def is_lowered(kernel: Node) -> bool:
     """Whether a kernel's product takes operands of 16 bits."""
     anchor = _anchor(kernel)
-    return anchor is not None and _is_product(anchor) and anchor.inputs[0].dtype in RANGES
+    return _is_product(anchor, plain=True) and anchor is not None and anchor.inputs[0].dtype in RANGES
 
 
 def describe_precision(graph: Graph, target: Target, precision: str) -> str:
@@ -82,12 +84,13 @@ def describe_precision(graph: Graph, target: Target, precision: str) -> str:
     return f"precision fast: {len(products) - len(wide)} products in {target.fast_dtype}{kept}"
 
 
-def _is_product(anchor: Node | None) -> bool:
-    """Whether an anchor gains from operands of 16 bits: matrix products, convolutions of blocked channels."""
+def _is_product(anchor: Node | None, plain: bool = False) -> bool:
+    """Whether an anchor gains from operands of 16 bits: matrix products, convolutions of blocked channels or,
+    with `plain`, of any."""
     if anchor is None:
         return False
     if anchor.op in ("conv1d", "conv2d", "conv3d"):
-        return channel_block(text(anchor.attrs, "data_layout")) is not None
+        return plain or channel_block(text(anchor.attrs, "data_layout")) is not None
     return anchor.op == "matmul"
 
 
@@ -100,10 +103,11 @@ def _anchor(node: Node) -> Node | None:
 class _Lowering:
     """A graph under conversion."""
 
-    def __init__(self, graph: Graph, dtype: str, keep: frozenset[str], stats: Counter[str]) -> None:
+    def __init__(self, graph: Graph, options: LowerPrecision, stats: Counter[str]) -> None:
         self._graph = graph
-        self._dtype = dtype
-        self._keep = keep
+        self._dtype = options.dtype
+        self._keep = frozenset(options.keep.split("|")) - {""}
+        self._plain = options.plain
         self._stats = stats
         self._groups: dict[Value, Value] = {}
         for node in graph.nodes:
@@ -151,7 +155,7 @@ class _Lowering:
             is_chain = len(anchors_of(graph_attribute(node.attrs, "body"))) > 1
             if node.name in self._keep or is_chain or (anchor and OPS[anchor.op].kind is FusionKind.OPAQUE):
                 fixed |= reads | writes
-            elif _is_product(anchor):
+            elif _is_product(anchor, self._plain):
                 touched |= reads | writes
             elif anchor is not None and anchor.op in WIDE_OPERANDS:
                 fixed |= reads
@@ -167,7 +171,7 @@ class _Lowering:
         body = graph_attribute(node.attrs, "body")
         anchor = _anchor(node)
         operands = list(self._values.get(v, v) for v in node.inputs)
-        product = _is_product(anchor)
+        product = _is_product(anchor, self._plain)
         lowered = anchor is not None and product and self._lower(node, body, anchor, operands)
         if product:
             self._stats[f"products in {self._dtype if lowered else 'float32'}"] += 1

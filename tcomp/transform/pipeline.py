@@ -60,10 +60,19 @@ def default_passes(target: Target, precision: Precision = "exact") -> tuple[Pass
         FoldConstants(),
         CommonSubexpressions(),
         FlushSubnormals(),
+        *_arrangement(target, dtype),
+        *([] if dtype is None else [LowerPrecision(dtype, plain=target.gpu is not None)]),
+    )
+
+
+def _arrangement(target: Target, dtype: str | None) -> tuple[Pass, ...]:
+    """Layouts and kernels."""
+    if target.gpu is not None:
+        return (FuseOps(alignment=target.vector_bits // 8),)
+    return (
         BlockChannels.for_isa(replace(target, fast_dtype=dtype)),
         CommonSubexpressions(),
         FuseOps(near_bytes=0 if dtype else target.cache_bytes[1], cores=target.cores),
-        *([] if dtype is None else [LowerPrecision(dtype)]),
     )
 
 

@@ -70,7 +70,7 @@ def choose_together(
     keeps what is best for it.
     Raises RecordError when a log cannot be read.
     """
-    records, device = Records.load(logs), device_name()
+    records, device = Records.load(logs), device_name(targets[0])
     chosen = [_Chosen(device) for _ in targets]
     for kernel, _ in kernels(graph):
         found = [records.lookup(kernel, target, threads, device) for target in targets]

@@ -7,19 +7,26 @@ choose the best config, and good enough to drop those that cannot be near it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from tcomp.target.target import Target
+from tcomp.target.target import Gpu, Target
 from tcomp.tensor.register_tile import FMA_LATENCY, LOAD_PORTS
 from tcomp.tuner.features import NAMES
 
 BYTES_PER_CYCLE = {"l1_bytes_per_flop": 48.0, "l2_bytes_per_flop": 12.0, "l3_bytes_per_flop": 4.0}
 """What enters L1 from L2, L2 from L3, and L3 from memory; generous for every x86 core since 2015."""
 
+_LANES_OF_PROCESSOR = 128
+"""Multiply-adds that a multiprocessor starts in a cycle."""
+_CYCLES_A_LOAD = 4
+"""Loads start at a quarter of the rate of multiply-adds."""
+
 
 def estimate(features: Sequence[float], target: Target) -> float:
     """Cycles of one run, a lower bound of sorts. `features` are those of `features_of`."""
     value = {name: 2.0**feature for name, feature in zip(NAMES, features, strict=True)}
+    if target.gpu is not None:
+        return _estimate_on_gpu(value, target.gpu)
     lanes = min(target.lanes(), max(1.0, value["vectorized"]))
     operations = value["iterations"] / lanes  # Of this schedule: another algorithm may need fewer.
     independent = min(1.0, value["sums"] / (FMA_LATENCY * target.fma_ports))
@@ -29,3 +36,11 @@ def estimate(features: Sequence[float], target: Target) -> float:
     loads = operations * (1 / max(value["operations_per_load"], 1e-3) + 2 * spilled) / LOAD_PORTS
     traffic = [value["flops"] * value[name] / rate for name, rate in BYTES_PER_CYCLE.items()]
     return max(arithmetic, loads, *traffic)
+
+
+def _estimate_on_gpu(value: Mapping[str, float], gpu: Gpu) -> float:
+    """Cycles, as the work of a thread times the rounds in which all threads get their turn."""
+    work = value["iterations"] / max(1.0, value["parallel"])
+    loads = work / max(value["operations_per_load"], 1e-3)
+    rounds = max(1.0, value["parallel"] / (gpu.processors * _LANES_OF_PROCESSOR))
+    return max(work, loads * _CYCLES_A_LOAD) * rounds

@@ -189,6 +189,11 @@ class _Statements:
                 self._visit(part)
         elif isinstance(node, tirx.BufferStore):
             self._store(node)
+        elif isinstance(node, tirx.AttrStmt) and node.attr_key == "thread_extent":
+            self.meaning[_handle(node.node.var)] = frozenset((len(self.loops),))
+            self.loops.append(_Loop(int(node.value), PARALLEL))
+            self._visit(node.body)
+            self.loops.pop()
         elif isinstance(node, tirx.IfThenElse):
             self._visit(node.then_case)
             if node.else_case is not None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
+from typing import Any
 
 from tcomp.errors import Interrupted, RecordError
 from tcomp.tensor.knobs import Config
@@ -101,7 +102,7 @@ def tune(
     with LogWriter(log) as writer, Interrupts(lambda: report(Stopping())) as interrupts:
         pool = WorkerPool(options.measure, interrupts.check)  # Starts no process before it is used.
         try:
-            costs = model or CostModel(options.seed, pretrained=shipped_model())
+            costs = model or CostModel(options.seed, pretrained=_pretrained(tasks))
             session = _Session(tasks, options, writer, measurer or pool, costs, count, interrupts)
             session.resume(known, priors)
             return session.run()
@@ -111,6 +112,11 @@ def tune(
             raise Interrupted(message) from None
         finally:
             pool.close()
+
+
+def _pretrained(tasks: Sequence[Task]) -> Any | None:
+    """What the cost model begins with: what ships was trained on CPUs."""
+    return None if any(task.target.gpu is not None for task in tasks) else shipped_model()
 
 
 def _read_known(log: Path) -> LogContents:

@@ -6,15 +6,25 @@ from datetime import datetime, timezone
 from functools import lru_cache
 
 import tcomp
+from tcomp.errors import DeviceError
+from tcomp.target.cuda_driver import driver
 from tcomp.target.host import cpu_name
 from tcomp.target.target import Target
 from tcomp.tvm_api import tvm
 
 
-@lru_cache(maxsize=1)
-def device_name() -> str:
-    """The CPU's model, exact enough to tell machines apart behind which a hypervisor hides the name."""
-    return cpu_name()
+@lru_cache(maxsize=8)
+def device_name(target: Target) -> str:
+    """The model of the CPU or GPU here that runs code for `target`; the target's name where there is none.
+
+    It is exact enough to tell machines apart behind which a hypervisor hides the name.
+    """
+    if target.gpu is None:
+        return cpu_name()
+    try:
+        return driver().name
+    except DeviceError:
+        return target.name
 
 
 def simulated_device(target: Target) -> str:

@@ -101,7 +101,7 @@ def _by_kernel(program: Program, seconds: list[float]) -> dict[str, list[float]]
 
 def _winners(graph: Graph, target: Target, log: Path, threads: int) -> dict[str, Record]:
     """The records of kernels, by key, whose best config here was raced and is not the default."""
-    records, device = Records.load([log]), device_name()
+    records, device = Records.load([log]), device_name(target)
     winners: dict[str, Record] = {}
     for kernel, _ in kernels(graph):
         record = records.best(kernel, target, threads, device)

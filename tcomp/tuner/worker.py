@@ -28,8 +28,8 @@ from tcomp.tuner.trial_data import trial_data
 
 _KEPT_BYTES = 256 << 20
 """Data of tasks that a worker keeps, so that turning to one again costs nothing."""
-OUT_OF_MEMORY = ("bad_alloc", "MemoryError", "Cannot allocate memory", "Failed to allocate")
-"""What C++, Python, the system and TVM say when memory is refused."""
+OUT_OF_MEMORY = ("bad_alloc", "MemoryError", "Cannot allocate memory", "Failed to allocate", "out of memory")
+"""What C++, Python, the system, TVM and GPUs say when memory is refused."""
 _ADDRESS_SPACE_FACTOR = 2
 """Address space of a worker per byte of its memory limit: the parent ends it at the limit, by name, before
 that; this stops what grows faster than the parent looks."""
@@ -122,6 +122,8 @@ class Worker:
             return Lost(str(error))
 
     def _prepare(self, request: Prepare) -> Reply:
+        if request.target.gpu is not None:
+            _free_address_space()
         if request.task not in self._tasks:
             try:
                 data = trial_data(request.kernel, request.seed)
@@ -181,12 +183,19 @@ def set_up(request: Setup) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     limit = _address_space() + _ADDRESS_SPACE_FACTOR * request.memory_limit
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, most))
     if request.core is not None:
         os.sched_setaffinity(0, {request.core})
     for plugin in request.plugins:
         importlib.import_module(plugin)
     gc.freeze()  # The collector need not look at hundreds of thousands of imported objects again and again.
+
+
+def _free_address_space() -> None:
+    """Lift the limit of `set_up`: a GPU's driver reserves addresses for all the memory that there is."""
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
 def _address_space() -> int:

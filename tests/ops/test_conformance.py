@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from zlib import crc32
-
-import numpy as np
 import pytest
+from op_samples import arrays_of, check, graph_of_sample, makes_kernels
 from runnable import LEVELS, RUNNABLE, WIDEST
 
 from tcomp.codegen.jit import build_kernel
-from tcomp.relay.builder import make_node
 from tcomp.relay.evaluate import evaluate
-from tcomp.relay.graph import Graph, Value
-from tcomp.relay.op import OPS, FusionKind, Op, Sample
-from tcomp.relay.types import Array, TensorType, numpy_dtype
+from tcomp.relay.op import OPS, Op
+from tcomp.relay.types import numpy_dtype
 from tcomp.target.target import TARGETS
 from tcomp.tensor.kernel import Kernel
 
-NOT_KERNELS = (FusionKind.VIEW,)
-"""Operators of these kinds, and those without a tensor expression, never become a kernel."""
 CASES = [pytest.param(op, i, id=f"{op.name}-{i}") for op in OPS.values() for i in range(len(op.samples))]
 
 KERNEL_CASES = [
@@ -30,42 +24,11 @@ KERNEL_CASES = [
         marks=[pytest.mark.slow] if i or target != WIDEST.name else [],
     )
     for op in OPS.values()
-    if op.compute is not None and op.kind not in NOT_KERNELS
+    if makes_kernels(op)
     for i in range(len(op.samples))
     for target in LEVELS
     if i == 0 or target == WIDEST.name
 ]
-
-
-def random_array(type_: TensorType, low: float, high: float, rng: np.random.Generator) -> Array:
-    """Values in [low, high]: whole numbers for integers, coin tosses for booleans."""
-    if type_.dtype == "bool":
-        return rng.random(type_.static_shape) < 0.5
-    values = rng.uniform(low, high, type_.static_shape)
-    if type_.dtype.startswith(("int", "uint")):
-        values = np.round(np.maximum(values, 0) if type_.dtype.startswith("uint") else values)
-    return np.asarray(values).astype(numpy_dtype(type_.dtype))
-
-
-def arrays_of(op: Op, sample: Sample) -> list[Array]:
-    rng = np.random.default_rng(crc32(op.name.encode()))
-    random = [random_array(t, sample.low, sample.high, rng) for t in sample.types]
-    return [sample.inputs.get(i, array) for i, array in enumerate(random)]
-
-
-def graph_of_sample(op: Op, sample: Sample) -> Graph:
-    inputs = tuple(Value(t, f"x{i}") for i, t in enumerate(sample.types))
-    node = make_node(op.name, inputs, sample.attrs)
-    return Graph(inputs, (node,), node.outputs)
-
-
-def check(got: list[Array], wanted: list[Array], sample: Sample) -> None:
-    for result, expected in zip(got, wanted, strict=True):
-        assert result.dtype == expected.dtype
-        wide = np.float64 if expected.dtype.kind in "fV" else expected.dtype
-        np.testing.assert_allclose(
-            result.astype(wide), expected.astype(wide), rtol=sample.rtol, atol=sample.atol, equal_nan=True
-        )
 
 
 @pytest.mark.parametrize("name", [n for n in OPS if n != "fused"])

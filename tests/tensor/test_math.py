@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from runnable import WIDEST
 
-from tcomp.codegen.jit import KernelRunner, build_kernel, build_scheduled
+from tcomp.codegen.jit import build_kernel, build_scheduled
+from tcomp.codegen.kernel_runner import KernelRunner
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.op import OPS
 from tcomp.target.target import TARGETS, Target

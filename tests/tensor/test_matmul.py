@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from runnable import WIDEST
 
-from tcomp.codegen.jit import KernelRunner, build_kernel, build_scheduled
+from tcomp.codegen.jit import build_kernel, build_scheduled
+from tcomp.codegen.kernel_runner import KernelRunner
 from tcomp.codegen.machine_code import hot_loop, multiplies, on_stack
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.evaluate import evaluate

@@ -50,7 +50,12 @@ def claim(task: Task, config: dict[str, object], relative: float) -> Record:
     """A record that says `config` won its race alone."""
     seconds = Times(relative * 4e-6, relative * 4e-6, 0.0, 10)
     template, default = task.template_of(config), task.template_of(task.space.default)  # type: ignore[arg-type]
-    changes = {"target": task.target.name, "isa": task.target.isa, "device": device_name(), "op": task.label}
+    changes = {
+        "target": task.target.name,
+        "isa": task.target.isa,
+        "device": device_name(task.target),
+        "op": task.label,
+    }
     return replace(
         SAMPLE, task=task.key, template=template, baseline_template=default, config=config,
         phase="final", seconds=seconds, **changes,

@@ -19,7 +19,7 @@
 #include "workspace.h"
 
 #define API TCOMP_PUBLIC
-#define ERROR_BYTES 512
+#define ERROR_BYTES TCOMP_ERROR_BYTES
 #define OPTIONS_BYTES_OF_VERSION_1 offsetof(tcomp_options, cpus)
 #define OPTIONS_BYTES_AT_MOST 4096 /* what is larger is no tcomp_options */
 #define HUGE_PAGE ((size_t)2 << 20)
@@ -29,6 +29,7 @@ struct tcomp_context {
   pthread_mutex_t lock; /* held by the one run at a time */
   tcomp_pool *pool;
   const tcomp_variant_info *variant;
+  tcomp_device *device; /* NULL: the CPU */
   char *arena;
   const char *weights;
   void *mapped; /* the file with the weights, or NULL */
@@ -190,14 +191,18 @@ static tcomp_status check_options(const tcomp_options *options) {
 }
 
 static tcomp_status fill_context(tcomp_context *context) {
-  tcomp_status status =
-      tcomp_choose_variant(&context->options, &context->variant, loose_error, sizeof loose_error);
+  const tcomp_backend *backend = tcomp_model.backend;
+  tcomp_status status = TCOMP_OK;
+  if (backend == NULL)
+    status = tcomp_choose_variant(&context->options, &context->variant, loose_error, sizeof loose_error);
+  if (status == TCOMP_OK) status = find_weights(context);
+  if (status == TCOMP_OK && backend != NULL)
+    status = backend->create(&context->options, context->weights, &context->device, &context->variant,
+                             loose_error);
   if (status != TCOMP_OK) return status;
-  status = find_weights(context);
-  if (status != TCOMP_OK) return status;
-  context->arena = allocate_arena(&context->options);
+  if (backend == NULL) context->arena = allocate_arena(&context->options);
   context->pool = tcomp_pool_create(&context->options);
-  if (context->arena == NULL || context->pool == NULL)
+  if ((context->arena == NULL && backend == NULL) || context->pool == NULL)
     return fail(loose_error, TCOMP_ERROR_MEMORY, "out of memory: the model needs %zu bytes for tensors",
                 tcomp_model.arena_bytes);
   return TCOMP_OK;
@@ -227,6 +232,7 @@ API tcomp_status tcomp_create(const tcomp_options *given, tcomp_context **result
 
 API void tcomp_destroy(tcomp_context *context) {
   if (context == NULL) return;
+  if (context->device != NULL) tcomp_model.backend->destroy(context->device);
   if (context->pool != NULL) tcomp_pool_destroy(context->pool);
   if (context->arena != NULL) {
     if (context->options.release != NULL)
@@ -335,15 +341,20 @@ static tcomp_status run_locked(tcomp_context *context, const tcomp_buffer *input
                          output_count, output_pointers);
   if (status == TCOMP_OK) status = check_overlaps(context, inputs, outputs);
   if (status != TCOMP_OK) return status;
-  tcomp_frame frame = {context->arena,  context->weights, input_pointers,
-                       output_pointers, nanoseconds,      context->pool};
+  tcomp_frame frame = {context->arena, context->weights, input_pointers, output_pointers,
+                       nanoseconds,    context->pool,    context->device};
   tcomp_pool *before = tcomp_pool_enter(context->pool);
-  int32_t failed = context->variant->run(&frame);
+  int32_t failed = -1;
+  if (context->device != NULL)
+    status = tcomp_model.backend->run(context->device, context->variant, &frame, &failed, context->error);
+  else
+    failed = context->variant->run(&frame);
   int was_cancelled = failed >= 0 && tcomp_pool_is_cancelled(context->pool);
   tcomp_pool_leave(context->pool, before);
   if (was_cancelled)
     return fail(context->error, TCOMP_CANCELLED, "the run was cancelled at step %d (%s)", failed,
                 tcomp_model.step_labels[failed]);
+  if (status != TCOMP_OK) return status;
   if (failed >= 0)
     return fail(context->error, TCOMP_ERROR_RUN, "step %d (%s) failed: no memory for its workspace", failed,
                 tcomp_model.step_labels[failed]);

@@ -7,7 +7,9 @@
 
 #define TCOMP_DIGEST_BYTES 32
 
-/* Where the tensors of one run are. */
+typedef struct tcomp_device tcomp_device; /* memory and code in a device other than the CPU */
+
+/* Where the tensors of one run are: all in the memory of `device` if there is one. */
 typedef struct {
   char *arena;
   const char *weights;
@@ -15,6 +17,7 @@ typedef struct {
   void *const *outputs;
   uint64_t *nanoseconds; /* NULL: not profiled */
   tcomp_pool *pool;      /* knows whether the run is cancelled */
+  tcomp_device *device;
 } tcomp_frame;
 
 /* The code for one kind of CPU. */
@@ -24,6 +27,20 @@ typedef struct {
   /* Runs all steps; -1 when all went well, else the number of the step that failed or was not begun. */
   int32_t (*run)(const tcomp_frame *frame);
 } tcomp_variant_info;
+
+/* How models run on another device than the CPU. Texts of errors go to `text`, of TCOMP_ERROR_BYTES. */
+typedef struct {
+  /* Also finds the variant for the device. `weights` are in the CPU's memory. */
+  tcomp_status (*create)(const tcomp_options *options, const char *weights, tcomp_device **device,
+                         const tcomp_variant_info **variant, char *text);
+  void (*destroy)(tcomp_device *device);
+  /* Runs all steps of `variant`; inputs and outputs of `frame` are in the CPU's memory or the device's. Sets
+   * *step as `run` of the variant answers. */
+  tcomp_status (*run)(tcomp_device *device, const tcomp_variant_info *variant, const tcomp_frame *frame,
+                      int32_t *step, char *text);
+} tcomp_backend;
+
+#define TCOMP_ERROR_BYTES 512
 
 /* A core that names itself, and the number of the variant for it. */
 typedef struct {
@@ -47,6 +64,7 @@ typedef struct {
   const tcomp_core *cores;            /* slowest first */
   /* What other programs read in the file: named here, or the linker would drop it as unused. */
   const void *stamp, *about;
+  const tcomp_backend *backend; /* NULL: the CPU */
 } tcomp_model_info;
 
 extern const tcomp_model_info tcomp_model;

@@ -29,10 +29,10 @@ extern "C" {
 typedef enum {
   TCOMP_OK = 0,
   TCOMP_ERROR_ARGUMENT = 1, /* NULL, a wrong count, size or alignment, or outputs that overlap */
-  TCOMP_ERROR_CPU = 2,      /* this CPU lacks an instruction set that the library needs */
+  TCOMP_ERROR_CPU = 2,      /* the CPU lacks what the library needs, or there is no such GPU or driver */
   TCOMP_ERROR_MEMORY = 3,   /* out of memory */
   TCOMP_ERROR_WEIGHTS = 4,  /* the weights are missing, unreadable or not those of this model */
-  TCOMP_ERROR_RUN = 5,      /* a kernel failed: no memory for its workspace */
+  TCOMP_ERROR_RUN = 5,      /* a kernel failed: no memory for its workspace, or an error of the GPU */
   TCOMP_CANCELLED = 6       /* version 2: the run was stopped; its outputs hold anything */
 } tcomp_status;
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +15,18 @@ from tcomp.tensor.knobs import Config
 from tcomp.tensor.template import schedule
 from tcomp.tuner.provenance import device_name
 from tcomp.tuner.records import Check
-from tcomp.tuner.runner import RUNNERS, Device, Prepared, Runner, Station
+from tcomp.tuner.runner import (
+    RUNNERS,
+    Device,
+    Failed,
+    Measure,
+    Measured,
+    Prepared,
+    Raced,
+    Rounds,
+    Runner,
+    Station,
+)
 from tcomp.tuner.timing import TimedCandidate, TimingStation
 from tcomp.tuner.trial_data import compare
 
@@ -29,7 +40,7 @@ class LocalRunner(Runner):
     def connect(self, targets: Sequence[Target]) -> Device:
         for target in targets:
             require_runnable(target)
-        return Device(device_name())
+        return Device(device_name(targets[0]))
 
     def open(self, folder: Path, threads: int) -> Station[Any]:
         return _LocalStation()
@@ -39,6 +50,18 @@ class _LocalStation(TimingStation["_LocalCandidate"]):
     def build(self, prepared: Prepared, config: Config) -> _LocalCandidate:
         return _LocalCandidate(prepared, config)
 
+    def measure(self, candidate: _LocalCandidate, request: Measure) -> Measured | Failed:
+        candidate.begin()
+        measured = super().measure(candidate, request)
+        if isinstance(measured, Failed):
+            return measured
+        return replace(measured, conditions={**measured.conditions, **candidate.conditions()})
+
+    def race(self, candidates: Sequence[_LocalCandidate], request: Rounds) -> Raced | Failed:
+        for candidate in candidates:
+            candidate.begin()
+        return super().race(candidates, request)
+
 
 class _LocalCandidate(TimedCandidate):
     """A built config with its machine code and its arguments."""
@@ -47,8 +70,16 @@ class _LocalCandidate(TimedCandidate):
         scheduled = schedule(prepared.kernel, prepared.target, config)
         self._data = prepared.data
         self._runner = build_scheduled(prepared.kernel, scheduled, prepared.target)
+        self._runner.require_no_spills()
+        self._arguments: Sequence[Any] = ()
+
+    def begin(self) -> None:
+        """Load the code and make the arguments. On a GPU this is measuring: it waits for what runs there."""
         self._runner.load()
         self._arguments = self._runner.prepare(self._data.inputs)
+
+    def conditions(self) -> Mapping[str, str]:
+        return self._runner.conditions()
 
     def run(self) -> None:
         self._runner.run_prepared(self._arguments)
@@ -61,8 +92,7 @@ class _LocalCandidate(TimedCandidate):
         return self._runner.clock_prepared(self._arguments, repeat)
 
     def check(self) -> Check:
-        first_output = len(self._arguments) - len(self._data.expected)
-        return compare(self._data, [t.numpy() for t in self._arguments[first_output:]])
+        return compare(self._data, self._runner.outputs(self._arguments))
 
 
 def _parse(text: str) -> Runner:

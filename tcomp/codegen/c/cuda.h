@@ -1,0 +1,36 @@
+/* Models on NVIDIA's GPUs, by the driver alone: what the generated model.c gives to it and calls. */
+#ifndef TCOMP_CUDA_H
+#define TCOMP_CUDA_H
+
+#include "model_info.h"
+
+typedef struct {
+  int32_t image; /* of tcomp_cuda_images */
+  const char *symbol;
+  uint32_t grid[3], block[3], dynamic_shared_bytes;
+} tcomp_cuda_launch_info;
+
+typedef struct {
+  const void *data;   /* a cubin, or that with PTX for newer GPUs */
+  int32_t capability; /* 80 for 8.0 */
+  int32_t exact;      /* whether it runs on no other capability */
+} tcomp_cuda_image;
+
+extern const tcomp_cuda_image tcomp_cuda_images[];
+extern const int32_t tcomp_cuda_image_count;
+extern const tcomp_cuda_launch_info tcomp_cuda_launches[];
+extern const int32_t tcomp_cuda_launch_count;
+extern const int32_t tcomp_cuda_variant_images[]; /* the first image of each variant, and the end */
+
+extern const tcomp_backend tcomp_cuda_backend;
+
+/* Start launches first .. first + count - 1 with the same arguments; zero when they are under way. */
+int32_t tcomp_cuda_launch(const tcomp_frame *frame, int32_t first, int32_t count, const void *const *arguments,
+                          int32_t argument_count);
+int32_t tcomp_cuda_copy(const tcomp_frame *frame, void *to, const void *from, size_t bytes);
+
+/* Around the work of a step, to time it where the run is profiled. */
+int32_t tcomp_cuda_begin(const tcomp_frame *frame);
+int32_t tcomp_cuda_end(const tcomp_frame *frame, int32_t step);
+
+#endif

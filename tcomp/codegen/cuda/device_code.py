@@ -1,0 +1,161 @@
+"""From scheduled TIR to CUDA C: one `__global__` function for each launch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from tcomp.errors import BuildError
+from tcomp.target.target import Target
+from tcomp.tvm_api import PrimFunc, global_function, structural_mutate, structural_walk, tirx, tvm
+
+HEADERS = Path(__file__).parent / "device"
+"""What generated code includes."""
+_DEVICE_KERNEL = 2
+"""`calling_conv` of a function that the driver launches."""
+_EXTENT = "thread_extent"
+_AXES = tuple(f"{of}.{axis}" for of in ("blockIdx", "threadIdx") for axis in "xyz")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One `__global__` function, which takes all parameters of its kernel, and how it is launched."""
+
+    symbol: str
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    dynamic_shared_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class DeviceCode:
+    """CUDA C of a kernel, and its launches in order."""
+
+    source: str
+    launches: tuple[Launch, ...]
+
+
+def device_code(function: PrimFunc, symbol: str, target: Target) -> DeviceCode:
+    """The code of a scheduled `function`, its `__global__` functions named after `symbol`.
+
+    Raises BuildError when TVM refuses it.
+    """
+    parts = list(function.body.seq) if isinstance(function.body, tirx.SeqStmt) else [function.body]
+    symbols = [symbol if len(parts) == 1 else f"{symbol}_{number}" for number in range(len(parts))]
+    module = {
+        tvm.ir.GlobalVar(name): _device_function(function, part, name, target)
+        for name, part in zip(symbols, parts, strict=True)
+    }
+    device = _tvm_target(target)
+    try:
+        lowered = _lowering()(tvm.IRModule(module))
+        source = global_function("target.build.cuda")(lowered, device).inspect_source("cuda")
+    except Exception as error:  # TVM raises many kinds, all of them meaning that the code cannot be built.
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise BuildError(
+            f"code generation for {symbol} on target `{target.name}` failed: {reason[-1]}"
+        ) from error
+    return DeviceCode(source, tuple(_launch(name, part) for name, part in zip(symbols, parts, strict=True)))
+
+
+def _device_function(function: PrimFunc, part: Any, symbol: str, target: Target) -> PrimFunc:
+    pointers: list[Any] = []
+    declarations: list[Any] = []
+    flat = _Flat()
+    for buffer in function.params:
+        pointer = tirx.Var(f"{buffer.name}_pointer", tirx.buffer.buffer_data_pointer_type(buffer))
+        pointers.append(pointer)
+        declarations.append(tirx.DeclBuffer(flat.of(buffer), data=pointer))
+    part = flat.statement(part)
+    attrs = {
+        "global_symbol": symbol,
+        "tirx.noalias": True,
+        "target": _tvm_target(target),
+        "calling_conv": _DEVICE_KERNEL,
+        "tirx.is_global_func": True,
+    }
+    return tirx.PrimFunc(pointers, tirx.SeqStmt([*declarations, part])).with_attrs(attrs)
+
+
+class _Flat:
+    """Buffers as their elements in row-major order.
+
+    TVM's FlattenBuffer would do the same and simplify the positions, where it takes `(i % 12 + 1) % 4` beside
+    `(i // 12 + 1) % 3 * 4` for `i % 4`.
+    """
+
+    def __init__(self) -> None:
+        self._flat: dict[str, Any] = {}
+
+    def of(self, buffer: Any) -> Any:
+        key = repr(buffer.__chandle__())
+        if key not in self._flat:
+            size = prod(int(d) for d in buffer.shape)
+            scope = str(buffer.scope())
+            self._flat[key] = tirx.decl_buffer([size], str(buffer.dtype), name=str(buffer.name), scope=scope)
+        return self._flat[key]
+
+    def statement(self, statement: Any) -> Any:
+        def on_allocation(allocation: Any, mutator: Any) -> Any:
+            return tirx.AllocBuffer(self.of(allocation.buffer), annotations=allocation.annotations)
+
+        def on_load(load: Any, mutator: Any) -> Any:
+            indices = [mutator.mutate(i) for i in load.indices]
+            return tirx.BufferLoad(self.of(load.source), [_offset(indices, load.source.shape)])
+
+        def on_store(store: Any, mutator: Any) -> Any:
+            indices = [mutator.mutate(i) for i in store.indices]
+            at = _offset(indices, store.buffer.shape)
+            return tirx.BufferStore(self.of(store.buffer), mutator.mutate(store.value), [at])
+
+        rules = [
+            (tirx.AllocBuffer, on_allocation),
+            (tvm.ir.expr.TensorLoad, on_load),
+            (tirx.BufferStore, on_store),
+        ]
+        return structural_mutate(statement, rules)
+
+
+def _offset(indices: Sequence[Any], shape: Sequence[Any]) -> Any:
+    offset: Any = tirx.const(0, "int32")
+    for index, extent in zip(indices, shape, strict=True):
+        offset = offset * extent + index
+    return offset
+
+
+def _launch(symbol: str, part: Any) -> Launch:
+    extents = dict.fromkeys(_AXES, 1)
+
+    def on_attribute(statement: Any) -> None:
+        if statement.attr_key == _EXTENT:
+            extents[str(statement.node.thread_tag)] = int(statement.value)
+
+    structural_walk(part, (tirx.AttrStmt, on_attribute))
+    x, y, z, *block = extents.values()
+    return Launch(symbol, (x, y, z), (block[0], block[1], block[2]))
+
+
+def _tvm_target(target: Target) -> Any:
+    assert target.gpu is not None
+    return tvm.target.Target({"kind": "cuda", "arch": target.gpu.arch})
+
+
+@cache
+def _lowering() -> Callable[[Any], Any]:
+    """TVM's passes that concern loops. Templates place barriers and threads themselves."""
+    return tvm.ir.transform.Sequential(
+        [
+            tirx.transform.BF16ComputeLegalize(),
+            tirx.transform.NarrowDataType(32),
+            tirx.transform.VectorizeLoop(True),
+            tirx.transform.StorageRewrite(),
+            tirx.transform.UnrollLoop(),
+            tirx.transform.StmtSimplify(),
+            tirx.transform.LowerIntrin(),
+            tirx.transform.BF16StorageLegalize(),
+        ]
+    )

@@ -1,0 +1,100 @@
+"""What a model for GPUs has beside its steps: cubins, a table of launches, a C function for each kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tcomp.codegen.cuda.device_code import Launch, device_code
+from tcomp.codegen.cuda.nvcc import Cubin, compile_cubin
+from tcomp.target.target import Target
+from tcomp.tensor.template import Scheduled
+
+STEP = (
+    "#define STEP(number, call)                                            \\",
+    "  if (tcomp_pool_is_cancelled(f->pool) || tcomp_cuda_begin(f) != 0 || \\",
+    "      (call) != 0 || tcomp_cuda_end(f, number) != 0)                  \\",
+    "    return number;",
+    "",
+)
+
+
+@dataclass(frozen=True)
+class DeviceKernel:
+    """A kernel's cubin, of an architecture, and the launches that run it."""
+
+    symbol: str
+    arch: str
+    parameters: int
+    launches: tuple[Launch, ...]
+    cubin: Cubin
+
+
+def device_kernel(scheduled: Scheduled, symbol: str, target: Target, folder: Path) -> DeviceKernel:
+    """The code of a kernel; its cubin is written into `folder`, where `image_source` finds it.
+
+    Raises BuildError when code generation or nvcc fails.
+    """
+    assert target.gpu is not None
+    code = device_code(scheduled.function, symbol, target)
+    cubin = compile_cubin(code.source, target.gpu.arch, portable=True)
+    (folder / f"{symbol}.cubin").write_bytes(cubin.image)
+    parameters = len(scheduled.function.params)
+    return DeviceKernel(symbol, target.gpu.arch, parameters, code.launches, cubin)
+
+
+def image_source(kernels: Sequence[DeviceKernel]) -> str:
+    """Assembly that puts the cubins into read-only memory."""
+    lines = ["    .section .rodata"]
+    for kernel in kernels:
+        name = f"{kernel.symbol}_image"
+        lines += ["    .balign 64", f"    .globl {name}", f"    .hidden {name}", f"{name}:"]
+        lines.append(f'    .incbin "{kernel.symbol}.cubin"')
+    return "\n".join([*lines, '    .section .note.GNU-stack,"",%progbits', ""])
+
+
+def source(variants: Sequence[Sequence[DeviceKernel]]) -> list[str]:
+    """C of the tables in cuda.h, and the function of each kernel. `variants` have the kernels of each."""
+    kernels = [kernel for variant in variants for kernel in variant]
+    launches = [(image, launch) for image, kernel in enumerate(kernels) for launch in kernel.launches]
+    ends = [sum(map(len, variants[:index])) for index in range(len(variants) + 1)]
+    lines = [f"extern const char {kernel.symbol}_image[];" for kernel in kernels]
+    # C has no arrays of length 0.
+    lines += ["const tcomp_cuda_image tcomp_cuda_images[] = {", *map(_image, kernels), "    {0},", "};"]
+    lines += [
+        f"const int32_t tcomp_cuda_image_count = {len(kernels)}, tcomp_cuda_launch_count = {len(launches)};",
+        f"const int32_t tcomp_cuda_variant_images[] = {{{', '.join(map(str, ends))}}};",
+        "const tcomp_cuda_launch_info tcomp_cuda_launches[] = {",
+        *(_launch(image, launch) for image, launch in launches),
+        "    {0},",
+        "};",
+    ]
+    first = 0
+    for kernel in kernels:
+        lines += _function(kernel, first)
+        first += len(kernel.launches)
+    return lines
+
+
+def _image(kernel: DeviceKernel) -> str:
+    number = kernel.arch.removeprefix("sm_")
+    exact = int(number.endswith("a"))
+    return f"    {{{kernel.symbol}_image, {number.rstrip('a')}, {exact}}},"
+
+
+def _launch(image: int, launch: Launch) -> str:
+    grid, block = (", ".join(map(str, extents)) for extents in (launch.grid, launch.block))
+    shared = launch.dynamic_shared_bytes
+    return f'    {{{image}, "{launch.symbol}", {{{grid}}}, {{{block}}}, {shared}}},'
+
+
+def _function(kernel: DeviceKernel, first: int) -> list[str]:
+    names = [f"p{i}" for i in range(kernel.parameters)]
+    parameters = ", ".join(["const tcomp_frame *f", *(f"const void *{name}" for name in names)])
+    return [
+        f"static int32_t {kernel.symbol}({parameters}) {{",
+        f"  const void *const arguments[] = {{{', '.join(names)}}};",
+        f"  return tcomp_cuda_launch(f, {first}, {len(kernel.launches)}, arguments, {len(names)});",
+        "}",
+    ]

@@ -1,0 +1,176 @@
+"""NVIDIA's driver, by its C interface: devices, memory, modules, launches, events.
+
+Source: CUDA Driver API reference. The library is loaded on first use, so that all else works without it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from ctypes import POINTER, byref, c_char_p, c_float, c_int, c_size_t, c_uint, c_void_p
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cache
+from typing import Any
+
+from tcomp.errors import DeviceError, KernelError
+
+LIBRARY = "libcuda.so.1"
+_LARGE_SHARED = 8
+"""CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES."""
+
+
+class Attribute(IntEnum):
+    """CUdevice_attribute."""
+
+    L2_BYTES = 38
+    MEMORY_CLOCK_KHZ = 36
+    BUS_BITS = 37
+    CLOCK_KHZ = 13
+    PROCESSORS = 16
+    THREADS = 39
+    MAJOR = 75
+    MINOR = 76
+    SHARED_BYTES = 81
+    REGISTERS = 82
+    BLOCK_SHARED_BYTES = 97
+
+
+@dataclass(frozen=True)
+class Event:
+    """A moment on the device."""
+
+    driver: Driver
+    handle: c_void_p
+
+    def record(self) -> None:
+        self.driver.call("cuEventRecord", self.handle, None)
+
+    def seconds_since(self, earlier: Event) -> float:
+        """Seconds from `earlier` to this event, for which this waits."""
+        milliseconds = c_float()
+        self.driver.call("cuEventSynchronize", self.handle)
+        self.driver.call("cuEventElapsedTime", byref(milliseconds), earlier.handle, self.handle)
+        return milliseconds.value * 1e-3
+
+
+class Driver:
+    """The driver, with the primary context of one device current in this thread.
+
+    All methods raise KernelError with the driver's own words when it refuses, and most for what a kernel did
+    that was started before. Pointers are integers.
+    """
+
+    def __init__(self, library: Any, number: int = 0) -> None:
+        self._library = library
+        self.call("cuInit", 0)
+        self.device = c_int()
+        self.call("cuDeviceGet", byref(self.device), number)
+        context = c_void_p()
+        self.call("cuDevicePrimaryCtxRetain", byref(context), self.device)
+        self.call("cuCtxSetCurrent", context)
+
+    def call(self, function: str, *arguments: object) -> None:
+        """Call a function that answers a CUresult."""
+        result = getattr(self._library, function)(*arguments)
+        if result != 0:
+            text = c_char_p()
+            self._library.cuGetErrorString(result, byref(text))
+            words = text.value.decode() if text.value else "unknown error"
+            raise KernelError(f"{function}: {words} (CUDA error {result})")
+
+    @property
+    def name(self) -> str:
+        """What the device calls itself: `NVIDIA H100 80GB HBM3`."""
+        buffer = ctypes.create_string_buffer(256)
+        self.call("cuDeviceGetName", buffer, len(buffer), self.device)
+        return buffer.value.decode()
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """The newest CUDA that the driver knows: (13, 0)."""
+        number = c_int()
+        self.call("cuDriverGetVersion", byref(number))
+        return number.value // 1000, number.value % 1000 // 10
+
+    def attribute(self, which: Attribute) -> int:
+        value = c_int()
+        self.call("cuDeviceGetAttribute", byref(value), int(which), self.device)
+        return value.value
+
+    def allocate(self, nbytes: int) -> int:
+        pointer = c_void_p()
+        self.call("cuMemAlloc_v2", byref(pointer), c_size_t(max(nbytes, 1)))
+        return int(pointer.value or 0)
+
+    def free(self, pointer: int) -> None:
+        self.call("cuMemFree_v2", c_void_p(pointer))
+
+    def to_device(self, pointer: int, data: bytes | memoryview | Any, nbytes: int) -> None:
+        """Copy `nbytes` of `data`, bytes or a ctypes pointer."""
+        self.call("cuMemcpyHtoD_v2", c_void_p(pointer), data, c_size_t(nbytes))
+
+    def to_host(self, data: Any, pointer: int, nbytes: int) -> None:
+        self.call("cuMemcpyDtoH_v2", data, c_void_p(pointer), c_size_t(nbytes))
+
+    def fill(self, pointer: int, value: int, nbytes: int) -> None:
+        """Set every byte; without waiting."""
+        self.call("cuMemsetD8Async", c_void_p(pointer), value, c_size_t(nbytes), None)
+
+    def load(self, image: bytes) -> c_void_p:
+        """The module of a cubin."""
+        module = c_void_p()
+        self.call("cuModuleLoadData", byref(module), image)
+        return module
+
+    def unload(self, module: c_void_p) -> None:
+        self.call("cuModuleUnload", module)
+
+    def function(self, module: c_void_p, symbol: str, dynamic_shared_bytes: int = 0) -> c_void_p:
+        """A kernel of a module, allowed to use so much dynamic shared memory."""
+        function = c_void_p()
+        self.call("cuModuleGetFunction", byref(function), module, symbol.encode())
+        if dynamic_shared_bytes:
+            self.call("cuFuncSetAttribute", function, _LARGE_SHARED, dynamic_shared_bytes)
+        return function
+
+    def launch(
+        self,
+        function: c_void_p,
+        grid: Sequence[int],
+        block: Sequence[int],
+        dynamic_shared_bytes: int,
+        pointers: Sequence[int],
+    ) -> None:
+        """Start a kernel whose arguments are all pointers; it runs after what was started before."""
+        values = [c_void_p(p) for p in pointers]
+        arguments = (c_void_p * len(values))(*(ctypes.addressof(v) for v in values))
+        sizes = map(c_uint, (*grid, *block, dynamic_shared_bytes))
+        self.call("cuLaunchKernel", function, *sizes, None, arguments, None)
+
+    def event(self) -> Event:
+        handle = c_void_p()
+        self.call("cuEventCreate", byref(handle), 0)
+        return Event(self, handle)
+
+    def synchronize(self) -> None:
+        """Wait for everything that was started."""
+        self.call("cuCtxSynchronize")
+
+
+@cache
+def driver() -> Driver:
+    """The driver of this machine, on its first GPU.
+
+    Raises DeviceError when there is none.
+    """
+    remedy = "name an architecture to compile for another machine, as in `cuda:sm_80`"
+    try:
+        library = ctypes.CDLL(LIBRARY)
+    except OSError:
+        raise DeviceError(f"no NVIDIA driver here: {LIBRARY} is not to be loaded; {remedy}") from None
+    library.cuGetErrorString.argtypes = (c_int, POINTER(c_char_p))
+    try:
+        return Driver(library)
+    except KernelError as error:
+        raise DeviceError(f"no GPU here: {error}; {remedy}") from error

@@ -1,0 +1,68 @@
+"""Kernels for GPUs, written as what one thread does: launches, shared memory, barriers.
+
+The body of a scheduled function for a GPU is a sequence of launches, which run one after the other. Each
+gets all parameters of the function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from tcomp.tensor.loops import Buffer, Expression, Statement, constant, under
+from tcomp.tvm_api import tirx, tvm
+
+Body = Callable[[Sequence[Expression], Sequence[Expression]], Statement]
+
+_THREAD_INDEX = 1
+"""TVM's `IterVar::kThreadIndex`."""
+_AXES = "xyz"
+
+
+def launch(grid: Sequence[int], block: Sequence[int], body: Body) -> Statement:
+    """`body(block index, thread index)` by a grid of blocks of threads, at most three axes each, x first."""
+    axes = [(f"{of}.{axis}", extent) for of, extents in (("blockIdx", grid), ("threadIdx", block))
+            for axis, extent in zip(_AXES, extents, strict=False)]  # fmt: skip
+
+    def level(index: tuple[Expression, ...]) -> Statement:
+        if len(index) == len(axes):
+            return body(index[: len(grid)], index[len(grid) :])
+        tag, extent = axes[len(index)]
+        variable = tirx.Var(tag.replace(".", "_"), "int32")
+        axis = tirx.IterVar(tvm.ir.Range(0, extent), variable, _THREAD_INDEX, tag)
+        value = variable if extent > 1 else constant(0)
+        inner = under(variable, constant(extent), lambda _: level((*index, value)))
+        return tirx.AttrStmt(axis, "thread_extent", constant(extent), inner)
+
+    return level(())
+
+
+def shared(shape: Sequence[int], dtype: str, name: str) -> tuple[Statement, Buffer]:
+    """A buffer that the threads of a block have in common, at most 48 KiB of them in a kernel."""
+    buffer = tirx.decl_buffer(list(shape), dtype, name=name, scope="shared")
+    return tirx.AllocBuffer(buffer), buffer
+
+
+def synchronize() -> Statement:
+    """Wait for all threads of the block; what they stored in shared memory is then seen by all."""
+    return tirx.Evaluate(tirx.call_intrin("int32", "tirx.tvm_storage_sync", "shared"))
+
+
+def digits(position: Expression, extents: Sequence[int]) -> list[Expression]:
+    """The index into `extents` of element number `position` in row-major order."""
+    index: list[Expression] = []
+    for extent in reversed(extents):
+        index.insert(0, tirx.floormod(position, constant(extent)))
+        position = tirx.floordiv(position, constant(extent))
+    return index
+
+
+def spread(count: int, threads: int, body: Callable[[Expression], Statement]) -> Statement:
+    """A launch that does `body(i)` for every i below `count`, one a thread."""
+    threads = min(threads, -(-count // 32) * 32)
+
+    def point(block: Sequence[Expression], thread: Sequence[Expression]) -> Statement:
+        number = block[0] * threads + thread[0]
+        inside = body(number)
+        return inside if count % threads == 0 else tirx.IfThenElse(number < count, inside, None)
+
+    return launch((-(-count // threads),), (threads,), point)

@@ -1,0 +1,42 @@
+"""A GPU that this CPU emulates, for tests of everything but speed: see emulator/."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tcomp.target.cuda_driver import LIBRARY
+from tcomp.target.parse import parse_target
+from tcomp.target.target import Target
+
+EMULATOR = Path(__file__).parent / "emulator"
+
+
+@pytest.fixture(scope="session")
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a stand-in for the driver, loaded here and found by processes that start from here."""
+    if shutil.which("g++") is None or platform.machine() != "x86_64":
+        pytest.skip("the emulated GPU needs g++ and an x86-64 CPU")
+    folder = tmp_path_factory.mktemp("driver")
+    flags = ["-O1", "-std=c++17", "-fPIC", "-shared", f"-Wl,-soname,{LIBRARY}"]
+    subprocess.run(["g++", *flags, EMULATOR / "libcuda.cpp", "-o", folder / LIBRARY, "-ldl"], check=True)
+    subprocess.run([EMULATOR / "nvcc", "--emulated-header", folder], check=True)
+    ctypes.CDLL(str(folder / LIBRARY), ctypes.RTLD_GLOBAL)  # `driver()` then finds it under its name
+    return folder
+
+
+@pytest.fixture(scope="module")
+def gpu(emulated: Path) -> Iterator[Target]:
+    """The emulated GPU as a target; nvcc makes code for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{EMULATOR}{os.pathsep}{os.environ['PATH']}")
+        patch.setenv("LD_LIBRARY_PATH", str(emulated))
+        patch.setenv("EMULATED_HEADER", str(emulated))
+        yield parse_target("cuda")

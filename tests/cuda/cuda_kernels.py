@@ -1,0 +1,31 @@
+"""Kernels of the sizes that models have, one for each kind of template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tcomp.relay.builder import GraphBuilder
+from tcomp.tensor.kernel import Kernel
+
+
+def kernel(op: str, *shapes: tuple[int, ...], dtype: str = "float32", **attrs: Any) -> Kernel:
+    """The kernel of one operator whose first input is an activation and the others weights."""
+    g = GraphBuilder(op)
+    inputs = [g.input(f"x{i}", shape, dtype) for i, shape in enumerate(shapes)]
+    return Kernel(g.build(g.op(op, *inputs, **attrs)), frozenset(range(1, len(shapes))))
+
+
+KERNELS: Mapping[str, Kernel] = {
+    "relu": kernel("relu", (1, 64, 56, 56)),
+    "transpose": kernel("transpose", (8, 128, 256), axes=(0, 2, 1)),
+    "softmax": kernel("softmax", (12, 128, 128), axis=2),
+    "layer_norm": kernel("layer_norm", (128, 768), (768,), (768,), axis=1),
+    "sum of columns": kernel("reduce_sum", (64, 56, 56), axes=(0,), keepdims=False),
+    "matmul": kernel("matmul", (128, 768), (768, 768)),
+    "conv2d": kernel("conv2d", (1, 64, 56, 56), (64, 64, 3, 3), padding=(1, 1, 1, 1)),
+    "depthwise": kernel("conv2d", (1, 96, 56, 56), (96, 1, 3, 3), padding=(1, 1, 1, 1), groups=96),
+    "max_pool2d": kernel(
+        "max_pool2d", (1, 64, 112, 112), kernel=(3, 3), strides=(2, 2), padding=(1, 1, 1, 1)
+    ),
+}

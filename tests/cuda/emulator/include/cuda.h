@@ -1,0 +1,2 @@
+// Nothing of the driver's interface is needed in a kernel.
+#pragma once

@@ -1,0 +1,204 @@
+// A stand-in for NVIDIA's driver: one device whose memory is this process's, and whose modules are shared
+// objects (see nvcc here). Buffers end where an unreadable page begins, so that reading beyond them is seen.
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <ctime>
+#include <dlfcn.h>
+#include <functional>
+#include <map>
+#include <string>
+#include <sys/mman.h>
+#include <unistd.h>
+#include <vector>
+
+#define API extern "C" __attribute__((visibility("default")))
+enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_IMAGE = 200, NO_BINARY = 209,
+       NOT_FOUND = 500 };
+
+struct Dim { unsigned x, y, z; };
+struct Module { void *library; };
+struct Function {
+  void (*block)(void **);
+  Dim *block_index, *block_size, *grid_size;
+  int dynamic_shared, count;
+};
+struct Event { double seconds; };
+using Graph = std::vector<std::function<void()>>;
+static Graph *recording;  // of the stream that is captured
+
+// Does `work` now, or when the graph that is recorded is launched.
+static int perform(std::function<void()> work) {
+  if (recording != nullptr) recording->push_back(std::move(work));
+  else work();
+  return OK;
+}
+
+static std::map<uintptr_t, std::pair<char *, size_t>> buffers;
+static size_t allocated;
+
+static long setting(const char *name, long otherwise) {
+  const char *text = getenv(name);
+  return text == nullptr ? otherwise : atol(text);
+}
+static double now() {
+  timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return t.tv_sec + t.tv_nsec * 1e-9;
+}
+
+API int cuInit(unsigned) { return setting("EMULATED_DEVICES", 1) ? OK : NO_DEVICE; }
+API int cuDriverGetVersion(int *version) { *version = setting("EMULATED_DRIVER", 13000); return OK; }
+API int cuDeviceGetCount(int *count) { *count = setting("EMULATED_DEVICES", 1); return OK; }
+API int cuDeviceGet(int *device, int number) { *device = number; return number < setting("EMULATED_DEVICES", 1) ? OK : 101; }
+API int cuDeviceGetName(char *name, int bytes, int) { snprintf(name, bytes, "Emulated GPU"); return OK; }
+API int cuDeviceGetAttribute(int *value, int which, int) {
+  long capability = setting("EMULATED_CAPABILITY", 80);
+  static const std::map<int, int> KNOWN = {{13, 1410000}, {16, 108}, {36, 0}, {37, 5120}, {38, 1 << 20},
+                                           {39, 2048}, {81, 164 << 10}, {82, 65536}, {97, 163 << 10}};
+  if (which == 75) *value = capability / 10;
+  else if (which == 76) *value = capability % 10;
+  else if (KNOWN.count(which)) *value = KNOWN.at(which);
+  else return INVALID_VALUE;
+  return OK;
+}
+API int cuDevicePrimaryCtxRetain(void **context, int) { *context = (void *)1; return OK; }
+API int cuDevicePrimaryCtxRelease_v2(int) { return OK; }
+API int cuCtxSetCurrent(void *) { return OK; }
+API int cuCtxGetCurrent(void **context) { *context = nullptr; return OK; }
+API int cuCtxGetDevice(int *device) { *device = 0; return OK; }
+API int cuCtxPushCurrent_v2(void *) { return OK; }
+API int cuCtxPopCurrent_v2(void **context) { *context = nullptr; return OK; }
+API int cuCtxSynchronize() { return OK; }
+API int cuGetErrorString(int code, const char **text) {
+  static const std::map<int, const char *> TEXTS = {{1, "invalid argument"}, {2, "out of memory"},
+      {100, "no CUDA-capable device is detected"}, {200, "device kernel image is invalid"},
+      {209, "no kernel image is available for execution on the device"}, {500, "named symbol not found"}};
+  *text = TEXTS.count(code) ? TEXTS.at(code) : "unrecognized error code";
+  return OK;
+}
+
+API int cuMemAlloc_v2(void **pointer, size_t bytes) {
+  if (allocated + bytes > (size_t)setting("EMULATED_MEMORY", 4L << 30)) return OUT_OF_MEMORY;
+  size_t page = 4096, room = (bytes + 255) / 256 * 256, whole = (room + page - 1) / page * page;
+  char *memory = (char *)mmap(nullptr, whole + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) return OUT_OF_MEMORY;
+  mprotect(memory + whole, page, PROT_NONE);
+  memset(memory, 0xa5, whole);  // uninitialised memory must not look like zeros
+  *pointer = memory + whole - room;
+  buffers[(uintptr_t)*pointer] = {memory, whole + page};
+  allocated += whole;
+  return OK;
+}
+API int cuMemFree_v2(void *pointer) {
+  auto found = buffers.find((uintptr_t)pointer);
+  if (found == buffers.end()) return INVALID_VALUE;
+  munmap(found->second.first, found->second.second);
+  allocated -= found->second.second - 4096;
+  buffers.erase(found);
+  return OK;
+}
+API int cuMemHostAlloc(void **pointer, size_t bytes, unsigned) { return (*pointer = malloc(bytes)) ? OK : OUT_OF_MEMORY; }
+API int cuMemFreeHost(void *pointer) { free(pointer); return OK; }
+API int cuMemcpyHtoD_v2(void *to, const void *from, size_t bytes) { memcpy(to, from, bytes); return OK; }
+API int cuMemcpyDtoH_v2(void *to, const void *from, size_t bytes) { memcpy(to, from, bytes); return OK; }
+API int cuMemcpyHtoDAsync_v2(void *to, const void *from, size_t bytes, void *) {
+  return perform([=] { memcpy(to, from, bytes); });
+}
+API int cuMemcpyDtoHAsync_v2(void *to, const void *from, size_t bytes, void *) {
+  return perform([=] { memcpy(to, from, bytes); });
+}
+API int cuMemcpyDtoDAsync_v2(void *to, const void *from, size_t bytes, void *) {
+  return perform([=] { memmove(to, from, bytes); });
+}
+API int cuPointerGetAttribute(void *value, int which, void *pointer) {
+  auto after = buffers.upper_bound((uintptr_t)pointer);
+  if (which != 2 || after == buffers.begin()) return INVALID_VALUE;
+  auto &[start, mapped] = *--after;
+  if ((char *)pointer >= mapped.first + mapped.second) return INVALID_VALUE;
+  *(unsigned *)value = 2;
+  return OK;
+}
+API int cuMemsetD8Async(void *to, unsigned char value, size_t bytes, void *) { memset(to, value, bytes); return OK; }
+
+API int cuModuleLoadData(void **module, const void *image) {
+  const unsigned char *elf = (const unsigned char *)image;
+  if (memcmp(elf, "\177ELF", 4) != 0) return INVALID_IMAGE;
+  if (elf[18] != 62) return NO_BINARY;  // a real cubin
+  uint64_t sections = *(const uint64_t *)(elf + 40);
+  size_t bytes = sections + (size_t)*(const uint16_t *)(elf + 58) * *(const uint16_t *)(elf + 60);
+  char path[] = "/tmp/emulated-cubin-XXXXXX";
+  int file = mkstemp(path);
+  if (file < 0 || write(file, image, bytes) != (ssize_t)bytes) return OUT_OF_MEMORY;
+  close(file);
+  void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+  if (library == nullptr) fprintf(stderr, "%s\n", dlerror());
+  unlink(path);
+  if (library == nullptr) return INVALID_IMAGE;
+  *module = new Module{library};
+  return OK;
+}
+API int cuModuleUnload(void *module) { delete (Module *)module; return OK; }
+API int cuModuleGetFunction(void **function, void *module, const char *name) {
+  void *library = ((Module *)module)->library;
+  auto block = (void (*)(void **))dlsym(library, (std::string(name) + "_block").c_str());
+  if (block == nullptr) return NOT_FOUND;
+  *function = new Function{block, (Dim *)dlsym(library, "emulated_block_index"),
+                           (Dim *)dlsym(library, "emulated_block_size"),
+                           (Dim *)dlsym(library, "emulated_grid_size"), 0,
+                           *(int *)dlsym(library, (std::string(name) + "_count").c_str())};
+  return OK;
+}
+API int cuFuncSetAttribute(void *function, int which, int value) {
+  if (which == 8) ((Function *)function)->dynamic_shared = value;
+  return value <= 227 << 10 ? OK : INVALID_VALUE;
+}
+
+API int cuLaunchKernel(void *handle, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
+                       unsigned shared, void *, void **arguments, void **) {
+  Function *function = (Function *)handle;
+  unsigned limit = function->dynamic_shared > 48 << 10 ? function->dynamic_shared : 48 << 10;
+  if (gx == 0 || gy == 0 || gz == 0 || gy > 65535 || gz > 65535 || bx * by * bz > 1024 || bz > 64 || shared > limit)
+    return INVALID_VALUE;
+  std::vector<void *> values;  // every argument is a pointer
+  for (int i = 0; i < function->count; i++) values.push_back(*(void **)arguments[i]);
+  return perform([=]() mutable {
+    std::vector<void *> places;
+    for (void *&value : values) places.push_back(&value);
+    *function->grid_size = {gx, gy, gz};
+    *function->block_size = {bx, by, bz};
+    for (unsigned z = 0; z < gz; z++)
+      for (unsigned y = 0; y < gy; y++)
+        for (unsigned x = 0; x < gx; x++) {
+          *function->block_index = {x, y, z};
+          function->block(places.data());
+        }
+  });
+}
+
+API int cuStreamCreate(void **stream, unsigned) { *stream = (void *)2; return OK; }
+API int cuStreamDestroy_v2(void *) { return OK; }
+API int cuStreamSynchronize(void *) { return OK; }
+API int cuEventCreate(void **event, unsigned) { *event = new Event{0}; return OK; }
+API int cuEventDestroy_v2(void *event) { delete (Event *)event; return OK; }
+API int cuEventRecord(void *event, void *) { ((Event *)event)->seconds = now(); return OK; }
+API int cuEventSynchronize(void *) { return OK; }
+API int cuEventElapsedTime(float *milliseconds, void *begin, void *end) {
+  *milliseconds = (float)((((Event *)end)->seconds - ((Event *)begin)->seconds) * 1e3);
+  return OK;
+}
+
+API int cuStreamBeginCapture_v2(void *, int) { recording = new Graph; return OK; }
+API int cuStreamEndCapture(void *, void **graph) { *graph = recording; recording = nullptr; return OK; }
+API int cuGraphInstantiateWithFlags(void **executable, void *graph, unsigned long long) {
+  *executable = new Graph(*(Graph *)graph);
+  return OK;
+}
+API int cuGraphLaunch(void *executable, void *) {
+  for (auto &work : *(Graph *)executable) work();
+  return OK;
+}
+API int cuGraphDestroy(void *graph) { delete (Graph *)graph; return OK; }
+API int cuGraphExecDestroy(void *executable) { delete (Graph *)executable; return OK; }

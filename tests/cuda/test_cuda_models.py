@@ -1,0 +1,180 @@
+"""Libraries of models for GPUs, run on an emulated one: numbers, where tensors are, and what goes wrong."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tcomp import api
+from tcomp.codegen.artifact import compile_graph
+from tcomp.codegen.toolchain import native_toolchain
+from tcomp.errors import BuildError, TcompError
+from tcomp.relay.builder import GraphBuilder
+from tcomp.relay.evaluate import evaluate
+from tcomp.relay.graph import Graph
+from tcomp.relay.types import Array
+from tcomp.runtime import load
+from tcomp.target.cuda_driver import driver
+from tcomp.target.target import Target
+
+TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}
+
+
+def network() -> Graph:
+    """Convolutions, a residual, a concatenation whose second part starts at an odd place, a classifier."""
+    rng = np.random.default_rng(0)
+
+    def weights(*shape: int) -> Array:
+        return (rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+
+    g = GraphBuilder("network")
+    x = g.input("image", (1, 3, 9, 9))
+    y = g.op("relu", g.op("conv2d", x, g.constant(weights(5, 3, 3, 3)), padding=(1,) * 4))
+    z = g.op("conv2d", y, g.constant(weights(5, 5, 1, 1)))
+    y = g.op("concat", g.op("add", y, z), g.op("max_pool2d", z, kernel=(3, 3), padding=(1,) * 4), axis=1)
+    y = g.op("reduce_mean", y, axes=(2, 3), keepdims=False)
+    return g.build(g.op("softmax", g.op("matmul", y, g.constant(weights(10, 7))), axis=1))
+
+
+def image(seed: int = 1) -> Array:
+    return np.random.default_rng(seed).standard_normal((1, 3, 9, 9)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def library(gpu: Target, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("library") / "network.so"
+    compile_graph(api.optimize(network(), gpu), gpu, output)
+    return output
+
+
+def test_equals_the_reference_on_every_run(library: Path) -> None:
+    graph, model = network(), load(library)
+    for seed in range(3):  # The second run is the first that launches a graph recorded before.
+        (expected,) = evaluate(graph, [image(seed)])
+        (found,) = model(image(seed))
+        np.testing.assert_allclose(found, expected, **TOLERANCE)
+
+
+def test_contexts_are_independent(library: Path) -> None:
+    one = load(library)
+    other = one.new_context()
+    (first,), (second,) = one(image(1)), other(image(2))
+    np.testing.assert_array_equal(one(image(1))[0], first)
+    assert not np.array_equal(first, second)
+
+
+def test_every_step_is_profiled(library: Path) -> None:
+    steps = load(library).profile(image())
+    assert len(steps) > 3
+    assert all(step.seconds > 0 for step in steps)
+
+
+def test_tunes_on_the_gpu_here(gpu: Target, tmp_path: Path) -> None:
+    module, log = tmp_path / "small.py", tmp_path / "log.jsonl"
+    module.write_text(
+        "import numpy as np\nfrom tcomp.relay.builder import GraphBuilder\n\n\ndef net():\n"
+        "    g = GraphBuilder('net')\n    x = g.input('x', (8, 32))\n"
+        "    return g.build(g.op('softmax', g.op('relu', x), axis=1))\n"
+    )
+    command = [sys.executable, "-m", "tcomp", "tune", "--target", "cuda", "small:net", "--trials", "3"]
+    root = str(Path(__file__).parents[2])
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{root}"}
+    done = subprocess.run(
+        [*command, "--workers", "1", "--log", log],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    text = log.read_text()
+    assert text.count('"status":"ok"') >= 3
+    assert '"device":"Emulated GPU"' in text
+    assert '"registers":"32"' in text
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("EMULATED_DEVICES", "0", "no GPU here: no CUDA-capable device is detected"),
+        ("EMULATED_CAPABILITY", "75", "Emulated GPU has compute capability 7.5; compile it for cuda:sm_75"),
+        ("EMULATED_MEMORY", "8192", "GPU: memory for .*: out of memory"),
+    ],
+)
+def test_says_what_is_wrong_when_it_is_loaded(
+    library: Path, variable: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(TcompError, match=said):
+        load(library)
+
+
+def test_newer_gpus_take_it(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMULATED_CAPABILITY", "120")
+    assert load(library)(image())[0].shape == (1, 7)
+
+
+def test_several_architectures_in_one_library(
+    gpu: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    g = GraphBuilder("two")
+    x = g.input("x", (4, 8))
+    output = tmp_path / "two.so"
+    api.compile(g.build(g.op("relu", x)), output, "cuda:sm_80,cuda:sm_90a")
+    for capability, variant in (("80", "cuda:sm_80"), ("89", "cuda:sm_80"), ("90", "cuda:sm_90a")):
+        monkeypatch.setenv("EMULATED_CAPABILITY", capability)
+        model = load(output)
+        assert model.variant == variant
+        np.testing.assert_array_equal(model(-np.ones((4, 8), np.float32))[0], 0)
+    with pytest.raises(TcompError, match="are both sm_80, by which a library chooses code"):
+        api.compile(g.build(g.op("relu", x)), output, "cuda:sm_80,nvidia/a100")
+
+
+def test_needs_a_driver(library: Path) -> None:
+    """A process of its own: here the stand-in for the driver is loaded."""
+    environment = {k: v for k, v in os.environ.items() if k != "LD_LIBRARY_PATH"}
+    code = f"import tcomp.runtime; tcomp.runtime.load({str(library)!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode == 0:
+        pytest.skip("this machine has a driver")
+    assert "no NVIDIA driver here: libcuda.so.1 is not to be loaded" in done.stderr
+
+
+def test_tensors_stay_in_the_memory_of_the_gpu(library: Path, tmp_path: Path) -> None:
+    """A C program that gives pointers of the device, and one that is at an odd place."""
+    source = Path(__file__).with_name("device_pointers.c")
+    program, folder = tmp_path / "program", library.parent
+    command = [*native_toolchain().command, f"-I{folder}", source, library, "-o", program]
+    subprocess.run([*command, "-ldl", f"-Wl,-rpath,{folder}"], check=True)
+    done = subprocess.run([program], input=image().tobytes(), capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    (expected,) = evaluate(network(), [image()])
+    np.testing.assert_allclose(np.frombuffer(done.stdout, np.float32), expected[0], **TOLERANCE)
+
+
+def test_fast_products_take_float16(gpu: Target, tmp_path: Path) -> None:
+    graph = api.optimize(network(), gpu, precision="fast")
+    assert sum("f16" in str(v.type) for n in graph.nodes for v in n.inputs) > 3
+    compile_graph(graph, gpu, tmp_path / "fast.so")
+    (expected,) = evaluate(network(), [image()])
+    np.testing.assert_allclose(load(tmp_path / "fast.so")(image())[0], expected, atol=1e-3)
+
+
+def test_refuses_other_forms(gpu: Target, tmp_path: Path) -> None:
+    graph = api.optimize(network(), gpu)
+    with pytest.raises(BuildError, match="is a library with the runtime `threads`; no other form"):
+        compile_graph(graph, gpu, tmp_path / "bundle", form="bundle")
+    with pytest.raises(BuildError, match="no other form"):
+        compile_graph(graph, gpu, tmp_path / "model.o", runtime="freestanding")
+
+
+def test_finds_the_gpu_here(gpu: Target) -> None:
+    assert gpu.gpu is not None
+    assert (gpu.name, gpu.gpu.arch, gpu.description) == ("cuda:sm_80", "sm_80", driver().name)

@@ -1,0 +1,63 @@
+"""What the emulated GPU cannot show: that a real one agrees. Skipped where there is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cuda_kernels import KERNELS
+from op_samples import arrays_of, check, graph_of_sample, makes_kernels
+from test_cuda_models import TOLERANCE, image, network
+
+from tcomp import api
+from tcomp.codegen.artifact import compile_graph
+from tcomp.codegen.jit import build_kernel
+from tcomp.errors import DeviceError
+from tcomp.relay.evaluate import evaluate
+from tcomp.relay.op import OPS, Op
+from tcomp.runtime import load
+from tcomp.target.cuda_driver import driver
+from tcomp.target.parse import parse_target
+from tcomp.target.target import Target
+from tcomp.tensor.kernel import Kernel
+from tcomp.tuner.trial_data import compare, is_wrong, trial_data
+
+pytestmark = pytest.mark.gpu
+OPERATORS = [op for op in OPS.values() if makes_kernels(op)]
+
+
+@pytest.fixture(scope="module")
+def card() -> Target:
+    try:
+        name = driver().name
+    except DeviceError as error:
+        pytest.skip(str(error))
+    if name == "Emulated GPU":
+        pytest.skip("this process runs on the emulated GPU; run these tests alone: pytest -m gpu")
+    return parse_target("cuda")
+
+
+@pytest.mark.parametrize("op", OPERATORS, ids=lambda op: op.name)
+def test_kernel_computes_the_reference(op: Op, card: Target) -> None:
+    for sample in op.samples:
+        graph, arrays = graph_of_sample(op, sample), arrays_of(op, sample)
+        runner = build_kernel(Kernel(graph, frozenset(sample.constant)), card)
+        check(runner(arrays), evaluate(graph, arrays), sample)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernel_of_a_model_computes_the_reference(name: str, card: Target) -> None:
+    data = trial_data(KERNELS[name], seed=0)
+    runner = build_kernel(KERNELS[name], card)
+    assert not is_wrong(compare(data, runner(data.inputs)))
+
+
+def test_model_equals_the_reference(card: Target, tmp_path: Path) -> None:
+    library = tmp_path / "network.so"
+    compile_graph(api.optimize(network(), card), card, library)
+    model = load(library)
+    for seed in range(3):
+        (expected,) = evaluate(network(), [image(seed)])
+        np.testing.assert_allclose(model(image(seed))[0], expected, **TOLERANCE)
+    assert all(step.seconds > 0 for step in model.profile(image()))

@@ -1,0 +1,25 @@
+"""What the real compiler says of kernels, which the emulated GPU's is not."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from cuda_kernels import KERNELS
+
+from tcomp.codegen.cuda.jit import build_cuda
+from tcomp.target.parse import parse_target
+from tcomp.tensor.template import schedule
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_90a"])
+@pytest.mark.parametrize("name", KERNELS)
+def test_defaults_compile_without_spills(name: str, arch: str) -> None:
+    if shutil.which("nvcc") is None:
+        pytest.skip("no nvcc: install the CUDA toolkit")
+    target = parse_target(f"cuda:{arch}")
+    kernel = KERNELS[name]
+    runner = build_cuda(kernel, schedule(kernel, target), target)
+    assert runner.cubin.resources.keys() == {one.symbol for one in runner.code.launches}
+    runner.require_no_spills()
