@@ -3,7 +3,7 @@
     python scripts/models.py resnet50 mobilenetv2_100
     python scripts/count_arm.py resnet50 mobilenetv2_100 --target cortex-a76 --kernels
 
-Builds the library of a model with default configs, runs it once and twice under qemu-user with a plugin
+Builds a program of a model with default configs, runs it once and twice under qemu-user with a plugin
 that counts, and prints the difference: the instructions of one inference, and for each
 multiply-add of a whole vector. `--kernels` says how they are shared among kernels. One thread, inputs of
 zeros: no kernel's path depends on the numbers. Needs qemu-user, a C compiler, and one for the target.
@@ -25,6 +25,7 @@ from models import MODELS, ROOT
 from tcomp.api import static_kernels
 from tcomp.codegen.artifact import Report, compile_graph
 from tcomp.codegen.emulation import InstructionCounter, find_emulator
+from tcomp.codegen.link import compile_c
 from tcomp.codegen.model_source import kernel_symbol
 from tcomp.codegen.toolchain import find_toolchain
 from tcomp.frontend.onnx import import_onnx
@@ -60,11 +61,10 @@ class Symbols:
         return self.names[index] if index >= 0 else ""
 
 
-def by_kernel(report: Report, counts: Counts, base: int, nm: str) -> Mapping[str, int]:
+def by_kernel(program: Path, kernels: Sequence[str], counts: Counts, base: int, nm: str) -> Mapping[str, int]:
     """Instructions by kernel symbol; those of a kernel's own functions come with it, others under ``."""
-    symbols = Symbols.of(report.library, nm)
-    end = base + report.library_bytes
-    kernels = [kernel_symbol(report.program, i, 0) for i in range(len(report.program.kernels))]
+    symbols = Symbols.of(program, nm)
+    end = base + program.stat().st_size
     found: Counter[str] = Counter()
     owner = {name: next((k for k in kernels if name.startswith(k)), "") for name in symbols.names}
     for address, instructions in counts.items():
@@ -81,37 +81,63 @@ def find_nm() -> str:
     return found
 
 
-def emulator_options(target: Target) -> list[str]:
-    """What makes the emulator the target's core, where it knows that, and finds the C library."""
+def cpu_options(target: Target) -> list[str]:
+    """What makes the emulator the target's core, where it knows that."""
     core = str(target.llvm["mcpu"])
     known = subprocess.run(
         [find_emulator(target), "-cpu", "help"], capture_output=True, text=True, check=False
     )
-    cpu = ["-cpu", core] if target.machine == "aarch64" and core in known.stdout.split() else []
-    return [*cpu, "-L", LIBRARIES[target.machine]]
+    return ["-cpu", core] if target.machine == "aarch64" and core in known.stdout.split() else []
 
 
-def count(graph: Graph, target: Target, folder: Path) -> tuple[Report, Mapping[str, int]]:
-    """The library of an imported model and the instructions of one inference by kernel."""
-    report = compile_graph(static_kernels(graph, target), target, folder / "model.so")
-    program = folder / "program"
-    flags = [f"-I{folder}", f"-Wl,-rpath,{folder}", "-o", str(program)]
-    source = [str(SCRIPTS / "count_arm.c"), str(report.library)]
-    subprocess.run([*find_toolchain(target).command, *flags, *source, "-ldl", "-lm"], check=True)
-    counter = InstructionCounter(target, folder, caches=False, options=emulator_options(target))
-    counts, places = list[Counter[int]](), set[str]()
+def build(graph: Graph, target: Target, folder: Path) -> tuple[Report, Path]:
+    """A program of a model in `folder`, which keeps the names of all its functions."""
+    bundle, program = folder / "bundle", folder / "program"
+    report = compile_graph(static_kernels(graph, target), target, bundle, form="bundle")
+    toolchain = find_toolchain(target)
+    sources = [SCRIPTS / "count_arm.c", *sorted(bundle.glob("*.c")), *sorted(bundle.glob("*.S"))]
+    flags = [f"-I{bundle}", f"-Wa,-I{bundle}"]
+    objects = [*compile_c(toolchain, sources, folder, flags), *sorted(bundle.glob("kernels/*.o"))]
+    command = [*toolchain.command, "-pie", "-o", str(program), *map(str, objects), "-ldl", "-lm", "-lpthread"]
+    subprocess.run(command, check=True)
+    return report, program
+
+
+def one_run(counter: InstructionCounter, command: Sequence[str]) -> tuple[Counts, str]:
+    """What a second run adds to a program that takes the number of runs last, and what it prints.
+
+    Ends this program where that one fails, or says something else after two runs than after one.
+    """
+    counts, said = list[Counter[int]](), set[str]()
     for runs in (1, 2):
-        done = counter.run([str(program), str(runs)], _LIMIT_SECONDS)
+        done = counter.run([*command, str(runs)], _LIMIT_SECONDS)
         if done.status != 0:
-            raise SystemExit(f"the model does not run: {done.errors.strip() or done.status}")
+            raise SystemExit(f"{command[0]} fails: {done.errors.strip() or done.status}")
         counts.append(Counter())
         for piece in done.pieces:
             counts[-1][piece.address] += piece.instructions * piece.times
-        places.add(done.output)
-    if len(places) > 1:
-        raise SystemExit("the library was loaded at another address in the second run")
+        said.add(done.output)
+    if len(said) > 1:
+        raise SystemExit(f"{command[0]} says something else in its second run: {' '.join(said)}")
     counts[1].subtract(counts[0])
-    return report, by_kernel(report, counts[1], int(places.pop(), 16), find_nm())
+    return counts[1], said.pop()
+
+
+def count(graph: Graph, target: Target, folder: Path) -> tuple[Report, Mapping[str, int]]:
+    """The program of an imported model and the instructions of one inference by kernel."""
+    report, program = build(graph, target, folder)
+    options = [*cpu_options(target), "-L", LIBRARIES[target.machine]]
+    counter = InstructionCounter(target, folder, caches=False, options=options)
+    counts, base = one_run(counter, [str(program)])
+    kernels = [kernel_symbol(report.program, i, 0) for i in range(len(report.program.kernels))]
+    return report, by_kernel(program, kernels, counts, int(base, 16), find_nm())
+
+
+def products(report: Report, target: Target) -> float:
+    """Multiply-adds of whole vectors that a model's kernels stand for."""
+    uses = Counter(step.kernel for step in report.program.steps if hasattr(step, "kernel"))
+    flops = sum(uses[i] * planned.kernel.flops for i, planned in enumerate(report.program.kernels))
+    return flops / 2 / target.lanes()
 
 
 def show(name: str, target: Target, report: Report, found: Mapping[str, int], kernels: bool) -> None:
@@ -123,13 +149,13 @@ def show(name: str, target: Target, report: Report, found: Mapping[str, int], ke
     if kernels:
         print("| kernel | uses | million instructions | a product |\n|---|---|---|---|")
         for index, symbol in enumerate(symbols):
-            products = uses[index] * program.kernels[index].kernel.flops / lanes
-            ratio = f"{found.get(symbol, 0) / products:.2f}" if products else ""
+            wanted = uses[index] * program.kernels[index].kernel.flops / lanes
+            ratio = f"{found.get(symbol, 0) / wanted:.2f}" if wanted else ""
             print(f"| {symbol} | {uses[index]} | {found.get(symbol, 0) / 1e6:.2f} | {ratio} |")
     total = sum(found.values())
-    products = sum(uses[i] * program.kernels[i].kernel.flops for i in range(len(symbols))) / lanes
     print(
-        f"{name} {target.name}: {total / 1e6:.1f} million instructions, {total / products:.2f} a product, "
+        f"{name} {target.name}: {total / 1e6:.1f} million instructions, "
+        f"{total / products(report, target):.2f} a product, "
         f"{found.get('', 0) / 1e6:.1f} million outside kernels",
         flush=True,
     )

@@ -44,7 +44,7 @@ def tcomp(model: Path, inputs: Mapping[str, Any], threads: int) -> Run:
     return lambda: loaded(**inputs)
 
 
-def _torch_module(model: Path, threads: int) -> Any:
+def torch_module(model: Path, threads: int) -> Any:
     """The PyTorch module that `model` was exported from."""
     import torch
 
@@ -60,7 +60,7 @@ def _torch_module(model: Path, threads: int) -> Any:
 
 def torch_compile(model: Path, inputs: Mapping[str, Any], threads: int) -> Run:
     """Inductor with frozen weights."""
-    module = _torch_module(model, threads)
+    module = torch_module(model, threads)
     import torch
     import torch._inductor.config
 
@@ -75,18 +75,24 @@ def torch_compile(model: Path, inputs: Mapping[str, Any], threads: int) -> Run:
     return run
 
 
-def ncnn(model: Path, inputs: Mapping[str, Any], threads: int) -> Run:
-    """With Winograd and packed layouts, its defaults, in float32; the model comes through pnnx."""
-    import ncnn as runtime
+def write_ncnn(model: Path, inputs: Mapping[str, Any], threads: int, folder: Path) -> None:
+    """Fill the new `folder` with a model that ncnn reads, in float32, through pnnx."""
     import pnnx
 
-    module = _torch_module(model, threads)
+    module = torch_module(model, threads)
     import torch
 
     tensors = tuple(torch.from_numpy(a) for a in inputs.values())
-    folder = Path(tempfile.mkdtemp())
+    folder.mkdir()
     os.chdir(folder)
     pnnx.export(module, "model.pt", tensors, fp16=False)
+
+
+def ncnn(model: Path, inputs: Mapping[str, Any], threads: int) -> Run:
+    """With Winograd and packed layouts, its defaults, in float32."""
+    import ncnn as runtime
+
+    write_ncnn(model, inputs, threads, Path(tempfile.mkdtemp()) / "ncnn")
     net = runtime.Net()
     net.opt.num_threads = threads
     net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
@@ -109,7 +115,7 @@ def ncnn(model: Path, inputs: Mapping[str, Any], threads: int) -> Run:
 
 def executorch(model: Path, inputs: Mapping[str, Any], threads: int) -> Run:
     """XNNPACK kernels."""
-    module = _torch_module(model, threads)
+    module = torch_module(model, threads)
     import torch
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
@@ -131,16 +137,22 @@ def executorch(model: Path, inputs: Mapping[str, Any], threads: int) -> Run:
     return run
 
 
-def litert(model: Path, inputs: Mapping[str, Any], threads: int) -> Run:
-    """XNNPACK kernels under the interpreter that was TensorFlow Lite's."""
-    module = _torch_module(model, threads)
+def write_litert(model: Path, inputs: Mapping[str, Any], threads: int, path: Path) -> None:
+    """Write `path`, a model that LiteRT reads."""
+    module = torch_module(model, threads)
     import litert_torch
     import torch
-    from ai_edge_litert.interpreter import Interpreter
 
     tensors = tuple(torch.from_numpy(a) for a in inputs.values())
-    path = Path(tempfile.mkdtemp()) / "model.tflite"
     litert_torch.convert(module, tensors).export(str(path))
+
+
+def litert(model: Path, inputs: Mapping[str, Any], threads: int) -> Run:
+    """XNNPACK kernels under the interpreter that was TensorFlow Lite's."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    path = Path(tempfile.mkdtemp()) / "model.tflite"
+    write_litert(model, inputs, threads, path)
     interpreter = Interpreter(model_path=str(path), num_threads=threads)
     interpreter.allocate_tensors()
     for place, array in zip(interpreter.get_input_details(), inputs.values(), strict=True):

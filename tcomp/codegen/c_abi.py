@@ -32,6 +32,9 @@ _PIPELINE = "tcomp_plain_c"
 _OPT_LEVEL = 1
 """Of LLVM. Templates vectorise and unroll themselves: levels 2 and 3 take a fifth more of a build's time,
 make kernels no faster (0.2% over those of four models), and spill more registers on AVX-512."""
+_COMPILED_AS = {"neoverse-n1": "cortex-a76"}
+"""Cores for which LLVM makes the code of another: Neoverse N1 is Cortex-A76 with other caches, but for it
+LLVM loads further ahead, until it runs out of registers."""
 _TENSOR_DATA, _ANY_VALUE = 1, 15
 """Fields of DLTensor and of TVM's argument slots, by their numbers in TVM's `TVMStructFieldKind`."""
 _DLTENSOR_AT = {"objects": 24, "dltensors": 0}
@@ -154,7 +157,9 @@ def needed_features(target: Target) -> list[str]:
 
 
 def _tvm_target(target: Target) -> Any:
-    return tvm.target.Target({"opt-level": _OPT_LEVEL, **target.llvm})
+    core = str(target.llvm.get("mcpu"))
+    own = {"mcpu": _COMPILED_AS[core]} if core in _COMPILED_AS else {}
+    return tvm.target.Target({"opt-level": _OPT_LEVEL, **target.llvm, **own})
 
 
 def _nbytes(buffer: Any) -> int | None:

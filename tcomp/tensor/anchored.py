@@ -8,7 +8,7 @@ from math import prod
 
 from tcomp.relay.graph import Node
 from tcomp.relay.types import TensorType
-from tcomp.tensor.epilogue import output_axes
+from tcomp.tensor.epilogue import addend_of, output_axes
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.loops import (
     Buffer,
@@ -34,10 +34,14 @@ PARALLEL_FLOPS = 500_000
 
 @dataclass(frozen=True)
 class AnchorTensors:
-    """The tensors around one anchor: `value` is its output, or what the template made of it."""
+    """The tensors around one anchor: `value` is its output, or what the template made of it.
+
+    With an `addend`, `value` is the sum of both, and what the anchor sums up starts from the addend.
+    """
 
     operands: tuple[Tensor, ...]
     value: Tensor
+    addend: Tensor | None = None
 
 
 class Anchored:
@@ -52,21 +56,30 @@ class Anchored:
         kernel: Kernel,
         packing: Mapping[int, Packing] | None = None,
         anchor: Callable[[Node, Sequence[Tensor]], tuple[Tensor, Sequence[Tensor]]] | None = None,
+        with_addends: bool = False,
     ) -> None:
+        """`with_addends` is for templates that start their sums from `start`."""
         self.kernel = kernel
+        found = {node: addend_of(kernel, node) for node in kernel.anchors} if with_addends else {}
+        self._additions = {pair[0]: pair[1] for pair in found.values() if pair is not None}
         self.packing = dict(packing or {})
         self.stages: list[AnchorTensors] = []
         self._inputs = placeholders(kernel, {i: p.type for i, p in self.packing.items()})
         self._input_buffers = buffers_of(self._inputs, "input")
         self._buffers = TensorMap(zip(self._inputs, self._input_buffers, strict=True))
         self._scratch: list[Buffer] = []
-        self._outputs = lower_body(kernel, self._inputs, self._replace(anchor))
+        self._outputs = lower_body(kernel, self._inputs, self._replace(anchor), self._additions)
         self._output_buffers = buffers_of(self._outputs, "output")
 
     def _replace(
         self, anchor: Callable[[Node, Sequence[Tensor]], tuple[Tensor, Sequence[Tensor]]] | None
     ) -> AnchorCompute:
         def compute(node: Node, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+            if node in self._additions:
+                addend = operands[node.inputs.index(self._additions[node])]
+                value = te.placeholder(node.output.type.static_shape, node.output.dtype, name="sum")
+                self.stages[-1] = AnchorTensors(self.stages[-1].operands, value, addend)
+                return [value]
             if anchor is not None:
                 value, results = anchor(node, operands)
             else:
@@ -105,6 +118,16 @@ class Anchored:
         buffer = tirx.decl_buffer(list(shape), dtype, name=name)
         self._scratch.append(buffer)
         return buffer
+
+    def start(self, index: Sequence[Expression], stage: int = -1) -> Expression:
+        """What the sum of a stage starts from where its value has the element at `index`."""
+        tensors = self.stages[stage]
+        if tensors.addend is None:
+            return tirx.const(0, str(tensors.value.dtype))
+        shape = [int(extent) for extent in tensors.addend.shape]
+        own = list(index)[len(index) - len(shape) :]
+        at = [0 if extent == 1 else i for extent, i in zip(shape, own, strict=True)]
+        return tirx.BufferLoad(self.buffer_of(tensors.addend), at)
 
     def finish(self, index: Sequence[Expression], value: Expression) -> Statement:
         """Store the outputs where they have the element of `self.value` at `index`, which is `value`."""

@@ -66,7 +66,7 @@ class DepthwiseRows:
     """Rows of one depthwise convolution.
 
     `load` is the input's element at an index `[n, channel block, *position, lane]`; `finish` stores an
-    output element.
+    output element, whose sum begins with `start`, or with zero.
     """
 
     conv: Convolution
@@ -76,6 +76,7 @@ class DepthwiseRows:
     weights: Buffer
     load: Callable[[Sequence[Expression]], Expression]
     finish: Callable[[Sequence[Expression], Expression], Statement]
+    start: Callable[[Sequence[Expression]], Expression] | None = None
 
     def row(self, row: Sequence[Expression]) -> Statement:
         """The outputs of row `[n, channel block, *position but the last]`.
@@ -116,7 +117,9 @@ class DepthwiseRows:
             return unrolled(self.tiles.size, lambda p: vectors(lambda lane: body(p, lane)))
 
         def clear(place: Expression, lane: Expression) -> Statement:
-            return tirx.BufferStore(sums, tirx.const(0, conv.accumulator), [place * block + lane])
+            zero = tirx.const(0, conv.accumulator)
+            value = zero if self.start is None else self.start([*row, base + place, lane])
+            return tirx.BufferStore(sums, value, [place * block + lane])
 
         def finish(place: Expression, lane: Expression) -> Statement:
             value = tirx.BufferLoad(sums, [place * block + lane])

@@ -142,6 +142,17 @@ def is_far(conv: Convolution, oc_blocks: int, target: Target) -> bool:
     return prod(dense_steps(conv)) * vectors * target.vector_bits // 8 > target.cache_bytes[0] // 2
 
 
+def starts_from_addend(conv: Convolution, target: Target) -> bool:
+    """Whether sums start from what is added to them first: an instruction less for each vector of outputs."""
+    return target.by_lane and conv.dtype == conv.accumulator
+
+
+def inputs_are_far(conv: Convolution, target: Target) -> bool:
+    """Whether an image is too large for the second-level cache, whose delay other work hides."""
+    nbytes = prod(conv.in_size) * conv.in_channels * numpy_dtype(conv.dtype).itemsize
+    return nbytes > target.cache_bytes[1]
+
+
 def walk_order(conv: Convolution, tile: PixelTile, target: Target) -> str:
     """Which operand stays in the cache while the other one is walked: the operand walked anew for every
     tile of the other should be the smaller one."""
@@ -194,6 +205,7 @@ class DirectProduct:
         ahead: Callable[..., list[Statement]] | None = None,
         partial_sums: int = 1,
         row_lanes: int = 1,
+        start: Callable[[Index], Expression] | None = None,
     ) -> Reduction:
         """The sums of a tile: `unroll` steps of the innermost loops and maybe one kernel axis written out.
 
@@ -237,9 +249,9 @@ class DirectProduct:
             return total + value.astype(conv.accumulator) * weight.astype(conv.accumulator)
 
         short = None if conv.sums is None else conv.sums.short
-        zero = tirx.const(0, conv.accumulator)
+        zero, factors = tirx.const(0, conv.accumulator), inputs.factors
         return Reduction(
-            steps, tuple(written), conv.accumulator, zero, update, short, ahead, partial_sums, inputs.factors
+            steps, tuple(written), conv.accumulator, zero, update, short, ahead, partial_sums, factors, start
         )
 
     def weights_ahead(self, first: Point, step: Index, distance: int, steps: int = 1) -> list[Statement]:

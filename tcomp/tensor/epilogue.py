@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tcomp.relay.attributes import integers
-from tcomp.relay.graph import Value
+from tcomp.relay.graph import Node, Value
 from tcomp.relay.op import OPS, FusionKind
 from tcomp.tensor.kernel import Kernel
 
@@ -38,6 +38,21 @@ def output_axes(kernel: Kernel) -> tuple[int, ...] | None:
             return None
     found = {orders.get(v) for v in kernel.body.outputs}
     return found.pop() if len(found) == 1 else None
+
+
+def addend_of(kernel: Kernel, anchor: Node) -> tuple[Node, Value] | None:
+    """The addition that alone reads what `anchor` makes, and the kernel's input that it adds, if that is all.
+
+    Sums may start from the addend: a step of the reduction then does the addition.
+    """
+    made = anchor.output
+    readers = [node for node in kernel.body.nodes if made in node.inputs]
+    if len(readers) != 1 or readers[0].op != "add" or made in kernel.body.outputs:
+        return None
+    (reader,) = readers
+    others = [value for value in reader.inputs if value is not made]
+    is_whole = reader.output.type == made.type
+    return (reader, others[0]) if is_whole and others and others[0] in kernel.body.inputs else None
 
 
 def placeholder_index(kernel: Kernel, value: Value) -> int | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from tcomp.errors import UnsupportedError
@@ -21,15 +21,21 @@ def placeholders(kernel: Kernel, packed: Mapping[int, TensorType] | None = None)
     return [te.placeholder(t.static_shape, t.dtype, name=f"input{i}") for i, t in types.items()]
 
 
-def lower_body(kernel: Kernel, inputs: Sequence[Tensor], anchor: AnchorCompute | None = None) -> list[Tensor]:
-    """The output tensors of `kernel` from its `inputs`; `anchor` replaces the compute of its anchors.
+def lower_body(
+    kernel: Kernel,
+    inputs: Sequence[Tensor],
+    anchor: AnchorCompute | None = None,
+    more: Collection[Node] = (),
+) -> list[Tensor]:
+    """The output tensors of `kernel` from its `inputs`; `anchor` replaces the compute of its anchors, and of
+    `more` nodes.
 
     Raises UnsupportedError for an operator without a tensor expression.
     """
     tensors: dict[Value, Any] = dict(zip(kernel.body.inputs, inputs, strict=True))
     for node in kernel.body.nodes:
         operands = [_operand(v, tensors) for v in node.inputs]
-        if anchor is not None and node in kernel.anchors:
+        if anchor is not None and (node in kernel.anchors or node in more):
             results = anchor(node, operands)
         else:
             compute = OPS[node.op].compute

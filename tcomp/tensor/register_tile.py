@@ -170,6 +170,7 @@ class Reduction:
     before the steps which begin with `step`, all indices of a step or its first one (the latter not for
     short sums): they fetch what the tile whose first element is `first` reads later. `factors` are for plain
     sums alone; with them, `ahead` comes before as many steps as they are loaded for, not before each.
+    With `start(index)`, the sum of the output's element at `index` starts from that instead, in `tile_nest`.
     """
 
     extents: tuple[int, ...]
@@ -181,6 +182,7 @@ class Reduction:
     ahead: Callable[[RegisterTile, Point, Index], Sequence[Statement]] | None = None
     partial_sums: int = 1
     factors: Factors | None = None
+    start: Callable[[Index], Expression] | None = None
 
 
 def tile_nest(
@@ -205,7 +207,12 @@ def _whole_sums(
     allocation, sums = local([reduction.partial_sums * tile.size], reduction.dtype, "sums")
 
     def clear(first_sum: int) -> Callable[[Point, Expression], Statement]:
-        return lambda _, at: tirx.BufferStore(sums, reduction.initial, [first_sum + at])
+        def store(point: Point, at: Expression) -> Statement:
+            start = None if first_sum else reduction.start
+            value = reduction.initial if start is None else start(point.index)
+            return tirx.BufferStore(sums, value, [first_sum + at])
+
+        return store
 
     def end(point: Point, at: Expression) -> Statement:
         return finish(point.index, tirx.BufferLoad(sums, [at]))

@@ -9,6 +9,7 @@ from test_emulated import network, tools
 
 import bench_arm
 import count_arm
+import count_arm_peers
 from kernel_shapes import KERNELS
 from tcomp.errors import BuildError
 from tcomp.target.parse import parse_target
@@ -25,9 +26,20 @@ def test_instructions_of_a_model_are_counted(tmp_path: Path) -> None:
         folder.mkdir()
         report, found = count_arm.count(network(), A76, folder)
         counts.append(sum(found.values()))
-    products = sum(k.kernel.flops for k in report.program.kernels) / 2 / A76.lanes()
     assert counts[0] == counts[1]
-    assert 0.3 < counts[0] / products < 3, "Winograd multiplies less than it counts"
+    assert 0.3 < counts[0] / count_arm.products(report, A76) < 3, "Winograd multiplies less than it counts"
+    assert found[""] < 0.1 * counts[0], "kernels are found by their names"
+
+
+@pytest.mark.slow
+def test_instructions_of_another_runtime_are_counted() -> None:
+    if not (count_arm_peers.FOLDER / "site" / "onnxruntime").exists():
+        pytest.skip("run `python scripts/arm64_python.py --peers`")
+    peers = count_arm_peers.Peers(A76, count_arm_peers.FOLDER, None)
+    name, own, other, absent = count_arm_peers.row("mtcnn_pnet", A76, peers, ["onnxruntime", "ncnn"])
+    assert name == "mtcnn_pnet"
+    assert 1 < float(own) < float(other) < 20
+    assert absent == "(no --peer-python)"
 
 
 def test_hot_loops_are_judged() -> None:

@@ -101,6 +101,25 @@ def test_extremes_are_one_instruction(target_name: str, instructions: tuple[str,
     assert not any(word.startswith(others) for word in source)
 
 
+@pytest.mark.parametrize("groups", [1, 64])
+def test_sums_start_from_the_bias(groups: int) -> None:
+    kernel = conv(64, 14, 64, 3 if groups > 1 else 1, groups=groups)
+    assert " fadd " not in build_kernel(kernel, parse_target("cortex-a76")).source().replace("\t", " ")
+
+
+def test_inputs_in_the_second_cache_are_not_fetched_ahead() -> None:
+    target = parse_target("cortex-a76")
+    near, far = (build_kernel(conv(256, size, 64, 1), target).source() for size in (14, 56))
+    assert "prfm" not in near
+    assert "prfm" in far
+
+
+def test_registers_suffice_on_neoverse_n1() -> None:
+    target = parse_target("neoverse-n1")
+    loop = hot_loop(build_kernel(KERNELS["1x1"], target).source(), target.machine)
+    assert not on_stack(loop, target.machine)
+
+
 def test_registers_suffice_on_32_bit_arm() -> None:
     target = parse_target("armv7-linux")
     loop = hot_loop(build_kernel(KERNELS["wide matmul"], target).source(), target.machine)
@@ -117,7 +136,8 @@ def network() -> Graph:
         weights = (rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
         padding = (taps // 2 * dilation,) * 4
         sizes = {"strides": (stride, stride), "dilation": (dilation, dilation)}
-        return g.op("conv2d", x, g.constant(weights), padding=padding, groups=groups, **sizes)
+        made = g.op("conv2d", x, g.constant(weights), padding=padding, groups=groups, **sizes)
+        return g.op("add", made, g.constant(rng.standard_normal((outputs, 1, 1)).astype(np.float32)))
 
     x = g.op("relu", step(g.input("image", (1, 3, 61, 45)), 24, 7, 2))
     for sizes in ((40, 1), (40, 3), (36, 3, 2), (36, 3, 1, 36), (36, 3, 2, 36), (24, 3, 1, 3), (52, 1, 2)):

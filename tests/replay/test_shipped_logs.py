@@ -14,6 +14,8 @@ from tcomp.tuner.records import read_log
 
 ROOT = Path(__file__).parent.parent.parent
 LOGS = sorted((ROOT / "tuning_logs").rglob("*.jsonl"))
+QUICK = ("cortex-a55-mobilenetv2_100", "cortex-a76-mobilenetv2_100")
+"""Logs whose kernels build in seconds: strict replay of them belongs to the quick tests."""
 OLDER = {"x86-64-v4-mobilenetv2_100": {"conv2d_add_clip_conv2d_and_4_more"}}
 """Logs from before a kind of kernel was there, with the labels of what they miss: only a CPU with that
 instruction set can measure it."""
@@ -35,14 +37,26 @@ def test_log_is_sound(log: Path) -> None:
     assert not estimates or log.parent.name != target.isa, "estimates are of a core, in a folder of its name"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("log", LOGS, ids=lambda p: f"{p.parent.name}-{p.stem}")
+def _name(log: Path) -> str:
+    return f"{log.parent.name}-{log.stem}"
+
+
+def test_quick_logs_ship() -> None:
+    assert set(QUICK) <= {_name(log) for log in LOGS}
+
+
+@pytest.mark.parametrize(
+    "log",
+    [pytest.param(p, id=_name(p), marks=[] if _name(p) in QUICK else pytest.mark.slow) for p in LOGS],
+)
 def test_strict_replay(log: Path) -> None:
     model = ROOT / "models" / f"{log.stem}.onnx"
-    assert model.exists(), f"run `python scripts/models.py {log.stem}`"
+    if not model.exists():
+        needs = f"run `python scripts/models.py {log.stem}`"
+        pytest.skip(needs) if _name(log) in QUICK else pytest.fail(needs)
     report, problems = replay(model, log.parent.name, [log], MODELS[log.stem].input_shapes)
     assert not problems
-    older = OLDER.get(f"{log.parent.name}-{log.stem}", set())
+    older = OLDER.get(_name(log), set())
     failures = [t for t in report.failures if t.state != "missing" or t.label not in older]
     assert not failures, [f"{t.state} {t.label}: {t.note}" for t in failures]
     assert older <= {t.label for t in report.failures}, "tuned by now: take it out of OLDER"

@@ -7,7 +7,7 @@ scalar a pixel. A 1x1 convolution without strides runs over the flattened pixels
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import gcd, prod
 
 from tcomp.target.target import Target
@@ -17,11 +17,13 @@ from tcomp.tensor.direct_convolution import (
     DirectProduct,
     PixelTile,
     direct_cycles,
+    inputs_are_far,
     is_far,
     pixel_tiles,
     register_tile,
     registers_of,
     row_lanes,
+    starts_from_addend,
     together,
     vectors_of,
     walk_order,
@@ -121,7 +123,8 @@ class Conv2dDirect(Template):
         weights = placeholder_index(kernel, kernel.anchor.inputs[1])
         constant = weights is not None and weights in kernel.constant_inputs
         packing = {weights: panels.packing} if constant and weights is not None else {}
-        anchored = Anchored(kernel, packing)
+        with_addends = starts_from_addend(conv, target)
+        anchored = Anchored(kernel, packing, with_addends=with_addends)
         copies, data = conv.padded_input(anchored, lanes)
         if constant:
             packed = anchored.buffer_of(anchored.operands[1])
@@ -131,7 +134,12 @@ class Conv2dDirect(Template):
         if conv.sums is not None:
             declaration, data = conv.sums.view(data, "data_groups")
             copies = [*copies, declaration]
-        reduction = _reduction(DirectProduct(conv, data, packed), tile, config, target)
+
+        def start(index: Index) -> Expression:
+            return anchored.start(_output_index(conv, index))
+
+        product = DirectProduct(conv, data, packed)
+        reduction = _reduction(product, tile, config, target, start if with_addends else None)
 
         def finish(index: Sequence[Expression], value: Expression) -> Statement:
             return anchored.finish(_output_index(conv, index), value)
@@ -180,14 +188,22 @@ def _unroll(conv: Convolution, tile: PixelTile, target: Target) -> int:
     return max(u for u in _unrolls(conv) if u == 1 or u * step <= UNROLLED_PRODUCTS)
 
 
-def _reduction(product: DirectProduct, tile: RegisterTile, config: Config, target: Target) -> Reduction:
+def _reduction(
+    product: DirectProduct,
+    tile: RegisterTile,
+    config: Config,
+    target: Target,
+    start: Callable[[Index], Expression] | None,
+) -> Reduction:
     distance, unroll = int(config["prefetch"]), int(config["unroll"])
     steps = gcd(together(product.conv, target), unroll)
     far = is_far(product.conv, int(config["oc_blocks"]), target)
+    far_inputs = inputs_are_far(product.conv, target)
 
     def ahead(tile: RegisterTile, first: Point, step: Index) -> list[Statement]:
         if len(step) == 1:
-            return product.inputs_ahead(tile, first, step[0], within=steps == 1)
+            fetches = far_inputs or steps == 1
+            return product.inputs_ahead(tile, first, step[0], within=steps == 1) if fetches else []
         return product.weights_ahead(first, step, distance, steps) if far or steps == 1 else []
 
     return product.reduction(
@@ -198,6 +214,7 @@ def _reduction(product: DirectProduct, tile: RegisterTile, config: Config, targe
         ahead if distance else None,
         int(config["partial_sums"]),
         row_lanes(product.conv, target) if config["unroll_kernel"] and int(config["tile_height"]) == 1 else 1,
+        start,
     )
 
 

@@ -29,6 +29,7 @@ from tcomp.tensor.direct_convolution import (
     direct_cycles,
     pixel_tiles,
     register_tile,
+    starts_from_addend,
     together,
     walk_order,
 )
@@ -97,6 +98,9 @@ class ConvChainCpu(Template):
         widths, width = tile_widths(chain.depthwise, target)
         pieces = chain.pieces(target.cores)
         counts = {p for p in PIECES if p <= chain.project.out_size[0]} | {pieces}
+        # Where pixels are loaded a vector at a time, the first panel of weights alone finds a row outside the
+        # nearest cache, and runs longer than the row takes to come.
+        ahead = together(chain.expand, target) == 1
 
         def reason(config: Config) -> str | None:
             for name, tiles in (("expand", expand), ("project", project)):
@@ -114,7 +118,7 @@ class ConvChainCpu(Template):
                 Ordered("depthwise_width", widths, width),
                 *_tile_knobs("project", project),
                 Ordered("pieces", tuple(sorted(counts)), pieces),
-                Choice("prefetch", (False, True), True),
+                Choice("prefetch", (False, True), ahead),
             ),
             reason,
         )
@@ -182,9 +186,9 @@ class _Nest:
             self._panels(chain.project, self.project_tile),
         )
         places = [placeholder_index(kernel, node.inputs[1]) for node in kernel.anchors]
-        self.anchored = Anchored(
-            kernel, {i: p for i, p in zip(places, packings, strict=True) if i is not None}
-        )
+        packed = {i: p for i, p in zip(places, packings, strict=True) if i is not None}
+        self.with_addends = starts_from_addend(chain.expand, target)
+        self.anchored = Anchored(kernel, packed, with_addends=self.with_addends)
         self.data: Buffer = self.anchored.buffer_of(self.anchored.stages[0].operands[0])
         self.weights: list[Buffer] = [self.anchored.buffer_of(s.operands[1]) for s in self.anchored.stages]
 
@@ -242,9 +246,12 @@ class _Nest:
             at = [block, tirx.truncmod(row, ring), pixel, lane]
             return self.anchored.pass_on(0, [n, block, row, pixel, lane], value, hidden, at)
 
-        return self._products(
-            DirectProduct(conv, self.data, self.weights[0], place), self.expand_tile, finish
-        )
+        def start(index: Index) -> Expression:
+            _, block, pixel, lane = index
+            return self.anchored.start([n, block, row, pixel, lane], 0)
+
+        product = DirectProduct(conv, self.data, self.weights[0], place)
+        return self._products(product, self.expand_tile, finish, start)
 
     def _depthwise(self, n: Expression, row: Expression, hidden: Buffer, filtered: Buffer) -> Statement:
         ring = self.chain.reach
@@ -257,7 +264,18 @@ class _Nest:
             _, block, _, pixel, lane = index
             return self.anchored.pass_on(1, index, value, filtered, [block, pixel, lane])
 
-        rows = DepthwiseRows(self.chain.depthwise, self.pixels, self.lanes, self.weights[1], load, finish)
+        def start(index: Index) -> Expression:
+            return self.anchored.start(index, 1)
+
+        rows = DepthwiseRows(
+            self.chain.depthwise,
+            self.pixels,
+            self.lanes,
+            self.weights[1],
+            load,
+            finish,
+            start if self.with_addends else None,
+        )
         return loop(self.chain.depthwise.out_blocks, lambda block: rows.row([n, block, row]), "block")
 
     def _project(self, n: Expression, row: Expression, filtered: Buffer) -> Statement:
@@ -271,12 +289,19 @@ class _Nest:
             _, block, pixel, lane = index
             return self.anchored.finish([n, block, row, pixel, lane], value)
 
-        return self._products(
-            DirectProduct(conv, filtered, self.weights[2], place), self.project_tile, finish
-        )
+        def start(index: Index) -> Expression:
+            _, block, pixel, lane = index
+            return self.anchored.start([n, block, row, pixel, lane])
+
+        product = DirectProduct(conv, filtered, self.weights[2], place)
+        return self._products(product, self.project_tile, finish, start)
 
     def _products(
-        self, product: DirectProduct, tile: PixelTile, finish: Callable[[Index, Expression], Statement]
+        self,
+        product: DirectProduct,
+        tile: PixelTile,
+        finish: Callable[[Index, Expression], Statement],
+        start: Callable[[Index], Expression],
     ) -> Statement:
         """One row of a pointwise convolution."""
 
@@ -285,7 +310,13 @@ class _Nest:
 
         nest = register_tile(product.conv, tile, walk_order(product.conv, tile, self.target), self.lanes)
         steps = together(product.conv, self.target)
-        reduction = product.reduction(nest, steps, unroll=steps, ahead=ahead if self.ahead else None)
+        reduction = product.reduction(
+            nest,
+            steps,
+            unroll=steps,
+            ahead=ahead if self.ahead else None,
+            start=start if self.with_addends else None,
+        )
         return tile_nest(nest, reduction, finish, threaded=False)
 
 

@@ -8,6 +8,7 @@ from tcomp.target.target import Target
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.convolution import Convolution
 from tcomp.tensor.depthwise_rows import DepthwiseRows, pack_depthwise, tile_widths
+from tcomp.tensor.direct_convolution import starts_from_addend
 from tcomp.tensor.epilogue import epilogue_fits, placeholder_index
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Ordered, Space
@@ -52,7 +53,8 @@ class DepthwiseCpu(Template):
         conv = _convolution(kernel)
         weights = placeholder_index(kernel, kernel.anchor.inputs[1])
         assert weights is not None
-        anchored = Anchored(kernel, {weights: pack_depthwise(conv)})
+        with_addends = starts_from_addend(conv, target)
+        anchored = Anchored(kernel, {weights: pack_depthwise(conv)}, with_addends=with_addends)
         return anchored.scheduled([_rows(conv, anchored, int(config["tile_width"]), target)])
 
 
@@ -71,6 +73,7 @@ def _rows(conv: Convolution, anchored: Anchored, tile_width: int, target: Target
         weights,
         lambda index: tirx.BufferLoad(data, list(index)),
         anchored.finish,
+        anchored.start if starts_from_addend(conv, target) else None,
     )
     extents = (conv.batch, conv.out_blocks, *conv.out_size[:-1])
 
