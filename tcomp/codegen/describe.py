@@ -14,7 +14,8 @@ from tcomp.runtime.library import TensorInfo
 
 
 def description(variants: Sequence[VariantCode], embed: bool, kernels: Sequence[Path]) -> Description:
-    """What to say of a library of `variants`, with `kernels` in object files that are named after them.
+    """What to say of a library of `variants`, with `kernels` in object files that are named after them, or in
+    the variants themselves where they are for a GPU.
 
     The sizes of kernels are taken here because a library keeps no names of the functions that a parallel
     kernel consists of.
@@ -31,7 +32,8 @@ def description(variants: Sequence[VariantCode], embed: bool, kernels: Sequence[
         program.weights_bytes,
         embed,
         tuple(map(program.label, program.steps)),
-        {path.stem: code_bytes(path) for path in kernels},
+        {kernel.symbol: len(kernel.cubin.image) for variant in variants for kernel in variant.device}
+        | {path.stem: code_bytes(path) for path in kernels},
     )
 
 

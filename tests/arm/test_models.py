@@ -22,7 +22,16 @@ TOLERANCE = 1e-4
 @pytest.mark.slow
 @pytest.mark.parametrize("target_name", ["cortex-a76", "armv7-linux"])
 @pytest.mark.parametrize(
-    "name", ["mobilenetv2_100", "resnet18", "mtcnn_onet", "ocr_rec", "minilm", "ocr_det", "resnet50"]
+    "name",
+    [
+        "mobilenetv2_100",
+        "resnet18",
+        "mtcnn_onet",
+        "ocr_rec",
+        "minilm",
+        "ocr_det",
+        pytest.param("resnet50", marks=pytest.mark.zoo),
+    ],
 )
 def test_equals_onnxruntime(name: str, target_name: str, tmp_path: Path) -> None:
     target, path = parse_target(target_name), model_path(name)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tcomp import api
+from tcomp.cli import main
 from tcomp.codegen.artifact import compile_graph
 from tcomp.codegen.toolchain import native_toolchain
 from tcomp.errors import BuildError, TcompError
@@ -58,6 +59,13 @@ def test_equals_the_reference_on_every_run(library: Path) -> None:
         (expected,) = evaluate(graph, [image(seed)])
         (found,) = model(image(seed))
         np.testing.assert_allclose(found, expected, **TOLERANCE)
+
+
+def test_its_kernels_have_sizes(library: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "--size", str(library)]) == 0
+    said = capsys.readouterr().out
+    assert "kernel0a_conv2d_relu" in said
+    assert "code of 0 kernels" not in said
 
 
 def test_contexts_are_independent(library: Path) -> None:
