@@ -1,8 +1,19 @@
-"""Settings for every test: hypothesis without deadlines (the machine's speed varies), one BLAS thread."""
+"""Settings for every test: hypothesis without deadlines (the machine's speed varies), `zoo` tests on request."""
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import settings
 
 settings.register_profile("tcomp", deadline=None, max_examples=100)
 settings.load_profile("tcomp")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The models that only `-m zoo` runs take many minutes: without it they are deselected."""
+    if "zoo" in config.option.markexpr:
+        return
+    zoo = [item for item in items if item.get_closest_marker("zoo") is not None]
+    if zoo:
+        config.hook.pytest_deselected(items=zoo)
+        items[:] = [item for item in items if item not in zoo]

@@ -1,4 +1,4 @@
-"""Real models, compiled once for all tests that run them; `zoo` tests run only when asked for."""
+"""Real models, compiled once for all tests that run them."""
 
 from __future__ import annotations
 
@@ -9,16 +9,6 @@ from zoo import MODELS, CompiledModel, model_path
 
 import tcomp
 from tcomp.transform.pipeline import Precision
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The models that only `-m zoo` runs take many minutes: without it they are deselected."""
-    if "zoo" in config.option.markexpr:
-        return
-    zoo = [item for item in items if item.get_closest_marker("zoo") is not None]
-    if zoo:
-        config.hook.pytest_deselected(items=zoo)
-        items[:] = [item for item in items if item not in zoo]
 
 
 @pytest.fixture(scope="session")
