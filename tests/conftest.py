@@ -1,4 +1,4 @@
-"""Settings for every test: hypothesis without deadlines (the machine's speed varies), `zoo` tests on request."""
+"""Settings for every test: hypothesis without deadlines (machines vary in speed), `zoo` tests on request."""
 
 from __future__ import annotations
 
