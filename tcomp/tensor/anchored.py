@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 from tcomp.relay.graph import Node
 from tcomp.relay.types import TensorType
@@ -109,9 +110,9 @@ class Anchored:
             return None
         return self._buffers[tensor]
 
-    def elements(self) -> Elements:
-        """Elements of the operands at one point of a nest."""
-        return Elements(self._buffers)
+    def elements(self, ranges: Iterable[tuple[Any, Expression]] = ()) -> Elements:
+        """Elements of the operands at one point of a nest, whose variables have these extents."""
+        return Elements(self._buffers, ranges)
 
     def add_scratch(self, shape: Sequence[int], dtype: str, name: str) -> Buffer:
         """A buffer that the caller provides, uninitialised."""

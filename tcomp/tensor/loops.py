@@ -104,6 +104,12 @@ def unrolled(extent: int, body: Body, name: str = "u") -> Statement:
     return _counted(extent, _UNROLLED, name, body)
 
 
+def left_to_compiler(statement: Statement) -> Statement:
+    """`statement`, whose `unrolled` loops stay loops in the code and are written out by what compiles it."""
+    zero = constant(0)
+    return tirx.AttrStmt(zero, "pragma_unroll_explicit", zero, statement)
+
+
 def parallel(extent: int, body: Body, name: str = "p") -> Statement:
     """As `loop`, its iterations shared among threads."""
     return _counted(extent, _PARALLEL, name, body)

@@ -25,27 +25,16 @@ from tcomp.tensor.loops import (
     sequence,
 )
 from tcomp.tensor.lower import lower_body, placeholders
-from tcomp.tensor.math import convert, dtype_of
 from tcomp.tensor.reduction_nest import Reduction, is_reduction, operands, stages
 from tcomp.tensor.row_space import Index, RowSpace
 from tcomp.tensor.schedules.rows_cpu import reduction_space
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
 from tcomp.tensor.threads import digits, launch, shared, synchronize
+from tcomp.tensor.warps import WARP, combine_lanes
 from tcomp.tvm_api import Tensor, tirx
 
-_WARP = 32
 _BLOCK_THREADS = 256
 """Of blocks that hold several rows."""
-_EVERY_LANE = 0xFFFFFFFF
-_SENT_AS = {
-    "bfloat16": "float32",
-    "bool": "int32",
-    "int8": "int32",
-    "uint8": "int32",
-    "int16": "int32",
-    "uint16": "int32",
-}
-"""Types that threads cannot exchange, and wider ones that they can."""
 
 
 class RowsCuda(Template):
@@ -84,7 +73,7 @@ def _lanes(rows: RowSpace, target: Target) -> int:
     """Threads of a row: 4 elements each where they lie side by side, and one thread where rows do."""
     assert target.gpu is not None
     columns, count = prod(rows.columns), prod(rows.rows)
-    if not rows.innermost_is_column and count >= target.gpu.processors * _WARP:
+    if not rows.innermost_is_column and count >= target.gpu.processors * WARP:
         return 1
     lanes = 4
     while lanes < 1024 and lanes * 4 < columns:
@@ -160,12 +149,8 @@ class _Rows:
             tirx.BufferStore(partial, reduction.identity, [0]),
             self._along(reduction.extents, lane, accumulate),
         ]
-        distance = min(self.lanes, _WARP) // 2
-        while distance:
-            other = _from_lane(partial[0], distance)
-            statements.append(tirx.BufferStore(partial, reduction.combine(partial[0], other), [0]))
-            distance //= 2
-        if self.lanes > _WARP:
+        statements += combine_lanes(partial, [constant(0)], min(self.lanes, WARP), reduction.combine)
+        if self.lanes > WARP:
             statements += self._among_warps(reduction, partial, dtype, lane, place)
         value = tirx.Var(tensor.op.name, dtype)
         known[tensor] = value
@@ -175,10 +160,10 @@ class _Rows:
         self, reduction: Reduction, partial: Buffer, dtype: str, lane: Expression, place: Expression
     ) -> list[Statement]:
         """Combine the results of the row's warps; every thread does, so that all have the sum."""
-        warps = self.lanes // _WARP
+        warps = self.lanes // WARP
         allocate, results = shared((self.of_block, warps), dtype, "warps")
-        first = tirx.BufferStore(results, partial[0], [place, tirx.floordiv(lane, _WARP)])
-        statements = [allocate, tirx.IfThenElse(tirx.floormod(lane, _WARP) == 0, first, None), synchronize()]
+        first = tirx.BufferStore(results, partial[0], [place, tirx.floordiv(lane, WARP)])
+        statements = [allocate, tirx.IfThenElse(tirx.floormod(lane, WARP) == 0, first, None), synchronize()]
         statements.append(tirx.BufferStore(partial, results[place, 0], [0]))
         for warp in range(1, warps):
             update = reduction.combine(partial[0], results[place, warp])
@@ -213,15 +198,6 @@ class _Rows:
                 write = self._point(known).store(buffer, tensor, self.space.reduced(row))
                 statements.append(tirx.IfThenElse(lane == 0, write, None) if self.lanes > 1 else write)
         return statements
-
-
-def _from_lane(value: Expression, distance: int) -> Expression:
-    """What the thread has whose number in the warp differs in the bit `distance`."""
-    dtype = dtype_of(value)
-    sent = _SENT_AS.get(dtype, dtype)
-    mask = tirx.const(_EVERY_LANE, "uint32")
-    taken = tirx.call_pure_extern(sent, "__shfl_xor_sync", mask, convert(value, sent), constant(distance))
-    return convert(taken, dtype)
 
 
 TEMPLATES.register(RowsCuda.name, RowsCuda())

@@ -1,0 +1,134 @@
+"""A convolution in plain layout as a product of matrices whose right operand is never in memory.
+
+    outputs[n, o, i...] = sum over taps t and channels c of
+        weights[o, c, t...] * data[n, c, i * strides + t * dilation - padding]
+
+Rows are the output channels of a group, columns the output pixels of all images, the depth is taps by
+channels: neighbours in the depth are channels, so that a tile of it, where it divides them, has one tap.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import reduce
+from math import prod
+
+import numpy as np
+
+from tcomp.relay.types import Array, TensorType
+from tcomp.tensor.anchored import Anchored
+from tcomp.tensor.convolution import Convolution
+from tcomp.tensor.gemm import constant_right
+from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.loops import Elements, Expression, Statement, constant
+from tcomp.tensor.matrices import Index, expressions
+from tcomp.tensor.product import unravel
+from tcomp.tensor.template import Packing
+from tcomp.tvm_api import Tensor, te, tirx
+
+
+def padded(conv: Convolution, data: Tensor) -> Tensor:
+    """`data` with its padding around it, computed where it is read."""
+    if not conv.is_padded:
+        return data
+    around = tirx.const(conv.pad_value, str(data.dtype))
+
+    def element(*index: Expression) -> Expression:
+        image, channel, *at = index
+        source = [i - b for i, b in zip(at, conv.pad_begin, strict=True)]
+        inside = [
+            _is_below(i, size)
+            for i, b, e, size in zip(source, conv.pad_begin, conv.pad_end, conv.in_size, strict=True)
+            if b or e
+        ]
+        return tirx.if_then_else(reduce(tirx.bitwise_and, inside) != 0, data(image, channel, *source), around)
+
+    sizes = [b + d + e for b, d, e in zip(conv.pad_begin, conv.in_size, conv.pad_end, strict=True)]
+    return te.compute((conv.batch, conv.in_channels, *sizes), element, name="padded")
+
+
+def _is_below(index: Expression, size: int) -> Expression:
+    """1 where 0 <= index < size, else 0, by one comparison and without a branch."""
+    return (index.astype("uint32") < tirx.const(size, "uint32")).astype("int32")
+
+
+@dataclass(frozen=True)
+class ConvolutionMatrices:
+    """The operands of a convolution; constant weights are packed as `[group, tap, channel, output]`."""
+
+    conv: Convolution
+    anchored: Anchored
+    packed: bool
+    padded: Tensor
+
+    @staticmethod
+    def of(kernel: Kernel) -> ConvolutionMatrices:
+        assert kernel.anchor is not None
+        conv, weights = Convolution.of(kernel.anchor), constant_right(kernel)
+        packing = {} if weights is None else {weights: _packing(conv)}
+        anchored = Anchored(kernel, packing)
+        return ConvolutionMatrices(conv, anchored, weights is not None, padded(conv, anchored.operands[0]))
+
+    @property
+    def batch(self) -> tuple[int, ...]:
+        return () if self.conv.groups == 1 else (self.conv.groups,)
+
+    @property
+    def rows(self) -> int:
+        return self.conv.group_outputs
+
+    @property
+    def columns(self) -> int:
+        return self.conv.batch * prod(self.conv.out_size)
+
+    @property
+    def depth(self) -> int:
+        return prod(self.conv.kernel) * self.conv.group_inputs
+
+    @property
+    def accumulator(self) -> str:
+        return self.conv.accumulator
+
+    def left(self, elements: Elements, batch: Index, row: Expression, k: Expression) -> Expression:
+        conv, weights = self.conv, self.anchored.operands[1]
+        if self.packed:
+            return elements.element(weights, [*batch, k, row])
+        *tap, channel = self._step(k)
+        return elements.element(weights, [self._first(batch, conv.group_outputs) + row, channel, *tap])
+
+    def right(self, elements: Elements, batch: Index, k: Expression, column: Expression) -> Expression:
+        conv = self.conv
+        *tap, channel = self._step(k)
+        image, *out = self._pixel(column)
+        at = conv.position(out, tap)
+        return elements.element(self.padded, [image, self._first(batch, conv.group_inputs) + channel, *at])
+
+    def store(self, batch: Index, row: Expression, column: Expression, value: Expression) -> Statement:
+        image, *out = self._pixel(column)
+        return self.anchored.finish([image, self._first(batch, self.conv.group_outputs) + row, *out], value)
+
+    def _step(self, k: Expression) -> list[Expression]:
+        """Tap and channel of the depth's element `k`."""
+        return expressions(unravel(k, (*self.conv.kernel, self.conv.group_inputs)))
+
+    def _pixel(self, column: Expression) -> list[Expression]:
+        """Image and pixel of a column."""
+        return expressions(unravel(column, (self.conv.batch, *self.conv.out_size)))
+
+    @staticmethod
+    def _first(batch: Index, channels: int) -> Expression:
+        """The first channel of a group."""
+        return batch[0] * channels if batch else constant(0)
+
+
+def _packing(conv: Convolution) -> Packing:
+    """`[outputs, channels, tap...]` of all groups to `[group, tap and channel, output]`."""
+    groups, outputs, channels = conv.groups, conv.group_outputs, conv.group_inputs
+    shape = (prod(conv.kernel) * channels, outputs)
+
+    def pack(weights: Array) -> Array:
+        split = weights.reshape(groups, outputs, channels, -1)
+        whole = (groups, *shape) if groups > 1 else shape
+        return np.ascontiguousarray(np.transpose(split, (0, 3, 2, 1))).reshape(whole)
+
+    return Packing(TensorType((groups, *shape) if groups > 1 else shape, conv.dtype), pack)

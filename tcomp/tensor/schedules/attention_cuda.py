@@ -1,0 +1,102 @@
+"""Attention on GPUs by plain instructions; see `tcomp.tensor.simt_attention`."""
+
+from __future__ import annotations
+
+from math import ceil, prod
+
+from tcomp.target.target import Gpu, Target
+from tcomp.tensor.attention_nest import Shape
+from tcomp.tensor.epilogue import output_axes
+from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.knobs import Config, Ordered, Space
+from tcomp.tensor.simt_attention import DTYPE, AttentionTile, SimtAttention
+from tcomp.tensor.simt_space import ARRIVAL_CYCLES, LAUNCH_CYCLES, multiply_adds, resident_blocks
+from tcomp.tensor.template import TEMPLATES, Scheduled, Template
+
+ROWS = (32, 64, 128)
+KEYS = (32, 64)
+THREAD_ROWS = (2, 4, 8)
+_WEIGHT_INSTRUCTIONS = 12
+"""Of a score that becomes a weight."""
+
+
+class AttentionCuda(Template):
+    """Sums in float32 of operands of any type; heads up to as wide as shared memory holds. Operands may be
+    slices and transposes of what lies in memory.
+    """
+
+    name = "attention_cuda"
+    family = "cuda"
+
+    def accepts(self, kernel: Kernel, target: Target) -> bool:
+        anchor = kernel.anchor
+        if anchor is None or anchor.op != "attention" or output_axes(kernel) is None:
+            return False
+        if any(prod(v.type.static_shape) == 0 for v in (*anchor.inputs, *anchor.outputs)):
+            return False
+        return Shape.of(anchor).dtype == DTYPE and bool(_legal(kernel, target))
+
+    def space(self, kernel: Kernel, target: Target) -> Space:
+        shape, gpu = _shape(kernel), _gpu(target)
+
+        def reason(config: Config) -> str | None:
+            return AttentionTile.of(config, shape).reason(gpu)
+
+        best = min(_legal(kernel, target), key=lambda config: _cycles(config, shape, gpu))
+        return Space(
+            (
+                Ordered("tile_m", ROWS, int(best["tile_m"])),
+                Ordered("tile_n", KEYS, int(best["tile_n"])),
+                Ordered("thread_m", THREAD_ROWS, int(best["thread_m"])),
+            ),
+            reason,
+        )
+
+    def estimate(self, kernel: Kernel, target: Target) -> float:
+        return _cycles(self.space(kernel, target).default, _shape(kernel), _gpu(target))
+
+    def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
+        return SimtAttention(kernel, AttentionTile.of(config, _shape(kernel))).scheduled()
+
+
+def _shape(kernel: Kernel) -> Shape:
+    assert kernel.anchor is not None
+    return Shape.of(kernel.anchor)
+
+
+def _gpu(target: Target) -> Gpu:
+    assert target.gpu is not None
+    return target.gpu
+
+
+def _legal(kernel: Kernel, target: Target) -> list[Config]:
+    """Every config that fits the target."""
+    configs: list[Config] = [
+        {"tile_m": rows, "tile_n": keys, "thread_m": thread_rows}
+        for rows in ROWS
+        for keys in KEYS
+        for thread_rows in THREAD_ROWS
+    ]
+    shape, gpu = _shape(kernel), _gpu(target)
+    return [config for config in configs if AttentionTile.of(config, shape).reason(gpu) is None]
+
+
+def _cycles(config: Config, shape: Shape, gpu: Gpu) -> float:
+    """Estimated cycles; see `simt_space`."""
+    tile = AttentionTile.of(config, shape)
+    of_processor = ceil(prod(shape.batch) * ceil(shape.rows / tile.rows) / gpu.processors)
+    resident = min(resident_blocks(gpu, tile.threads, tile.registers, tile.shared_bytes), of_processor)
+    rows, keys, columns = tile.thread_rows, tile.thread_keys, tile.thread_columns
+    scores = tile.depth * (rows * keys + (rows + keys) / 4) + rows * keys * _WEIGHT_INSTRUCTIONS
+    sums = tile.keys * (rows * columns + (rows + columns) / 4) + rows * columns
+    issue = tile.threads * (scores + sums) / multiply_adds(gpu, 4)
+
+    def together(blocks: int) -> float:
+        steps = ceil(shape.length / tile.keys)
+        return steps * max(blocks * issue, issue + ARRIVAL_CYCLES) + 2 * ARRIVAL_CYCLES
+
+    rest = of_processor % resident
+    return of_processor // resident * together(resident) + (together(rest) if rest else 0) + LAUNCH_CYCLES
+
+
+TEMPLATES.register(AttentionCuda.name, AttentionCuda())

@@ -1,0 +1,66 @@
+"""Convolutions on GPUs by plain instructions, as products of matrices; see `tcomp.tensor.simt_product`."""
+
+from __future__ import annotations
+
+from math import prod
+
+from tcomp.target.target import Target
+from tcomp.tensor.block_tile import BlockTile
+from tcomp.tensor.convolution import Convolution
+from tcomp.tensor.convolution_matrices import ConvolutionMatrices
+from tcomp.tensor.epilogue import output_axes
+from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.knobs import Config, Space
+from tcomp.tensor.simt_product import SimtProduct
+from tcomp.tensor.simt_space import Problem, cycles, simt_space
+from tcomp.tensor.template import TEMPLATES, Scheduled, Template
+
+OPERATORS = ("conv1d", "conv2d", "conv3d")
+
+
+class ConvCuda(Template):
+    """Plain layout, over 1 to 3 spatial axes, grouped or not; knobs as in `BlockTile`."""
+
+    name = "conv_cuda"
+    family = "cuda"
+
+    def accepts(self, kernel: Kernel, target: Target) -> bool:
+        return fits(kernel) and not Convolution.of(kernel.anchors[0]).is_depthwise
+
+    def space(self, kernel: Kernel, target: Target) -> Space:
+        return simt_space(_problem(kernel), target)
+
+    def estimate(self, kernel: Kernel, target: Target) -> float:
+        problem = _problem(kernel)
+        return cycles(problem, BlockTile.of(simt_space(problem, target).default), target)
+
+    def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
+        return SimtProduct(ConvolutionMatrices.of(kernel), BlockTile.of(config)).scheduled()
+
+
+def fits(kernel: Kernel) -> bool:
+    """Whether `kernel` is a convolution in plain layout with elementwise work and transposes after it."""
+    anchor = kernel.anchor
+    if anchor is None or anchor.op not in OPERATORS or output_axes(kernel) is None:
+        return False
+    if any(prod(v.type.static_shape) == 0 for v in (*anchor.inputs, *anchor.outputs)):
+        return False
+    conv = Convolution.of(anchor)
+    return conv.in_block == conv.out_block == 1
+
+
+def _problem(kernel: Kernel) -> Problem:
+    assert kernel.anchor is not None
+    conv = Convolution.of(kernel.anchor)
+    return Problem(
+        (conv.groups,),
+        conv.group_outputs,
+        conv.batch * prod(conv.out_size),
+        prod(conv.kernel) * conv.group_inputs,
+        conv.accumulator,
+        kernel.nbytes,
+        0 if conv.is_pointwise else conv.group_inputs,
+    )
+
+
+TEMPLATES.register(ConvCuda.name, ConvCuda())

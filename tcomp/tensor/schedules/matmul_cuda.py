@@ -1,0 +1,40 @@
+"""Matrix products on GPUs by plain instructions; see `tcomp.tensor.simt_product`."""
+
+from __future__ import annotations
+
+from tcomp.target.target import Target
+from tcomp.tensor.anchored import Anchored
+from tcomp.tensor.block_tile import BlockTile
+from tcomp.tensor.gemm import fits
+from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.knobs import Config, Space
+from tcomp.tensor.matrices import ProductMatrices
+from tcomp.tensor.product import Product
+from tcomp.tensor.simt_product import SimtProduct
+from tcomp.tensor.simt_space import cycles, problem_of, simt_space
+from tcomp.tensor.template import TEMPLATES, Scheduled, Template
+
+
+class MatmulCuda(Template):
+    """One template for plain and batched products of any type; knobs as in `BlockTile`."""
+
+    name = "matmul_cuda"
+    family = "cuda"
+
+    def accepts(self, kernel: Kernel, target: Target) -> bool:
+        return fits(kernel)
+
+    def space(self, kernel: Kernel, target: Target) -> Space:
+        return simt_space(problem_of(kernel), target)
+
+    def estimate(self, kernel: Kernel, target: Target) -> float:
+        problem = problem_of(kernel)
+        return cycles(problem, BlockTile.of(simt_space(problem, target).default), target)
+
+    def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
+        assert kernel.anchor is not None
+        matrices = ProductMatrices(Anchored(kernel), Product.of(kernel.anchor))
+        return SimtProduct(matrices, BlockTile.of(config)).scheduled()
+
+
+TEMPLATES.register(MatmulCuda.name, MatmulCuda())

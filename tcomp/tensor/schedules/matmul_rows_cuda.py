@@ -1,0 +1,98 @@
+"""Products of few rows or few columns on GPUs; see `tcomp.tensor.few_rows`."""
+
+from __future__ import annotations
+
+from math import ceil, prod
+
+from tcomp.target.target import Target
+from tcomp.tensor.anchored import Anchored
+from tcomp.tensor.few_rows import MOST_ROWS, FewRows, RowsPlan
+from tcomp.tensor.gemm import fits
+from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.knobs import Config, Ordered, Space
+from tcomp.tensor.matrices import Matrices, ProductMatrices, Transposed
+from tcomp.tensor.product import Product
+from tcomp.tensor.schedules.matmul_cuda import MatmulCuda
+from tcomp.tensor.simt_space import LAUNCH_CYCLES, clock, multiply_adds, problem_of
+from tcomp.tensor.template import TEMPLATES, Scheduled, Template
+from tcomp.tensor.warps import WARP
+
+WARPS = (1, 2, 4, 8, 16)
+COLUMNS = (1, 2, 4, 8)
+VECTORS = (1, 2, 4)
+UNROLLS = (1, 2, 4, 8)
+SPLITS = (1, 2, 4, 8, 16, 32)
+_LATENCY = 800
+"""Cycles until what is asked of memory arrives."""
+_WARPS_TO_FILL = 8
+"""Of a multiprocessor, so that its loads follow each other closely."""
+
+
+class MatmulRowsCuda(Template):
+    """Products of up to 8 rows; those of as few columns are transposed."""
+
+    name = "matmul_rows_cuda"
+    family = "cuda"
+    alternative_to = MatmulCuda.name
+
+    def accepts(self, kernel: Kernel, target: Target) -> bool:
+        if not fits(kernel):
+            return False
+        problem = problem_of(kernel)
+        return min(problem.rows, problem.columns) <= MOST_ROWS
+
+    def space(self, kernel: Kernel, target: Target) -> Space:
+        problem, gpu = problem_of(kernel), target.gpu
+        assert gpu is not None
+        rows, columns = sorted((problem.rows, problem.columns))
+
+        def reason(config: Config) -> str | None:
+            return RowsPlan.of(config).reason(gpu, rows, problem.depth, problem.itemsize)
+
+        of_thread = 2 if columns >= 2 * WARP * gpu.processors else 1
+        blocks = prod(problem.batch) * ceil(columns / (of_thread * (8 if _in_depth(kernel) else WARP)))
+        wanted = max(1, 2 * gpu.processors // blocks)
+        plans = [RowsPlan(8, of_thread, 4, 2 if _in_depth(kernel) else 4, s) for s in SPLITS if s <= wanted]
+        legal = [p for p in plans if p.reason(gpu, rows, problem.depth, problem.itemsize) is None]
+        best = legal[-1]
+        return Space(
+            (
+                Ordered("warps", WARPS, best.warps),
+                Ordered("columns", COLUMNS, best.columns),
+                Ordered("vector", VECTORS, best.vector),
+                Ordered("unroll", UNROLLS, best.unroll),
+                Ordered("split", SPLITS, best.split),
+            ),
+            reason,
+        )
+
+    def estimate(self, kernel: Kernel, target: Target) -> float:
+        """By memory, which needs enough loads under way, or by multiply-adds and loads of the few rows."""
+        problem, gpu = problem_of(kernel), target.gpu
+        assert gpu is not None
+        plan = RowsPlan.of(self.space(kernel, target).default)
+        rows, columns = sorted((problem.rows, problem.columns))
+        warps = prod(problem.batch) * ceil(columns / plan.columns) * plan.split
+        busy = min(1.0, warps / (gpu.processors * _WARPS_TO_FILL))
+        memory = problem.nbytes * clock(gpu) / gpu.bytes_per_second
+        # A multiply-add and a load of a factor for each product.
+        products = 2 * prod(problem.batch) * rows * columns * problem.depth
+        issue = products / (gpu.processors * multiply_adds(gpu, problem.itemsize))
+        return max(memory, issue) / busy + _LATENCY + LAUNCH_CYCLES * (1 if plan.split == 1 else 2)
+
+    def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
+        assert kernel.anchor is not None
+        matrices: Matrices = ProductMatrices(Anchored(kernel), Product.of(kernel.anchor))
+        if matrices.rows > matrices.columns:
+            matrices = Transposed(matrices)
+        return FewRows(matrices, RowsPlan.of(config)).scheduled()
+
+
+def _in_depth(kernel: Kernel) -> bool:
+    """Whether neighbours of the large operand are those in the depth, if it lies in memory as it is read."""
+    assert kernel.anchor is not None
+    product = Product.of(kernel.anchor)
+    return product.transpose_right if product.rows <= product.columns else not product.transpose_left
+
+
+TEMPLATES.register(MatmulRowsCuda.name, MatmulRowsCuda())

@@ -1,0 +1,380 @@
+"""Attention by plain instructions of a GPU: softmax(q k^T scale + mask) v, a tile of query rows a block.
+
+    load the tile of queries into shared memory
+    for each tile of keys:
+      scores = queries x keys, in registers; the highest of each row by shuffles
+      scale the sums and totals so far by exp(old highest - new highest)
+      weights = exp(scores - highest), to shared memory; totals += weights
+      sums += weights x values
+    output = sums / totals, with the epilogue
+
+That is the softmax of Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018, in the order
+of Dao et al., "FlashAttention", 2022: nothing of size [rows, keys] reaches memory. Keys and values take turns
+in one buffer; the values are on their way to registers while the scores are computed, the next keys while the
+values are weighted. Eight threads of a warp share a row. Keys beyond the last have a score of minus infinity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import ceil, inf, log2, prod
+from math import e as euler
+
+import numpy as np
+
+from tcomp.target.target import Gpu
+from tcomp.tensor.alignment import anywhere, vector_lanes
+from tcomp.tensor.anchored import Anchored
+from tcomp.tensor.attention_nest import Shape
+from tcomp.tensor.block_tile import STATIC_SHARED_BYTES, WARP_COLUMNS, WARP_ROWS
+from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.knobs import Config
+from tcomp.tensor.loops import (
+    Buffer,
+    Elements,
+    Expression,
+    Statement,
+    constant,
+    left_to_compiler,
+    local,
+    loop,
+    loops_around,
+    sequence,
+    unrolled,
+    vectorized,
+)
+from tcomp.tensor.math import convert, exp2
+from tcomp.tensor.matrices import Index
+from tcomp.tensor.operand import Operand, Source
+from tcomp.tensor.shared_tiles import (
+    GROUP,
+    Factors,
+    SharedTile,
+    TileLoader,
+    add_products,
+    each_sum,
+    tile_elements,
+)
+from tcomp.tensor.template import Scheduled
+from tcomp.tensor.threads import digits, launch, shared, synchronize
+from tcomp.tensor.warps import combine_lanes
+from tcomp.tvm_api import Tensor, tirx
+
+DTYPE = "float32"
+"""Of sums, scores and weights."""
+_ITEMSIZE = 4
+_VECTOR = 4
+_LOWEST = float(np.finfo(DTYPE).min)
+_OTHER_REGISTERS = 40
+
+
+@dataclass(frozen=True)
+class AttentionTile:
+    """The knobs, and what they mean for one attention."""
+
+    rows: int
+    """Query rows of a block."""
+    keys: int
+    """Keys of a step."""
+    thread_rows: int
+    depth: int
+    """Of queries and keys, filled up to whole steps of the innermost loop."""
+    width: int
+    """Columns of the output, filled up to whole groups for each thread."""
+
+    @staticmethod
+    def of(config: Config, shape: Shape) -> AttentionTile:
+        rows, keys, thread_rows = (int(config[name]) for name in ("tile_m", "tile_n", "thread_m"))
+        columns = WARP_COLUMNS * GROUP
+        return AttentionTile(
+            rows, keys, thread_rows, ceil(shape.depth / 8) * 8, ceil(shape.width / columns) * columns
+        )
+
+    @property
+    def along(self) -> int:
+        """Threads along rows."""
+        return self.rows // self.thread_rows
+
+    @property
+    def threads(self) -> int:
+        return self.along * WARP_COLUMNS
+
+    @property
+    def thread_keys(self) -> int:
+        return self.keys // WARP_COLUMNS
+
+    @property
+    def thread_columns(self) -> int:
+        return self.width // WARP_COLUMNS
+
+    @property
+    def moving_elements(self) -> int:
+        """Of the tile of keys or values, whichever is larger."""
+        return max(tile_elements(self.keys, self.depth), tile_elements(self.width, self.keys))
+
+    @property
+    def shared_bytes(self) -> int:
+        queries, weights = tile_elements(self.rows, self.depth), tile_elements(self.rows, self.keys)
+        return (queries + weights + self.moving_elements) * _ITEMSIZE
+
+    @property
+    def registers(self) -> int:
+        """Estimated registers of a thread."""
+        scores, sums = self.thread_rows * self.thread_keys, self.thread_rows * self.thread_columns
+        staged = self.keys * max(self.depth, self.width) // self.threads
+        factors = self.thread_rows + self.thread_columns
+        return scores + sums + staged + 2 * factors + 2 * self.thread_rows + _OTHER_REGISTERS
+
+    def reason(self, gpu: Gpu) -> str | None:
+        """Why no block can be like this, or None."""
+        if self.along % WARP_ROWS:
+            return f"{self.along} threads along rows are not whole warps of {WARP_ROWS}x{WARP_COLUMNS}"
+        if self.threads > gpu.block_threads:
+            return f"a block would have {self.threads} threads; at most {gpu.block_threads} are possible"
+        if self.shared_bytes > STATIC_SHARED_BYTES:
+            return f"tiles take {self.shared_bytes} bytes of shared memory; there are {STATIC_SHARED_BYTES}"
+        most = min(gpu.thread_registers, gpu.registers // self.threads)
+        if self.registers > most:
+            return f"a thread needs {self.registers} registers; it can have {most}"
+        return None
+
+
+class SimtAttention:
+    """The launch of one kernel."""
+
+    def __init__(self, kernel: Kernel, tile: AttentionTile) -> None:
+        assert kernel.anchor is not None
+        self.shape, self.tile = Shape.of(kernel.anchor), tile
+        self.anchored = Anchored(kernel)
+        query, key, value, *mask = self.anchored.operands
+        self.mask: Tensor | None = mask[0] if mask else None
+        shape = self.shape
+        self.queries = self._loader(
+            self._source(query), shape.rows, shape.depth, tile.rows, tile.depth, "query"
+        )
+        self.keys = self._loader(self._source(key), shape.length, shape.depth, tile.keys, tile.depth, "key")
+        values = self._source(value, transposed=True)
+        self.values = self._loader(values, shape.width, shape.length, tile.width, tile.keys, "value")
+
+    def _source(self, tensor: Tensor, transposed: bool = False) -> Source:
+        """Elements of an operand, whose batch may be broadcast."""
+
+        def element(elements: Elements, batch: Index, x: Expression, k: Expression) -> Expression:
+            matrix = (k, x) if transposed else (x, k)
+            return elements.element(tensor, [*_broadcast(tensor, batch, 2), *matrix])
+
+        return element
+
+    def _loader(self, source: Source, extent: int, depth: int, size: int, step: int, name: str) -> TileLoader:
+        operand = Operand(self.anchored, source, DTYPE, self.shape.batch, extent, depth).in_vectors(_VECTOR)
+        return TileLoader(operand, size, step, self.tile.threads, depth % step != 0, name)
+
+    @cached_property
+    def lanes(self) -> int:
+        """Columns of one store."""
+        one = tirx.const(1, DTYPE)
+
+        def lanes(index: Index) -> int:
+            return vector_lanes(lambda c: self.anchored.finish([*index, c], one), self.shape.width, GROUP)
+
+        return anywhere((*self.shape.batch, self.shape.rows), lanes)
+
+    def scheduled(self) -> Scheduled:
+        grid = (*self.shape.batch, ceil(self.shape.rows / self.tile.rows))
+
+        def body(block: Sequence[Expression], thread: Sequence[Expression]) -> Statement:
+            *batch, rows = digits(block[0], grid)
+            return left_to_compiler(_Block(self, batch, rows * self.tile.rows, thread[0]).statement())
+
+        return self.anchored.scheduled([launch((prod(grid),), (self.tile.threads,), body)])
+
+
+class _Block:
+    """What one thread of one block does."""
+
+    def __init__(self, nest: SimtAttention, batch: Index, rows: Expression, thread: Expression) -> None:
+        self.nest, self.batch, self.rows, self.thread = nest, batch, rows, thread
+        tile, count = nest.tile, nest.tile.thread_rows
+        warp, lane = tirx.floordiv(thread, 32), tirx.floormod(thread, 32)
+        row, column = warp * WARP_ROWS + tirx.floordiv(lane, WARP_COLUMNS), tirx.floormod(lane, WARP_COLUMNS)
+        self.allocations: list[Statement] = []
+        zero = constant(0)
+        queries = self._shared(tile_elements(tile.rows, tile.depth), "queries")
+        moving = self._shared(tile.moving_elements, "keys_or_values")
+        weights = self._shared(tile_elements(tile.rows, tile.keys), "weights")
+        self.query_tile = SharedTile(queries, zero, tile.rows)
+        self.key_tile = SharedTile(moving, zero, tile.keys)
+        self.value_tile = SharedTile(moving, zero, tile.width)
+        self.weight_tile = SharedTile(weights, zero, tile.rows)
+        self.of_queries = Factors(self.query_tile, row, tile.along, count)
+        self.of_keys = Factors(self.key_tile, column, WARP_COLUMNS, tile.thread_keys)
+        self.of_weights = Factors(self.weight_tile, row, tile.along, count)
+        self.of_values = Factors(self.value_tile, column, WARP_COLUMNS, tile.thread_columns)
+        self.scores = self._local((count, tile.thread_keys), "scores")
+        self.sums = self._local((count, tile.thread_columns), "sums")
+        self.tops, self.totals, self.tile_tops = (
+            self._local((count,), name) for name in ("tops", "totals", "tile_tops")
+        )
+        self.allocations += [nest.queries.allocate, nest.keys.allocate, nest.values.allocate]
+
+    def _shared(self, elements: int, name: str) -> Buffer:
+        allocate, buffer = shared((elements,), DTYPE, name)
+        self.allocations.append(allocate)
+        return buffer
+
+    def _local(self, shape: Sequence[int], name: str) -> Buffer:
+        allocate, buffer = local(shape, DTYPE, name)
+        self.allocations.append(allocate)
+        return buffer
+
+    def statement(self) -> Statement:
+        nest, thread, zero = self.nest, self.thread, constant(0)
+        steps = ceil(nest.shape.length / nest.tile.keys)
+
+        def keys(step: Expression) -> Statement:
+            return nest.keys.load(thread, self.batch, step * nest.tile.keys, zero)
+
+        def one(step: Expression) -> Statement:
+            following = tirx.min(step + 1, constant(steps - 1))
+            return sequence(
+                [
+                    nest.keys.store(thread, self.key_tile),
+                    synchronize(),
+                    nest.values.load(thread, self.batch, zero, step),
+                    self._clear(self.scores),
+                    add_products(self.scores, self.of_queries, self.of_keys, nest.tile.depth),
+                    self._weigh(step * nest.tile.keys),
+                    synchronize(),
+                    nest.values.store(thread, self.value_tile),
+                    each_sum(self.scores, self._store_weight),
+                    synchronize(),
+                    keys(following),
+                    add_products(self.sums, self.of_weights, self.of_values, nest.tile.keys),
+                    synchronize(),
+                ]
+            )
+
+        lowest, nothing = tirx.const(_LOWEST, DTYPE), tirx.const(0, DTYPE)
+
+        def begin(r: Expression) -> Statement:
+            return sequence(
+                [tirx.BufferStore(self.tops, lowest, [r]), tirx.BufferStore(self.totals, nothing, [r])]
+            )
+
+        return sequence(
+            [
+                *self.allocations,
+                self._each_row(begin),
+                self._clear(self.sums),
+                nest.queries.load(thread, self.batch, self.rows, zero),
+                nest.queries.store(thread, self.query_tile),
+                keys(zero),
+                loop(steps, one, "step"),
+                self._finish(),
+            ]
+        )
+
+    def _each_row(self, body: Callable[[Expression], Statement]) -> Statement:
+        return unrolled(self.nest.tile.thread_rows, body, "r")
+
+    def _clear(self, buffer: Buffer) -> Statement:
+        return each_sum(buffer, lambda r, c: tirx.BufferStore(buffer, tirx.const(0, DTYPE), [r, c]))
+
+    def _weigh(self, first: Expression) -> Statement:
+        """Scores of keys from `first` on to weights; what was summed up before, to the new highest score."""
+        tile = self.nest.tile
+
+        def score(r: Expression, c: Expression) -> Statement:
+            statements, value = self._score(r, first + self.of_keys.at(c), self.scores[r, c])
+            top = tirx.max(self.tile_tops[r], self.scores[r, c])
+            return sequence(
+                [
+                    *statements,
+                    tirx.BufferStore(self.scores, value, [r, c]),
+                    tirx.BufferStore(self.tile_tops, top, [r]),
+                ]
+            )
+
+        def weight(r: Expression, c: Expression) -> list[Statement]:
+            value = _exponential(self.scores[r, c] - self.tops[r])
+            return [
+                tirx.BufferStore(self.scores, value, [r, c]),
+                tirx.BufferStore(self.totals, self.totals[r] + self.scores[r, c], [r]),
+            ]
+
+        def row(r: Expression) -> Statement:
+            change = tirx.Var("change", DTYPE)
+
+            def rescale(c: Expression) -> Statement:
+                return tirx.BufferStore(self.sums, self.sums[r, c] * change, [r, c])
+
+            return sequence(
+                [
+                    tirx.BufferStore(self.tile_tops, self.tops[r], [r]),
+                    unrolled(tile.thread_keys, lambda c: score(r, c), "c"),
+                    *combine_lanes(self.tile_tops, [r], WARP_COLUMNS, tirx.max),
+                    tirx.Bind(change, _exponential(self.tops[r] - self.tile_tops[r])),
+                    tirx.BufferStore(self.tops, self.tile_tops[r], [r]),
+                    tirx.BufferStore(self.totals, self.totals[r] * change, [r]),
+                    unrolled(tile.thread_columns, rescale, "c"),
+                    unrolled(tile.thread_keys, lambda c: sequence(weight(r, c)), "c"),
+                ]
+            )
+
+        return self._each_row(row)
+
+    def _score(
+        self, r: Expression, key: Expression, product: Expression
+    ) -> tuple[list[Statement], Expression]:
+        """The score of a product of query and key, after the statements it needs."""
+        shape, mask = self.nest.shape, self.nest.mask
+        value, statements = product * tirx.const(shape.scale, DTYPE), list[Statement]()
+        if mask is not None:
+            row = tirx.min(self.rows + self.of_queries.at(r), constant(shape.rows - 1))
+            index = (*self.batch, row, tirx.min(key, constant(shape.length - 1)))
+            elements = self.nest.anchored.elements(loops_around())
+            value = value + convert(elements.element(mask, _broadcast(mask, index, 0)), DTYPE)
+            statements = elements.statements
+        if shape.length % self.nest.tile.keys:
+            value = tirx.Select(key < shape.length, value, tirx.const(-inf, DTYPE))
+        return statements, value
+
+    def _store_weight(self, r: Expression, c: Expression) -> Statement:
+        at = self.weight_tile.at(self.of_keys.at(c), self.of_weights.at(r))
+        return tirx.BufferStore(self.weight_tile.buffer, self.scores[r, c], at)
+
+    def _finish(self) -> Statement:
+        nest, shape, tile, lanes = self.nest, self.nest.shape, self.nest.tile, self.nest.lanes
+
+        def vector(r: Expression, c: Expression) -> Statement:
+            row, column = self.rows + self.of_weights.at(r), self.of_values.at(c)
+
+            def one(lane: Expression) -> Statement:
+                value = self.sums[r, c + lane] / self.totals[r]
+                return nest.anchored.finish([*self.batch, row, column + lane], value)
+
+            inside = [row < shape.rows] if shape.rows % tile.rows else []
+            inside += [column < shape.width] if shape.width % tile.width else []
+            store = vectorized(lanes, one)
+            return tirx.IfThenElse(tirx.all(*inside), store, None) if inside else store
+
+        def row(r: Expression) -> Statement:
+            add = combine_lanes(self.totals, [r], WARP_COLUMNS, lambda a, b: a + b)
+            columns = unrolled(tile.thread_columns // lanes, lambda c: vector(r, c * lanes), "c")
+            return sequence([*add, columns])
+
+        return self._each_row(row)
+
+
+def _exponential(x: Expression) -> Expression:
+    """e^x. The factor comes after the difference of scores, which may be the lowest numbers there are."""
+    return exp2(x * tirx.const(log2(euler), DTYPE))
+
+
+def _broadcast(tensor: Tensor, index: Index, rest: int) -> list[Expression]:
+    """`index` as one into all axes of `tensor` but the last `rest`, which may be fewer or of extent 1."""
+    shape = [int(d) for d in tensor.shape][: len(tensor.shape) - rest]
+    own = list(index)[len(index) - len(shape) :]
+    return [constant(0) if extent == 1 else i for extent, i in zip(shape, own, strict=True)]

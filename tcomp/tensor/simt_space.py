@@ -1,0 +1,166 @@
+"""The tiles that a product can have on a GPU, and how long each takes by a model of its multiprocessors.
+
+A multiprocessor works on the blocks that it has room for at once, a tile of the depth at a time: that takes
+as long as their multiply-adds and loads from shared memory, but no less than a load from memory takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product as combinations
+from math import ceil, prod
+
+import numpy as np
+
+from tcomp.errors import UnsupportedError
+from tcomp.target.target import Gpu, Target
+from tcomp.tensor.block_tile import BlockTile
+from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.knobs import Config, Ordered, Space
+from tcomp.tensor.product import Product
+
+TILES = (32, 64, 128, 256)
+DEPTHS = (8, 16, 32)
+THREAD_TILES = (2, 4, 8)
+SPLITS = (1, 2, 4, 8, 16, 32, 64)
+VECTORS = (1, 2, 4)
+ARRIVAL_CYCLES = 800
+"""Cycles of a tile of the depth that is waited for: load, store to shared memory, barrier."""
+LAUNCH_CYCLES = 3000
+"""Of a launch, whatever its work."""
+_SHARED_BYTES = 128
+"""What shared memory gives a multiprocessor in a cycle."""
+_SECOND_LEVEL_BYTES = 32
+"""What the second-level cache gives each multiprocessor in a cycle."""
+_RESERVED_BYTES = 1024
+"""Shared memory of each block that the system takes."""
+_OVERLAP = 0.5
+"""The part of that time which multiply-adds do not hide."""
+_LOAD = 2
+"""Instructions that bring an element to shared memory."""
+_GATHER = 20
+"""The same where its position must be computed anew."""
+_STEP_INSTRUCTIONS = 24
+"""Of a thread in a tile of the depth, beside those that come with its elements."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is multiplied, and the bytes that must move at least."""
+
+    batch: tuple[int, ...]
+    rows: int
+    columns: int
+    depth: int
+    accumulator: str
+    nbytes: int
+    run: int = 0
+    """Elements of the depth after which the right operand goes on elsewhere; 0 where it never does."""
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a sum."""
+        return np.dtype(self.accumulator).itemsize
+
+
+def problem_of(kernel: Kernel) -> Problem:
+    """The product that is the anchor of `kernel`."""
+    assert kernel.anchor is not None
+    product = Product.of(kernel.anchor)
+    return Problem(
+        product.batch, product.rows, product.columns, product.depth, product.accumulator, kernel.nbytes
+    )
+
+
+def resident_blocks(gpu: Gpu, threads: int, registers: int, shared_bytes: int) -> int:
+    """Blocks that a multiprocessor has room for at once."""
+    by_registers = gpu.registers // (ceil(registers / 8) * 8 * threads)
+    by_shared = gpu.shared_bytes // (shared_bytes + _RESERVED_BYTES)
+    return max(1, min(by_registers, by_shared, gpu.threads // threads))
+
+
+def multiply_adds(gpu: Gpu, itemsize: int) -> float:
+    """Multiply-adds of plain instructions that a multiprocessor does in a cycle; wide types take longer."""
+    float32 = 128 if gpu.capability >= 86 else 64
+    return float32 * (1 if itemsize <= 4 else 0.5 if gpu.capability in (70, 80, 90) else 1 / 32)
+
+
+def clock(gpu: Gpu) -> float:
+    """Cycles a second, by the rate of float32 products."""
+    return gpu.flops["float32"] / (2 * gpu.processors * multiply_adds(gpu, 4))
+
+
+def cycles(problem: Problem, tile: BlockTile, target: Target) -> float:
+    """Estimated cycles of all launches."""
+    gpu = target.gpu
+    assert gpu is not None
+    itemsize, rate = problem.itemsize, multiply_adds(gpu, problem.itemsize)
+    grid = -(-problem.rows // tile.rows) * -(-problem.columns // tile.columns)
+    blocks = prod(problem.batch) * grid * tile.split
+    of_processor = -(-blocks // gpu.processors)
+    resident = min(
+        resident_blocks(gpu, tile.threads, tile.registers(itemsize), tile.shared_bytes(itemsize)),
+        of_processor,
+    )
+    sums, factors = tile.thread_rows * tile.thread_columns, tile.thread_rows + tile.thread_columns
+    # Threads of a warp that read the same element share it: 12 of 32 vectors are different ones.
+    shared = tile.threads * tile.depth * factors * itemsize * 12 / 32 / _SHARED_BYTES
+    moved = (tile.rows + tile.columns) * tile.depth
+    gathered = tile.columns * tile.depth * (_GATHER if problem.run % tile.depth else 2 * _LOAD)
+    loads = _LOAD * moved + (gathered if problem.run else 0)
+    instructions = tile.threads * (tile.depth * (sums + factors / 4) + _STEP_INSTRUCTIONS) + loads
+    issue = instructions / rate + _OVERLAP * moved * itemsize / _SECOND_LEVEL_BYTES
+
+    def together(count: int) -> float:
+        """Cycles of so many blocks at once, from beginning to end."""
+        step = max(count * max(issue, shared), ARRIVAL_CYCLES + issue)
+        ends = ARRIVAL_CYCLES + count * tile.rows * tile.columns * itemsize / _SECOND_LEVEL_BYTES
+        return tile.steps(problem.depth) * step + ends
+
+    rest = of_processor % resident
+    compute = of_processor // resident * together(resident) + (together(rest) if rest else 0)
+    outputs = prod(problem.batch) * problem.rows * problem.columns
+    parts = 0 if tile.split == 1 else 2 * tile.split * outputs * itemsize
+    memory = (problem.nbytes + parts) * clock(gpu) / gpu.bytes_per_second
+    return max(compute, memory) + LAUNCH_CYCLES * (1 if tile.split == 1 else 2)
+
+
+def simt_space(problem: Problem, target: Target) -> Space:
+    """All tiles of a product; the default is the one of least estimated cycles.
+
+    Raises UnsupportedError when none fits the target.
+    """
+    gpu = target.gpu
+    assert gpu is not None
+
+    def reason(config: Config) -> str | None:
+        return BlockTile.of(config).reason(gpu, problem.itemsize, problem.depth)
+
+    fitting = list(_sensible(problem, gpu))
+    if not fitting:
+        raise UnsupportedError(f"no tile of sums in {problem.accumulator} fits target `{target.name}`")
+    best = min(fitting, key=lambda tile: cycles(problem, tile, target))
+    return Space(
+        (
+            Ordered("tile_m", TILES, best.rows),
+            Ordered("tile_n", TILES, best.columns),
+            Ordered("tile_k", DEPTHS, best.depth),
+            Ordered("thread_m", THREAD_TILES, best.thread_rows),
+            Ordered("thread_n", THREAD_TILES, best.thread_columns),
+            Ordered("stages", (1, 2), best.stages),
+            Ordered("split", SPLITS, best.split),
+            Ordered("vector", VECTORS, best.vector),
+        ),
+        reason,
+    )
+
+
+def _sensible(problem: Problem, gpu: Gpu) -> Iterator[BlockTile]:
+    """Tiles that a default may have: the depth is split only where there are few tiles of the output."""
+    for rows, columns, depth, m, n, split in combinations(TILES, TILES, DEPTHS, (4, 8), (4, 8), SPLITS):
+        tile = BlockTile(rows, columns, depth, m, n, 2, split, max(VECTORS))
+        tiles = prod(problem.batch) * -(-problem.rows // rows) * -(-problem.columns // columns)
+        enough = split == 1 or tiles < 2 * gpu.processors
+        if enough and tile.threads >= 64 and tile.reason(gpu, problem.itemsize, problem.depth) is None:
+            yield tile

@@ -1,0 +1,119 @@
+"""Convolutions on GPUs: numbers on an emulated one; no spilling."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import pytest
+
+from tcomp.codegen.jit import build_kernel
+from tcomp.relay.builder import GraphBuilder
+from tcomp.relay.evaluate import evaluate
+from tcomp.relay.graph import Attr, Value
+from tcomp.relay.types import numpy_dtype
+from tcomp.target.target import Target
+from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.knobs import Config
+from tcomp.tensor.template import template_for
+
+TILE: Config = {
+    "tile_m": 32, "tile_n": 64, "tile_k": 8, "thread_m": 4, "thread_n": 4,
+    "stages": 2, "split": 1, "vector": 4,
+}  # fmt: skip
+
+
+def conv(
+    data: tuple[int, ...],
+    weights: tuple[int, ...],
+    *after: str,
+    constant: bool = True,
+    dtype: str = "float32",
+    **attrs: Attr,
+) -> Kernel:
+    """A convolution followed by `bias` (one an output channel), `residual` (full) or unary operators."""
+    builder, rank = GraphBuilder(), len(weights) - 2
+    x, w = builder.input("x", data, dtype), builder.input("w", weights, dtype)
+    result: Value = builder.op(f"conv{rank}d", x, w, **attrs)
+    for name in after:
+        if name in ("bias", "residual"):
+            shape = result.type.static_shape if name == "residual" else (weights[0], *(1,) * rank)
+            result = builder.op("add", result, builder.input(name, shape, dtype))
+        else:
+            result = builder.op(name, result)
+    return Kernel(builder.build(result), frozenset({1} if constant else ()))
+
+
+def assert_matches(kernel: Kernel, target: Target, config: Config | None = None) -> None:
+    generator = np.random.default_rng(0)
+    types = [v.type for v in kernel.body.inputs]
+    arrays = [generator.standard_normal(t.static_shape).astype(numpy_dtype(t.dtype)) for t in types]
+    (found,), (expected,) = build_kernel(kernel, target, config)(arrays), evaluate(kernel.body, arrays)
+    tolerance = {"float16": 4e-3}.get(types[0].dtype, 2e-6)
+    wide = expected.astype(np.float64)
+    assert np.abs(found - wide).max() <= tolerance * max(1.0, np.abs(wide).max())
+
+
+SAME = (1, 1, 1, 1)
+CASES = {
+    "whole channels": (conv((1, 8, 9, 12), (32, 8, 3, 3), "bias", "relu", padding=SAME), {}),
+    "few channels, strides": (
+        conv((2, 3, 15, 13), (20, 3, 5, 5), "bias", padding=(2, 2, 2, 2), strides=(2, 2)),
+        {},
+    ),
+    "pointwise": (conv((2, 12, 6, 8), (36, 12, 1, 1), "bias", "residual", "relu"), {}),
+    "split": (conv((1, 32, 5, 7), (24, 32, 3, 3), "bias", "residual", padding=SAME), {"split": 4}),
+    "dilated, uneven padding": (
+        conv((1, 5, 11, 10), (7, 5, 3, 2), padding=(2, 0, 1, 1), dilation=(2, 3)),
+        {},
+    ),
+    "weights that are not constant": (conv((1, 8, 6, 6), (12, 8, 3, 3), constant=False, padding=SAME), {}),
+    "groups": (conv((2, 12, 7, 7), (24, 4, 3, 3), "bias", "relu", padding=SAME, groups=3), {}),
+    "one spatial axis": (conv((2, 6, 40), (10, 6, 5), "relu", padding=(2, 2)), {}),
+    "three spatial axes": (conv((1, 4, 4, 5, 6), (8, 4, 2, 3, 3), padding=(0, 1, 1, 1, 1, 1)), {}),
+    "half precision": (
+        conv((1, 16, 8, 8), (32, 16, 3, 3), "bias", "relu", dtype="float16", padding=SAME),
+        {},
+    ),
+}
+
+
+FAST = ("few channels, strides", "split", "rows of a thread", "strides")
+
+
+def cases(names: Iterable[str]) -> list[object]:
+    """All of them, those that are not `FAST` for long runs alone."""
+    return [pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow]) for name in names]
+
+
+@pytest.mark.parametrize("name", cases(CASES))
+def test_convolutions_are_those_of_the_reference(name: str, gpu: Target) -> None:
+    kernel, knobs = CASES[name]
+    assert template_for(kernel, gpu).name == "conv_cuda"
+    assert_matches(kernel, gpu, {**TILE, **knobs})
+
+
+DEPTHWISE = {
+    "rows of a thread": (conv((2, 6, 9, 11), (6, 1, 3, 3), "bias", "relu", padding=SAME, groups=6), (4, 1)),
+    "strides": (
+        conv((1, 5, 12, 13), (5, 1, 5, 5), "bias", padding=(2, 2, 2, 2), strides=(2, 2), groups=5),
+        (2, 2),
+    ),
+    "dilation": (
+        conv((1, 4, 12, 12), (4, 1, 3, 3), padding=(2, 2, 2, 2), dilation=(2, 2), groups=4),
+        (8, 2),
+    ),
+    "one axis": (conv((2, 4, 33), (4, 1, 7), "relu", padding=(3, 3), groups=4), (1, 4)),
+    "three axes": (conv((1, 4, 5, 5, 6), (4, 1, 2, 3, 3), padding=(0, 1, 1, 1, 1, 1), groups=4), (2, 1)),
+    "half precision": (
+        conv((1, 8, 8, 8), (8, 1, 3, 3), "bias", "residual", dtype="float16", padding=SAME, groups=8),
+        (2, 1),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", cases(DEPTHWISE))
+def test_depthwise_convolutions(name: str, gpu: Target) -> None:
+    kernel, (height, width) = DEPTHWISE[name]
+    assert template_for(kernel, gpu).name == "depthwise_cuda"
+    assert_matches(kernel, gpu, {"height": height, "width": width, "threads": 64})

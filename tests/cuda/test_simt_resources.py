@@ -1,0 +1,157 @@
+"""Kernels of plain instructions, compiled for real GPUs: registers, banks of shared memory, loops."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from test_attention_cuda import attention
+from test_conv_cuda import SAME, conv
+from test_matmul_cuda import matmul
+
+from tcomp.codegen.cuda.device_code import device_code
+from tcomp.codegen.cuda.nvcc import compile_cubin
+from tcomp.target.target import TARGETS
+from tcomp.tensor.anchored import Anchored
+from tcomp.tensor.block_tile import PAD, BlockTile
+from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.loops import constant
+from tcomp.tensor.matrices import ProductMatrices
+from tcomp.tensor.operand import Operand
+from tcomp.tensor.product import Product
+from tcomp.tensor.shared_tiles import Factors, SharedTile, TileLoader
+from tcomp.tensor.template import schedule
+from tcomp.tensor.threads import shared
+from tcomp.tvm_api import tvm
+
+ARCHITECTURES = ("sm_80", "sm_90a")
+KERNELS = {
+    "square": matmul((1024, 1024), (1024, 1024), "bias", "relu"),
+    "both transposed": matmul((512, 512), (512, 512), transpose_a=True, transpose_b=True),
+    "ragged, with gelu": matmul((127, 1003), (1003, 769), "bias", "gelu"),
+    "heads": matmul((2, 12, 128, 64), (2, 12, 128, 64), transpose_b=True),
+    "half precision": matmul((512, 512), (512, 512), "bias", dtype="float16"),
+    "double precision": matmul((256, 256), (256, 256), dtype="float64"),
+    "one row": matmul((1, 2048), (1000, 2048), "bias", transpose_b=True),
+    "eight rows": matmul((8, 4096), (4096, 4096), "bias"),
+    "3x3": conv((1, 64, 56, 56), (64, 64, 3, 3), "bias", "relu", padding=SAME),
+    "7x7": conv((1, 3, 224, 224), (64, 3, 7, 7), "relu", padding=(3, 3, 3, 3), strides=(2, 2)),
+    "1x1": conv((1, 256, 56, 56), (64, 256, 1, 1), "bias", "relu"),
+    "small image": conv((1, 512, 7, 7), (512, 512, 3, 3), "bias", "residual", padding=SAME),
+    "depthwise": conv((1, 96, 112, 112), (96, 1, 3, 3), "bias", padding=SAME, strides=(2, 2), groups=96),
+    "attention": attention((12, 128, 64), (12, 128, 64), (12, 128, 64), (128, 128)),
+    "attention of wide heads": attention((8, 197, 128), (1, 197, 128), (1, 197, 128), dtype="float16"),
+    "depthwise 7x7": conv((1, 384, 14, 14), (384, 1, 7, 7), padding=(3,) * 4, groups=384),
+}
+
+
+@pytest.fixture
+def nvcc() -> None:
+    if shutil.which("nvcc") is None:
+        pytest.skip("no nvcc: install the CUDA toolkit")
+
+
+def compiled(kernel: Kernel, arch: str) -> bytes:
+    """The machine code of the default config, of which no function spills."""
+    target = TARGETS[f"cuda:{arch}"]
+    code = device_code(schedule(kernel, target).function, "kernel", target)
+    cubin = compile_cubin(code.source, arch)
+    assert len(cubin.resources) == len(code.launches)
+    for name, resources in cubin.resources.items():
+        assert resources.spilled_bytes == 0, name
+        assert resources.shared_bytes <= 48 * 1024
+    return cubin.image
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("name", KERNELS)
+def test_defaults_do_not_spill(name: str, arch: str, nvcc: None) -> None:
+    compiled(KERNELS[name], arch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["square", "3x3", "1x1", "heads", "attention"])
+def test_hot_loops_are_multiply_adds(name: str, nvcc: None, tmp_path: Path) -> None:
+    """85 of 100 instructions of the innermost loop, as in hand-written libraries."""
+    disassembler = shutil.which("nvdisasm")
+    if disassembler is None:
+        pytest.skip("no nvdisasm: install it from the CUDA toolkit or PyPI's nvidia-cuda-nvdisasm")
+    cubin = tmp_path / "kernel.cubin"
+    cubin.write_bytes(compiled(KERNELS[name], "sm_80"))
+    text = subprocess.run([disassembler, "-c", cubin], capture_output=True, text=True, check=True).stdout
+    assert max(multiply_add_shares(text)) >= 0.85
+
+
+def multiply_add_shares(assembly: str) -> list[float]:
+    """The share of FFMA in each loop."""
+    shares: list[float] = []
+    labels: dict[str, int] = {}
+    instructions: list[str] = []
+    for line in assembly.splitlines():
+        if label := re.match(r"(\.L_x_\d+):", line):
+            labels[label[1]] = len(instructions)
+        elif found := re.match(r"\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+ )?([A-Z0-9_]+)(.*);", line):
+            instructions.append(found[1])
+            jump = re.search(r"`\((\.L_x_\d+)\)", found[2]) if found[1] == "BRA" else None
+            if jump and labels.get(jump[1], len(instructions)) < len(instructions) - 1:
+                body = instructions[labels[jump[1]] :]
+                shares.append(Counter(body)["FFMA"] / len(body))
+    return shares
+
+
+def conflicts(addresses: list[int], lanes: int) -> int:
+    """Most different rows of shared memory that one bank has to give to the threads served together.
+
+    Addresses count elements of 4 bytes; vectors of 4 are served to 8 threads at a time, of 1 to 32.
+    """
+    worst = 1
+    together = 32 // lanes
+    for first in range(0, 32, together):
+        rows: dict[int, set[int]] = {}
+        for address in addresses[first : first + together]:
+            for word in range(address, address + lanes):
+                rows.setdefault(word % 32, set()).add(word)
+        worst = max(worst, *(len(words) for words in rows.values()))
+    return worst
+
+
+def number(expression: object) -> int:
+    return int(tvm.sym.Analyzer().simplify(expression))
+
+
+@pytest.mark.parametrize(
+    "shape", [(128, 128, 8, 8, 8), (64, 128, 16, 8, 8), (32, 64, 8, 4, 4), (256, 64, 8, 8, 8)]
+)
+def test_factors_are_read_without_bank_conflicts(shape: tuple[int, ...]) -> None:
+    tile = BlockTile(*shape, stages=2, split=1, vector=4)
+    for axis, size in enumerate((tile.rows, tile.columns)):
+        _, buffer = shared((8 * (size + PAD),), "float32", "tile")
+        shared_tile = SharedTile(buffer, constant(0), size)
+        places = [tile.place(constant(thread))[axis] for thread in range(32)]
+        factors = [Factors(shared_tile, place, tile.threads_along[axis], shape[3 + axis]) for place in places]
+        addresses = [number(shared_tile.at(constant(3), f.at(constant(0)))[0]) for f in factors]
+        assert all(address % 4 == 0 for address in addresses)
+        assert conflicts(addresses, 4) == 1
+
+
+@pytest.mark.parametrize("vector", [1, 2, 4])
+@pytest.mark.parametrize("transpose", [False, True])
+def test_tiles_are_stored_without_bank_conflicts(transpose: bool, vector: int) -> None:
+    kernel = matmul((256, 256), (256, 256), transpose_a=transpose)
+    assert kernel.anchor is not None
+    tile = BlockTile(128, 128, 16, 8, 8, 2, 1, vector)
+    operand = Operand.left(ProductMatrices(Anchored(kernel), Product.of(kernel.anchor)), vector)
+    assert (operand.along_depth, operand.lanes) == (not transpose, vector)
+    loader = TileLoader(operand, tile.rows, tile.depth, tile.threads, False, "left")
+    places = [loader.place(constant(thread)) for thread in range(32)]
+    begins = [number(k * (tile.rows + PAD) + x) for k, x in places]
+    if transpose:
+        assert conflicts(begins, vector) == 1
+    else:
+        for lane in range(vector):
+            assert conflicts([begin + lane * (tile.rows + PAD) for begin in begins], 1) == 1
