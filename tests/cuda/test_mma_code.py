@@ -136,7 +136,9 @@ def test_defaults_fill_the_processors() -> None:
 
 def test_tensor_cores_are_the_default_where_the_gpu_has_them() -> None:
     def name(kernel: Kernel, target: str) -> str:
-        return template_for(kernel, TARGETS[target]).name
+        template = template_for(kernel, TARGETS[target])
+        default = template.space(kernel, TARGETS[target]).default
+        return template.id_of(default).partition("@")[0]
 
     float32 = matmul((64, 64), (64, 64), dtype="float32")
     assert name(LARGE["matmul"], "cuda:sm_80") == "matmul_mma_cuda"

@@ -21,6 +21,7 @@ from tcomp.tensor.mma_kernel import materialize, multiplies, padded, schedule_mm
 from tcomp.tensor.mma_nest import MmaOperand
 from tcomp.tensor.mma_plan import chunk_elements, estimated_cycles, plan_of, plan_space
 from tcomp.tensor.product import Product
+from tcomp.tensor.schedules.matmul_cuda import MatmulCuda
 from tcomp.tensor.template import TEMPLATES, Packing, Scheduled, Template
 from tcomp.tensor.threads import digits
 from tcomp.tvm_api import Tensor
@@ -35,7 +36,7 @@ class MatmulMmaCuda(Template):
 
     name = "matmul_mma_cuda"
     family = "cuda"
-    priority = 5
+    alternative_to = MatmulCuda.name
 
     def accepts(self, kernel: Kernel, target: Target) -> bool:
         if not multiplies(kernel, target) or not fits(kernel):
