@@ -8,16 +8,18 @@ import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Union, cast
 
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
 from tcomp.errors import ArtifactError, InputError, UsageError
+from tcomp.runtime.gpu_array import GpuArray, gpu_array, wait_for
 from tcomp.runtime.library import CBuffer, COptions, TensorInfo, open_library, tensor_info
 
 Array = npt.NDArray[Any]
+AnyArray = Union[Array, GpuArray]
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,9 @@ class Model:
     """A loaded artifact with one context: memory and threads of its own.
 
     Call it with arrays in the order of `inputs`, or by name; numpy arrays and objects with DLPack are read
-    in place. Threads may share a model, and then run one after the other; `new_context` gives a second one
-    that runs at the same time.
+    in place, and where the model runs on a GPU, those in its memory (PyTorch's, CuPy's) too. Threads may
+    share a model, and then run one after the other; `new_context` gives a second one that runs at the same
+    time.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class Model:
         self._weights = weights
         self.name: str = library.tcomp_model_name().decode()
         self.target: str = library.tcomp_target().decode()
+        self._runs_on_gpu = self.target.rpartition(" ")[2].startswith("sm_")
         self.arena_bytes: int = library.tcomp_arena_bytes()
         self.weights_bytes: int = library.tcomp_weights_bytes()
         self.inputs = tuple(
@@ -71,8 +75,8 @@ class Model:
         self._run(inputs, outputs)
         return outputs
 
-    def run_into(self, inputs: Sequence[Any], outputs: Sequence[Array]) -> None:
-        """Run, and write into existing arrays.
+    def run_into(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
+        """Run, and write into existing arrays: numpy's, or in the memory of the GPU that the model runs on.
 
         Raises InputError when an array does not fit, or an output cannot be written.
         """
@@ -81,11 +85,15 @@ class Model:
             raise InputError(
                 f"model `{self.name}` has {len(self.outputs)} outputs; {len(outputs)} arrays given"
             )
-        for index, (info, array) in enumerate(zip(self.outputs, outputs, strict=True)):
-            _check(f"output {index} `{info.name}`", info, array)
-            if not array.flags.writeable:
-                raise InputError(f"output {index} `{info.name}` is a read-only array; give a writable one")
-        self._run(checked, list(outputs))
+        written: list[AnyArray] = []
+        for index, (info, value) in enumerate(zip(self.outputs, outputs, strict=True)):
+            where = f"output {index} `{info.name}`"
+            array = self._on_gpu(where, value) or value
+            _check(where, info, array)
+            if not (array.writeable if isinstance(array, GpuArray) else array.flags.writeable):
+                raise InputError(f"{where} is a read-only array; give a writable one")
+            written.append(array)
+        self._run(checked, written)
 
     def time(self, *arrays: Any, number: int = 1, repeat: int = 5, **named: Any) -> list[float]:
         """Seconds of one run, averaged over `number` runs, `repeat` times; the first run is not counted."""
@@ -150,7 +158,14 @@ class Model:
     def _empty_outputs(self) -> list[Array]:
         return [np.empty(info.shape, _numpy_dtype(info.dtype)) for info in self.outputs]
 
-    def _arguments(self, arrays: Sequence[Any], named: Mapping[str, Any]) -> list[Array]:
+    def _on_gpu(self, where: str, value: Any) -> GpuArray | None:
+        """`value` if it is in a GPU's memory, which the model must be able to read."""
+        array = gpu_array(where, value)
+        if array is not None and not self._runs_on_gpu:
+            raise InputError(f"{where} is in a GPU's memory, and the model runs on the CPU; copy it there")
+        return array
+
+    def _arguments(self, arrays: Sequence[Any], named: Mapping[str, Any]) -> list[AnyArray]:
         """Checked arrays in the order of `inputs`."""
         names = [info.name for info in self.inputs]
         unknown = [name for name in named if name not in names[len(arrays) :]]
@@ -163,19 +178,22 @@ class Model:
             given = len(arrays) + len(named)
             raise InputError(f"model `{self.name}` takes {len(names)} inputs ({wanted}), {given} given")
         values = [*arrays, *(named[name] for name in names[len(arrays) :])]
-        checked: list[Array] = []
+        checked: list[AnyArray] = []
         for index, (info, value) in enumerate(zip(self.inputs, values, strict=True)):
             where = f"input {index} `{info.name}`"
-            array = _as_array(where, info, value)
+            array = self._on_gpu(where, value) or _as_array(where, info, value)
             _check(where, info, array)
             checked.append(array)
         return checked
 
-    def _call_of(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> tuple[Any, ...]:
+    def _call_of(self, inputs: Sequence[AnyArray], outputs: Sequence[AnyArray]) -> tuple[Any, ...]:
         """Arguments of `tcomp_run`; valid while the arrays live."""
+        on_gpu = [array for array in (*inputs, *outputs) if isinstance(array, GpuArray)]
+        if on_gpu:
+            wait_for(on_gpu)
         return self._alive(), _buffers(inputs), len(inputs), _buffers(outputs), len(outputs)
 
-    def _run(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
+    def _run(self, inputs: Sequence[AnyArray], outputs: Sequence[AnyArray]) -> None:
         self._check_status(self._library.tcomp_run(*self._call_of(inputs, outputs)))
 
     def _check_status(self, status: int) -> None:
@@ -214,8 +232,10 @@ def _create(
     return context
 
 
-def _buffers(arrays: Sequence[Array]) -> Any:
-    return (CBuffer * max(1, len(arrays)))(*(CBuffer(a.ctypes.data, a.nbytes) for a in arrays))
+def _buffers(arrays: Sequence[AnyArray]) -> Any:
+    places = (a.pointer if isinstance(a, GpuArray) else a.ctypes.data for a in arrays)
+    buffers = (CBuffer(place, a.nbytes) for place, a in zip(places, arrays, strict=True))
+    return (CBuffer * max(1, len(arrays)))(*buffers)
 
 
 def _numpy_dtype(dtype: str) -> np.dtype[Any]:
@@ -237,7 +257,7 @@ def _as_array(where: str, info: TensorInfo, value: Any) -> Array:
         ) from None
 
 
-def _check(where: str, info: TensorInfo, array: Array) -> None:
+def _check(where: str, info: TensorInfo, array: AnyArray) -> None:
     found = f"{array.dtype}[{','.join(map(str, array.shape))}]"
     if array.shape != info.shape:
         raise InputError(
@@ -245,5 +265,8 @@ def _check(where: str, info: TensorInfo, array: Array) -> None:
         )
     if array.dtype != _numpy_dtype(info.dtype):
         raise InputError(f"{where} is {found}; it must be {info}: convert it with .astype")
-    if not array.flags.c_contiguous:
+    if isinstance(array, GpuArray):
+        if not array.contiguous:
+            raise InputError(f"{where} is not contiguous; copy it into one that is")
+    elif not array.flags.c_contiguous:
         raise InputError(f"{where} is not contiguous (strides {array.strides}); use numpy.ascontiguousarray")

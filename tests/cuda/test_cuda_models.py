@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from ctypes import c_void_p
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,14 @@ from tcomp import api
 from tcomp.cli import main
 from tcomp.codegen.artifact import compile_graph
 from tcomp.codegen.toolchain import native_toolchain
-from tcomp.errors import BuildError, TcompError
+from tcomp.errors import BuildError, InputError, TcompError
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.evaluate import evaluate
 from tcomp.relay.graph import Graph
 from tcomp.relay.types import Array
 from tcomp.runtime import load
 from tcomp.target.cuda_driver import driver
+from tcomp.target.host import host_target
 from tcomp.target.target import Target
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}
@@ -173,6 +175,64 @@ def test_fast_products_take_float16(gpu: Target, tmp_path: Path) -> None:
     compile_graph(graph, gpu, tmp_path / "fast.so")
     (expected,) = evaluate(network(), [image()])
     np.testing.assert_allclose(load(tmp_path / "fast.so")(image())[0], expected, atol=1e-3)
+
+
+class OnGpu:
+    """An array in the memory of the emulated GPU, as other libraries show theirs."""
+
+    def __init__(self, array: Array, stream: int | None = None, **changes: object) -> None:
+        self.pointer = driver().allocate(array.nbytes)
+        self.shape, self.dtype = array.shape, array.dtype
+        driver().to_device(self.pointer, array.ctypes.data_as(c_void_p), array.nbytes)
+        facts = {
+            "shape": array.shape,
+            "typestr": array.dtype.str,
+            "data": (self.pointer, False),
+            "version": 3,
+        }
+        self.__cuda_array_interface__ = {**facts, "strides": None, "stream": stream, **changes}
+
+    def __del__(self) -> None:
+        driver().free(self.pointer)
+
+    def read(self) -> Array:
+        array = np.empty(self.shape, self.dtype)
+        driver().to_host(array.ctypes.data_as(c_void_p), self.pointer, array.nbytes)
+        return array
+
+
+@pytest.mark.parametrize("stream", [None, 1])
+def test_arrays_of_other_libraries_stay_on_the_gpu(library: Path, stream: int | None) -> None:
+    model = load(library)
+    (expected,) = evaluate(network(), [image()])
+    np.testing.assert_allclose(model(OnGpu(image(), stream))[0], expected, **TOLERANCE)
+    output = OnGpu(np.zeros((1, 7), np.float32))
+    model.run_into([OnGpu(image())], [output])
+    np.testing.assert_allclose(output.read(), expected, **TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"strides": (4, 4, 4, 4)}, "input 0 `image` is not contiguous; copy it"),
+        ({"shape": (1, 3, 9, 8)}, r"input 0 `image` has shape float32\[1,3,9,8\]"),
+        ({"typestr": "<i4"}, r"is int32\[1,3,9,9\]; it must be"),
+    ],
+)
+def test_arrays_on_the_gpu_must_fit(library: Path, changes: dict[str, object], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        load(library)(OnGpu(image(), **changes))
+    read_only = OnGpu(np.zeros((1, 7), np.float32))
+    read_only.__cuda_array_interface__["data"] = (read_only.pointer, True)
+    with pytest.raises(InputError, match=r"output 0 .* is a read-only array"):
+        load(library).run_into([image()], [read_only])
+
+
+def test_models_on_the_cpu_refuse_arrays_on_a_gpu(gpu: Target, tmp_path: Path) -> None:
+    g = GraphBuilder("one")
+    api.compile(g.build(g.op("relu", g.input("x", (1, 3, 9, 9)))), tmp_path / "one.so", host_target())
+    with pytest.raises(InputError, match="is in a GPU's memory, and the model runs on the CPU"):
+        load(tmp_path / "one.so")(OnGpu(image()))
 
 
 def test_refuses_other_forms(gpu: Target, tmp_path: Path) -> None:
