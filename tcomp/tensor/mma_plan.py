@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from tcomp.relay.types import numpy_dtype
 from tcomp.target.target import Gpu
+from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, clock, memory_cycles
 from tcomp.tensor.knobs import Config, Ordered, Space
 
 CHUNK_BYTES = 16
@@ -34,8 +35,6 @@ _DEFAULT_BLOCKS = (
     (64, 64, 32, 32), (32, 128, 32, 32), (32, 64, 16, 32), (16, 128, 16, 32), (16, 64, 16, 16),
 )  # fmt: skip
 """Tiles of blocks and warps that a default may have: 128 threads or more."""
-_CLOCK = 1.5e9
-"""Cycles a second, near enough for all."""
 _LEAST_CYCLES = 1.3
 """That a multiprocessor's tensor cores take for one of these instructions: from sm_90 on, other instructions
 alone reach their rate."""
@@ -47,8 +46,6 @@ _BUSY_WARPS = 8
 """Warps of a multiprocessor that hide each other's latencies."""
 _STEP_CYCLES = 40
 """Of a step's barrier and addresses."""
-_LAUNCH_CYCLES = 3000
-"""Of another launch, that adds parts."""
 _BLOCK_CYCLES = 1500
 """Until a block's first copies are there and its last stores are out."""
 
@@ -143,7 +140,7 @@ class MmaPlan:
     def _instruction_cycles(self, gpu: Gpu) -> float:
         """Of one multiprocessor's tensor cores together, for one instruction."""
         operations = 2 * 16 * 8 * 2 * self.chunk
-        return max(_LEAST_CYCLES, operations * gpu.processors * _CLOCK / gpu.flops[self.dtype])
+        return max(_LEAST_CYCLES, operations * gpu.processors * clock(gpu) / gpu.flops[self.dtype])
 
     def cycles(self, gpu: Gpu) -> float:
         """Estimated cycles: of the busiest of tensor cores, shared memory and second-level cache, in whole
@@ -170,7 +167,7 @@ class MmaPlan:
         if self.splits == 1:
             return rounds
         moved = 2 * self.splits * self.batch * self.rows * self.columns * 4
-        return rounds + _LAUNCH_CYCLES + _BLOCK_CYCLES + moved / (_CACHE_BYTES * gpu.processors)
+        return rounds + LAUNCH_CYCLES + _BLOCK_CYCLES + moved / (_CACHE_BYTES * gpu.processors)
 
 
 def chunk_elements(dtype: str) -> int:
@@ -194,7 +191,7 @@ def _defaults(dtype: str, extents: tuple[int, int, int, int], gpu: Gpu) -> Itera
 
 def estimated_cycles(dtype: str, extents: tuple[int, int, int, int], nbytes: int, gpu: Gpu) -> float:
     """Of the default plan, which moves `nbytes` from and to the device's memory at least."""
-    return max(default_plan(dtype, extents, gpu).cycles(gpu), nbytes * _CLOCK / gpu.bytes_per_second)
+    return max(default_plan(dtype, extents, gpu).cycles(gpu), memory_cycles(gpu, nbytes))
 
 
 def plan_space(dtype: str, extents: tuple[int, int, int, int], gpu: Gpu) -> Space:

@@ -16,6 +16,7 @@ import numpy as np
 from tcomp.errors import UnsupportedError
 from tcomp.target.target import Gpu, Target
 from tcomp.tensor.block_tile import BlockTile
+from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, memory_cycles, multiply_adds
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Ordered, Space
 from tcomp.tensor.product import Product
@@ -27,8 +28,6 @@ SPLITS = (1, 2, 4, 8, 16, 32, 64)
 VECTORS = (1, 2, 4)
 ARRIVAL_CYCLES = 800
 """Cycles of a tile of the depth that is waited for: load, store to shared memory, barrier."""
-LAUNCH_CYCLES = 3000
-"""Of a launch, whatever its work."""
 _SHARED_BYTES = 128
 """What shared memory gives a multiprocessor in a cycle."""
 _SECOND_LEVEL_BYTES = 32
@@ -80,17 +79,6 @@ def resident_blocks(gpu: Gpu, threads: int, registers: int, shared_bytes: int) -
     return max(1, min(by_registers, by_shared, gpu.threads // threads))
 
 
-def multiply_adds(gpu: Gpu, itemsize: int) -> float:
-    """Multiply-adds of plain instructions that a multiprocessor does in a cycle; wide types take longer."""
-    float32 = 128 if gpu.capability >= 86 else 64
-    return float32 * (1 if itemsize <= 4 else 0.5 if gpu.capability in (70, 80, 90) else 1 / 32)
-
-
-def clock(gpu: Gpu) -> float:
-    """Cycles a second, by the rate of float32 products."""
-    return gpu.flops["float32"] / (2 * gpu.processors * multiply_adds(gpu, 4))
-
-
 def cycles(problem: Problem, tile: BlockTile, target: Target) -> float:
     """Estimated cycles of all launches."""
     gpu = target.gpu
@@ -122,7 +110,7 @@ def cycles(problem: Problem, tile: BlockTile, target: Target) -> float:
     compute = of_processor // resident * together(resident) + (together(rest) if rest else 0)
     outputs = prod(problem.batch) * problem.rows * problem.columns
     parts = 0 if tile.split == 1 else 2 * tile.split * outputs * itemsize
-    memory = (problem.nbytes + parts) * clock(gpu) / gpu.bytes_per_second
+    memory = memory_cycles(gpu, problem.nbytes + parts)
     return max(compute, memory) + LAUNCH_CYCLES * (1 if tile.split == 1 else 2)
 
 

@@ -8,12 +8,13 @@ from tcomp.target.target import Target
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.few_rows import MOST_ROWS, FewRows, RowsPlan
 from tcomp.tensor.gemm import fits
+from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, memory_cycles, multiply_adds
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Ordered, Space
 from tcomp.tensor.matrices import Matrices, ProductMatrices, Transposed
 from tcomp.tensor.product import Product
 from tcomp.tensor.schedules.matmul_cuda import MatmulCuda
-from tcomp.tensor.simt_space import LAUNCH_CYCLES, clock, multiply_adds, problem_of
+from tcomp.tensor.simt_space import problem_of
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
 from tcomp.tensor.warps import WARP
 
@@ -74,7 +75,7 @@ class MatmulRowsCuda(Template):
         rows, columns = sorted((problem.rows, problem.columns))
         warps = prod(problem.batch) * ceil(columns / plan.columns) * plan.split
         busy = min(1.0, warps / (gpu.processors * _WARPS_TO_FILL))
-        memory = problem.nbytes * clock(gpu) / gpu.bytes_per_second
+        memory = memory_cycles(gpu, problem.nbytes)
         # A multiply-add and a load of a factor for each product.
         products = 2 * prod(problem.batch) * rows * columns * problem.depth
         issue = products / (gpu.processors * multiply_adds(gpu, problem.itemsize))

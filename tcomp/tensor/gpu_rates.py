@@ -1,0 +1,24 @@
+"""What estimates of kernels for GPUs have in common: clock, multiply-adds, launches."""
+
+from __future__ import annotations
+
+from tcomp.target.target import Gpu
+
+LAUNCH_CYCLES = 3000
+"""Of a launch, whatever its work."""
+
+
+def multiply_adds(gpu: Gpu, itemsize: int) -> float:
+    """Multiply-adds of plain instructions that a multiprocessor does in a cycle; wide types take longer."""
+    float32 = 128 if gpu.capability >= 86 else 64
+    return float32 * (1 if itemsize <= 4 else 0.5 if gpu.capability in (70, 80, 90) else 1 / 32)
+
+
+def clock(gpu: Gpu) -> float:
+    """Cycles a second, by the rate of float32 products."""
+    return gpu.flops["float32"] / (2 * gpu.processors * multiply_adds(gpu, 4))
+
+
+def memory_cycles(gpu: Gpu, nbytes: float) -> float:
+    """Cycles in which `nbytes` come from or go to the device's memory."""
+    return nbytes * clock(gpu) / gpu.bytes_per_second
