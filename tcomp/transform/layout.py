@@ -31,7 +31,8 @@ from tcomp.transform.pass_ import Pass, declare_pass
 class BlockChannels(Pass):
     """Put float32 convolutions and what is around them into the layouts that are fastest on `target`.
 
-    Graphs with symbolic shapes stay as they are.
+    For a GPU they are weighed with operands of its `fast_dtype`, which they are to take. Graphs with symbolic
+    shapes stay as they are.
     """
 
     name: ClassVar[str] = "block-channels"
@@ -43,6 +44,8 @@ class BlockChannels(Pass):
 
         Records are keyed by instruction set and by kernels, so these must be the same on all its CPUs.
         """
+        if target.gpu is not None:
+            return BlockChannels(replace(TARGETS[f"cuda:{target.isa}"], fast_dtype=target.fast_dtype))
         caches = TARGETS[target.isa].cache_bytes if target.isa in TARGETS else target.cache_bytes
         return BlockChannels(replace(target, cores=1, cache_bytes=caches))
 

@@ -43,7 +43,7 @@ class NodeLayouts:
 
 def choose_layouts(graph: Graph, target: Target, stats: Counter[str]) -> Mapping[Node, NodeLayouts]:
     """Layouts of the nodes of a static graph that work on several; the others are plain."""
-    problem = _Problem(graph, blocks_for(graph, target), LayoutCosts(target))
+    problem = _Problem(graph, blocks_for(graph, target), LayoutCosts(target, graph.inputs))
     factors = problem.factors()
     solution = minimize([len(d) for d in problem.domains], factors)
     if solution.fixed:
@@ -55,8 +55,11 @@ def blocks_for(graph: Graph, target: Target) -> tuple[int, ...]:
     """Channels of a block to choose from: those of a vector, and half as many where that spares padding.
 
     A vector is one of sums of products, those of `target.fast_dtype` where there is one. Where sums are in
-    squares, blocks are the groups that these multiply.
+    squares, blocks are the groups that these multiply. On a GPU a block is what a thread loads at once:
+    neighbouring pixels then are whole lines, for the loads of one operator and the stores of the one before.
     """
+    if target.gpu is not None:
+        return (target.lanes(target.fast_dtype or "float32"),)
     quantized = any(n.op == "conv2d" and n.inputs[0].dtype == "int8" for n in graph.nodes)
     dtype = "int8" if quantized else target.fast_dtype
     sums = next(iter(ways_to_sum(target, dtype)), None) if dtype else None

@@ -7,6 +7,7 @@ bytes. A cycle is one in which each of the target's ports starts a product of wh
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from tcomp.relay.attributes import integers
 from tcomp.relay.builder import make_node
@@ -14,6 +15,7 @@ from tcomp.relay.graph import Attr, Graph, Node, Value
 from tcomp.relay.layouts import channel_block, layout_shape
 from tcomp.relay.types import TensorType
 from tcomp.target.target import Target
+from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, memory_cycles
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.template import template_for
 
@@ -33,18 +35,29 @@ def stored(type_: TensorType, layout: str) -> TensorType:
 
 
 class LayoutCosts:
-    """Estimates for one target. Equal kernels are estimated once."""
+    """Estimates for one target. Equal kernels are estimated once. `wide` are values that keep their type."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, wide: Sequence[Value] = ()) -> None:
         self._target = target
+        self._wide = frozenset(wide)
+        gpu = target.gpu
+        self._bytes_per_cycle = BYTES_PER_CYCLE if gpu is None else 1 / memory_cycles(gpu, 1)
+        self._kernel_cycles = KERNEL_CYCLES if gpu is None else LAUNCH_CYCLES
+        self._narrow = None if gpu is None else target.fast_dtype
+        """The type that products are lowered to after layouts are chosen."""
         self._known: dict[tuple[object, ...], float] = {}
 
     def convolution(self, node: Node, source: str, result: str) -> float:
         """Of a plain `conv2d` node that reads layout `source` and writes `result`."""
         x, weight = (v.type for v in node.inputs)
         attrs = {**node.attrs, "data_layout": source, "out_layout": result}
+        narrow = None if node.inputs[0] in self._wide else self._narrow
+        if narrow is not None:
+            x, weight = (replace(type_, dtype=narrow) for type_ in (x, weight))
+            attrs["out_dtype"] = "float32"
         cycles = self._anchor(node.op, [stored(x, source), weight], attrs, constants=frozenset({1}))
-        usual = (channel_block(result) or 1) % self._target.lanes(node.output.dtype) == 0
+        lanes = self._target.lanes(self._narrow or node.output.dtype)
+        usual = (channel_block(result) or 1) % lanes == 0
         return cycles if usual else _DOUBT * cycles
 
     def pool(self, node: Node, layout: str) -> float:
@@ -54,11 +67,11 @@ class LayoutCosts:
 
     def elementwise(self, node: Node, layout: str) -> float:
         """Of writing the result: most elementwise operators are fused with what makes their operand."""
-        return stored(node.output.type, layout).nbytes / BYTES_PER_CYCLE
+        return stored(node.output.type, layout).nbytes / self._bytes_per_cycle
 
     def reading(self, node: Node, layout: str) -> float:
         """Of an operator that reads its first operand in `layout` once."""
-        return stored(node.inputs[0].type, layout).nbytes / BYTES_PER_CYCLE
+        return stored(node.inputs[0].type, layout).nbytes / self._bytes_per_cycle
 
     def concat(self, node: Node, layout: str) -> float:
         """Of a concatenation along the channels: parts that begin with a block are written in place."""
@@ -67,14 +80,14 @@ class LayoutCosts:
         if whole and batch == 1:
             return 0.0
         nbytes = sum(stored(v.type, layout).nbytes for v in (*node.inputs, node.output))
-        return KERNEL_CYCLES + nbytes / BYTES_PER_CYCLE
+        return self._kernel_cycles + nbytes / self._bytes_per_cycle
 
     def transform(self, type_: TensorType, source: str, result: str) -> float:
         """Of changing the layout of a tensor whose plain type is `type_`."""
         if source == result or is_view(type_, source, result):
             return 0.0
         nbytes = stored(type_, source).nbytes + stored(type_, result).nbytes
-        return KERNEL_CYCLES + nbytes / BYTES_PER_CYCLE
+        return self._kernel_cycles + nbytes / self._bytes_per_cycle
 
     def _anchor(
         self,

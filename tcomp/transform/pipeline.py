@@ -67,13 +67,10 @@ def default_passes(target: Target, precision: Precision = "exact") -> tuple[Pass
 
 def _arrangement(target: Target, dtype: str | None) -> tuple[Pass, ...]:
     """Layouts and kernels."""
-    if target.gpu is not None:
-        return (FuseOps(alignment=target.vector_bits // 8),)
-    return (
-        BlockChannels.for_isa(replace(target, fast_dtype=dtype)),
-        CommonSubexpressions(),
-        FuseOps(near_bytes=0 if dtype else target.cache_bytes[1], cores=target.cores),
-    )
+    blocks = (BlockChannels.for_isa(replace(target, fast_dtype=dtype)), CommonSubexpressions())
+    if target.gpu is not None:  # Blocks are for tensor cores, which take no float32.
+        return (*(blocks if dtype else ()), FuseOps(alignment=target.vector_bits // 8))
+    return (*blocks, FuseOps(near_bytes=0 if dtype else target.cache_bytes[1], cores=target.cores))
 
 
 def run_passes(graph: Graph, passes: Iterable[Pass], observe: Observe | None = None) -> Graph:

@@ -18,12 +18,13 @@ from tcomp.codegen.toolchain import native_toolchain
 from tcomp.errors import BuildError, InputError, TcompError
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.evaluate import evaluate
-from tcomp.relay.graph import Graph
+from tcomp.relay.graph import Graph, Value
 from tcomp.relay.types import Array
 from tcomp.runtime import load
 from tcomp.target.cuda_driver import driver
 from tcomp.target.host import host_target
 from tcomp.target.target import Target
+from tcomp.tensor.kernel import Kernel
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}
 
@@ -233,6 +234,37 @@ def test_models_on_the_cpu_refuse_arrays_on_a_gpu(gpu: Target, tmp_path: Path) -
     api.compile(g.build(g.op("relu", g.input("x", (1, 3, 9, 9)))), tmp_path / "one.so", host_target())
     with pytest.raises(InputError, match="is in a GPU's memory, and the model runs on the CPU"):
         load(tmp_path / "one.so")(OnGpu(image()))
+
+
+@pytest.mark.slow
+def test_tensor_cores_read_and_write_blocks_of_channels(gpu: Target, tmp_path: Path) -> None:
+    """Layers as those of a residual network, whose channels fill blocks and leave a part of one."""
+    rng = np.random.default_rng(0)
+
+    def conv(x: Value, filters: int, kernel: int, stride: int = 1) -> Value:
+        shape = (filters, int(x.type.static_shape[1]), kernel, kernel)
+        weight = (rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+        attrs = {"strides": (stride,) * 2, "padding": (kernel // 2,) * 4}
+        return g.op("conv2d", x, g.constant(weight), **attrs)
+
+    g = GraphBuilder("residual")
+    x = g.op("relu", conv(g.input("image", (1, 3, 18, 18)), 32, 3, 2))
+    x = g.op("max_pool2d", x, kernel=(3, 3), padding=(1,) * 4)
+    y = g.op("relu", conv(g.op("relu", conv(x, 16, 1)), 20, 3))
+    x = g.op("relu", g.op("add", conv(y, 32, 1), x))
+    graph = g.build(g.op("reduce_mean", conv(x, 64, 3, 2), axes=(2, 3), keepdims=False))
+    optimized = api.optimize(graph, gpu, precision="fast")
+    layouts = [
+        (a.attrs["data_layout"], a.attrs["out_layout"])
+        for n in optimized.nodes
+        if n.op == "fused" and (a := Kernel.of(n).anchor) is not None and a.op == "conv2d"
+    ]
+    assert layouts.count(("NCHW8c", "NCHW8c")) >= 3, layouts
+    compile_graph(optimized, gpu, tmp_path / "residual.so")
+    data = rng.standard_normal((1, 3, 18, 18)).astype(np.float32)
+    (expected,) = evaluate(graph, [data])
+    (found,) = load(tmp_path / "residual.so")(data)
+    np.testing.assert_allclose(found, expected, atol=5e-3 * np.abs(expected).max())
 
 
 def test_refuses_other_forms(gpu: Target, tmp_path: Path) -> None:

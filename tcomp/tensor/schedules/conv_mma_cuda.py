@@ -12,12 +12,13 @@ from math import prod
 
 import numpy as np
 
-from tcomp.relay.types import Array, TensorType
-from tcomp.target.target import Target
+from tcomp.relay.types import Array, TensorType, numpy_dtype
+from tcomp.target.target import Gpu, Target
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.convolution import Convolution
 from tcomp.tensor.epilogue import output_axes
 from tcomp.tensor.gemm import constant_right
+from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, memory_cycles
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Space
 from tcomp.tensor.loops import Buffer, Elements, Expression, Statement
@@ -57,7 +58,8 @@ class ConvMmaCuda(Template):
     def estimate(self, kernel: Kernel, target: Target) -> float:
         assert target.gpu is not None
         windows = _Windows(kernel)
-        return estimated_cycles(windows.conv.dtype, windows.extents, kernel.nbytes, target.gpu)
+        product = estimated_cycles(windows.conv.dtype, windows.extents, kernel.nbytes, target.gpu)
+        return product + windows.gathering(target.gpu)
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         windows = _Windows(kernel)
@@ -108,6 +110,13 @@ class _Windows:
     def extents(self) -> tuple[int, int, int, int]:
         conv = self.conv
         return 1, conv.batch * prod(conv.out_size), self.columns, self.taps * self.channels
+
+    def gathering(self, gpu: Gpu) -> float:
+        """Cycles of the launch that brings an input into chunks, if there is one."""
+        if self.is_whole:
+            return 0.0
+        moved = 2 * numpy_dtype(self.conv.dtype).itemsize * self.conv.batch * prod(self.conv.in_size)
+        return LAUNCH_CYCLES + memory_cycles(gpu, moved * self.channels)
 
     @property
     def packing(self) -> dict[int, Packing]:

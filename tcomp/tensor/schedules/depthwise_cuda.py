@@ -16,6 +16,7 @@ from tcomp.target.target import Target
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.convolution import Convolution
 from tcomp.tensor.convolution_matrices import padded
+from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, memory_cycles
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Ordered, Space
 from tcomp.tensor.loops import Buffer, Expression, Statement, constant, local, loops_around, sequence
@@ -64,6 +65,10 @@ class DepthwiseCuda(Template):
             ),
             reason,
         )
+
+    def estimate(self, kernel: Kernel, target: Target) -> float:
+        assert target.gpu is not None
+        return LAUNCH_CYCLES + memory_cycles(target.gpu, kernel.nbytes)
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         conv = Convolution.of(kernel.anchors[0])

@@ -7,6 +7,7 @@ from functools import partial
 from math import prod
 
 from tcomp.target.target import Target
+from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, memory_cycles, multiply_adds
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Ordered, Space
 from tcomp.tensor.loops import (
@@ -28,6 +29,9 @@ from tcomp.tensor.template import TEMPLATES, Scheduled, Template
 from tcomp.tensor.threads import digits, spread
 from tcomp.tvm_api import Tensor, te, tirx
 
+_SLOWER = 8
+"""Times as long as what hardware allows: each operand comes from a cache, and only one element a thread."""
+
 
 class DirectCuda(Template):
     """Steps: inline everything into each output, sums of products as loops; number its elements as they lie
@@ -47,6 +51,12 @@ class DirectCuda(Template):
 
     def space(self, kernel: Kernel, target: Target) -> Space:
         return Space((Ordered("threads", (64, 128, 256, 512), 128),))
+
+    def estimate(self, kernel: Kernel, target: Target) -> float:
+        assert target.gpu is not None
+        computing = kernel.flops / (2 * target.gpu.processors * multiply_adds(target.gpu, 4))
+        moving = memory_cycles(target.gpu, kernel.nbytes)
+        return _SLOWER * max(computing, moving) + LAUNCH_CYCLES
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         inputs = placeholders(kernel)
