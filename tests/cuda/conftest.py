@@ -40,3 +40,12 @@ def gpu(emulated: Path) -> Iterator[Target]:
         patch.setenv("LD_LIBRARY_PATH", str(emulated))
         patch.setenv("EMULATED_HEADER", str(emulated))
         yield parse_target("cuda")
+
+
+@pytest.fixture
+def real_nvcc(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NVIDIA's compiler, which says what real GPUs need, instead of the emulated GPU's."""
+    folders = [f for f in os.environ["PATH"].split(os.pathsep) if f != str(EMULATOR)]
+    monkeypatch.setenv("PATH", os.pathsep.join(folders))
+    if shutil.which("nvcc") is None:
+        pytest.skip("no nvcc: install the CUDA toolkit")

@@ -12,7 +12,7 @@ import pytest
 from mma_kernels import SMALL, conv, in_blocks, matmul
 
 from tcomp.codegen.cuda.device_code import DeviceCode, device_code
-from tcomp.codegen.cuda.nvcc import Cubin, compile_cubin
+from tcomp.codegen.cuda.nvcc import compile_cubin
 from tcomp.errors import ScheduleError
 from tcomp.target.target import TARGETS
 from tcomp.tensor.kernel import Kernel
@@ -37,27 +37,23 @@ def code_of(kernel: Kernel, arch: str, **knobs: int) -> DeviceCode:
     return device_code(schedule(kernel, target, {**default, **knobs}).function, "kernel", target)
 
 
-def compiled(code: DeviceCode, arch: str) -> Cubin:
-    if shutil.which("nvcc") is None:
-        pytest.skip("no nvcc: install the CUDA toolkit")
-    return compile_cubin(code.source, arch)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("name", LARGE)
+@pytest.mark.usefixtures("real_nvcc")
 def test_defaults_do_not_spill(name: str, arch: str) -> None:
     code = code_of(LARGE[name], arch)
-    cubin = compiled(code, arch)
+    cubin = compile_cubin(code.source, arch)
     assert len(cubin.resources) == len(code.launches)
     assert all(found.spilled_bytes == 0 for found in cubin.resources.values())
     assert all(launch.block[0] >= 128 for launch in code.launches)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("real_nvcc")
 def test_every_other_instruction_multiplies(tmp_path: Path) -> None:
     """One keeps a tensor core busy for 8 cycles, in which its scheduler issues 8 instructions."""
-    cubin = compiled(code_of(LARGE["matmul"], "sm_80"), "sm_80")
+    cubin = compile_cubin(code_of(LARGE["matmul"], "sm_80").source, "sm_80")
     if shutil.which("cuobjdump") is None:
         pytest.skip("no cuobjdump on PATH")
     path = tmp_path / "kernel.cubin"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from ctypes import c_void_p
 
 import numpy as np
@@ -119,9 +118,8 @@ def test_matrices_are_copied_and_loaded(gpu: Target) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
+@pytest.mark.usefixtures("real_nvcc")
 def test_nvcc_takes_every_instruction(arch: str) -> None:
-    if shutil.which("nvcc") is None:
-        pytest.skip("no nvcc: install the CUDA toolkit")
     for dtype in DEPTH:
         source = MULTIPLY.format(dtype=dtype, sum="int" if dtype == "int8" else "float")
         assert compile_cubin(source, arch).resources["kernel"].spilled_bytes == 0

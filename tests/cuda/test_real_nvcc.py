@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 from cuda_kernels import KERNELS
 
@@ -15,9 +13,8 @@ from tcomp.tensor.template import schedule
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_90a"])
 @pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.usefixtures("real_nvcc")
 def test_defaults_compile_without_spills(name: str, arch: str) -> None:
-    if shutil.which("nvcc") is None:
-        pytest.skip("no nvcc: install the CUDA toolkit")
     target = parse_target(f"cuda:{arch}")
     kernel = KERNELS[name]
     runner = build_cuda(kernel, schedule(kernel, target), target)

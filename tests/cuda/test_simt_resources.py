@@ -49,12 +49,6 @@ KERNELS = {
 }
 
 
-@pytest.fixture
-def nvcc() -> None:
-    if shutil.which("nvcc") is None:
-        pytest.skip("no nvcc: install the CUDA toolkit")
-
-
 def compiled(kernel: Kernel, arch: str) -> bytes:
     """The machine code of the default config, of which no function spills."""
     target = TARGETS[f"cuda:{arch}"]
@@ -70,13 +64,13 @@ def compiled(kernel: Kernel, arch: str) -> bytes:
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("name", KERNELS)
-def test_defaults_do_not_spill(name: str, arch: str, nvcc: None) -> None:
+def test_defaults_do_not_spill(name: str, arch: str, real_nvcc: None) -> None:
     compiled(KERNELS[name], arch)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["square", "3x3", "1x1", "heads", "attention"])
-def test_hot_loops_are_multiply_adds(name: str, nvcc: None, tmp_path: Path) -> None:
+def test_hot_loops_are_multiply_adds(name: str, real_nvcc: None, tmp_path: Path) -> None:
     """85 of 100 instructions of the innermost loop, as in hand-written libraries."""
     disassembler = shutil.which("nvdisasm")
     if disassembler is None:
