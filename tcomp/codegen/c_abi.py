@@ -15,6 +15,7 @@ from tcomp.codegen.macho import MachO
 from tcomp.errors import BuildError
 from tcomp.target.host import CHECKED_FEATURES
 from tcomp.target.target import Target
+from tcomp.tensor.blocks import lower_blocks
 from tcomp.tensor.intrinsics import dtype_of, with_instructions
 from tcomp.tvm_api import PrimFunc, s_tir, structural_map, structural_walk, tirx, tvm
 
@@ -243,16 +244,7 @@ def _lower_blocks(module: Any, context: Any) -> Any:
     found: list[Any] = []
     for function in module.functions.values():
         structural_walk(function.body, (s_tir.SBlock, found.append))
-    if not found:
-        return module
-    passes = [
-        s_tir.transform.LowerInitBlock(),
-        s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
-        s_tir.transform.ConvertBlocksToOpaque(),
-        s_tir.transform.CompactBufferAllocation(),
-        s_tir.transform.LowerMatchBuffer(),
-    ]
-    return tvm.ir.transform.Sequential(passes)(module)
+    return lower_blocks(module) if found else module
 
 
 def _pipeline() -> tuple[Any, Any, Any]:

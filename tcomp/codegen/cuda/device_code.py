@@ -13,8 +13,17 @@ from typing import Any
 from tcomp.errors import BuildError
 from tcomp.relay.types import numpy_dtype
 from tcomp.target.target import Target
+from tcomp.tensor.intrinsics import dtype_of
 from tcomp.tensor.threads import DYNAMIC_SHARED
-from tcomp.tvm_api import PrimFunc, global_function, structural_mutate, structural_walk, tirx, tvm
+from tcomp.tvm_api import (
+    PrimFunc,
+    global_function,
+    structural_map,
+    structural_mutate,
+    structural_walk,
+    tirx,
+    tvm,
+)
 
 HEADERS = Path(__file__).parent / "device"
 """What generated code includes."""
@@ -177,7 +186,21 @@ def _lowering() -> Callable[[Any], Any]:
             tirx.transform.StorageRewrite(),
             tirx.transform.UnrollLoop(),
             tirx.transform.StmtSimplify(),
+            tvm.transform.module_pass(_keep_nan, opt_level=0, name="KeepNaN"),
             tirx.transform.LowerIntrin(),
             tirx.transform.BF16StorageLegalize(),
         ]
     )
+
+
+def _keep_nan(module: Any, context: Any) -> Any:
+    """`max` and `min` of floats as functions that answer NaN where either operand is."""
+
+    def on_extreme(node: Any) -> Any:
+        dtype = dtype_of(node)
+        name = "tcomp_maximum" if isinstance(node, tirx.Max) else "tcomp_minimum"
+        return tirx.call_pure_extern(dtype, name, node.a, node.b) if dtype.startswith("float") else node
+
+    rule = ((tirx.Max, tirx.Min), on_extreme)
+    changed = {v: f.with_body(structural_map(f.body, rule)) for v, f in module.functions.items()}
+    return tvm.IRModule(changed, attrs=module.attrs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tcomp.target.target import Target
+from tcomp.tensor.blocks import lower_blocks
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Space
 from tcomp.tensor.lower import lower_body, placeholders
@@ -33,18 +34,10 @@ class OpaqueCuda(Template):
 
 def _without_blocks(function: PrimFunc) -> PrimFunc:
     """`function` as plain loops."""
-    passes = [
-        s_tir.transform.LowerInitBlock(),
-        s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
-        s_tir.transform.ConvertBlocksToOpaque(),
-        s_tir.transform.CompactBufferAllocation(),
-        s_tir.transform.LowerMatchBuffer(),
-        s_tir.transform.LowerOpaqueBlock(),
-        tirx.transform.StmtSimplify(),
-    ]
     variable = tvm.ir.GlobalVar("kernel")
-    module = tvm.IRModule({variable: function.with_attr("global_symbol", "kernel")})
-    return tvm.ir.transform.Sequential(passes)(module)[variable].with_attr("tirx.noalias", True)
+    module = lower_blocks(tvm.IRModule({variable: function.with_attr("global_symbol", "kernel")}))
+    plain = tirx.transform.StmtSimplify()(s_tir.transform.LowerOpaqueBlock()(module))
+    return plain[variable].with_attr("tirx.noalias", True)
 
 
 TEMPLATES.register(OpaqueCuda.name, OpaqueCuda())
