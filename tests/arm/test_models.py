@@ -20,14 +20,15 @@ TOLERANCE = 1e-4
 
 
 ON_BOTH = ("mobilenetv2_100", "resnet18", "mtcnn_onet")
-ON_64_BITS = ("ocr_rec", "minilm", "ocr_det")
+ON_64_BITS = ("ocr_rec", "minilm")
 """Models that take long under qemu; on 32 bits, and larger ones, with the zoo."""
+LARGE = ("ocr_det", "resnet50")
 ZOO = [pytest.mark.zoo]
 CASES = [
     *((name, target) for target in ("cortex-a76", "armv7-linux") for name in ON_BOTH),
     *((name, "cortex-a76") for name in ON_64_BITS),
     *(pytest.param(name, "armv7-linux", marks=ZOO) for name in ON_64_BITS),
-    *(pytest.param("resnet50", target, marks=ZOO) for target in ("cortex-a76", "armv7-linux")),
+    *(pytest.param(name, target, marks=ZOO) for target in ("cortex-a76", "armv7-linux") for name in LARGE),
 ]
 
 

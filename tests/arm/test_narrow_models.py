@@ -97,7 +97,7 @@ def test_fast_is_near_onnxruntime(name: str, most: float, tmp_path: Path) -> Non
     [
         ("resnet18", "cortex-a76"),
         ("resnet18", "neoverse-v1"),
-        ("mobilenetv2_100", "cortex-a76"),
+        pytest.param("mobilenetv2_100", "cortex-a76", marks=pytest.mark.zoo),
         pytest.param("mobilenetv2_100", "neoverse-v1", marks=pytest.mark.zoo),
     ],
 )
