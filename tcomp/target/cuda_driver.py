@@ -26,7 +26,6 @@ class Attribute(IntEnum):
     L2_BYTES = 38
     MEMORY_CLOCK_KHZ = 36
     BUS_BITS = 37
-    CLOCK_KHZ = 13
     PROCESSORS = 16
     THREADS = 39
     MAJOR = 75
@@ -45,6 +44,10 @@ class Event:
 
     def record(self) -> None:
         self.driver.call("cuEventRecord", self.handle, None)
+
+    def destroy(self) -> None:
+        """Give it back; it must not be used again."""
+        self.driver.call("cuEventDestroy_v2", self.handle)
 
     def seconds_since(self, earlier: Event) -> float:
         """Seconds from `earlier` to this event, for which this waits."""
@@ -85,13 +88,6 @@ class Driver:
         buffer = ctypes.create_string_buffer(256)
         self.call("cuDeviceGetName", buffer, len(buffer), self.device)
         return buffer.value.decode()
-
-    @property
-    def version(self) -> tuple[int, int]:
-        """The newest CUDA that the driver knows: (13, 0)."""
-        number = c_int()
-        self.call("cuDriverGetVersion", byref(number))
-        return number.value // 1000, number.value % 1000 // 10
 
     def attribute(self, which: Attribute) -> int:
         value = c_int()

@@ -17,7 +17,6 @@ typedef struct {
 } tcomp_cuda_image;
 
 extern const tcomp_cuda_image tcomp_cuda_images[];
-extern const int32_t tcomp_cuda_image_count;
 extern const tcomp_cuda_launch_info tcomp_cuda_launches[];
 extern const int32_t tcomp_cuda_launch_count;
 extern const int32_t tcomp_cuda_variant_images[]; /* the first image of each variant, and the end */

@@ -9,7 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
-from tcomp.codegen.cuda.device_code import DeviceCode, device_code
+from tcomp.codegen.cuda.device_code import DeviceCode, Launch, device_code
 from tcomp.codegen.cuda.nvcc import Cubin, compile_cubin
 from tcomp.codegen.kernel_runner import KernelRunner
 from tcomp.errors import BuildError
@@ -49,6 +49,24 @@ class Memory:
         return array
 
 
+class Loaded:
+    """The functions of `launches` on the device, and two events to time them; unloaded with this object."""
+
+    def __init__(self, device: Driver, cubin: Cubin, launches: Sequence[Launch]) -> None:
+        self._device = device
+        self._module = device.load(cubin.image)
+        self.functions = [
+            device.function(self._module, one.symbol, one.dynamic_shared_bytes) for one in launches
+        ]
+        self.events = device.event(), device.event()
+
+    def __del__(self) -> None:
+        for event in getattr(self, "events", ()):
+            event.destroy()
+        if hasattr(self, "_module"):
+            self._device.unload(self._module)
+
+
 @dataclass(frozen=True)
 class CudaKernelRunner(KernelRunner):
     """A kernel that the driver launches."""
@@ -57,14 +75,12 @@ class CudaKernelRunner(KernelRunner):
     cubin: Cubin
 
     @cached_property
-    def functions(self) -> list[c_void_p]:
-        """The launches' functions on the device."""
-        device = driver()
-        module = device.load(self.cubin.image)
-        return [device.function(module, one.symbol, one.dynamic_shared_bytes) for one in self.code.launches]
+    def loaded(self) -> Loaded:
+        """The code on the device."""
+        return Loaded(driver(), self.cubin, self.code.launches)
 
     def load(self) -> None:
-        _ = self.functions
+        _ = self.loaded
 
     def require_no_spills(self) -> None:
         for name, taken in self.cubin.resources.items():
@@ -74,12 +90,9 @@ class CudaKernelRunner(KernelRunner):
                 )
 
     def conditions(self) -> Mapping[str, str]:
-        taken = self.cubin.resources.values()
-        registers = ", ".join(str(one.registers) for one in taken)
-        shared = ", ".join(
-            str(one.shared_bytes + launch.dynamic_shared_bytes)
-            for one, launch in zip(taken, self.code.launches, strict=True)
-        )
+        taken = [(self.cubin.resources[one.symbol], one.dynamic_shared_bytes) for one in self.code.launches]
+        registers = ", ".join(str(one.registers) for one, _ in taken)
+        shared = ", ".join(str(one.shared_bytes + dynamic) for one, dynamic in taken)
         return {"registers": registers, "shared memory": f"{shared} B", **gpu_state()}
 
     def prepare(self, arrays: Sequence[Array]) -> list[Memory]:
@@ -109,15 +122,15 @@ class CudaKernelRunner(KernelRunner):
 
     def _start(self, arguments: Sequence[Memory]) -> None:
         pointers = [memory.pointer for memory in arguments]
-        for function, one in zip(self.functions, self.code.launches, strict=True):
+        for function, one in zip(self.loaded.functions, self.code.launches, strict=True):
             driver().launch(function, one.grid, one.block, one.dynamic_shared_bytes, pointers)
 
     def _timed(self, arguments: Sequence[Memory], number: int) -> float:
         """Seconds of `number` runs, by the device's own clock, the L2 cache being cold in each."""
         seconds = 0.0
+        begin, end = self.loaded.events
         for _ in range(number):
             self._flush.fill()
-            begin, end = driver().event(), driver().event()
             begin.record()
             self._start(arguments)
             end.record()

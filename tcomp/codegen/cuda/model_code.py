@@ -63,7 +63,7 @@ def source(variants: Sequence[Sequence[DeviceKernel]]) -> list[str]:
     # C has no arrays of length 0.
     lines += ["const tcomp_cuda_image tcomp_cuda_images[] = {", *map(_image, kernels), "    {0},", "};"]
     lines += [
-        f"const int32_t tcomp_cuda_image_count = {len(kernels)}, tcomp_cuda_launch_count = {len(launches)};",
+        f"const int32_t tcomp_cuda_launch_count = {len(launches)};",
         f"const int32_t tcomp_cuda_variant_images[] = {{{', '.join(map(str, ends))}}};",
         "const tcomp_cuda_launch_info tcomp_cuda_launches[] = {",
         *(_launch(image, launch) for image, launch in launches),

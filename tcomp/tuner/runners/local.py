@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,8 +23,6 @@ from tcomp.tuner.runner import (
     Measure,
     Measured,
     Prepared,
-    Raced,
-    Rounds,
     Runner,
     Station,
 )
@@ -51,16 +50,10 @@ class _LocalStation(TimingStation["_LocalCandidate"]):
         return _LocalCandidate(prepared, config)
 
     def measure(self, candidate: _LocalCandidate, request: Measure) -> Measured | Failed:
-        candidate.begin()
         measured = super().measure(candidate, request)
         if isinstance(measured, Failed):
             return measured
         return replace(measured, conditions={**measured.conditions, **candidate.conditions()})
-
-    def race(self, candidates: Sequence[_LocalCandidate], request: Rounds) -> Raced | Failed:
-        for candidate in candidates:
-            candidate.begin()
-        return super().race(candidates, request)
 
 
 class _LocalCandidate(TimedCandidate):
@@ -71,12 +64,14 @@ class _LocalCandidate(TimedCandidate):
         self._data = prepared.data
         self._runner = build_scheduled(prepared.kernel, scheduled, prepared.target)
         self._runner.require_no_spills()
-        self._arguments: Sequence[Any] = ()
+        if prepared.target.gpu is None:  # A GPU would have to stop what others measure there.
+            _ = self._arguments
 
-    def begin(self) -> None:
-        """Load the code and make the arguments. On a GPU this is measuring: it waits for what runs there."""
+    @cached_property
+    def _arguments(self) -> Sequence[Any]:
+        """Made by the first use, with the machine code loaded."""
         self._runner.load()
-        self._arguments = self._runner.prepare(self._data.inputs)
+        return self._runner.prepare(self._data.inputs)
 
     def conditions(self) -> Mapping[str, str]:
         return self._runner.conditions()
