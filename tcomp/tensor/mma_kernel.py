@@ -11,6 +11,7 @@ from typing import Any
 
 from tcomp.relay.op import OPS, FusionKind
 from tcomp.target.target import Target
+from tcomp.tensor.alignment import VECTOR_TYPES
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.convolution import accumulator_dtype
 from tcomp.tensor.kernel import Kernel
@@ -24,8 +25,6 @@ from tcomp.tvm_api import tirx
 
 Index = Callable[[Expression, Expression, Expression], Sequence[Any]]
 _THREADS = 256
-_VECTORS = ("float32", "float16")
-"""Types that CUDA has vectors of which TVM computes with."""
 
 
 def multiplies(kernel: Kernel, target: Target) -> bool:
@@ -129,4 +128,4 @@ def stored_in_vectors(kernel: Kernel, columns: int) -> bool:
     values = [v for n in others for v in (*n.inputs, *n.outputs)] + list(kernel.body.outputs)
     types = {v.dtype for v in values}
     elementwise = all(OPS[n.op].kind is FusionKind.ELEMENTWISE for n in others)
-    return columns % 2 == 0 and elementwise and types <= set(_VECTORS)
+    return columns % 2 == 0 and elementwise and types <= set(VECTOR_TYPES)

@@ -1,9 +1,10 @@
-"""What register-tiled kernels are made of: tiles that overlap at the edge, transposed squares."""
+"""What register-tiled kernels are made of: tiles that overlap at the edge, cut loops, transposed squares."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from tcomp.tvm_api import te, tirx
@@ -55,6 +56,28 @@ class Tiles:
         """A tile that covers an element, and the element's place in it."""
         tile = index // self.size
         return (tile, index % self.size) if self.exact or self.rest else (tile, index - self.base(tile))
+
+
+def vector_tile(extent: int, lanes: int, vectors: int) -> Tiles:
+    """Tiles of `vectors` vectors of an axis; of one narrower vector on an axis shorter than a vector."""
+    while lanes > extent:
+        lanes //= 2
+    return Tiles.of(extent, lanes * max(1, min(vectors, extent // lanes)))
+
+
+def cut(extents: Sequence[int], most: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Nested loops of `extents` as loops around loops that have at most `most` iterations in all.
+
+    One axis is split, so that both share it: `(12, 3, 8), 48 -> (6,), (2, 3, 8)`.
+    """
+    axis = len(extents) - 1
+    while axis > 0 and prod(extents[axis:]) <= most:
+        axis -= 1
+    rest = prod(extents[axis + 1 :])
+    inner = max(
+        d for d in range(1, extents[axis] + 1) if extents[axis] % d == 0 and d * rest <= max(most, rest)
+    )
+    return (*extents[:axis], extents[axis] // inner), (inner, *extents[axis + 1 :])
 
 
 def transpose_square(

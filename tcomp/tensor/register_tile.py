@@ -25,7 +25,7 @@ from tcomp.tensor.loops import (
     unrolled,
     vectorized,
 )
-from tcomp.tensor.primitives import Tiles
+from tcomp.tensor.primitives import Tiles, cut
 from tcomp.tvm_api import tirx
 
 Index = Sequence[Expression]
@@ -454,21 +454,6 @@ def _short_steps(
     return _steps(replace(reduction, extents=outer, unroll=(1,) * len(outer)), stretch)
 
 
-def cut(extents: Sequence[int], most: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Nested loops of `extents` as loops around loops that have at most `most` iterations in all.
-
-    One axis is split, so that both share it: `(12, 3, 8), 48 -> (6,), (2, 3, 8)`.
-    """
-    axis = len(extents) - 1
-    while axis > 0 and prod(extents[axis:]) <= most:
-        axis -= 1
-    rest = prod(extents[axis + 1 :])
-    inner = max(
-        d for d in range(1, extents[axis] + 1) if extents[axis] % d == 0 and d * rest <= max(most, rest)
-    )
-    return (*extents[:axis], extents[axis] // inner), (inner, *extents[axis + 1 :])
-
-
 def _positions(tile: RegisterTile, first: Point, body: Callable[[Point, Expression], Statement]) -> Statement:
     """`body(point, place in the tile)` over the tile: vectors of lanes, everything else written out."""
     *outer, last = tile.shape
@@ -507,10 +492,3 @@ def _steps(reduction: Reduction, step: Callable[[Index], Statement]) -> Statemen
 def _loop_of_steps(reduction: Reduction, axis: int, body: Callable[[Expression], Statement]) -> Statement:
     extent, written = reduction.extents[axis], reduction.unroll[axis]
     return loop(extent // written, lambda i: unrolled(written, lambda u: body(i * written + u)), "step")
-
-
-def vector_tile(extent: int, lanes: int, vectors: int) -> Tiles:
-    """Tiles of `vectors` vectors of an axis; of one narrower vector on an axis shorter than a vector."""
-    while lanes > extent:
-        lanes //= 2
-    return Tiles.of(extent, lanes * max(1, min(vectors, extent // lanes)))

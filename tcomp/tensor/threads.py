@@ -66,6 +66,8 @@ def digits(position: Expression, extents: Sequence[int]) -> list[Expression]:
 
 def spread(count: int, threads: int, body: Callable[[Expression], Statement]) -> Statement:
     """A launch that does `body(i)` for every i below `count`, one a thread."""
+    if count == 0:
+        return launch((1,), (1,), lambda block, thread: tirx.Evaluate(0))
     threads = min(threads, -(-count // 32) * 32)
 
     def point(block: Sequence[Expression], thread: Sequence[Expression]) -> Statement:

@@ -14,6 +14,7 @@ import pytest
 from tcomp import api
 from tcomp.cli import main
 from tcomp.codegen.artifact import compile_graph
+from tcomp.codegen.jit import build_kernel
 from tcomp.codegen.toolchain import native_toolchain
 from tcomp.errors import BuildError, InputError, TcompError
 from tcomp.relay.builder import GraphBuilder
@@ -265,6 +266,12 @@ def test_tensor_cores_read_and_write_blocks_of_channels(gpu: Target, tmp_path: P
     (expected,) = evaluate(graph, [data])
     (found,) = load(tmp_path / "residual.so")(data)
     np.testing.assert_allclose(found, expected, atol=5e-3 * np.abs(expected).max())
+
+
+def test_nothing_to_compute(gpu: Target) -> None:
+    g = GraphBuilder("nothing")
+    kernel = Kernel(g.build(g.op("relu", g.input("x", (0, 4)))))
+    assert build_kernel(kernel, gpu)([np.zeros((0, 4), np.float32)])[0].shape == (0, 4)
 
 
 def test_refuses_other_forms(gpu: Target, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from tcomp.target.target import TARGETS, Target
 from tcomp.tensor.groups import ways_to_sum
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
-from tcomp.tensor.register_tile import cut
+from tcomp.tensor.primitives import cut
 from tcomp.tensor.template import template_for
 
 

@@ -32,7 +32,6 @@ typedef uint64_t address; /* CUdeviceptr */
 /* name in C, name in the library, parameters */
 #define FUNCTIONS(F)                                                                                        \
   F(init, "cuInit", (unsigned))                                                                             \
-  F(driver_version, "cuDriverGetVersion", (int *))                                                          \
   F(error_string, "cuGetErrorString", (int, const char **))                                                 \
   F(device_count, "cuDeviceGetCount", (int *))                                                              \
   F(device_get, "cuDeviceGet", (int *, int))                                                                \
@@ -145,12 +144,11 @@ static int is_wanted(const tcomp_options *options, int32_t variant) {
 
 static tcomp_status choose_variant(tcomp_device *device, const tcomp_options *options,
                                    const tcomp_variant_info **variant, char *text) {
-  int major = 0, minor = 0, version = 0;
+  int major = 0, minor = 0;
   char name[128] = "";
   TRY("asking its capability", cuda.device_attribute(&major, MAJOR, device->number));
   TRY("asking its capability", cuda.device_attribute(&minor, MINOR, device->number));
   TRY("asking its name", cuda.device_name(name, sizeof name, device->number));
-  TRY("asking the driver's version", cuda.driver_version(&version));
   for (int32_t i = 0; i < tcomp_model.variant_count; i++) {
     device->first_image = tcomp_cuda_variant_images[i];
     device->end_image = tcomp_cuda_variant_images[i + 1];

@@ -21,8 +21,8 @@ from tcomp.tensor.epilogue import epilogue_fits
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Ordered, Space
 from tcomp.tensor.loops import Buffer, Expression, Statement
-from tcomp.tensor.primitives import Tiles
-from tcomp.tensor.register_tile import Index, Point, Reduction, RegisterTile, tile_nest, vector_tile
+from tcomp.tensor.primitives import Tiles, vector_tile
+from tcomp.tensor.register_tile import Index, Point, Reduction, RegisterTile, tile_nest
 from tcomp.tensor.schedules.conv_plain_cpu import plain_tiles
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
 from tcomp.tvm_api import tirx

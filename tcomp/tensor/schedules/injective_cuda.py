@@ -6,6 +6,7 @@ from math import prod
 
 from tcomp.target.target import Target
 from tcomp.tensor.access import access_of, whole
+from tcomp.tensor.alignment import VECTOR_TYPES
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Ordered, Space
 from tcomp.tensor.loops import (
@@ -24,9 +25,6 @@ from tcomp.tensor.lower import lower_body, placeholders
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
 from tcomp.tensor.threads import digits, spread
 from tcomp.tvm_api import Tensor
-
-_VECTORS = ("float32", "float16")
-"""Types that CUDA has vectors of which TVM computes with."""
 
 
 class InjectiveCuda(Template):
@@ -60,7 +58,7 @@ def _launch(tensor: Tensor, output: Buffer, buffers: TensorMap, threads: int, ve
     access = access_of(tensor, buffers, whole(tensor))
     groups = access.merged()
     extents = [prod(access.shape[axis] for axis in group) for group in groups]
-    wide = all(str(t.dtype) in _VECTORS for t in (tensor, *buffers))
+    wide = all(str(t.dtype) in VECTOR_TYPES for t in (tensor, *buffers))
     lanes = vector if wide and len(extents) == 1 and extents[0] % vector == 0 else 1
 
     def point(number: Expression) -> Statement:

@@ -31,7 +31,7 @@ from tcomp.tensor.loops import (
     sequence,
     vector_loop,
 )
-from tcomp.tensor.primitives import Tiles, transpose_square
+from tcomp.tensor.primitives import Tiles, cut, transpose_square, vector_tile
 from tcomp.tensor.product import Product
 from tcomp.tensor.register_tile import (
     FMA_LATENCY,
@@ -39,10 +39,8 @@ from tcomp.tensor.register_tile import (
     Point,
     Reduction,
     RegisterTile,
-    cut,
     passes_nest,
     tile_nest,
-    vector_tile,
 )
 from tcomp.tensor.template import TEMPLATES, Packing, Scheduled, Template
 from tcomp.tvm_api import Tensor, tirx
