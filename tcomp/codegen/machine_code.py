@@ -42,7 +42,7 @@ _X86 = InstructionSet("#", r"j\w+", r"vfmadd", -1, r".*mm.*\(%rsp|.*\(%rsp.*mm")
 _ARM64 = InstructionSet(
     "//",
     r"b\.\w+|b|cbn?z \w+,|tbn?z \w+, #\d+,",
-    r"(fmla|fmadd|fmlal2?|bfdot|bfmmla|bfmlal[bt]|[us]dot|usdot|sudot|us?mmla|smmla|[us]mlal2?|mla)\b",
+    r"(fmla|fmad|fmadd|fmlal2?|bfdot|bfmmla|bfmlal[bt]|[us]dot|usdot|sudot|us?mmla|smmla|[us]mlal2?|mla)\b",
     0,
     r".*\bsp\b",
 )
@@ -130,8 +130,11 @@ def _products(text: str) -> int:
     """The products of one ARM instruction."""
     name, _, operands = text.partition(" ")
     arranged = re.match(r"v\d+\.(\d+)[bhsd]", operands)
+    scalable = re.match(r"z\d+\.([hsd])", operands)
     if arranged is not None:
         lanes = int(arranged.group(1))
+    elif scalable is not None:
+        lanes = 256 // {"h": 16, "s": 32, "d": 64}[scalable.group(1)]
     else:
         bits = {"q": 128, "d": 64}.get(operands[0], 0)
         element = re.search(r"\.\w(\d+)", name)
