@@ -124,7 +124,8 @@ def object_code(functions: Mapping[str, PrimFunc], target: Target) -> bytes:
     In objects for Apple's systems the functions are private to the library, as linkers there need no list of
     what to export. Raises BuildError as `build` does.
     """
-    code = object_of(build(functions, target))
+    with sve.alone(target):
+        code = object_of(build(functions, target))
     return MachO("the kernels' object", code).hidden() if target.system == "apple" else code
 
 

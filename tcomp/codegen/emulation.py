@@ -56,7 +56,7 @@ def find_emulator(target: Target) -> str:
 
 
 def cpu_options(target: Target) -> list[str]:
-    """What makes the emulator a CPU with vectors of SVE of the target's length; its own CPU has longer ones."""
+    """What gives the emulated CPU vectors of SVE of the target's length; by itself it has longer ones."""
     return ["-cpu", f"max,sve{target.sve_bits}=on"] if target.sve_bits else []
 
 

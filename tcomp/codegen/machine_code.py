@@ -120,13 +120,16 @@ def multiplies(instructions: Sequence[str], machine: str = "x86_64", multiply: s
     return sum(re.match(pattern, text) is not None for text in instructions)
 
 
-def multiply_adds(instructions: Sequence[str], machine: str) -> int:
-    """How many single products ARM `instructions` add up: four for `fmla v0.4s, ...`, 16 for `sdot`."""
+def multiply_adds(instructions: Sequence[str], machine: str, sve_bits: int = 0) -> int:
+    """How many single products ARM `instructions` add up: four for `fmla v0.4s, ...`, 16 for `sdot`.
+
+    `sve_bits` is the length of SVE's vectors.
+    """
     pattern = INSTRUCTION_SETS[machine].multiply
-    return sum(_products(text) for text in instructions if re.match(pattern, text))
+    return sum(_products(text, sve_bits) for text in instructions if re.match(pattern, text))
 
 
-def _products(text: str) -> int:
+def _products(text: str, sve_bits: int) -> int:
     """The products of one ARM instruction."""
     name, _, operands = text.partition(" ")
     arranged = re.match(r"v\d+\.(\d+)[bhsd]", operands)
@@ -134,7 +137,7 @@ def _products(text: str) -> int:
     if arranged is not None:
         lanes = int(arranged.group(1))
     elif scalable is not None:
-        lanes = 256 // {"h": 16, "s": 32, "d": 64}[scalable.group(1)]
+        lanes = sve_bits // {"h": 16, "s": 32, "d": 64}[scalable.group(1)]
     else:
         bits = {"q": 128, "d": 64}.get(operands[0], 0)
         element = re.search(r"\.\w(\d+)", name)
@@ -169,7 +172,8 @@ def loop_cost(instructions: Sequence[str], target: Target, program: str | None =
     """
     machine = target.machine
     cycles = simulated_cycles(instructions, machine, table_of(target), str(target.llvm["mtriple"]), program)
-    products, spills = multiply_adds(instructions, machine), len(on_stack(instructions, machine))
+    products = multiply_adds(instructions, machine, target.sve_bits)
+    spills = len(on_stack(instructions, machine))
     return LoopCost(len(instructions), products, spills, cycles)
 
 

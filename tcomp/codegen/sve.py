@@ -1,15 +1,18 @@
 """SVE in vectors of one length: how LLVM is asked for it, and what it does not see by itself.
 
-With the length of SVE's vectors known, LLVM holds TIR's vectors of that many bits in SVE's registers. Two
-operations it then takes apart, on the ports of the products; they are calls of functions here, which LLVM inlines:
-a scalar in all lanes, which is one load (`ld1rw`) where the scalar comes from memory, and a product with
-one lane of a register (`fmla z.s, z.s, z.s[2]`), where lanes are those of each 128 bits: one load (`ld1rqw`)
-brings the factors of four such products.
+With the length of SVE's vectors known, LLVM holds TIR's vectors of that many bits in SVE's registers. It then
+takes two operations apart, on the ports of the products. They become calls of functions that LLVM inlines:
+
+- a scalar in all lanes, which is one load (`ld1rw`) where it comes from memory;
+- a product by one lane of a register (`fmla z.s, z.s, z.s[2]`), lanes being those of each 128 bits. One load
+  (`ld1rqw`) brings the factors of four such products.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from threading import Lock
 from typing import Any
 
 from tcomp.target.target import SEGMENT_BITS, Target
@@ -17,7 +20,7 @@ from tcomp.tensor.intrinsics import dtype_of, lanes_of, llvm_vector, vector
 from tcomp.tvm_api import structural_map, structural_walk, tirx, tvm
 
 _COMPILED_AS = "cortex-a76"
-"""The core whose order of instructions the code has. For neoverse-v1 LLVM loads further ahead than the registers
+"""The core whose order of instructions the code has. For neoverse-v1 LLVM loads further ahead than registers
 reach, and broadcasts by two instructions, the second of which takes a port of the products."""
 _WIDTH = 32
 """Bits of the elements that are multiplied by lanes."""
@@ -30,10 +33,19 @@ _LLVM: Mapping[str, tuple[str, str]] = {
 """By element type: LLVM's name, and that in the names of its intrinsics."""
 
 
+_OPTIONS_OF_LLVM = Lock()
+
+
+def alone(target: Target) -> AbstractContextManager[object]:
+    """Where one thread at a time compiles for SVE, as LLVM has one set of options. Without SVE they are of no
+    consequence, so that other threads compile for other targets meanwhile."""
+    return _OPTIONS_OF_LLVM if target.sve_bits else nullcontext()
+
+
 def llvm_target(target: Target) -> dict[str, Any]:
     """What TVM's target for `target` has besides, or in other words than, `Target.llvm`.
 
-    TVM sets LLVM's options while it compiles for the target, and takes them back.
+    TVM sets LLVM's options while it compiles for the target, and takes them back (see `alone`).
     """
     if not target.sve_bits:
         return {}
@@ -43,7 +55,7 @@ def llvm_target(target: Target) -> dict[str, Any]:
 
 
 def with_functions(function: Any, bits: int) -> Any:
-    """Lowered `function` with calls in place of products by lanes, and of broadcasts, in vectors of `bits`."""
+    """Lowered `function` with calls in place of products by lanes and of broadcasts, in vectors of `bits`."""
     definitions: dict[str, str] = {}
     held = _held_buffers(function.body)
 
@@ -88,17 +100,21 @@ def _width(element: str) -> int:
 def _held_buffers(body: Any) -> set[Any]:
     """Buffers that live in registers or on the stack."""
     found: set[Any] = set()
-    structural_walk(body, (tirx.AllocBuffer, lambda statement: found.add(statement.buffer)))
+
+    def on_buffer(statement: Any) -> None:
+        found.add(statement.buffer)
+
+    structural_walk(body, (tirx.AllocBuffer, on_buffer))
     return found
 
 
 def _by_lane(product: Any, held: set[Any]) -> tuple[Any, int, Any] | None:
-    """Of a product by an element of a held buffer: a segment with that element, its lane, the other operand."""
+    """Of a product by an element of a held buffer: its segment, its lane there, and the other operand."""
     if not isinstance(product, tirx.Mul):
         return None
     lanes = SEGMENT_BITS // _WIDTH
     for spread, other in ((product.a, product.b), (product.b, product.a)):
-        load = spread.value if isinstance(spread, tirx.Broadcast) else None
+        load: Any = spread.value if isinstance(spread, tirx.Broadcast) else None
         if not isinstance(load, tvm.ir.expr.TensorLoad) or load.source not in held:
             continue
         (at,) = load.indices

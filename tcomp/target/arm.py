@@ -16,8 +16,8 @@ KIB, MIB = 1024, 1024 * 1024
 _8_2 = frozenset({"neon", "dotprod", "fullfp16"})
 _8_6 = _8_2 | {"bf16", "i8mm"}
 _UNUSED = ("-sve", "-sve2")
-"""Not for code in vectors of 128 bits, which is NEON's: libraries load where a phone's system or a virtual machine
-has SVE switched off. Code in SVE's vectors is for one length of them, and takes no SVE2."""
+"""Not for code in vectors of 128 bits, which are NEON's: so libraries load where a phone's system or a
+virtual machine has SVE switched off. Code in SVE's vectors is for one length of them, and takes no SVE2."""
 
 _ARM64 = Target(
     name="arm64-linux",

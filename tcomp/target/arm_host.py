@@ -25,9 +25,7 @@ _SVE_LENGTH = Path("/proc/sys/abi/sve_default_vector_length")
 """Where Linux says how many bytes a vector of SVE has in a new process."""
 
 
-def arm_host(
-    processors: Sequence[Mapping[str, str]], machine: str, sve_length: Path = _SVE_LENGTH
-) -> Target:
+def arm_host(processors: Sequence[Mapping[str, str]], machine: str, sve_length: Path = _SVE_LENGTH) -> Target:
     """The target for the fastest kind of core that this process may run on; its caches are the tag's.
 
     `machine` is `aarch64`, or what 32-bit systems call themselves. Features that a core should have and the

@@ -10,7 +10,7 @@ from tcomp.registry import Registry
 from tcomp.relay.types import numpy_dtype
 
 SEGMENT_BITS = 128
-"""Bits of a vector of NEON, and of the segments of SVE's, in each of which a product takes one lane as factor."""
+"""Bits of NEON's vectors, and of SVE's segments, in each of which a product takes one lane as factor."""
 FAST_DTYPES = ("float16", "bfloat16")
 """The types that `Target.fast_dtype` may name."""
 PRODUCT_FEATURES: Mapping[tuple[str, str], str] = {
@@ -143,6 +143,14 @@ class Target:
     def sve_bits(self) -> int:
         """The length of SVE's vectors that code is for, and no other; 0 without SVE."""
         return self.vector_bits if self.has("sve") else 0
+
+    def in_neon(self) -> Target:
+        """The same core without SVE: schedules in NEON's vectors."""
+        if not self.sve_bits:
+            return self
+        features = self.features - {"sve"}
+        ports = self.fma_ports * self.vector_bits // SEGMENT_BITS
+        return replace(self, vector_bits=SEGMENT_BITS, fma_ports=ports, features=features)
 
     def factor_lanes(self, dtype: str) -> int:
         """Elements of `dtype` that are loaded together as factors, each for all lanes of a product; 1 where

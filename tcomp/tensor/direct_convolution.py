@@ -73,7 +73,9 @@ def _holds_factors(target: Target) -> bool:
 
 def together(conv: Convolution, target: Target) -> int:
     """Steps whose inputs are loaded as one vector a pixel: 1 where each is broadcast from memory."""
-    return gcd(conv.chunk_steps, target.lanes(conv.dtype)) if _holds_factors(target) and conv.sums is None else 1
+    return (
+        gcd(conv.chunk_steps, target.lanes(conv.dtype)) if _holds_factors(target) and conv.sums is None else 1
+    )
 
 
 def row_lanes(conv: Convolution, target: Target) -> int:

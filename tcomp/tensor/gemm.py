@@ -454,7 +454,13 @@ class GemmNest:
 
         zero = loops.constant(0)
         crowded = sums + plan.columns.size // plan.lanes + rows > self.target.vector_registers
-        if steps == 1 or crowded or rows > self.target.factor_registers or product.transpose_left or vector(zero, zero) is None:
+        if (
+            steps == 1
+            or crowded
+            or rows > self.target.factor_registers
+            or product.transpose_left
+            or vector(zero, zero) is None
+        ):
             return None
         return rows_apart(vector, rows, steps, dtype)
 
