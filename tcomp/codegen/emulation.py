@@ -55,7 +55,7 @@ def find_emulator(target: Target) -> str:
     return path
 
 
-def cpu_options(target: Target) -> list[str]:
+def vector_options(target: Target) -> list[str]:
     """What gives the emulated CPU vectors of SVE of the target's length; by itself it has longer ones."""
     return ["-cpu", f"max,sve{target.sve_bits}=on"] if target.sve_bits else []
 
@@ -88,7 +88,7 @@ class InstructionCounter:
         self._folder = folder
         self._plugin = folder / "emulated.so"
         self._sizes = target.cache_bytes if caches else ()
-        self._cpu = cpu_options(target)
+        self._cpu = vector_options(target)
         self._options = options
 
     def run(self, command: Sequence[str], seconds: float) -> Emulated:
