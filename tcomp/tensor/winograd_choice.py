@@ -18,8 +18,8 @@ from tcomp.tensor.winograd import PAIRS, winograd
 MAX_ROWS = 28
 MAX_OC_BLOCKS = 8
 FAR_BYTES_PER_CYCLE = 4.0
-"""What one core gets of weights from beyond its second-level cache, with prefetches. The last-level cache gives
-7 (Emerald Rapids); a model's weights are mostly too large for it, and memory gives 4 to 5 (Ice Lake)."""
+"""What one core gets of weights from beyond its second-level cache, with prefetches: 7 from the last-level
+cache (Emerald Rapids), for which a model's weights are mostly too many, 4 to 5 from memory (Ice Lake)."""
 GROUPS = (8, 12, 16, 20, 28, 36, 49, 64, 84, 112)
 """Sizes of a group to choose from, beside all tiles."""
 PARTS = (1, 2, 4)
