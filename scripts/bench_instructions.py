@@ -1,7 +1,8 @@
-"""How fast this core multiplies and adds in 16 bits: `python scripts/bench_instructions.py`.
+"""How fast this core multiplies and loads vectors of 512 bits: `python scripts/bench_instructions.py`.
 
-24 independent chains of each instruction on 512-bit registers, the instructions in turns, best of 60 runs.
-Prints products a second relative to those of float32. Instructions that the CPU lacks are left out.
+24 independent instructions of a kind in a loop, the kinds in turns, best of 60 runs; loads are from the
+first-level cache. Prints the products a second of instructions that multiply, relative to those of float32,
+and the loads that start in the time of two multiply-adds. Instructions that the CPU lacks are left out.
 """
 
 from __future__ import annotations
@@ -17,21 +18,25 @@ from tcomp.target.host import host_target
 CHAINS = 24
 PRODUCTS = {"vfmadd231ps": 16, "vdpbf16ps": 32, "vfmadd231ph": 32}
 """Products of one instruction."""
-FEATURES = {"vfmadd231ps": "avx512f", "vdpbf16ps": "avx512bf16", "vfmadd231ph": "avx512fp16"}
-"""What each needs, by LLVM's name."""
+LOADS = ("vmovups", "vbroadcastss")
+FEATURES = {"vdpbf16ps": "avx512bf16", "vfmadd231ph": "avx512fp16"}
+"""What those beyond AVX-512 need, by LLVM's name."""
 STEPS, RUNS = 20_000, 60
 
 
 def source() -> str:
     """A C function of each instruction: `steps` times one step of every chain, all registers zero."""
-    zero = "".join(f"vpxord %%zmm{i}, %%zmm{i}, %%zmm{i}\\n" for i in (*range(CHAINS), 30, 31))
-    clobbered = ", ".join(f'"zmm{i}"' for i in (*range(CHAINS), 30, 31))
-    functions: list[str] = []
-    for name in PRODUCTS:
-        chains = "".join(f"{name} %%zmm31, %%zmm30, %%zmm{i}\\n" for i in range(CHAINS))
+    registers = (*range(CHAINS), 30, 31)
+    zero = "".join(f"vpxord %%zmm{i}, %%zmm{i}, %%zmm{i}\\n" for i in registers)
+    clobbered = ", ".join(f'"zmm{i}"' for i in registers)
+    functions = ["static char memory[64 * 24] __attribute__((aligned(64)));"]
+    for name in (*PRODUCTS, *LOADS):
+        operands = [f"{64 * i}(%1)" if name in LOADS else "%%zmm31, %%zmm30" for i in range(CHAINS)]
+        chains = "".join(f"{name} {operand}, %%zmm{i}\\n" for i, operand in enumerate(operands))
         loop = f'"{zero}1:\\n{chains}dec %0\\njnz 1b"'
         functions.append(
-            f'void {name}(long steps) {{ __asm__ volatile({loop} : "+r"(steps) : : "cc", {clobbered}); }}'
+            f"void {name}(long steps) "
+            f'{{ __asm__ volatile({loop} : "+r"(steps) : "r"(memory) : "cc", {clobbered}); }}'
         )
     return "\n".join(functions)
 
@@ -46,7 +51,7 @@ def build(folder: Path) -> ctypes.CDLL:
 
 def present() -> list[str]:
     """The instructions that this CPU has."""
-    return [name for name, feature in FEATURES.items() if host_target().has(feature)]
+    return [name for name in (*PRODUCTS, *LOADS) if host_target().has(FEATURES.get(name, "avx512f"))]
 
 
 def main() -> None:
@@ -60,9 +65,12 @@ def main() -> None:
             begin = time.perf_counter()
             library[name](ctypes.c_long(STEPS))
             best[name] = min(best[name], time.perf_counter() - begin)
-    rates = {name: PRODUCTS[name] / seconds for name, seconds in best.items()}
-    for name, rate in rates.items():
-        print(f"{name:12} {rate / rates['vfmadd231ps']:.2f}")
+    multiply = best["vfmadd231ps"]
+    for name, seconds in best.items():
+        if name in LOADS:
+            print(f"{name:12} {2 * multiply / seconds:.2f} in the time of two multiply-adds")
+        else:
+            print(f"{name:12} {PRODUCTS[name] / PRODUCTS['vfmadd231ps'] * multiply / seconds:.2f}")
 
 
 if __name__ == "__main__":

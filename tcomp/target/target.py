@@ -84,7 +84,9 @@ class Target:
     cache_bytes: tuple[int, int, int]
     cores: int = 1
     fma_ports: int = 2
-    """Multiply-adds of whole vectors that start in the time of two loads."""
+    """Multiply-adds of whole vectors that start in a cycle."""
+    load_ports: int = 2
+    """Loads of whole vectors, and of a number into all lanes of one, that start in a cycle."""
     by_lane: bool = False
     """Whether a multiply-add takes one lane of a register as factor for all lanes.
 

@@ -47,6 +47,9 @@ _16_BIT = {
 }
 """The 16-bit type that is multiplied faster than float32, and the features beyond those of the level."""
 
+_LOAD_PORTS = {"icelake-server": 1}
+"""Where not 2: Ice Lake loads one 512-bit vector for two multiply-adds (`scripts/bench_instructions.py`)."""
+
 # Zen 4 takes vectors of 512 bits in halves: it starts half as many multiply-adds and loads a cycle as the
 # others, which leaves the ratio of both, and so the best tiles, as it is.
 _CORES = {
@@ -69,6 +72,7 @@ for _name, (_level, _caches, _description) in _CORES.items():
             name=_name,
             llvm={**_level.llvm, "mcpu": _name},
             cache_bytes=_caches,
+            load_ports=_LOAD_PORTS.get(_name, _level.load_ports),
             fast_dtype=_fast_dtype,
             features=_level.features | frozenset(_features),
             description=_description,

@@ -15,9 +15,17 @@ from tcomp.relay.types import numpy_dtype
 from tcomp.target.target import Target
 from tcomp.tensor.convolution import Convolution, dense_steps
 from tcomp.tensor.lane_factors import LaneFactors, RowFactors
-from tcomp.tensor.loops import CACHE_LINE, Buffer, Expression, Statement, loop_nest, prefetch
+from tcomp.tensor.loops import (
+    CACHE_LINE,
+    Buffer,
+    Expression,
+    Statement,
+    loop_nest,
+    prefetch,
+    prefetch_share,
+)
 from tcomp.tensor.primitives import Tiles
-from tcomp.tensor.register_tile import FMA_LATENCY, LOAD_PORTS, Index, Point, Reduction, RegisterTile
+from tcomp.tensor.register_tile import FMA_LATENCY, Index, Point, Reduction, RegisterTile
 from tcomp.tvm_api import tirx
 
 MAX_TILE_PIXELS = 28
@@ -131,7 +139,7 @@ def direct_cycles(conv: Convolution, tile: PixelTile, target: Target) -> float:
         loads = weights + pixels * inputs
         instructions = vectors * pixels + loads + vectors
         each = 0.1 if _holds_factors(target) else 0.02
-        step = max(multiply, loads / LOAD_PORTS) + 0.1 * loads + each * instructions + 0.12 * far
+        step = max(multiply, loads / target.load_ports) + 0.1 * loads + each * instructions + 0.12 * far
         return crowded * (steps * step + vectors * pixels + 10) if pixels else 0.0
 
     if tile.height > 1:
@@ -169,14 +177,29 @@ def walk_order(conv: Convolution, tile: PixelTile, target: Target) -> str:
     return "pixels" if weights < pixels and weights <= target.cache_bytes[1] // 2 else "weights"
 
 
-def register_tile(conv: Convolution, tile: PixelTile, order: str, lanes: int) -> RegisterTile:
+def default_passes(conv: Convolution, tile: PixelTile, target: Target, choices: Sequence[int]) -> int:
+    """In how many parts to walk over the weights of a panel, so that two fit the second-level cache: the one
+    that all pixels are multiplied with and the next one, which arrives meanwhile."""
+    vectors = vectors_of(conv, target) * tile.oc_blocks
+    panel = prod(dense_steps(conv)) * vectors * target.vector_bits // 8
+    room = 0.75 * target.cache_bytes[1]
+    walks = -(-prod(pixels_of(conv)) // tile.pixels)
+    if target.by_lane or walks == 1 or 2 * panel <= room:
+        return 1
+    return next((n for n in choices if 2 * panel <= n * room), choices[-1])
+
+
+def register_tile(
+    conv: Convolution, tile: PixelTile, order: str, lanes: int, with_rest: bool = True
+) -> RegisterTile:
     """The tiles of the whole output, those of pixels walked inside those of channels (`weights`) or around
-    them (`pixels`)."""
+    them (`pixels`). The last tile of a row is a smaller one, or overlaps the one before."""
     *outer, width = pixels_of(conv)
     sizes = [1] * len(outer) + [tile.width]
     if outer:
         sizes[-2] = tile.height
-    spatial = [Tiles.with_rest(extent, size) for extent, size in zip((*outer, width), sizes, strict=True)]
+    cut = Tiles.with_rest if with_rest else Tiles.of
+    spatial = [cut(extent, size) for extent, size in zip((*outer, width), sizes, strict=True)]
     if conv.side > 1:
         spatial[-1] = Tiles.of(width, tile.width)
     axes = [
@@ -273,6 +296,23 @@ class DirectProduct:
             prefetch(self.weights, [first.tiles[1], *step, lane + distance * width])
             for lane in range(0, steps * width, line)
         ]
+
+    def next_pass_ahead(self, tile: RegisterTile, first: Point, step: Index, passes: int) -> list[Statement]:
+        """Fetch the share of one step in the weights that are walked next, where the tiles of all pixels are
+        walked `passes` times for each panel, in parts of its steps."""
+        total, *inner = dense_steps(self.conv)
+        extents = (total // passes, *inner)
+        pixels = tile.order[2:-1]
+        places = [(first.tiles[a], tile.axes[a].count) for a in pixels]
+        number: Expression = 0
+        for place, extent in (*places, *zip((step[0] % extents[0], *step[1:]), extents, strict=True)):
+            number = number * extent + place
+        rounds = prod(tile.axes[a].count for a in pixels)
+        following = first.tiles[1] * passes + step[0] // extents[0] + 1
+        behind = tirx.min(following, tile.axes[1].count * passes - 1) * extents[0]
+        return prefetch_share(
+            self.weights, [0, behind, *(0 for _ in inner), 0], number, int(self.weights.shape[-1]), rounds
+        )
 
     def inputs_ahead(
         self, tile: RegisterTile, first: Point, chunk: Expression, within: bool = True

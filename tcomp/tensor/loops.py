@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequen
 from contextvars import ContextVar
 from typing import Any
 
+from tcomp.relay.types import numpy_dtype
 from tcomp.tensor.math import convert, dtype_of
 from tcomp.tvm_api import (
     Tensor,
@@ -241,6 +242,23 @@ def prefetch(buffer: Buffer, index: Sequence[Expression], near: bool = True) -> 
     address = tirx.address_of(tirx.BufferLoad(buffer, list(index)))
     for_reading, keep, of_data = (constant(value) for value in (0, 3 if near else 2, 1))
     return tirx.Evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", address, for_reading, keep, of_data))
+
+
+def prefetch_share(
+    buffer: Buffer, behind: Sequence[Expression], number: Expression, elements: int, rounds: int
+) -> list[Statement]:
+    """Ask for share `number` of what begins at `buffer[behind]`, for the second-level cache.
+
+    A walk over a panel of operands, `elements` of them a step, that is repeated `rounds` times can so spread
+    the fetching of the panel that it takes next over all its steps.
+    """
+    dtype = numpy_dtype(str(buffer.dtype))
+    share, line = -(-elements // rounds), CACHE_LINE // dtype.itemsize
+    *outer, last = behind
+    return [
+        prefetch(buffer, [*outer, last + number * share + offset], near=False)
+        for offset in range(0, share, line)
+    ]
 
 
 class TensorMap(MutableMapping[Tensor, Any]):

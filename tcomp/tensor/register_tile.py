@@ -31,7 +31,6 @@ from tcomp.tvm_api import tirx
 Index = Sequence[Expression]
 FMA_LATENCY = 4
 """Cycles until a sum can be added to again: a tile of fewer vectors than this times the ports waits."""
-LOAD_PORTS = 2
 SIDE = 2
 """Rows and columns of a square of sums; see `RegisterTile.squares`."""
 
@@ -170,7 +169,7 @@ class Reduction:
     before the steps which begin with `step`, all indices of a step or its first one (the latter not for
     short sums): they fetch what the tile whose first element is `first` reads later. `factors` are for plain
     sums alone; with them, `ahead` comes before as many steps as they are loaded for, not before each.
-    With `start(index)`, the sum of the output's element at `index` starts from that instead, in `tile_nest`.
+    With `start(index)`, the sum of the output's element at `index` starts from that instead.
     """
 
     extents: tuple[int, ...]
@@ -183,6 +182,10 @@ class Reduction:
     partial_sums: int = 1
     factors: Factors | None = None
     start: Callable[[Index], Expression] | None = None
+
+    def start_of(self, point: Point) -> Expression:
+        """What the sum of the output's element at `point` starts from."""
+        return self.initial if self.start is None else self.start(point.index)
 
 
 def tile_nest(
@@ -208,8 +211,7 @@ def _whole_sums(
 
     def clear(first_sum: int) -> Callable[[Point, Expression], Statement]:
         def store(point: Point, at: Expression) -> Statement:
-            start = None if first_sum else reduction.start
-            value = reduction.initial if start is None else start(point.index)
+            value = reduction.initial if first_sum else reduction.start_of(point)
             return tirx.BufferStore(sums, value, [first_sum + at])
 
         return store
@@ -313,7 +315,9 @@ def passes_nest(
 
         def clear(first: Point, begin: Expression) -> Statement:
             return _positions(
-                tile, first, lambda _, at: tirx.BufferStore(partial, reduction.initial, [begin + at])
+                tile,
+                first,
+                lambda point, at: tirx.BufferStore(partial, reduction.start_of(point), [begin + at]),
             )
 
         def advance(done: Expression) -> Callable[[Point, Expression], Statement]:

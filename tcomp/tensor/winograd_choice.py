@@ -12,13 +12,14 @@ from tcomp.tensor.convolution import Convolution
 from tcomp.tensor.direct_convolution import CROWDED, PixelTile, registers_of
 from tcomp.tensor.knobs import Config
 from tcomp.tensor.primitives import Tiles
-from tcomp.tensor.register_tile import FMA_LATENCY, LOAD_PORTS
+from tcomp.tensor.register_tile import FMA_LATENCY
 from tcomp.tensor.winograd import PAIRS, winograd
 
 MAX_ROWS = 28
 MAX_OC_BLOCKS = 8
-FAR_BYTES_PER_CYCLE = 7.0
-"""What one core gets from the last-level cache with prefetches, measured on Emerald Rapids."""
+FAR_BYTES_PER_CYCLE = 4.0
+"""What one core gets of weights from beyond its second-level cache, with prefetches: 7 from the last-level
+cache (Emerald Rapids), for which a model's weights are mostly too many, 4 to 5 from memory (Ice Lake)."""
 GROUPS = (8, 12, 16, 20, 28, 36, 49, 64, 84, 112)
 """Sizes of a group to choose from, beside all tiles."""
 PARTS = (1, 2, 4)
@@ -108,7 +109,7 @@ def winograd_cycles(conv: Convolution, choice: WinogradChoice, target: Target) -
         """Cycles of a register tile."""
         if not rows:
             return 0.0
-        step = max(rows * vectors / target.fma_ports, FMA_LATENCY, (rows + vectors) / LOAD_PORTS, far)
+        step = max(rows * vectors / target.fma_ports, FMA_LATENCY, (rows + vectors) / target.load_ports, far)
         step += 0.025 * (rows + vectors) + 0.2 * far
         return crowded * channels * step + 2 * rows * vectors + 20
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from tcomp.target.target import Gpu, Target
-from tcomp.tensor.register_tile import FMA_LATENCY, LOAD_PORTS
+from tcomp.tensor.register_tile import FMA_LATENCY
 from tcomp.tuner.features import NAMES
 
 BYTES_PER_CYCLE = {"l1_bytes_per_flop": 48.0, "l2_bytes_per_flop": 12.0, "l3_bytes_per_flop": 4.0}
@@ -33,7 +33,7 @@ def estimate(features: Sequence[float], target: Target) -> float:
     # Sums must stay in registers; operands, of several unrolled steps too, can be loaded again.
     spilled = max(0.0, value["sums"] / target.vector_registers - 1)
     arithmetic = operations / target.fma_ports / independent
-    loads = operations * (1 / max(value["operations_per_load"], 1e-3) + 2 * spilled) / LOAD_PORTS
+    loads = operations * (1 / max(value["operations_per_load"], 1e-3) + 2 * spilled) / target.load_ports
     traffic = [value["flops"] * value[name] / rate for name, rate in BYTES_PER_CYCLE.items()]
     return max(arithmetic, loads, *traffic)
 

@@ -163,6 +163,45 @@ def test_prefetch(target: Target, distance: int) -> None:
     assert ("prefetcht0" in build_kernel(kernel, target, config).source("asm")) == (distance > 0)
 
 
+@pytest.mark.parametrize("passes", [2, 4])
+def test_passes(target: Target, passes: int) -> None:
+    """Sums that wait in memory between parts of the reduction have the same value; some tiles overlap."""
+    kernel = conv2d((2, 4, 7, 7, 8), (48, 32, 3, 3), epilogue=True, padding=(1,) * 4, **BLOCKED)
+    space = TEMPLATES["conv_direct_cpu"].space(kernel, target)
+    tile = {"tile_height": 1, "tile_width": 5, "oc_blocks": 1, "order": "weights", "partial_sums": 1}
+    config = {**space.default, **tile, "passes": passes}
+    assert_matches(kernel, target, config)
+    reason = space.legal({**config, "order": "pixels"})
+    assert reason is not None
+    assert "order" in reason
+
+
+@pytest.mark.parametrize("passes", [1, 4])
+def test_weights_of_the_next_pass_are_fetched(target: Target, passes: int) -> None:
+    """Into the second-level cache, where they are too many for the first."""
+    kernel = conv2d((1, 32, 6, 6, 8), (48, 256, 3, 3), padding=(1,) * 4, **BLOCKED)
+    space = TEMPLATES["conv_direct_cpu"].space(kernel, target)
+    for fetched in (False, True):
+        config = {**space.default, "order": "weights", "passes": passes, "next_panel": fetched}
+        assert_matches(kernel, target, config)
+        assert ("prefetcht1" in build_kernel(kernel, target, config).source("asm")) == fetched
+
+
+def test_passes_of_large_panels_share_the_second_level_cache() -> None:
+    """ResNet-50's last 3x3 convolution with stride has panels of 0.9 MB; its pointwise ones of 0.3 MB."""
+    target = TARGETS["icelake-server"]
+
+    def passes(size: int) -> object:
+        kernel = conv2d(
+            (1, 32, 14, 14, 16), (512, 512, size, size), strides=(2, 2), padding=(size // 2,) * 4,
+            data_layout="NCHW16c", out_layout="NCHW16c",
+        )  # fmt: skip
+        space = TEMPLATES["conv_direct_cpu"].space(kernel, target)
+        return space.complete(space.default)["passes"]
+
+    assert (passes(3), passes(1)) == (2, 1)
+
+
 def test_sums_stay_in_registers() -> None:
     target = TARGETS["x86-64-v4"]
     kernel = conv2d(

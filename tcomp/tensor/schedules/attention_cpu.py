@@ -97,7 +97,7 @@ def _cycles(shape: Shape, target: Target, rows: int, scores: int, values: int) -
     lanes = target.lanes(shape.dtype)
 
     def part(vectors: int, depth: int) -> float:
-        load = max((rows + vectors) / 2, vectors)
+        load = max((rows + vectors) / target.load_ports, vectors)
         return (
             depth * (max(rows * vectors / target.fma_ports, FMA_LATENCY, load) + 0.05 * load)
             + 2 * rows * vectors

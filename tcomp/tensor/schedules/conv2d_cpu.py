@@ -12,10 +12,11 @@ from math import gcd, prod
 
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import Anchored
-from tcomp.tensor.convolution import Convolution, WeightPanels
+from tcomp.tensor.convolution import Convolution, WeightPanels, dense_steps
 from tcomp.tensor.direct_convolution import (
     DirectProduct,
     PixelTile,
+    default_passes,
     direct_cycles,
     inputs_are_far,
     is_far,
@@ -33,7 +34,15 @@ from tcomp.tensor.groups import ways_to_sum
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
 from tcomp.tensor.loops import Expression, Statement
-from tcomp.tensor.register_tile import FMA_LATENCY, Index, Point, Reduction, RegisterTile, tile_nest
+from tcomp.tensor.register_tile import (
+    FMA_LATENCY,
+    Index,
+    Point,
+    Reduction,
+    RegisterTile,
+    passes_nest,
+    tile_nest,
+)
 from tcomp.tensor.template import TEMPLATES, Packed, PackedBy, Scheduled, Template
 
 OPERATORS = ("conv1d", "conv2d", "conv3d")
@@ -41,6 +50,7 @@ PREFETCH_STEPS = (0, 4, 8, 16, 32, 64)
 _FAR_CHANNELS = 1.1
 """Times as long where the channels that follow each other in the reduction lie a whole image apart."""
 PARTIAL_SUMS = (1, 2, 4, 8)
+PASSES = (1, 2, 4, 8, 16)
 UNROLLED_PRODUCTS = 96
 """Multiplications that one iteration of the innermost loop has written out at most."""
 
@@ -81,8 +91,12 @@ class Conv2dDirect(Template):
 
         def reason(config: Config) -> str | None:
             tile, sums = _tile_of(config), int(config["partial_sums"])
+            if int(config["passes"]) > 1 and config["order"] != "weights":
+                return "passes are over the weights of a panel: they need the order `weights`"
             if int(config["unroll"]) % sums:
                 return f"{sums} partial sums do not share {config['unroll']} steps evenly"
+            if sums > 1 and int(config["passes"]) > 1:
+                return f"{sums} partial sums are of a single pass"
             too_many = sums > 1 and registers_of(conv, tile, target, sums) > target.vector_registers
             if tile not in legal or too_many:
                 return (
@@ -92,20 +106,24 @@ class Conv2dDirect(Template):
             return None
 
         partial_sums = _partial_sums(conv, best, target)
+        order = walk_order(conv, best, target)
+        passes = default_passes(conv, best, target, _passes(conv)) if order == "weights" else 1
         unroll = max(_unroll(conv, best, target), together(conv, target), partial_sums)
         return Space(
             (
                 Ordered("tile_height", tuple(sorted({t.height for t in tiles})), best.height),
                 Ordered("tile_width", tuple(sorted({t.width for t in tiles})), best.width),
                 Ordered("oc_blocks", tuple(sorted({t.oc_blocks for t in tiles})), best.oc_blocks),
-                Choice("order", ("weights", "pixels"), walk_order(conv, best, target)),
+                Choice("order", ("weights", "pixels"), order),
                 Ordered("unroll", _unrolls(conv), unroll),
                 Choice("unroll_kernel", (False, True), row_lanes(conv, target) > 1),
                 Ordered("prefetch", PREFETCH_STEPS, 32),
                 Ordered("partial_sums", PARTIAL_SUMS if conv.sums is None else (1,), partial_sums),
+                Choice("next_panel", (False, True), not target.by_lane),
+                Ordered("passes", _passes(conv), passes),
             ),
             reason,
-            {"partial_sums": 1},
+            {"partial_sums": 1, "next_panel": False, "passes": 1},
         )
 
     def estimate(self, kernel: Kernel, target: Target) -> float:
@@ -118,7 +136,8 @@ class Conv2dDirect(Template):
         assert kernel.anchor is not None
         conv = _convolution(kernel, target)
         lanes = target.lanes(conv.sum_dtype)
-        tile = register_tile(conv, _tile_of(config), str(config["order"]), lanes)
+        passes = int(config["passes"])
+        tile = register_tile(conv, _tile_of(config), str(config["order"]), lanes, with_rest=passes == 1)
         panels = WeightPanels(conv, tile.axes[1])
         weights = placeholder_index(kernel, kernel.anchor.inputs[1])
         constant = weights is not None and weights in kernel.constant_inputs
@@ -144,7 +163,10 @@ class Conv2dDirect(Template):
         def finish(index: Sequence[Expression], value: Expression) -> Statement:
             return anchored.finish(_output_index(conv, index), value)
 
-        return anchored.scheduled([*copies, tile_nest(tile, reduction, finish, anchored.threaded)])
+        nest = tile_nest(tile, reduction, finish, anchored.threaded)
+        if passes > 1:
+            nest = passes_nest(tile, reduction, finish, anchored.threaded, 2, reduction.extents[0] // passes)
+        return anchored.scheduled([*copies, nest])
 
 
 def _convolution(kernel: Kernel, target: Target) -> Convolution:
@@ -171,6 +193,10 @@ def _partial_sums(conv: Convolution, tile: PixelTile, target: Target) -> int:
     return next((n for n in fitting if n * sums >= wanted), max(fitting, default=1))
 
 
+def _passes(conv: Convolution) -> tuple[int, ...]:
+    return tuple(p for p in PASSES if dense_steps(conv)[0] % p == 0)
+
+
 def _unrolls(conv: Convolution) -> tuple[int, ...]:
     steps, chunks = conv.chunk_steps, conv.reduction_chunks
     dense = prod(conv.kernel) == 1  # Chunks then follow each other in one loop.
@@ -195,16 +221,18 @@ def _reduction(
     target: Target,
     start: Callable[[Index], Expression] | None,
 ) -> Reduction:
-    distance, unroll = int(config["prefetch"]), int(config["unroll"])
+    distance, unroll, passes = (int(config[name]) for name in ("prefetch", "unroll", "passes"))
     steps = gcd(together(product.conv, target), unroll)
     far = is_far(product.conv, int(config["oc_blocks"]), target)
     far_inputs = inputs_are_far(product.conv, target)
+    next_panel = far and bool(config["next_panel"]) and config["order"] == "weights"
 
     def ahead(tile: RegisterTile, first: Point, step: Index) -> list[Statement]:
         if len(step) == 1:
             fetches = far_inputs or steps == 1
             return product.inputs_ahead(tile, first, step[0], within=steps == 1) if fetches else []
-        return product.weights_ahead(first, step, distance, steps) if far or steps == 1 else []
+        near = product.weights_ahead(first, step, distance, steps) if far or steps == 1 else []
+        return [*near, *product.next_pass_ahead(tile, first, step, passes)] if next_panel else near
 
     return product.reduction(
         tile,

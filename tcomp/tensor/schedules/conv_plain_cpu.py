@@ -31,7 +31,6 @@ from tcomp.tensor.loops import (
 from tcomp.tensor.primitives import Tiles
 from tcomp.tensor.register_tile import (
     FMA_LATENCY,
-    LOAD_PORTS,
     Index,
     Point,
     Reduction,
@@ -170,7 +169,7 @@ def _cycles(sums: _Sums, channels: int, vectors: int, target: Target, latency: f
     used = max(1, width // lanes)
 
     def one_tile(rows: int) -> float:
-        step = max(rows * used / target.fma_ports, latency, (rows + used) / LOAD_PORTS)
+        step = max(rows * used / target.fma_ports, latency, (rows + used) / target.load_ports)
         step += 0.1 * (rows * used + rows + used)
         return sums.steps * step + 2 * rows * used + 20 if rows else 0.0
 

@@ -30,14 +30,13 @@ from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
 from tcomp.tensor.lane_factors import LaneFactors
 from tcomp.tensor.loops import (
-    CACHE_LINE,
     Buffer,
     Expression,
     Statement,
     local,
     loop,
     parallel,
-    prefetch,
+    prefetch_share,
     sequence,
     unrolled,
     vectorized,
@@ -291,13 +290,12 @@ class _Nest:
         """The share that steps whose inputs are loaded together have in the weights of the next position,
         which `rounds` register tiles fetch."""
         conv, width = self.conv, self.panels.size * self.conv.out_block
-        line, share = CACHE_LINE // np.dtype(conv.dtype).itemsize, -(-width * self.together // rounds)
         channel = (tiles[1] * conv.reduction_chunks + step[0]) * conv.reduction_chunk + step[1]
-        first = width * conv.reduction_chunks * conv.reduction_chunk + channel // self.together * share
-        return [
-            prefetch(self.weights, [panel, tiles[0], 0, 0, first + offset], near=False)
-            for offset in range(0, share, line)
-        ]
+        behind = width * conv.reduction_chunks * conv.reduction_chunk
+        number = channel // self.together
+        return prefetch_share(
+            self.weights, [panel, tiles[0], 0, 0, behind], number, width * self.together, rounds
+        )
 
     def _store_outputs(self, first: Expression, panel: Expression, products: Buffer) -> Statement:
         """`A^T m A` of each tile of a group and each channel block of a panel, through the epilogue."""

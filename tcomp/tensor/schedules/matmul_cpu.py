@@ -191,7 +191,7 @@ def _cycles(product: Product, target: Target, rows: int, vectors: int) -> float:
     multiply = max(rows * vectors / target.fma_ports, FMA_LATENCY)
     # A panel comes from the second-level cache; broadcasts from the first.
     load = max(
-        (_factor_loads(product, target, rows) + vectors) / 2,
+        (_factor_loads(product, target, rows) + vectors) / target.load_ports,
         vectors * target.vector_bits / 8 / SECOND_LEVEL_BYTES,
     )
     # Loads that fit beside the multiplications still cost: what shares the core wants their ports too.
