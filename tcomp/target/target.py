@@ -147,12 +147,17 @@ class Target:
         return self.vector_bits if self.has("sve") else 0
 
     def in_neon(self) -> Target:
-        """The same core without SVE: schedules in NEON's vectors."""
+        """The same core without SVE."""
         if not self.sve_bits:
             return self
-        features = self.features - {"sve"}
-        ports = self.fma_ports * self.vector_bits // SEGMENT_BITS
-        return replace(self, vector_bits=SEGMENT_BITS, fma_ports=ports, features=features)
+        return replace(
+            self,
+            isa=self.isa.removesuffix(f"+sve{self.sve_bits}"),
+            llvm={**self.llvm, "mattr": [*self.llvm.get("mattr", ()), "-sve"]},
+            vector_bits=SEGMENT_BITS,
+            fma_ports=self.fma_ports * self.vector_bits // SEGMENT_BITS,
+            features=self.features - {"sve"},
+        )
 
     def factor_lanes(self, dtype: str) -> int:
         """Elements of `dtype` that are loaded together as factors, each for all lanes of a product; 1 where
