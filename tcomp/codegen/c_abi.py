@@ -18,6 +18,7 @@ from tcomp.target.host import CHECKED_FEATURES
 from tcomp.target.target import Target
 from tcomp.tensor.blocks import lower_blocks
 from tcomp.tensor.intrinsics import dtype_of, with_instructions
+from tcomp.tensor.vectors import compiled_for
 from tcomp.tvm_api import PrimFunc, s_tir, structural_map, structural_walk, tirx, tvm
 
 STACK_BYTES = 16 * 1024
@@ -99,6 +100,7 @@ def build(
     convention and of that name, calls the only kernel there is with `tensors`.
     Raises BuildError when TVM or LLVM refuses the code.
     """
+    target = compiled_for(functions.values(), target)
     module: dict[Any, PrimFunc] = {}
     for symbol, function in functions.items():
         variable = tvm.ir.GlobalVar(symbol)

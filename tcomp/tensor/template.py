@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from math import inf
 from typing import ClassVar
@@ -20,7 +20,7 @@ from tcomp.relay.types import Array, TensorType
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import ALGORITHM, Alternatives, Config, Space
-from tcomp.tensor.vectors import vectors_for
+from tcomp.tensor.vectors import IN_NEON, vectors_for
 from tcomp.tvm_api import PrimFunc
 
 
@@ -163,8 +163,8 @@ def _among(space: Alternatives, algorithm: str, holds: Callable[[Config], bool])
     return holds_of
 
 
-class _InVectorsOf(Template):
-    """A template whose kernels are written in the vectors of `target` on every target that they are for."""
+class _InNeon(Template):
+    """A template whose kernels are written for `target`, a core without its SVE, whatever is asked for."""
 
     def __init__(self, template: Template, target: Target) -> None:
         self._template, self._target = template, target
@@ -183,7 +183,8 @@ class _InVectorsOf(Template):
         return self._template.packings(kernel, self._target)
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
-        return self._template.apply(kernel, self._target, config)
+        scheduled = self._template.apply(kernel, self._target, config)
+        return replace(scheduled, function=scheduled.function.with_attr(IN_NEON, True))
 
 
 TEMPLATES: Registry[Template] = Registry("schedule template", "tcomp.tensor.schedules")
@@ -204,7 +205,7 @@ def template_for(kernel: Kernel, target: Target) -> Template:
     best = max(rivals, key=lambda t: t.priority)
     chosen = [best, *(t for t in fitting if t.alternative_to == best.name)]
     if suited is not target:
-        chosen = [_InVectorsOf(t, suited) for t in chosen]
+        chosen = [_InNeon(t, suited) for t in chosen]
     return Algorithms(chosen) if len(chosen) > 1 else chosen[0]
 
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from tcomp.relay.graph import Node
 from tcomp.relay.layouts import channel_block
 from tcomp.target.target import Target
 from tcomp.tensor.groups import ways_to_sum
 from tcomp.tensor.kernel import Kernel
+from tcomp.tvm_api import PrimFunc
+
+IN_NEON = "tcomp.in_neon"
+"""Attribute of functions in NEON's vectors. They are compiled without SVE: with it, LLVM converts vectors of
+narrow integers through SVE's registers, which takes more instructions."""
 
 
 def vectors_for(kernel: Kernel, target: Target) -> Target:
@@ -22,6 +29,11 @@ def vectors_for(kernel: Kernel, target: Target) -> Target:
         _multiplies_groups(node, target) or _has_short_blocks(node, target) for node in kernel.anchors
     )
     return target.in_neon() if narrow else target
+
+
+def compiled_for(functions: Iterable[PrimFunc], target: Target) -> Target:
+    """The target of a module of `functions`: without SVE where all are in NEON's vectors."""
+    return target.in_neon() if all(IN_NEON in (f.attrs or {}) for f in functions) else target
 
 
 def _multiplies_groups(node: Node, target: Target) -> bool:

@@ -168,6 +168,13 @@ def test_hot_loops_reach_the_peak(name: str) -> None:
     assert test_lanes.part_of_peak(PRODUCTS[name][0], SVE) > 0.98
 
 
+@pytest.mark.parametrize("dtype", ["int8", "bfloat16"])
+def test_products_of_few_bits_are_those_of_neon(dtype: str) -> None:
+    kernel = kernel_cycles.matmul(32, 64, 64, dtype)
+    one, other = (c_abi.object_code({"kernel": schedule(kernel, t).function}, t) for t in (SVE, NEON))
+    assert one == other
+
+
 def test_one_length_does_not_change_code_for_others() -> None:
     """LLVM has one set of options for a process: they are those of the target that is compiled for."""
     kernel = kernel_cycles.matmul(32, 64, 64, "float32")
