@@ -379,8 +379,9 @@ class GemmNest:
 
         if not self.heavy:
             return self._elements(lambda r, c: store(r, c, sums))
-        # The sums move to memory once, so that the rows of the epilogue need not be written out.
-        shape = (plan.rows.size, plan.columns.size)
+        # The sums move to memory once, so that the rows of the epilogue need not be written out. A row more
+        # than they have: TVM gives buffers of one size one place, and all sums would be stored at every step.
+        shape = (plan.rows.size + 1, plan.columns.size)
         allocate, kept = loops.local(shape, self.product.accumulator, "kept_sums")
         copy = self._elements(lambda r, c: tirx.BufferStore(kept, tirx.BufferLoad(sums, [r, c]), [r, c]))
         write = loops.loop(plan.rows.size, lambda r: self._columns(lambda c: store(r, c, kept)), "r")
