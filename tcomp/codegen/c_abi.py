@@ -282,10 +282,10 @@ def _pipeline() -> tuple[Any, Any, Any]:
             [
                 _map_plain("AddDeviceScope", _add_device_scope),
                 tirx.transform.LowerTVMBuiltin(),
-                _map_plain("NameExtremes", _name_extremes),
                 _map_plain("ReturnZero", _return_zero),
                 _map_plain("ChunkParallel", _chunk_parallel),
                 tirx.transform.LowerIntrin(),
+                _map_plain("NameExtremes", _name_extremes),
             ]
         )
 

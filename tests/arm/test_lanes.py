@@ -101,6 +101,16 @@ def test_extremes_are_one_instruction(target_name: str, instructions: tuple[str,
     assert not any(word.startswith(others) for word in source)
 
 
+def test_extremes_inside_functions_are_one_instruction() -> None:
+    """Arguments of the error function, and of exponentials, are kept in range by them."""
+    g = GraphBuilder()
+    product = g.op("matmul", g.input("a", (128, 64)), g.input("b", (64, 192)))
+    kernel = Kernel(g.build(g.op("gelu", product)), frozenset({1}))
+    source = build_kernel(kernel, parse_target("cortex-a76")).source().split()
+    assert {"fmax", "fmin"} <= set(source)
+    assert not any(word.startswith("fcm") for word in source)
+
+
 @pytest.mark.parametrize("groups", [1, 64])
 def test_sums_start_from_the_bias(groups: int) -> None:
     kernel = conv(64, 14, 64, 3 if groups > 1 else 1, groups=groups)
