@@ -11,7 +11,15 @@ from test_emulated import run, tools
 from tcomp.api import optimize
 from tcomp.codegen.artifact import compile_graph
 from tcomp.codegen.jit import build_kernel
-from tcomp.codegen.machine_code import find_llvm_mca, hot_loop, loop_cost, multiply_adds, on_stack
+from tcomp.codegen.machine_code import (
+    find_llvm_mca,
+    hot_loop,
+    innermost_loops,
+    loop_cost,
+    multiplies,
+    multiply_adds,
+    on_stack,
+)
 from tcomp.errors import BuildError
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.evaluate import evaluate
@@ -122,6 +130,28 @@ def test_inputs_in_the_second_cache_are_not_fetched_ahead() -> None:
     near, far = (build_kernel(conv(256, size, 64, 1), target).source() for size in (14, 56))
     assert "prfm" not in near
     assert "prfm" in far
+
+
+def test_attention_multiplies_by_lanes() -> None:
+    """Both products take factors of several steps with one load; constants serve several exponentials."""
+    g, target = GraphBuilder(), parse_target("cortex-a76")
+    heads = [g.input(name, (12, 128, 32)) for name in "qkv"]
+    source = build_kernel(Kernel(g.build(g.op("attention", *heads, scale=0.25))), target).source()
+    loops = innermost_loops(source, target.machine)
+    products = [loop for loop in loops if multiplies(loop, target.machine) > len(loop) / 2]
+    exponentials = [loop for loop in loops if any(text.startswith("shl ") for text in loop)]
+    assert len(products) >= 2
+    for loop in products:
+        assert not on_stack(loop, target.machine)
+        assert len(loop) < 1.28 * multiply_adds(loop, target.machine) / target.lanes()
+    assert all(len(loop) < 24 * sum(text.startswith("shl ") for text in loop) for loop in exponentials)
+
+
+def test_long_products_count_and_fetch_seldom() -> None:
+    """Five loads for two steps of 24 products leave little: 1.10 instructions a product and the loop."""
+    target = parse_target("cortex-a76")
+    loop = hot_loop(build_kernel(KERNELS["wide matmul"], target).source(), target.machine)
+    assert len(loop) < 1.13 * multiply_adds(loop, target.machine) / target.lanes()
 
 
 def test_registers_suffice_on_neoverse_n1() -> None:
