@@ -87,7 +87,8 @@ def cpu_options(target: Target) -> list[str]:
     known = subprocess.run(
         [find_emulator(target), "-cpu", "help"], capture_output=True, text=True, check=False
     )
-    return ["-cpu", core] if target.machine == "aarch64" and core in known.stdout.split() else []
+    named = target.machine == "aarch64" and not target.sve_bits and core in known.stdout.split()
+    return ["-cpu", core] if named else []
 
 
 def build(graph: Graph, target: Target, folder: Path) -> tuple[Report, Path]:

@@ -11,12 +11,14 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any, Literal
 
+from tcomp.codegen import sve
 from tcomp.codegen.macho import MachO
 from tcomp.errors import BuildError
 from tcomp.target.host import CHECKED_FEATURES
 from tcomp.target.target import Target
 from tcomp.tensor.blocks import lower_blocks
 from tcomp.tensor.intrinsics import dtype_of, with_instructions
+from tcomp.tensor.vectors import compiled_for
 from tcomp.tvm_api import PrimFunc, s_tir, structural_map, structural_walk, tirx, tvm
 
 STACK_BYTES = 16 * 1024
@@ -29,6 +31,8 @@ _PLAIN_C = 1
 """`calling_conv` of a function that TVM's MakePackedAPI leaves as it is."""
 _NAMES_EXTREMES = "tcomp.names_extremes"
 """Attribute of functions for CPUs that have LLVM's `maximum` and `minimum`."""
+_SVE_BITS = "tcomp.sve_bits"
+"""Attribute of functions in vectors of SVE: their length."""
 _PIPELINE = "tcomp_plain_c"
 _OPT_LEVEL = 1
 """Of LLVM. Templates vectorise and unroll themselves: levels 2 and 3 take a fifth more of a build's time,
@@ -96,12 +100,14 @@ def build(
     convention and of that name, calls the only kernel there is with `tensors`.
     Raises BuildError when TVM or LLVM refuses the code.
     """
+    target = compiled_for(functions.values(), target)
     module: dict[Any, PrimFunc] = {}
     for symbol, function in functions.items():
         variable = tvm.ir.GlobalVar(symbol)
         plain = to_c_abi(with_instructions(function, target), None if packed else symbol)
         names_extremes = target.machine != "x86_64"
-        module[variable] = plain.with_attr(_NAMES_EXTREMES, True) if names_extremes else plain
+        plain = plain.with_attr(_NAMES_EXTREMES, True) if names_extremes else plain
+        module[variable] = plain.with_attr(_SVE_BITS, target.sve_bits) if target.sve_bits else plain
         if packed is not None:
             module[tvm.ir.GlobalVar(packed)] = packed_entry(function, variable, packed, tensors)
     try:
@@ -120,7 +126,8 @@ def object_code(functions: Mapping[str, PrimFunc], target: Target) -> bytes:
     In objects for Apple's systems the functions are private to the library, as linkers there need no list of
     what to export. Raises BuildError as `build` does.
     """
-    code = object_of(build(functions, target))
+    with sve.alone(target):
+        code = object_of(build(functions, target))
     return MachO("the kernels' object", code).hidden() if target.system == "apple" else code
 
 
@@ -154,13 +161,14 @@ def workspace_bytes(function: PrimFunc, target: Target) -> int:
 def needed_features(target: Target) -> list[str]:
     """The CPU features that code for `target` may use, by LLVM's names: those worth checking before a run."""
     enabled = tvm.target.codegen.llvm_get_cpu_features(_tvm_target(target))
-    return sorted({str(name) for name in enabled} & CHECKED_FEATURES)
+    found = {str(name) for name in enabled} & CHECKED_FEATURES
+    return sorted(f"sve{target.sve_bits}" if name == "sve" else name for name in found)
 
 
 def _tvm_target(target: Target) -> Any:
     core = str(target.llvm.get("mcpu"))
     own = {"mcpu": _COMPILED_AS[core]} if core in _COMPILED_AS else {}
-    return tvm.target.Target({"opt-level": _OPT_LEVEL, **target.llvm, **own})
+    return tvm.target.Target({"opt-level": _OPT_LEVEL, **target.llvm, **own, **sve.llvm_target(target)})
 
 
 def _nbytes(buffer: Any) -> int | None:
@@ -235,6 +243,16 @@ def _name_extremes(function: Any) -> Any:
     return function.with_body(structural_map(function.body, ((tirx.Max, tirx.Min), on_node)))
 
 
+def _name_extremes_of_functions(function: Any) -> Any:
+    """As `_name_extremes`, in what `exp` and the like became. SVE's operations have their names by then."""
+    return function if _SVE_BITS in function.attrs else _name_extremes(function)
+
+
+def _name_sve_operations(function: Any) -> Any:
+    bits = function.attrs.get(_SVE_BITS)
+    return function if bits is None else sve.with_functions(function, int(bits))
+
+
 def _return_zero(function: Any) -> Any:
     return function.with_body(tirx.SeqStmt([function.body, tirx.Return(tirx.const(0, "int32"))]))
 
@@ -282,10 +300,12 @@ def _pipeline() -> tuple[Any, Any, Any]:
             [
                 _map_plain("AddDeviceScope", _add_device_scope),
                 tirx.transform.LowerTVMBuiltin(),
+                _map_plain("NameExtremes", _name_extremes),
+                _map_plain("NameSveOperations", _name_sve_operations),
                 _map_plain("ReturnZero", _return_zero),
                 _map_plain("ChunkParallel", _chunk_parallel),
                 tirx.transform.LowerIntrin(),
-                _map_plain("NameExtremes", _name_extremes),
+                _map_plain("NameExtremesOfFunctions", _name_extremes_of_functions),
             ]
         )
 

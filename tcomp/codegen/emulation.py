@@ -55,6 +55,11 @@ def find_emulator(target: Target) -> str:
     return path
 
 
+def vector_options(target: Target) -> list[str]:
+    """What gives the emulated CPU vectors of SVE of the target's length; by itself it has longer ones."""
+    return ["-cpu", f"max,sve{target.sve_bits}=on"] if target.sve_bits else []
+
+
 def emulator_version(target: Target) -> str:
     """`qemu-aarch64 7.2`.
 
@@ -83,6 +88,7 @@ class InstructionCounter:
         self._folder = folder
         self._plugin = folder / "emulated.so"
         self._sizes = target.cache_bytes if caches else ()
+        self._cpu = vector_options(target)
         self._options = options
 
     def run(self, command: Sequence[str], seconds: float) -> Emulated:
@@ -99,7 +105,7 @@ class InstructionCounter:
         sizes = (f"l{level}={size}" for level, size in enumerate(self._sizes, start=1))
         plugin = ",".join([str(self._plugin), f"out={counts}", *sizes])
         done = subprocess.run(
-            [self._emulator, "-plugin", plugin, *self._options, *command],
+            [self._emulator, *self._cpu, "-plugin", plugin, *self._options, *command],
             cwd=self._folder,
             capture_output=True,
             text=True,

@@ -42,7 +42,7 @@ _X86 = InstructionSet("#", r"j\w+", r"vfmadd", -1, r".*mm.*\(%rsp|.*\(%rsp.*mm")
 _ARM64 = InstructionSet(
     "//",
     r"b\.\w+|b|cbn?z \w+,|tbn?z \w+, #\d+,",
-    r"(fmla|fmadd|fmlal2?|bfdot|bfmmla|bfmlal[bt]|[us]dot|usdot|sudot|us?mmla|smmla|[us]mlal2?|mla)\b",
+    r"(fmla|fmad|fmadd|fmlal2?|bfdot|bfmmla|bfmlal[bt]|[us]dot|usdot|sudot|us?mmla|smmla|[us]mlal2?|mla)\b",
     0,
     r".*\bsp\b",
 )
@@ -120,18 +120,24 @@ def multiplies(instructions: Sequence[str], machine: str = "x86_64", multiply: s
     return sum(re.match(pattern, text) is not None for text in instructions)
 
 
-def multiply_adds(instructions: Sequence[str], machine: str) -> int:
-    """How many single products ARM `instructions` add up: four for `fmla v0.4s, ...`, 16 for `sdot`."""
+def multiply_adds(instructions: Sequence[str], machine: str, sve_bits: int = 0) -> int:
+    """How many single products ARM `instructions` add up: four for `fmla v0.4s, ...`, 16 for `sdot`.
+
+    `sve_bits` is the length of SVE's vectors.
+    """
     pattern = INSTRUCTION_SETS[machine].multiply
-    return sum(_products(text) for text in instructions if re.match(pattern, text))
+    return sum(_products(text, sve_bits) for text in instructions if re.match(pattern, text))
 
 
-def _products(text: str) -> int:
+def _products(text: str, sve_bits: int) -> int:
     """The products of one ARM instruction."""
     name, _, operands = text.partition(" ")
     arranged = re.match(r"v\d+\.(\d+)[bhsd]", operands)
+    scalable = re.match(r"z\d+\.([hsd])", operands)
     if arranged is not None:
         lanes = int(arranged.group(1))
+    elif scalable is not None:
+        lanes = sve_bits // {"h": 16, "s": 32, "d": 64}[scalable.group(1)]
     else:
         bits = {"q": 128, "d": 64}.get(operands[0], 0)
         element = re.search(r"\.\w(\d+)", name)
@@ -166,7 +172,8 @@ def loop_cost(instructions: Sequence[str], target: Target, program: str | None =
     """
     machine = target.machine
     cycles = simulated_cycles(instructions, machine, table_of(target), str(target.llvm["mtriple"]), program)
-    products, spills = multiply_adds(instructions, machine), len(on_stack(instructions, machine))
+    products = multiply_adds(instructions, machine, target.sve_bits)
+    spills = len(on_stack(instructions, machine))
     return LoopCost(len(instructions), products, spills, cycles)
 
 

@@ -16,8 +16,8 @@ KIB, MIB = 1024, 1024 * 1024
 _8_2 = frozenset({"neon", "dotprod", "fullfp16"})
 _8_6 = _8_2 | {"bf16", "i8mm"}
 _UNUSED = ("-sve", "-sve2")
-"""Not for code: no template is written for SVE, as neoverse-v1 multiplies no more in two vectors of 256 bits
-than in four of 128. So libraries load where a phone's system or a virtual machine has it switched off."""
+"""Not for code in vectors of 128 bits, which are NEON's: so libraries load where a phone's system or a
+virtual machine has SVE switched off. Code in SVE's vectors is for one length of them, and takes no SVE2."""
 
 _ARM64 = Target(
     name="arm64-linux",
@@ -89,6 +89,10 @@ class Core:
     """128-bit multiply-adds that start in a cycle."""
     description: str
     in_order: bool = False
+    sve_bits: int = 0
+    """The length of SVE's vectors that code is for; 0 where it is for NEON's."""
+    same_as: str = ""
+    """The core by LLVM's name, where this is another way to write code for it."""
 
     @property
     def fast_dtype(self) -> str | None:
@@ -117,8 +121,13 @@ CORES: Mapping[str, Core] = {
     "cortex-a78": Core("armv8.2-a", _8_2, (32 * KIB, 512 * KIB, 1 * MIB), 2, "2021: large cores of phones"),
     "cortex-x2": Core("armv9-a", _8_6, (64 * KIB, 1 * MIB, 2 * MIB), 4, "2022: the largest core of phones"),
     "neoverse-n1": Core("armv8.2-a", _8_2, (64 * KIB, 1 * MIB, 1 * MIB), 2, "2019: Graviton 2, Ampere Altra"),
+    "neoverse-v1-neon": Core(
+        "armv8.4-a", _8_6, (64 * KIB, 1 * MIB, 1 * MIB), 4, "2021: Graviton 3, without SVE",
+        same_as="neoverse-v1",
+    ),
     "neoverse-v1": Core(
-        "armv8.4-a", _8_6, (64 * KIB, 1 * MIB, 1 * MIB), 4, "2021: Graviton 3"
+        "armv8.4-a+sve256", _8_6 | {"sve"}, (64 * KIB, 1 * MIB, 1 * MIB), 4,
+        "2021: Graviton 3, SVE in vectors of 256 bits", sve_bits=256,
     ),
 }  # fmt: skip
 
@@ -149,7 +158,7 @@ def on_core(system: Target, name: str) -> Target:
     found = replace(
         system,
         name=f"{system.name}+{name}",
-        llvm={**system.llvm, "mcpu": name},
+        llvm={**system.llvm, "mcpu": core.same_as or name},
         cache_bytes=core.cache_bytes,
         fma_ports=core.fma_ports,
         spare_registers=_SPARE if core.in_order else 0,
@@ -157,8 +166,35 @@ def on_core(system: Target, name: str) -> Target:
     )
     if system.machine != "aarch64":
         return found
-    llvm = {**found.llvm, "mattr": list(_UNUSED)} if core.features >= _8_6 else found.llvm
-    return replace(found, isa=core.isa, llvm=llvm, features=core.features, fast_dtype=core.fast_dtype)
+    unused = [switch for switch in _UNUSED if switch[1:] not in core.features]
+    llvm = {**found.llvm, "mattr": unused} if core.features >= _8_6 else found.llvm
+    bits = core.sve_bits or system.vector_bits
+    return replace(
+        found,
+        isa=core.isa,
+        llvm=llvm,
+        vector_bits=bits,
+        fma_ports=core.fma_ports * system.vector_bits // bits,
+        features=core.features,
+        fast_dtype=core.fast_dtype,
+    )
+
+
+def without_sve(core: str) -> str:
+    """The tag of the same core whose code is for NEON alone."""
+    if not CORES[core].sve_bits:
+        return core
+    return next(tag for tag, other in CORES.items() if other.same_as == core and not other.sve_bits)
+
+
+def core_of_target(target: Target) -> str | None:
+    """The tag of the core that code for `target` is for; None for no core in particular."""
+    found = (
+        tag
+        for tag, core in CORES.items()
+        if (core.same_as or tag) == target.llvm.get("mcpu") and bool(core.sve_bits) == (target.sve_bits > 0)
+    )
+    return next(found, None)
 
 
 def _register() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from tcomp.target.arm import CORES
+from tcomp.target.arm import CORES, core_of_target
 from tcomp.target.target import Target
 
 _ARM, _QUALCOMM = 0x41, 0x51
@@ -27,8 +27,10 @@ _PARTS: Mapping[str, Sequence[tuple[int, int]]] = {
     "neoverse-n1": ((_ARM, 0xD0C),),
     # A78, A78AE, A78C, A710, A715, A720
     "cortex-a78": ((_ARM, 0xD41), (_ARM, 0xD42), (_ARM, 0xD4B), (_ARM, 0xD47), (_ARM, 0xD4D), (_ARM, 0xD81)),
-    # N2, V1, V2
-    "neoverse-v1": ((_ARM, 0xD49), (_ARM, 0xD40), (_ARM, 0xD4F)),
+    # N2, V2, whose vectors of SVE have 128 bits
+    "neoverse-v1-neon": ((_ARM, 0xD49), (_ARM, 0xD4F)),
+    # V1
+    "neoverse-v1": ((_ARM, 0xD40),),
     # X1, X1C, X2, X3, X4
     "cortex-x2": ((_ARM, 0xD44), (_ARM, 0xD4C), (_ARM, 0xD48), (_ARM, 0xD4E), (_ARM, 0xD82)),
 }
@@ -77,5 +79,5 @@ def _best(core: str, targets: Sequence[Target]) -> int | None:
 
 def _core(target: Target) -> str | None:
     """The tag of the target's core."""
-    name = str(target.llvm.get("mcpu"))
-    return name if name in _PARTS else None
+    core = core_of_target(target)
+    return core if core in _PARTS else None

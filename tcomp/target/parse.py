@@ -12,7 +12,7 @@ from tcomp.errors import TargetError
 from tcomp.target.arm import CORES, SYSTEMS, on_core
 from tcomp.target.cuda_host import gpu_target
 from tcomp.target.host import host_target
-from tcomp.target.target import FAST_DTYPES, PRODUCT_FEATURES, TARGETS, Target
+from tcomp.target.target import FAST_DTYPES, PRODUCT_FEATURES, SEGMENT_BITS, TARGETS, Target
 
 _LLVM_KEYS = ("mcpu", "mattr", "mtriple")
 _COUNTS = ("cores", "vector_bits", "vector_registers", "fma_ports")
@@ -114,6 +114,8 @@ def _from_json(text: str) -> Target:
     if facts.get("kind", "llvm") != "llvm":
         raise TargetError(f"target kind is `{facts['kind']}`; only `llvm` is supported in a JSON target")
     base = _base(facts)
+    if facts.get("vector_bits") == SEGMENT_BITS or "-sve" in _strings("mattr", facts.get("mattr", [])):
+        base = base.in_neon()
     llvm = {**base.llvm, **{k: _llvm_value(k, facts[k]) for k in _LLVM_KEYS if k in facts}}
     if not str(llvm["mtriple"]).startswith(_ARCHITECTURES):
         supported = ", ".join(_ARCHITECTURES)
@@ -126,6 +128,8 @@ def _from_json(text: str) -> Target:
     if "features" in facts:
         changes["features"] = frozenset(_strings("features", facts["features"]))
     target = replace(base, name=str(facts.get("name", base.name)), llvm=llvm, **changes)
+    if base.sve_bits:  # Records are for one length.
+        target = replace(target, isa=target.isa.replace(f"sve{base.sve_bits}", f"sve{target.sve_bits}"))
     return _with_fast_dtype(target, facts["fast_dtype"]) if "fast_dtype" in facts else target.available()
 
 

@@ -9,6 +9,8 @@ from typing import Any
 from tcomp.registry import Registry
 from tcomp.relay.types import numpy_dtype
 
+SEGMENT_BITS = 128
+"""Bits of NEON's vectors, and of SVE's segments, in each of which a product takes one lane as factor."""
 FAST_DTYPES = ("float16", "bfloat16")
 """The types that `Target.fast_dtype` may name."""
 PRODUCT_FEATURES: Mapping[tuple[str, str], str] = {
@@ -138,6 +140,34 @@ class Target:
             return dtype in _GPU_PRODUCTS and dtype in self.gpu.flops
         feature = PRODUCT_FEATURES.get((self.machine, dtype))
         return feature is not None and self.has(feature)
+
+    @property
+    def sve_bits(self) -> int:
+        """The length of SVE's vectors that code is for, and no other; 0 without SVE."""
+        return self.vector_bits if self.has("sve") else 0
+
+    def in_neon(self) -> Target:
+        """The same core without SVE."""
+        if not self.sve_bits:
+            return self
+        return replace(
+            self,
+            isa=self.isa.removesuffix(f"+sve{self.sve_bits}"),
+            llvm={**self.llvm, "mattr": [*self.llvm.get("mattr", ()), "-sve"]},
+            vector_bits=SEGMENT_BITS,
+            fma_ports=self.fma_ports * self.vector_bits // SEGMENT_BITS,
+            features=self.features - {"sve"},
+        )
+
+    def factor_lanes(self, dtype: str) -> int:
+        """Elements of `dtype` that are loaded together as factors, each for all lanes of a product; 1 where
+        factors are broadcast from memory."""
+        return SEGMENT_BITS // (8 * numpy_dtype(dtype).itemsize) if self.by_lane else 1
+
+    @property
+    def factor_registers(self) -> int:
+        """Registers that products can take one lane of."""
+        return 8 if self.sve_bits else self.vector_registers
 
     def lanes(self, dtype: str = "float32") -> int:
         """Elements of `dtype` in one vector register."""

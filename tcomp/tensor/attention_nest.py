@@ -80,8 +80,12 @@ class Plan:
 
 
 def fit_lanes(target: Target, rows: int, vectors: int) -> bool:
-    """Whether a tile's sums leave registers for a vector of factors of each row, which products take lanes of."""
-    return target.by_lane and rows * vectors + vectors + rows <= target.vector_registers
+    """Whether a tile's sums leave registers for a vector of factors of each row, whose lanes are multiplied.
+
+    SVE's products take lanes of few registers alone.
+    """
+    by_lane = target.by_lane and not target.sve_bits
+    return by_lane and rows * vectors + vectors + rows <= target.vector_registers
 
 
 class AttentionNest:

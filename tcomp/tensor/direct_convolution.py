@@ -74,16 +74,23 @@ def pixel_tiles(conv: Convolution, target: Target) -> Iterator[PixelTile]:
                     yield tile
 
 
+def _holds_factors(target: Target) -> bool:
+    """Whether inputs of several steps are held in a register for each pixel: products take lanes of any."""
+    return target.by_lane and target.factor_registers == target.vector_registers
+
+
 def together(conv: Convolution, target: Target) -> int:
     """Steps whose inputs are loaded as one vector a pixel: 1 where each is broadcast from memory."""
-    return gcd(conv.chunk_steps, target.lanes(conv.dtype)) if target.by_lane and conv.sums is None else 1
+    return (
+        gcd(conv.chunk_steps, target.lanes(conv.dtype)) if _holds_factors(target) and conv.sums is None else 1
+    )
 
 
 def row_lanes(conv: Convolution, target: Target) -> int:
     """Neighbours of a row that are one load of the inputs for all taps of a row: 1 where none are."""
     overlap = conv.strides[-1] < conv.kernel[-1] and conv.dilation[-1] == 1
     plain = conv.in_block == conv.reduction_chunk == 1
-    return target.lanes(conv.dtype) if target.by_lane and overlap and plain else 1
+    return target.lanes(conv.dtype) if _holds_factors(target) and overlap and plain else 1
 
 
 def _inputs(conv: Convolution, tile: PixelTile, target: Target) -> int:
@@ -131,7 +138,7 @@ def direct_cycles(conv: Convolution, tile: PixelTile, target: Target) -> float:
         multiply = max(vectors * pixels / target.fma_ports, FMA_LATENCY)
         loads = weights + pixels * inputs
         instructions = vectors * pixels + loads + vectors
-        each = 0.1 if target.by_lane else 0.02
+        each = 0.1 if _holds_factors(target) else 0.02
         step = max(multiply, loads / target.load_ports) + 0.1 * loads + each * instructions + 0.12 * far
         return crowded * (steps * step + vectors * pixels + 10) if pixels else 0.0
 

@@ -446,8 +446,8 @@ class GemmNest:
         if not self.target.by_lane or product.left.dtype != dtype:
             return None
         if self.row_tiles is not None:
-            return packed_rows(self.row_tiles, [*batch, tile], rows, self.lanes, dtype)
-        steps, first = gcd(plan.unroll, self.lanes), plan.rows.base(tile)
+            return packed_rows(self.row_tiles, [*batch, tile], rows, self.target.factor_lanes(dtype), dtype)
+        steps, first = gcd(plan.unroll, self.target.factor_lanes(dtype)), plan.rows.base(tile)
         sums = rows * plan.columns.size // plan.lanes
 
         def vector(r: Expression, k: Expression) -> Expression | None:
@@ -455,7 +455,13 @@ class GemmNest:
 
         zero = loops.constant(0)
         crowded = sums + plan.columns.size // plan.lanes + rows > self.target.vector_registers
-        if steps == 1 or crowded or product.transpose_left or vector(zero, zero) is None:
+        if (
+            steps == 1
+            or crowded
+            or rows > self.target.factor_registers
+            or product.transpose_left
+            or vector(zero, zero) is None
+        ):
             return None
         return rows_apart(vector, rows, steps, dtype)
 

@@ -84,7 +84,7 @@ class GroupSums:
 
         Where sums are in squares, those of a group: groups of neighbouring pixels lie behind each other then.
         """
-        return self.size if self.side > 1 else target.lanes(self.dtype)
+        return self.size if self.side > 1 else target.in_neon().lanes(self.dtype)
 
     def view(self, buffer: Any, name: str) -> tuple[Any, Any]:
         """A declaration that `buffer` also is a buffer of words, and that buffer.

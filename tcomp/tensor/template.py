@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from math import inf
 from typing import ClassVar
@@ -20,6 +20,7 @@ from tcomp.relay.types import Array, TensorType
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import ALGORITHM, Alternatives, Config, Space
+from tcomp.tensor.vectors import IN_NEON, vectors_for
 from tcomp.tvm_api import PrimFunc
 
 
@@ -162,6 +163,30 @@ def _among(space: Alternatives, algorithm: str, holds: Callable[[Config], bool])
     return holds_of
 
 
+class _InNeon(Template):
+    """A template whose kernels are written for `target`, a core without its SVE, whatever is asked for."""
+
+    def __init__(self, template: Template, target: Target) -> None:
+        self._template, self._target = template, target
+        self.name, self.version = template.name, template.version
+
+    def accepts(self, kernel: Kernel, target: Target) -> bool:
+        return self._template.accepts(kernel, self._target)
+
+    def space(self, kernel: Kernel, target: Target) -> Space:
+        return self._template.space(kernel, self._target)
+
+    def estimate(self, kernel: Kernel, target: Target) -> float:
+        return self._template.estimate(kernel, self._target)
+
+    def packings(self, kernel: Kernel, target: Target) -> PackedBy:
+        return self._template.packings(kernel, self._target)
+
+    def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
+        scheduled = self._template.apply(kernel, self._target, config)
+        return replace(scheduled, function=scheduled.function.with_attr(IN_NEON, True))
+
+
 TEMPLATES: Registry[Template] = Registry("schedule template", "tcomp.tensor.schedules")
 
 
@@ -172,13 +197,16 @@ def template_for(kernel: Kernel, target: Target) -> Template:
     """
     is_chain = len(kernel.anchors) > 1
     candidates = [t for t in TEMPLATES.values() if t.family == target.family and t.takes_chains == is_chain]
-    fitting = [t for t in candidates if t.accepts(kernel, target)]
+    suited = vectors_for(kernel, target)
+    fitting = [t for t in candidates if t.accepts(kernel, suited)]
     rivals = [t for t in fitting if not t.alternative_to]
     if not rivals:
         raise UnsupportedError(f"no schedule template for target `{target.name}` accepts kernel {kernel.key}")
     best = max(rivals, key=lambda t: t.priority)
-    others = [t for t in fitting if t.alternative_to == best.name]
-    return Algorithms([best, *others]) if others else best
+    chosen = [best, *(t for t in fitting if t.alternative_to == best.name)]
+    if suited is not target:
+        chosen = [_InNeon(t, suited) for t in chosen]
+    return Algorithms(chosen) if len(chosen) > 1 else chosen[0]
 
 
 def schedule(kernel: Kernel, target: Target, config: Config | None = None) -> Scheduled:

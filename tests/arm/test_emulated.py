@@ -12,6 +12,7 @@ import pytest
 
 from tcomp.api import optimize
 from tcomp.codegen.artifact import compile_graph
+from tcomp.codegen.emulation import vector_options
 from tcomp.codegen.toolchain import Toolchain, find_toolchain
 from tcomp.errors import BuildError
 from tcomp.relay.builder import GraphBuilder
@@ -35,7 +36,7 @@ def tools(target: Target) -> tuple[Toolchain, list[str]]:
     if shutil.which(emulator) is None or not Path(libraries).is_dir():
         pytest.skip(f"no {emulator} with {libraries}: apt-get install qemu-user and Debian's cross compilers")
     try:
-        return find_toolchain(target), [emulator, "-L", libraries]
+        return find_toolchain(target), [emulator, *vector_options(target), "-L", libraries]
     except BuildError as error:
         pytest.skip(str(error))
 

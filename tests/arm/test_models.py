@@ -27,6 +27,8 @@ ZOO = [pytest.mark.zoo]
 CASES = [
     *((name, target) for target in ("cortex-a76", "armv7-linux") for name in ON_BOTH),
     *((name, "cortex-a76") for name in ON_64_BITS),
+    ("mtcnn_onet", "neoverse-v1"),
+    *(pytest.param(name, "neoverse-v1", marks=ZOO) for name in ("mobilenetv2_100", "resnet18", "minilm")),
     *(pytest.param(name, "armv7-linux", marks=ZOO) for name in ON_64_BITS),
     *(pytest.param(name, target, marks=ZOO) for target in ("cortex-a76", "armv7-linux") for name in LARGE),
 ]

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tcomp.target.arm_host import arm_host
+from tcomp.target.cpuinfo import read_processors
 from tcomp.target.host import cpu_name, host_target
 
 A76 = "fp asimd aes crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp"
@@ -63,3 +65,26 @@ def test_32_bit_systems(tmp_path: Path) -> None:
     target = host_target(cpuinfo(tmp_path, (0xD08, "half thumb neon vfpv3 vfpv4 idiva")), machine="armv7l")
     assert target.name == "armv7-linux+cortex-a72"
     assert target.features == {"neon", "vfp4"}
+
+
+@pytest.mark.parametrize(
+    ("part", "features", "length", "core"),
+    [
+        (0xD40, "sve", "32\n", "neoverse-v1"),
+        (0xD40, "sve", "16\n", "neoverse-v1-neon"),
+        (0xD40, "sve", None, "neoverse-v1-neon"),
+        (0xD40, "", "32\n", "neoverse-v1-neon"),
+        (0xD4F, "sve sve2", "16\n", "neoverse-v1-neon"),
+    ],
+)
+def test_sve_is_for_one_length(
+    part: int, features: str, length: str | None, core: str, tmp_path: Path
+) -> None:
+    path, limit = cpuinfo(tmp_path, (part, f"{A76} i8mm bf16 {features}")), tmp_path / "length"
+    if length is not None:
+        limit.write_text(length)
+    target = arm_host(read_processors(path), "aarch64", limit)
+    assert target.name == f"arm64-linux+{core}"
+    assert target.vector_bits == (256 if core == "neoverse-v1" else 128)
+    assert target.has("sve") == (core == "neoverse-v1")
+    assert target.cores == 1

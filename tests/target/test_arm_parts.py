@@ -9,8 +9,8 @@ from tcomp.target.arm_parts import preferences, speed
 from tcomp.target.parse import parse_targets
 from tcomp.target.target import TARGETS
 
-A35, A55, A510, A72, A76, A78, X4 = (
-    0x41 << 12 | p for p in (0xD04, 0xD05, 0xD46, 0xD08, 0xD0B, 0xD41, 0xD82)
+A35, A55, A510, A72, A76, A78, X4, V1, V2 = (
+    0x41 << 12 | p for p in (0xD04, 0xD05, 0xD46, 0xD08, 0xD0B, 0xD41, 0xD82, 0xD40, 0xD4F)
 )
 
 
@@ -31,6 +31,9 @@ def test_every_core_has_a_rank():
         ("cortex-x2,cortex-a53", A35, "cortex-a53"),
         ("cortex-x2,cortex-a78", A55, "cortex-a78"),
         ("arm64-linux,cortex-a76", A55, "cortex-a76"),
+        ("neoverse-v1,neoverse-v1-neon", V1, "neoverse-v1"),
+        ("neoverse-v1,neoverse-v1-neon", V2, "neoverse-v1-neon"),
+        ("neoverse-v1,neoverse-n1", V2, "neoverse-n1"),
     ],
 )
 def test_the_nearest_code_of_the_same_kind(targets: str, core: int, variant: str):

@@ -143,3 +143,14 @@ def test_one_line_errors():
     with pytest.raises(TargetError) as caught:
         parse_target(json.dumps({"tag": "znver4", "wrong": 1}, indent=2))
     assert "\n" not in str(caught.value)
+
+
+def test_records_are_for_one_length_of_sve() -> None:
+    assert parse_target("graviton3").isa == "armv8.4-a+sve256"
+    longer = parse_target('{"tag": "graviton3", "vector_bits": 512}')
+    assert (longer.isa, longer.sve_bits, longer.lanes()) == ("armv8.4-a+sve512", 512, 16)
+    for change in ({"mattr": ["-sve"]}, {"vector_bits": 128}):
+        neon = parse_target(json.dumps({"tag": "neoverse-v1", **change}))
+        tagged = TARGETS["neoverse-v1-neon"]
+        facts = ("isa", "vector_bits", "fma_ports", "features", "fast_dtype", "sve_bits")
+        assert [getattr(neon, f) for f in facts] == [getattr(tagged, f) for f in facts]

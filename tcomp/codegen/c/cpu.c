@@ -3,6 +3,12 @@
 
 #include <string.h>
 
+static void copy(const char *name, size_t length, char *text, size_t text_bytes) {
+  size_t kept = length < text_bytes - 1 ? length : text_bytes - 1;
+  memcpy(text, name, kept);
+  text[kept] = '\0';
+}
+
 #if defined(__x86_64__)
 #include <cpuid.h>
 
@@ -78,11 +84,14 @@ static int has(const char *name, size_t length) {
   return 0;
 }
 
+#define describe copy
+
 int32_t tcomp_cpu_variant(const cpu_set_t *cpus, const tcomp_core *cores, int32_t count) {
   (void)cpus, (void)cores, (void)count; /* its features tell all that matters */
   return 0;
 }
 #elif defined(__aarch64__) || defined(__arm__)
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/auxv.h>
 
@@ -102,19 +111,47 @@ typedef struct {
 static const cpu_feature FEATURES[] = {
 #if defined(__aarch64__)
     {"neon", AT_HWCAP, 1},      {"fullfp16", AT_HWCAP, 10}, {"rdm", AT_HWCAP, 12},  {"complxnum", AT_HWCAP, 14},
-    {"dotprod", AT_HWCAP, 20},  {"sve", AT_HWCAP, 22},      {"fp16fml", AT_HWCAP, 23}, {"sve2", AT_HWCAP2, 1},
-    {"i8mm", AT_HWCAP2, 13},    {"bf16", AT_HWCAP2, 14},
+    {"dotprod", AT_HWCAP, 20},  {"fp16fml", AT_HWCAP, 23},  {"sve2", AT_HWCAP2, 1}, {"i8mm", AT_HWCAP2, 13},
+    {"bf16", AT_HWCAP2, 14},
 #else
     {"neon", AT_HWCAP, 12},
     {"vfp4", AT_HWCAP, 16},
 #endif
 };
 
+/* Bits of SVE's vectors in this thread, 0 without SVE. Linux's PR_SVE_GET_VL answers the same. */
+static unsigned long sve_bits(void) {
+  unsigned long bytes = 0;
+#if defined(__aarch64__)
+  const unsigned long HWCAP_SVE_BIT = 1ul << 22;
+  register unsigned long length __asm__("x0");
+  if (!(getauxval(AT_HWCAP) & HWCAP_SVE_BIT)) return 0;
+  __asm__ volatile(".inst 0x04bf5020 /* rdvl x0, #1 */" : "=r"(length));
+  bytes = length;
+#endif
+  return 8 * bytes;
+}
+
+/* The bits in the name of SVE in vectors of one length, `sve256`; 0 for other features. */
+static unsigned long length_in(const char *name, size_t length) {
+  return length >= strlen("sve128") && memcmp(name, "sve", 3) == 0 ? strtoul(name + 3, NULL, 10) : 0;
+}
+
 static int has(const char *name, size_t length) {
+  if (length_in(name, length)) return sve_bits() == length_in(name, length);
   for (size_t i = 0; i < sizeof FEATURES / sizeof *FEATURES; i++)
     if (strlen(FEATURES[i].name) == length && memcmp(FEATURES[i].name, name, length) == 0)
       return getauxval(FEATURES[i].vector) >> FEATURES[i].bit & 1;
   return 0;
+}
+
+/* What is missing where a CPU has not the feature of that name. */
+static void describe(const char *name, size_t length, char *text, size_t text_bytes) {
+  unsigned long bits = length_in(name, length);
+  if (bits && sve_bits())
+    snprintf(text, text_bytes, "sve of %lu bits (it has %lu)", bits, sve_bits());
+  else
+    copy(name, bits ? 3 : length, text, text_bytes);
 }
 
 /* MIDR_EL1 of a CPU as Linux shows it; 0 where it does not. */
@@ -160,9 +197,7 @@ int tcomp_cpu_lacks(const char *features, char *missing, size_t missing_bytes) {
   while (*features != '\0') {
     size_t length = strcspn(features, ",");
     if (!has(features, length)) {
-      size_t kept = length < missing_bytes - 1 ? length : missing_bytes - 1;
-      memcpy(missing, features, kept);
-      missing[kept] = '\0';
+      describe(features, length, missing, missing_bytes);
       return 1;
     }
     features += length + (features[length] == ',');

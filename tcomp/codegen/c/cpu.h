@@ -7,8 +7,9 @@
 
 #include "model_info.h"
 
-/* The first of the comma-separated `features` (LLVM's names) that this CPU or its operating system
- * lacks, copied into `missing`; 0 when all are there, 1 when one is missing. */
+/* The first of the comma-separated `features` that this CPU or its operating system lacks, in words, in
+ * `missing`; 0 when all are there, 1 when one is missing. Features have LLVM's names; `sve256` is SVE in vectors
+ * of 256 bits, no more and no fewer. */
 int tcomp_cpu_lacks(const char *features, char *missing, size_t missing_bytes);
 
 /* The variant for the fastest core among `cpus`, by the table of `count` cores, slowest first. 0, the

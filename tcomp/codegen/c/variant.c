@@ -8,7 +8,7 @@
 #include "affinity.h"
 #include "cpu.h"
 
-#define NAME_BYTES 32
+#define NAME_BYTES 64
 
 /* Text that is put together piece by piece, and cut off where it is too long. */
 typedef struct {

@@ -163,7 +163,7 @@ def _loads_lanes(product: Product, target: Target) -> bool:
 def _packs_for_lanes(product: Product, target: Target, rows: int) -> bool:
     """Whether rows are packed so that the factors of one step lie side by side: that takes fewer registers
     than to load those of several steps of each row, but an instruction for every element."""
-    whole = rows % target.lanes(product.accumulator) == 0
+    whole = rows % target.factor_lanes(product.accumulator) == 0
     return whole and _loads_lanes(product, target) and product.columns >= PACKED_FOR_LANES
 
 
@@ -172,7 +172,7 @@ def _factor_registers(product: Product, target: Target, rows: int) -> int:
     if not _loads_lanes(product, target):
         return 1
     if _packs_for_lanes(product, target, rows):
-        return rows // target.lanes(product.accumulator)
+        return rows // target.factor_lanes(product.accumulator)
     return rows if _unroll(product) > 1 and not product.transpose_left else 1
 
 
@@ -181,8 +181,8 @@ def _factor_loads(product: Product, target: Target, rows: int) -> float:
     if not _loads_lanes(product, target):
         return rows
     if _packs_for_lanes(product, target, rows):
-        return rows / target.lanes(product.accumulator)
-    return rows / min(_unroll(product), target.lanes(product.accumulator))
+        return rows / target.factor_lanes(product.accumulator)
+    return rows / min(_unroll(product), target.factor_lanes(product.accumulator))
 
 
 def _cycles(product: Product, target: Target, rows: int, vectors: int) -> float:
@@ -209,7 +209,7 @@ def _unrolls(target: Target) -> tuple[int, ...]:
 
 def _written_out(product: Product, target: Target, rows: int) -> int:
     """Steps of the default's inner loop: what counts it and fetches ahead is an instruction in few then."""
-    if not _packs_for_lanes(product, target, rows):
+    if target.sve_bits or not _packs_for_lanes(product, target, rows):
         return _unroll(product)
     return next(u for u in reversed(_unrolls(target)) if product.depth % u == 0)
 
