@@ -191,7 +191,8 @@ def network() -> Graph:
     for shape in ((x.type.size // 20, 37), (37, 100), (100, 260)):
         weights = rng.standard_normal(shape) / np.sqrt(shape[0])
         rows = g.op("matmul", rows, g.constant(weights.astype(np.float32)))
-    return g.build(rows)
+    heads = g.op("reshape", rows, shape=(4, 20, 65))
+    return g.build(g.op("attention", heads, heads, heads, scale=0.02))
 
 
 @pytest.mark.parametrize("name", ["arm64-linux", "cortex-a55", "armv7-linux"])
