@@ -243,6 +243,11 @@ def _name_extremes(function: Any) -> Any:
     return function.with_body(structural_map(function.body, ((tirx.Max, tirx.Min), on_node)))
 
 
+def _name_extremes_of_functions(function: Any) -> Any:
+    """As `_name_extremes`, in what `exp` and the like became. SVE's operations have their names by then."""
+    return function if _SVE_BITS in function.attrs else _name_extremes(function)
+
+
 def _name_sve_operations(function: Any) -> Any:
     bits = function.attrs.get(_SVE_BITS)
     return function if bits is None else sve.with_functions(function, int(bits))
@@ -300,6 +305,7 @@ def _pipeline() -> tuple[Any, Any, Any]:
                 _map_plain("ReturnZero", _return_zero),
                 _map_plain("ChunkParallel", _chunk_parallel),
                 tirx.transform.LowerIntrin(),
+                _map_plain("NameExtremesOfFunctions", _name_extremes_of_functions),
             ]
         )
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import e, inf, log2, prod
+from math import e, gcd, inf, log2, prod
 from typing import Any
 
 from tcomp.relay.attributes import number
@@ -26,6 +26,7 @@ from tcomp.tensor.access import vector_load
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.convolution import accumulator_dtype
 from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.lane_factors import rows_apart
 from tcomp.tensor.loops import Buffer, Expression, Statement
 from tcomp.tensor.math import convert, exp2
 from tcomp.tensor.primitives import Tiles, transpose_square
@@ -78,13 +79,22 @@ class Plan:
     """`no`, over the `batch` or over the `tiles` of rows of all batches."""
 
 
+def fit_lanes(target: Target, rows: int, vectors: int) -> bool:
+    """Whether a tile's sums leave registers for a vector of factors of each row, whose lanes are multiplied.
+
+    SVE's products take lanes of few registers alone.
+    """
+    by_lane = target.by_lane and not target.sve_bits
+    return by_lane and rows * vectors + vectors + rows <= target.vector_registers
+
+
 class AttentionNest:
     """The loops of one kernel."""
 
     def __init__(self, kernel: Kernel, plan: Plan, target: Target) -> None:
         assert kernel.anchor is not None
         self.shape = shape = Shape.of(kernel.anchor)
-        self.plan, self.lanes = plan, target.lanes(shape.dtype)
+        self.plan, self.lanes, self.target = plan, target.lanes(shape.dtype), target
         self.anchored = Anchored(kernel)
         self.query, self.key, self.value, *mask = self.anchored.operands
         self.mask: Tensor | None = mask[0] if mask else None
@@ -254,10 +264,14 @@ class AttentionNest:
         vectors: int,
         depth: int,
         left: Callable[[Expression, Expression], tuple[list[Statement], Expression]],
+        row: Callable[[Expression, Expression], Expression | None],
         right: Callable[[Expression, Expression, Expression], Expression],
         store: Callable[[Buffer, Expression, int], Statement],
     ) -> Statement:
-        """Sums of `left(r, k) right(k, v, lane)` in registers, then `store(sums, r, v)`."""
+        """Sums of `left(r, k) right(k, v, lane)` in registers, then `store(sums, r, v)`.
+
+        `row(r, k)` are the UNROLL factors of a row from `k` on as one load, where they lie so.
+        """
         dtype, size, lanes = self.shape.dtype, self.plan.rows.size, self.lanes
         allocate, sums = loops.local((size, vectors, lanes), dtype, "sums")
         zero = tirx.const(0.0, dtype)
@@ -271,9 +285,21 @@ class AttentionNest:
                 "r",
             )
 
-        def step(k: Expression) -> Statement:
+        zeros = loops.constant(0)
+        by_lane = fit_lanes(self.target, size, vectors) and row(zeros, zeros) is not None
+
+        def several(k: Expression) -> Statement:
+            if not by_lane:
+                return loops.unrolled(UNROLL, lambda u: step(k + u, lambda r: left(r, k + u)))
+            factors = rows_apart(row, size, UNROLL, dtype)
+            steps = [step(k + u, lambda r, u=u: ([], factors.at(r, u))) for u in range(UNROLL)]
+            return loops.sequence([*factors.load(k), *steps])
+
+        def step(
+            k: Expression, factor: Callable[[Expression], tuple[list[Statement], Expression]]
+        ) -> Statement:
             def add(r: Expression, v: Expression, lane: Expression) -> Statement:
-                needed, a = left(r, k)
+                needed, a = factor(r)
                 total = tirx.BufferLoad(sums, [r, v, lane]) + a * right(k, v, lane)
                 return loops.sequence([*needed, tirx.BufferStore(sums, total, [r, v, lane])])
 
@@ -282,11 +308,12 @@ class AttentionNest:
         whole = depth // UNROLL
         steps: list[Statement] = []
         if whole:
-            steps.append(
-                loops.loop(whole, lambda k: loops.unrolled(UNROLL, lambda u: step(k * UNROLL + u)), "k")
-            )
+            steps.append(loops.loop(whole, lambda k: several(k * UNROLL), "k"))
         if depth % UNROLL:
-            steps.append(loops.unrolled(depth % UNROLL, lambda u: step(u + whole * UNROLL)))
+            begin = whole * UNROLL
+            steps.append(
+                loops.unrolled(depth % UNROLL, lambda u: step(begin + u, lambda r: left(r, begin + u)))
+            )
         return loops.sequence(
             [
                 allocate,
@@ -344,9 +371,17 @@ class AttentionNest:
             count,
             shape.depth,
             lambda r, k: self._element(self.query, batch, row + r, k),
+            lambda r, k: self._query_row(batch, row + r, k),
             lambda k, v, lane: tirx.BufferLoad(self.packed_keys, [slot, first + v, k, lane]),
             store,
         )
+
+    def _query_row(self, batch: Index, row: Expression, k: Expression) -> Expression | None:
+        """UNROLL elements of a row of queries, where one load gets them as factors."""
+        if str(self.query.dtype) != self.shape.dtype or self.shape.depth < UNROLL:
+            return None
+        index = self._own(self.query, batch, row, k)
+        return vector_load(self.anchored.elements(), self.query, index, UNROLL)
 
     def _exponentials(self, scores: Buffer, tops: Buffer, scales: Buffer, r: Expression) -> Statement:
         """Turn a row of scores into exponentials below their highest, and keep one over their total."""
@@ -381,6 +416,15 @@ class AttentionNest:
                 ]
             )
 
+        # LLVM for ARM fills registers with constants anew in each iteration.
+        together = gcd(self.keys, UNROLL) if self.target.by_lane else 1
+
+        def several(v: Expression) -> Statement:
+            def one(u: Expression) -> Statement:
+                return loops.vectorized(lanes, lambda lane: exponential(v * together + u, lane))
+
+            return loops.unrolled(together, one)
+
         def begin(lane: Expression) -> Statement:
             return loops.sequence(
                 [
@@ -395,9 +439,7 @@ class AttentionNest:
                 allocate_top,
                 loops.vectorized(lanes, begin),
                 *fold(top, tirx.max),
-                loops.loop(
-                    self.keys, lambda v: loops.vectorized(lanes, lambda lane: exponential(v, lane)), "v"
-                ),
+                loops.loop(self.keys // together, several, "v"),
                 *fold(totals, lambda a, b: a + b),
                 tirx.BufferStore(scales, tirx.const(1.0, dtype) / tirx.BufferLoad(totals, [0]), [r]),
             ]
@@ -431,6 +473,7 @@ class AttentionNest:
             count,
             self.shape.length,
             lambda r, k: ([], tirx.BufferLoad(scores, [r, k])),
+            lambda r, k: tirx.BufferLoad(scores, [r, tirx.Ramp(k, 1, UNROLL)]),
             lambda k, v, lane: tirx.BufferLoad(self.packed_values, [slot, k, first + v, lane]),
             store,
         )

@@ -11,7 +11,15 @@ from test_emulated import run, tools
 from tcomp.api import optimize
 from tcomp.codegen.artifact import compile_graph
 from tcomp.codegen.jit import build_kernel
-from tcomp.codegen.machine_code import find_llvm_mca, hot_loop, loop_cost, multiply_adds, on_stack
+from tcomp.codegen.machine_code import (
+    find_llvm_mca,
+    hot_loop,
+    innermost_loops,
+    loop_cost,
+    multiplies,
+    multiply_adds,
+    on_stack,
+)
 from tcomp.errors import BuildError
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.evaluate import evaluate
@@ -105,6 +113,16 @@ def test_extremes_are_one_instruction(target_name: str, instructions: tuple[str,
     assert not any(word.startswith(others) for word in source)
 
 
+def test_extremes_inside_functions_are_one_instruction() -> None:
+    """Arguments of the error function, and of exponentials, are kept in range by them."""
+    g = GraphBuilder()
+    product = g.op("matmul", g.input("a", (128, 64)), g.input("b", (64, 192)))
+    kernel = Kernel(g.build(g.op("gelu", product)), frozenset({1}))
+    source = build_kernel(kernel, parse_target("cortex-a76")).source().split()
+    assert {"fmax", "fmin"} <= set(source)
+    assert not any(word.startswith("fcm") for word in source)
+
+
 @pytest.mark.parametrize("groups", [1, 64])
 def test_sums_start_from_the_bias(groups: int) -> None:
     kernel = conv(64, 14, 64, 3 if groups > 1 else 1, groups=groups)
@@ -116,6 +134,28 @@ def test_inputs_in_the_second_cache_are_not_fetched_ahead() -> None:
     near, far = (build_kernel(conv(256, size, 64, 1), target).source() for size in (14, 56))
     assert "prfm" not in near
     assert "prfm" in far
+
+
+def test_attention_multiplies_by_lanes() -> None:
+    """Both products take factors of several steps with one load; constants serve several exponentials."""
+    g, target = GraphBuilder(), parse_target("cortex-a76")
+    heads = [g.input(name, (12, 128, 32)) for name in "qkv"]
+    source = build_kernel(Kernel(g.build(g.op("attention", *heads, scale=0.25))), target).source()
+    loops = innermost_loops(source, target.machine)
+    products = [loop for loop in loops if multiplies(loop, target.machine) > len(loop) / 2]
+    exponentials = [loop for loop in loops if any(text.startswith("shl ") for text in loop)]
+    assert len(products) >= 2
+    for loop in products:
+        assert not on_stack(loop, target.machine)
+        assert len(loop) < 1.28 * multiply_adds(loop, target.machine) / target.lanes()
+    assert all(len(loop) < 24 * sum(text.startswith("shl ") for text in loop) for loop in exponentials)
+
+
+def test_long_products_count_and_fetch_seldom() -> None:
+    """Five loads for two steps of 24 products leave little: 1.10 instructions a product and the loop."""
+    target = parse_target("cortex-a76")
+    loop = hot_loop(build_kernel(KERNELS["wide matmul"], target).source(), target.machine)
+    assert len(loop) < 1.13 * multiply_adds(loop, target.machine) / target.lanes()
 
 
 def test_registers_suffice_on_neoverse_n1() -> None:
@@ -151,7 +191,8 @@ def network() -> Graph:
     for shape in ((x.type.size // 20, 37), (37, 100), (100, 260)):
         weights = rng.standard_normal(shape) / np.sqrt(shape[0])
         rows = g.op("matmul", rows, g.constant(weights.astype(np.float32)))
-    return g.build(rows)
+    heads = g.op("reshape", rows, shape=(4, 20, 65))
+    return g.build(g.op("attention", heads, heads, heads, scale=0.02))
 
 
 @pytest.mark.parametrize("name", ["arm64-linux", "cortex-a55", "armv7-linux"])

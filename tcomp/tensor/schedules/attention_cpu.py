@@ -9,7 +9,7 @@ import numpy as np
 
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import PARALLEL_FLOPS
-from tcomp.tensor.attention_nest import AttentionNest, Plan, Shape
+from tcomp.tensor.attention_nest import UNROLL, AttentionNest, Plan, Shape, fit_lanes
 from tcomp.tensor.epilogue import output_axes
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
@@ -97,7 +97,8 @@ def _cycles(shape: Shape, target: Target, rows: int, scores: int, values: int) -
     lanes = target.lanes(shape.dtype)
 
     def part(vectors: int, depth: int) -> float:
-        load = max((rows + vectors) / target.load_ports, vectors)
+        factors = rows / UNROLL if fit_lanes(target, rows, vectors) else rows
+        load = max((factors + vectors) / target.load_ports, vectors)
         return (
             depth * (max(rows * vectors / target.fma_ports, FMA_LATENCY, load) + 0.05 * load)
             + 2 * rows * vectors

@@ -87,7 +87,7 @@ class MatmulCpu(Template):
     ) -> Space:
         product, most = _product(kernel), target.vector_registers
         rows, vectors = best
-        unrolls = tuple(u for u in (1, 2, 4, 8) if product.depth % u == 0)
+        unrolls = tuple(u for u in _unrolls(target) if product.depth % u == 0)
         partial_sums = _partial_sums(target, rows, vectors, unrolls)
         constant = constant_right(kernel) is not None
         shared = target.cores > 1 and kernel.flops >= PARALLEL_FLOPS
@@ -106,7 +106,7 @@ class MatmulCpu(Template):
             (
                 Ordered("tile_rows", tuple(sorted({r for r, _ in tiles})), rows),
                 Ordered("tile_vectors", tuple(sorted({v for _, v in tiles})), vectors),
-                Ordered("unroll", unrolls, max(_unroll(product), partial_sums)),
+                Ordered("unroll", unrolls, max(_written_out(product, target, rows), partial_sums)),
                 Ordered("chunk", CHUNKS, _chunk(product)),
                 Ordered("row_block", BLOCKS, row_block),
                 Ordered("group", BLOCKS, group),
@@ -201,6 +201,17 @@ def _cycles(product: Product, target: Target, rows: int, vectors: int) -> float:
 
 def _unroll(product: Product) -> int:
     return next(u for u in (4, 2, 1) if product.depth % u == 0)
+
+
+def _unrolls(target: Target) -> tuple[int, ...]:
+    return (1, 2, 4, 8, 16) if target.by_lane else (1, 2, 4, 8)
+
+
+def _written_out(product: Product, target: Target, rows: int) -> int:
+    """Steps of the default's inner loop: what counts it and fetches ahead is an instruction in few then."""
+    if target.sve_bits or not _packs_for_lanes(product, target, rows):
+        return _unroll(product)
+    return next(u for u in reversed(_unrolls(target)) if product.depth % u == 0)
 
 
 def _partial_sums(target: Target, rows: int, vectors: int, unrolls: Sequence[int]) -> int:
