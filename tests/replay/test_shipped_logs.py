@@ -1,4 +1,4 @@
-"""The records that ship still build: every tunable kernel of their models, but for misses that are known."""
+"""The records that ship still build: every tunable kernel of their models."""
 
 from __future__ import annotations
 
@@ -16,9 +16,6 @@ ROOT = Path(__file__).parent.parent.parent
 LOGS = sorted((ROOT / "tuning_logs").rglob("*.jsonl"))
 QUICK = ("cortex-a55-mobilenetv2_100", "cortex-a76-mobilenetv2_100")
 """Logs whose kernels build in seconds: strict replay of them belongs to the quick tests."""
-OLDER = {"x86-64-v4-mobilenetv2_100": {"conv2d_add_clip_conv2d_and_4_more"}}
-"""Logs from before a kind of kernel was there, with the labels of what they miss: only a CPU with that
-instruction set can measure it."""
 
 
 def test_three_models_ship() -> None:
@@ -56,8 +53,5 @@ def test_strict_replay(log: Path) -> None:
         pytest.skip(needs) if _name(log) in QUICK else pytest.fail(needs)
     report, problems = replay(model, log.parent.name, [log], MODELS[log.stem].input_shapes)
     assert not problems
-    older = OLDER.get(_name(log), set())
-    failures = [t for t in report.failures if t.state != "missing" or t.label not in older]
-    assert not failures, [f"{t.state} {t.label}: {t.note}" for t in failures]
-    assert older <= {t.label for t in report.failures}, "tuned by now: take it out of OLDER"
+    assert not report.failures, [f"{t.state} {t.label}: {t.note}" for t in report.failures]
     assert report.count("hit") > 0
