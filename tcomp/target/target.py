@@ -87,6 +87,8 @@ class Target:
     """Multiply-adds of whole vectors that start in a cycle."""
     load_ports: int = 2
     """Loads of whole vectors, and of a number into all lanes of one, that start in a cycle."""
+    far_bytes_per_cycle: float = 7.0
+    """What one core gets of weights from beyond its second-level cache, with prefetches."""
     by_lane: bool = False
     """Whether a multiply-add takes one lane of a register as factor for all lanes.
 

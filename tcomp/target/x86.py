@@ -31,6 +31,7 @@ _V4 = Target(
     },
     vector_bits=512,
     vector_registers=32,
+    far_bytes_per_cycle=4.0,  # Of memory: a model's weights are mostly too many for the last-level cache.
     cache_bytes=(32 * KIB, 1 * MIB, 2 * MIB),
     features=frozenset({"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl"}),
     description="AVX-512: Skylake-SP, Ice Lake, Zen 4 and newer",

@@ -17,9 +17,6 @@ from tcomp.tensor.winograd import PAIRS, winograd
 
 MAX_ROWS = 28
 MAX_OC_BLOCKS = 8
-FAR_BYTES_PER_CYCLE = 4.0
-"""What one core gets of weights from beyond its second-level cache, with prefetches: 7 from the last-level
-cache (Emerald Rapids), for which a model's weights are mostly too many, 4 to 5 from memory (Ice Lake)."""
 GROUPS = (8, 12, 16, 20, 28, 36, 49, 64, 84, 112)
 """Sizes of a group to choose from, beside all tiles."""
 PARTS = (1, 2, 4)
@@ -122,7 +119,7 @@ def winograd_cycles(conv: Convolution, choice: WinogradChoice, target: Target) -
     streamed = groups.count * weights if weights > near / 2 else 0
     held = positions * groups.size * (in_blocks + vectors) * line
     spilled = 3 * groups.count * max(0.0, held - 0.6 * near)
-    load = (streamed + spilled) / FAR_BYTES_PER_CYCLE
+    load = (streamed + spilled) / target.far_bytes_per_cycle
 
     blocks = choice.parts * in_blocks + panels.count * vectors
     transforms = groups.count * groups.size * blocks * positions * scheme.size
