@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,9 @@ def test_strict_replay(log: Path) -> None:
     if not model.exists():
         needs = f"run `python scripts/models.py {log.stem}`"
         pytest.skip(needs) if _name(log) in QUICK else pytest.fail(needs)
-    report, problems = replay(model, log.parent.name, [log], MODELS[log.stem].input_shapes)
+    # Cores of one instruction set choose other layouts and algorithms: that of most records counts.
+    target = Counter(r.target for r in read_log(log).records).most_common(1)[0][0]
+    report, problems = replay(model, target, [log], MODELS[log.stem].input_shapes)
     assert not problems
     assert not report.failures, [f"{t.state} {t.label}: {t.note}" for t in report.failures]
     assert report.count("hit") > 0

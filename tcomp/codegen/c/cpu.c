@@ -134,7 +134,7 @@ static unsigned long sve_bits(void) {
 
 /* The bits in the name of SVE in vectors of one length, `sve256`; 0 for other features. */
 static unsigned long length_in(const char *name, size_t length) {
-  return length >= strlen("sve128") && memcmp(name, "sve", 3) == 0 ? strtoul(name + 3, NULL, 10) : 0;
+  return length >= strlen("sve128") && memcmp(name, "sve", 3) == 0 ? (unsigned long)strtoull(name + 3, NULL, 10) : 0;
 }
 
 static int has(const char *name, size_t length) {
