@@ -151,10 +151,15 @@ def direct_cycles(conv: Convolution, tile: PixelTile, target: Target) -> float:
     return prod(outer) * row * -(-conv.out_blocks // tile.oc_blocks)
 
 
+def panel_bytes(conv: Convolution, oc_blocks: int, target: Target) -> int:
+    """Of the weights of so many channel blocks."""
+    vectors = vectors_of(conv, target) * oc_blocks
+    return prod(dense_steps(conv)) * vectors * target.vector_bits // 8
+
+
 def is_far(conv: Convolution, oc_blocks: int, target: Target) -> bool:
     """Whether the weights of so many channel blocks are too large for the first-level cache."""
-    vectors = vectors_of(conv, target) * oc_blocks
-    return prod(dense_steps(conv)) * vectors * target.vector_bits // 8 > target.cache_bytes[0] // 2
+    return panel_bytes(conv, oc_blocks, target) > target.cache_bytes[0] // 2
 
 
 def starts_from_addend(conv: Convolution, target: Target) -> bool:
@@ -180,8 +185,7 @@ def walk_order(conv: Convolution, tile: PixelTile, target: Target) -> str:
 def default_passes(conv: Convolution, tile: PixelTile, target: Target, choices: Sequence[int]) -> int:
     """In how many parts to walk over the weights of a panel, so that two fit the second-level cache: the one
     that all pixels are multiplied with and the next one, which arrives meanwhile."""
-    vectors = vectors_of(conv, target) * tile.oc_blocks
-    panel = prod(dense_steps(conv)) * vectors * target.vector_bits // 8
+    panel = panel_bytes(conv, tile.oc_blocks, target)
     room = 0.75 * target.cache_bytes[1]
     walks = -(-prod(pixels_of(conv)) // tile.pixels)
     if target.by_lane or walks == 1 or 2 * panel <= room:
