@@ -138,7 +138,8 @@ static unsigned long length_in(const char *name, size_t length) {
 }
 
 static int has(const char *name, size_t length) {
-  if (length_in(name, length)) return sve_bits() == length_in(name, length);
+  unsigned long bits = length_in(name, length);
+  if (bits) return sve_bits() == bits;
   for (size_t i = 0; i < sizeof FEATURES / sizeof *FEATURES; i++)
     if (strlen(FEATURES[i].name) == length && memcmp(FEATURES[i].name, name, length) == 0)
       return getauxval(FEATURES[i].vector) >> FEATURES[i].bit & 1;

@@ -163,8 +163,9 @@ class Conv2dDirect(Template):
         def finish(index: Sequence[Expression], value: Expression) -> Statement:
             return anchored.finish(_output_index(conv, index), value)
 
-        nest = tile_nest(tile, reduction, finish, anchored.threaded)
-        if passes > 1:
+        if passes == 1:
+            nest = tile_nest(tile, reduction, finish, anchored.threaded)
+        else:
             nest = passes_nest(tile, reduction, finish, anchored.threaded, 2, reduction.extents[0] // passes)
         return anchored.scheduled([*copies, nest])
 
