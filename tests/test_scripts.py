@@ -112,9 +112,11 @@ def test_forty_kernels_are_fixed() -> None:
 def test_knobs_are_changed_where_they_may_be() -> None:
     kernel, target = KERNELS["matmul 8x8192x8"](), TARGETS["x86-64-v3"]
     knobs = ["unroll=2", "parts=4", "parts=1", "partial_sums=8", "tile_rows=99", "nonsense=1"]
-    variants = bench_kernels.Variant.every("small", kernel, target, False, Records([]), knobs)
-    assert [v.name for v in variants] == ["small", "small unroll=2", "small parts=4"]
-    assert variants[2].config["parts"] == 4
+    together = ["unroll=2,parts=4", "unroll=2,parts=1", "unroll=2,nonsense=1"]
+    variants = bench_kernels.Variant.every("small", kernel, target, False, Records([]), [*knobs, *together])
+    names = ["unroll=2", "parts=4", "unroll=2,parts=4", "unroll=2,parts=1"]
+    assert [v.name for v in variants] == ["small", *(f"small {n}" for n in names)]
+    assert (variants[3].config["unroll"], variants[3].config["parts"]) == (2, 4)
 
 
 def test_a_search_has_reached_what_it_knew_first() -> None:
