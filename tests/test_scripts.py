@@ -16,6 +16,7 @@ import bench_instructions
 import bench_kernels
 import bench_searches
 import kernel_cycles
+import trial_cost
 from kernel_shapes import FIXED, KERNELS
 from peers import Peer
 from tcomp.target.host import host_target
@@ -117,6 +118,14 @@ def test_knobs_are_changed_where_they_may_be() -> None:
     names = ["unroll=2", "parts=4", "unroll=2,parts=4", "unroll=2,parts=1"]
     assert [v.name for v in variants] == ["small", *(f"small {n}" for n in names)]
     assert (variants[3].config["unroll"], variants[3].config["parts"]) == (2, 4)
+
+
+def test_a_trial_costs_time_in_all_its_parts() -> None:
+    task = Task.of(KERNELS["matmul 8x8192x8"](), host_target())
+    cost = trial_cost.measure([task], configs=1)
+    assert cost.trials == 2
+    assert set(cost.seconds) == set(trial_cost.PARTS)
+    assert all(seconds > 0 for seconds in cost.seconds.values())
 
 
 def test_a_search_has_reached_what_it_knew_first() -> None:
