@@ -216,8 +216,8 @@ def _chunk_parallel(function: Any) -> Any:
 
     `parallel p in n: f(p)` -> `parallel c in 64: for p in [c * n // 64, (c + 1) * n // 64): f(p)`
 
-    To LLVM a chunk's number is a parameter. Its lowest bits are that number, and say that it is small, so that
-    LLVM need not search long for a proof that indices do not overflow.
+    To LLVM a chunk's number is a parameter. Its lowest bits are that number, and say that it is small: LLVM
+    need not search long for a proof that indices do not overflow.
     """
 
     def on_loop(loop: Any) -> Any:
