@@ -236,7 +236,7 @@ _OPERANDS: dict[type, Callable[[Any], Iterable[Any]]] = {
 
 def _operands(expression: Any) -> Iterable[Any]:
     """What an expression is made of. A walk by TVM takes ten times as long for the usual ones."""
-    known = _OPERANDS.get(type(expression))
+    known = _OPERANDS.get(expression.__class__)
     if known is not None:
         return known(expression)
     parts: list[Any] = []
