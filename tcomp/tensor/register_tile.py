@@ -80,6 +80,11 @@ class RegisterTile:
         return tuple(sizes)
 
     @property
+    def disjoint(self) -> bool:
+        """Whether each element of the output is in one tile only."""
+        return all(axis.disjoint for axis in self.axes)
+
+    @property
     def count(self) -> int:
         """Tiles of the whole output."""
         return prod(t.count for t in self.axes)

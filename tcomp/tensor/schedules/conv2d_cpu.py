@@ -167,7 +167,7 @@ class Conv2dDirect(Template):
             nest = tile_nest(tile, reduction, finish, anchored.threaded)
         else:
             nest = passes_nest(tile, reduction, finish, anchored.threaded, 2, reduction.extents[0] // passes)
-        return anchored.scheduled([*copies, nest])
+        return anchored.scheduled([*copies, nest], tile.disjoint)
 
 
 def _convolution(kernel: Kernel, target: Target) -> Convolution:

@@ -241,7 +241,7 @@ def _plain(kernel: Kernel, node: Node, tile: RegisterTile, target: Target) -> Sc
 
     reduction = _reduction(conv, sums, data, weights, split_rows)
     nest = tile_nest(tile, reduction, finish, anchored.threaded)
-    return anchored.scheduled([*copies, *weight_copies, nest])
+    return anchored.scheduled([*copies, *weight_copies, nest], tile.disjoint)
 
 
 def _pad(anchored: Anchored, conv: Convolution, lanes: int) -> tuple[list[Statement], Buffer]:

@@ -200,7 +200,7 @@ class _Nest:
 
         make = parallel if self.anchored.threaded else loop
         nest = make(self.groups.count * self.choice.parts, work, "group")
-        return self.anchored.scheduled([*self.copies, nest])
+        return self.anchored.scheduled([*self.copies, nest], self.groups.exact and self.panels.exact)
 
     def _place(self, tile: Expression) -> tuple[Expression, Expression, Expression]:
         """The image of a tile, and its first output row and column."""
