@@ -5,10 +5,12 @@ It needs `pip install cloudpickle` beside TVM.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,9 @@ from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.lower import lower_body, placeholders
 from tcomp.tvm_api import te
+
+BUILD_SECONDS = 120.0
+"""After which a build is given up; the first one of a process begins with importing TVM."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,14 @@ def search(kernel: Kernel, target: Target, trials: int, workers: int, folder: Pa
     It may rearrange the constant operands as it likes, which costs it nothing, as for tcomp.
     """
     logging.getLogger("tvm").setLevel(logging.ERROR)
+
+    def remember_modules() -> None:
+        """Parsing TVM's scripted intrinsics asks 30,000 times which of all loaded modules a function is in:
+        for minutes, in every process, unless the answers are kept."""
+        if not hasattr(inspect.getmodule, "cache_info"):
+            inspect.getmodule = lru_cache(maxsize=None)(inspect.getmodule)
+
+    remember_modules()
     clock = _Clock()
 
     @derived_object
@@ -77,7 +90,9 @@ def search(kernel: Kernel, target: Target, trials: int, workers: int, folder: Pa
         str(folder),
         max_trials_global=trials,
         num_trials_per_iter=min(trials, 32),
-        builder=meta_schedule.Builder.create("local", max_workers=workers),
+        builder=meta_schedule.builder.LocalBuilder(
+            max_workers=workers, timeout_sec=BUILD_SECONDS, initializer=remember_modules
+        ),
         measure_callbacks=callbacks,
         seed=seed,
     )
