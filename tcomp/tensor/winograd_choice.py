@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -13,14 +13,14 @@ from tcomp.tensor.direct_convolution import CROWDED, PixelTile, registers_of
 from tcomp.tensor.knobs import Config
 from tcomp.tensor.primitives import Tiles
 from tcomp.tensor.register_tile import FMA_LATENCY
-from tcomp.tensor.winograd import Scheme
+from tcomp.tensor.winograd import OUTPUTS, Scheme
 
 MAX_ROWS = 28
 MAX_OC_BLOCKS = 8
 GROUPS = (8, 12, 16, 20, 28, 36, 49, 64, 84, 112)
 """Sizes of a group to choose from, beside all tiles."""
 PARTS = (1, 2, 4)
-OUTPUTS = (2, 4)
+ROWS = (2, 4)
 """Rows of a tile of pixels."""
 COLUMNS = (0, 1, 2)
 """Columns of a tile of pixels: 0 for as many as rows, 1 for a convolution that is direct along rows."""
@@ -51,9 +51,16 @@ class WinogradChoice:
         return self.outputs, self.columns or self.outputs
 
 
-def pixel_tiles() -> tuple[tuple[int, int], ...]:
-    """Rows and columns of all tiles of pixels."""
-    return tuple((rows, columns or rows) for rows in OUTPUTS for columns in COLUMNS if columns != rows)
+def pixel_tiles(strides: Sequence[int] = (1, 1)) -> tuple[tuple[int, int], ...]:
+    """Rows and columns of all tiles of pixels that have a scheme."""
+    down, across = (OUTPUTS[stride] for stride in strides)
+    tiles = ((rows, columns or rows) for rows in ROWS for columns in COLUMNS if columns != rows)
+    return tuple((rows, columns) for rows, columns in tiles if rows in down and columns in across)
+
+
+def scheme_of(conv: Convolution, pixels: tuple[int, int]) -> Scheme:
+    down, across = conv.strides
+    return Scheme.of(pixels, (down, across))
 
 
 def tile_counts(conv: Convolution, pixels: tuple[int, int]) -> tuple[int, int]:
@@ -75,7 +82,7 @@ def sum_registers(conv: Convolution, rows: int, blocks: int, target: Target) -> 
 
 def register_tiles(conv: Convolution, target: Target) -> Iterator[tuple[int, int]]:
     """Rows and channel blocks whose sums fit beside the weights of one step and a broadcast value."""
-    fewest = min(MIN_ROWS, *(group_sizes(conv, (rows, rows))[0] for rows in OUTPUTS))
+    fewest = min(MIN_ROWS, *(group_sizes(conv, pixels)[0] for pixels in pixel_tiles(conv.strides)))
     for blocks in range(1, min(MAX_OC_BLOCKS, conv.out_blocks) + 1):
         for rows in range(fewest, MAX_ROWS + 1):
             registers = sum_registers(conv, rows, blocks, target)
@@ -94,7 +101,7 @@ def default_choices(conv: Convolution, target: Target) -> Iterator[WinogradChoic
     parts = PARTS if target.cores > 1 else PARTS[:1]
     return (
         WinogradChoice(height, group, rows, blocks, split, True, 0 if width == height else width)
-        for height, width in pixel_tiles()
+        for height, width in pixel_tiles(conv.strides)
         for group in group_sizes(conv, (height, width))
         for rows, blocks in register_tiles(conv, target)
         for split in parts
@@ -105,7 +112,7 @@ def default_choices(conv: Convolution, target: Target) -> Iterator[WinogradChoic
 def winograd_cycles(conv: Convolution, choice: WinogradChoice, target: Target) -> float:
     """Estimated cycles of the whole convolution: products, weights from far caches, transforms."""
     lanes = target.lanes(conv.accumulator)
-    scheme = Scheme.of(choice.pixels)
+    scheme = scheme_of(conv, choice.pixels)
     positions = scheme.positions
     groups = Tiles.of(conv.batch * prod(tile_counts(conv, choice.pixels)), choice.group)
     panels = Tiles.of(conv.out_blocks, choice.oc_blocks, choice.parts)

@@ -18,10 +18,12 @@ from tcomp.target.target import TARGETS, Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Alternatives, KnobValue
 from tcomp.tensor.template import schedule, template_for
-from tcomp.tensor.winograd import ERRORS, PAIRS, Scheme, winograd
+from tcomp.tensor.winograd import ERRORS, OUTPUTS, Scheme, winograd
 from tcomp.tensor.winograd_choice import pixel_tiles
 
 NAME = "conv_winograd_cpu"
+AXES = [(outputs, stride) for stride, known in OUTPUTS.items() for outputs in known]
+TILES = [(pixels, stride) for stride in OUTPUTS for pixels in pixel_tiles((stride, stride))]
 ALGORITHMS = [(name, TARGETS[name].lanes()) for name in RUNNABLE]
 
 
@@ -51,17 +53,17 @@ def small_tiles(kernel: Kernel, target: Target, pixels: tuple[int, int]) -> dict
     return {**tile, "group": next(g for g in group if space.legal({**own, "group": g}) is None)}
 
 
-@pytest.mark.parametrize("outputs", [1, *PAIRS])
-def test_transforms_compute_a_convolution(outputs: int) -> None:
-    scheme, generator = winograd(outputs), np.random.default_rng(0)
+@pytest.mark.parametrize(("outputs", "stride"), AXES)
+def test_transforms_compute_a_convolution(outputs: int, stride: int) -> None:
+    scheme, generator = winograd(outputs, stride), np.random.default_rng(0)
     x, kernel = generator.standard_normal(scheme.size), generator.standard_normal(3)
     products = (scheme.weight @ kernel) * (scheme.input @ x)
-    np.testing.assert_allclose(scheme.output @ products, np.correlate(x, kernel, "valid"))
+    np.testing.assert_allclose(scheme.output @ products, np.correlate(x, kernel, "valid")[::stride])
 
 
-@pytest.mark.parametrize("outputs", [1, *PAIRS])
-def test_shared_terms_compute_the_same_as_the_matrices(outputs: int) -> None:
-    scheme = winograd(outputs)
+@pytest.mark.parametrize(("outputs", "stride"), AXES)
+def test_shared_terms_compute_the_same_as_the_matrices(outputs: int, stride: int) -> None:
+    scheme = winograd(outputs, stride)
     x = list(np.random.default_rng(1).standard_normal(scheme.size))
     np.testing.assert_allclose(scheme.transform_input(x, lambda v: v), scheme.input @ x, rtol=1e-6)
     np.testing.assert_allclose(scheme.transform_output(x, lambda v: v), scheme.output @ x, rtol=1e-6)
@@ -92,9 +94,9 @@ def test_transforms_take_few_additions(outputs: int, inward: int, outward: int) 
         assert count[0] <= expected, transform
 
 
-def float32_error(pixels: tuple[int, int], channels: int) -> float:
+def float32_error(pixels: tuple[int, int], stride: int, channels: int) -> float:
     """Largest error of a convolution in float32 relative to the largest output, by numpy."""
-    scheme, generator = Scheme.of(pixels), np.random.default_rng(channels)
+    scheme, generator = Scheme.of(pixels, (stride, stride)), np.random.default_rng(channels)
     down, across = scheme.down, scheme.across
     shape = (32, channels, down.size, across.size)
     x = np.maximum(generator.standard_normal(shape), 0).astype(np.float32)
@@ -105,19 +107,20 @@ def float32_error(pixels: tuple[int, int], channels: int) -> float:
     expected: Array = np.zeros(found.shape)
     for i in range(3):
         for j in range(3):
-            window = x[:, :, i : i + pixels[0], j : j + pixels[1]].astype(np.float64)
+            rows, columns = (slice(k, k + stride * n, stride) for k, n in zip((i, j), pixels, strict=True))
+            window = x[:, :, rows, columns].astype(np.float64)
             expected += np.einsum("tcij,oc->toij", window, weights[:, :, i, j].astype(np.float64))
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
 @pytest.mark.parametrize("channels", [64, 512])
-@pytest.mark.parametrize("pixels", pixel_tiles())
-def test_errors_are_within_what_is_stated(pixels: tuple[int, int], channels: int) -> None:
-    assert float32_error(pixels, channels) <= ERRORS[pixels[0]]
+@pytest.mark.parametrize(("pixels", "stride"), TILES)
+def test_errors_are_within_what_is_stated(pixels: tuple[int, int], stride: int, channels: int) -> None:
+    assert float32_error(pixels, stride, channels) <= ERRORS[pixels[0]]
 
 
 @pytest.mark.parametrize(("name", "block"), ALGORITHMS)
-@pytest.mark.parametrize("pixels", pixel_tiles())
+@pytest.mark.parametrize(("pixels", "stride"), TILES)
 @pytest.mark.parametrize(
     ("size", "channels", "attrs"),
     [
@@ -132,6 +135,7 @@ def test_matches_reference(
     name: str,
     block: int,
     pixels: tuple[int, int],
+    stride: int,
     size: tuple[int, int],
     channels: tuple[int, int],
     attrs: dict[str, object],
@@ -139,7 +143,8 @@ def test_matches_reference(
     """With bias, residual and relu, and two images."""
     target, (outs, ins) = TARGETS[name], channels
     data = (2, -(-ins // block), *size, block)
-    kernel = conv2d(data, (outs, ins, 3, 3), epilogue=True, **layouts(block), **attrs)
+    strides = (stride, stride)
+    kernel = conv2d(data, (outs, ins, 3, 3), epilogue=True, strides=strides, **layouts(block), **attrs)
     config = small_tiles(kernel, target, pixels)
     assert_matches(kernel, target, {**config, "oc_blocks": min(2, -(-outs // block))})
 
@@ -219,7 +224,7 @@ def test_fewer_float32_products_or_faster_ones_of_bfloat16(
 
 def test_kernels_that_only_direct_convolution_serves() -> None:
     target = TARGETS["x86-64-v4"]
-    for attrs in ({"strides": (2, 2)}, {"dilation": (2, 2), "padding": (2,) * 4}):
+    for attrs in ({"strides": (3, 3)}, {"dilation": (2, 2), "padding": (2,) * 4}):
         kernel = conv2d((1, 2, 9, 9, 16), (32, 32, 3, 3), **layouts(16), **attrs)
         assert not template_for(kernel, target).algorithms
     for name in ("float16", "bfloat16"):

@@ -1,4 +1,4 @@
-"""Winograd convolution on CPUs: 3x3 kernels without strides, blocked input and output.
+"""Winograd convolution on CPUs: 3x3 kernels of strides 1 and 2, blocked input and output.
 
 The output is cut into tiles of `outputs` rows by `columns` (0: as many) pixels. A group of tiles at a time,
 small enough for the second-level cache: the input patch of every tile is transformed to `positions` values a
@@ -51,10 +51,9 @@ from tcomp.tensor.register_tile import (
     tile_nest,
 )
 from tcomp.tensor.template import TEMPLATES, Packed, PackedBy, Packing, Scheduled, Template
-from tcomp.tensor.winograd import Keep, Scheme
+from tcomp.tensor.winograd import OUTPUTS, Keep, Scheme
 from tcomp.tensor.winograd_choice import (
     COLUMNS,
-    OUTPUTS,
     PARTS,
     WinogradChoice,
     best_choice,
@@ -62,6 +61,7 @@ from tcomp.tensor.winograd_choice import (
     group_sizes,
     pixel_tiles,
     register_tiles,
+    scheme_of,
     tile_counts,
     winograd_cycles,
 )
@@ -86,7 +86,8 @@ class ConvWinograd(Template):
         return (
             fits
             and conv.kernel == (3, 3)
-            and conv.strides == conv.dilation == (1, 1)
+            and all(stride in OUTPUTS for stride in conv.strides)
+            and conv.dilation == (1, 1)
             and conv.groups == 1
             and min(conv.in_block, conv.out_block) > 1
             and placeholder_index(kernel, anchor.inputs[1]) in kernel.constant_inputs
@@ -110,11 +111,15 @@ class ConvWinograd(Template):
     def space(self, kernel: Kernel, target: Target) -> Space:
         conv = _convolution(kernel)
         best, tiles = best_choice(conv, target), set(register_tiles(conv, target))
-        groups = {tile: group_sizes(conv, tile) for tile in pixel_tiles()}
+        groups = {tile: group_sizes(conv, tile) for tile in pixel_tiles(conv.strides)}
 
         def reason(config: Config) -> str | None:
             chosen = WinogradChoice.of(config)
-            sizes = groups[chosen.pixels]
+            sizes = groups.get(chosen.pixels)
+            if chosen.columns == chosen.outputs:
+                return "as many columns as rows are `columns` 0"
+            if sizes is None:
+                return f"tiles of {chosen.pixels[0]}x{chosen.pixels[1]} pixels have no scheme for this stride"
             if chosen.group not in sizes:
                 return f"there are only {sizes[-1]} tiles, not a group of {chosen.group}"
             if (chosen.rows, chosen.oc_blocks) not in tiles or chosen.rows > chosen.group:
@@ -126,7 +131,7 @@ class ConvWinograd(Template):
 
         return Space(
             (
-                Ordered("outputs", OUTPUTS, best.outputs),
+                Ordered("outputs", tuple(sorted({rows for rows, _ in groups})), best.outputs),
                 Ordered("columns", COLUMNS, best.columns),
                 Ordered("group", tuple(sorted({g for sizes in groups.values() for g in sizes})), best.group),
                 Ordered("rows", tuple(sorted({rows for rows, _ in tiles})), best.rows),
@@ -164,7 +169,7 @@ class _Nest:
     def __init__(self, kernel: Kernel, target: Target, choice: WinogradChoice) -> None:
         assert kernel.anchor is not None
         self.conv = _convolution(kernel)
-        self.scheme = Scheme.of(choice.pixels)
+        self.scheme = scheme_of(self.conv, choice.pixels)
         self.positions = self.scheme.positions
         self.tile_counts = tile_counts(self.conv, choice.pixels)
         self.groups = Tiles.of(self.conv.batch * prod(self.tile_counts), choice.group)
@@ -224,7 +229,10 @@ class _Nest:
 
         def one_tile(t: Expression) -> Statement:
             n, row, column = self._place(first + t)
-            top, left = row - conv.pad_begin[0], column - conv.pad_begin[1]
+            top, left = (
+                at * stride - pad
+                for at, stride, pad in zip((row, column), conv.strides, conv.pad_begin, strict=True)
+            )
 
             def inside(at: Expression, extent: int, reach: int) -> list[Expression]:
                 return [at >= 0, at + reach <= extent]
