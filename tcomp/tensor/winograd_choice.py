@@ -9,10 +9,17 @@ from math import prod
 
 from tcomp.target.target import Target
 from tcomp.tensor.convolution import Convolution
-from tcomp.tensor.direct_convolution import CROWDED, PixelTile, registers_of
+from tcomp.tensor.direct_convolution import (
+    CROWDED,
+    PixelTile,
+    registers_of,
+    step_cycles,
+    together,
+    vectors_of,
+)
 from tcomp.tensor.knobs import Config
 from tcomp.tensor.primitives import Tiles
-from tcomp.tensor.register_tile import FMA_LATENCY
+from tcomp.tensor.register_tile import LAST_LEVEL_BYTES, SECOND_LEVEL_BYTES
 from tcomp.tensor.winograd import OUTPUTS, Scheme
 
 MAX_ROWS = 28
@@ -116,11 +123,9 @@ def winograd_cycles(conv: Convolution, choice: WinogradChoice, target: Target) -
     positions = scheme.positions
     groups = Tiles.of(conv.batch * prod(tile_counts(conv, choice.pixels)), choice.group)
     panels = Tiles.of(conv.out_blocks, choice.oc_blocks, choice.parts)
-    in_blocks, vectors = -(-conv.in_channels // lanes), conv.out_block * choice.oc_blocks / lanes
+    in_blocks, vectors = -(-conv.in_channels // lanes), vectors_of(conv, target) * choice.oc_blocks
     channels = conv.reduction_chunks * conv.reduction_chunk
     line = target.vector_bits // 8
-
-    far = vectors * line / 32
     room = target.vector_registers - target.spare_registers
     crowded = CROWDED if sum_registers(conv, choice.rows, choice.oc_blocks, target) > room else 1.0
 
@@ -128,8 +133,9 @@ def winograd_cycles(conv: Convolution, choice: WinogradChoice, target: Target) -
         """Cycles of a register tile."""
         if not rows:
             return 0.0
-        step = max(rows * vectors / target.fma_ports, FMA_LATENCY, (rows + vectors) / target.load_ports, far)
-        step += 0.025 * (rows + vectors) + 0.2 * far
+        inputs = rows / together(conv, target)
+        step = step_cycles(target, rows, vectors, inputs, vectors, far=True)
+        step = max(step, vectors * line / SECOND_LEVEL_BYTES)
         return crowded * channels * step + 2 * rows * vectors + 20
 
     whole, rest = divmod(groups.size, choice.rows)
@@ -138,10 +144,10 @@ def winograd_cycles(conv: Convolution, choice: WinogradChoice, target: Target) -
 
     near = target.cache_bytes[1]
     weights = positions * channels * panels.count * vectors * line
-    streamed = groups.count * weights if weights > near / 2 else 0
+    again = (groups.count - 1) * weights if weights > near / 2 else 0
     held = positions * groups.size * (in_blocks + vectors) * line
     spilled = 3 * groups.count * max(0.0, held - 0.6 * near)
-    load = (streamed + spilled) / target.far_bytes_per_cycle
+    load = weights / target.far_bytes_per_cycle + (again + spilled) / LAST_LEVEL_BYTES
 
     blocks = choice.parts * in_blocks + panels.count * vectors
     transforms = groups.count * groups.size * blocks * positions * (scheme.down.size + scheme.across.size) / 2

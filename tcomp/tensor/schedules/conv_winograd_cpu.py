@@ -67,6 +67,8 @@ from tcomp.tensor.winograd_choice import (
 )
 from tcomp.tvm_api import tirx
 
+WORTH = 1.05
+"""How much faster it must be, by estimate, to be worth a larger library."""
 Along = Callable[[Sequence[Expression], Keep], "list[Expression]"]
 """A transform of values in a row."""
 
@@ -99,7 +101,7 @@ class ConvWinograd(Template):
         best: dict[Hashable, WinogradChoice] = {}
         cycles: dict[Hashable, float] = {}
         for choice in default_choices(conv, target):
-            key, estimated = _packed_by(conv, choice), winograd_cycles(conv, choice, target)
+            key, estimated = _packed_by(conv, choice), WORTH * winograd_cycles(conv, choice, target)
             if estimated < cycles.get(key, inf):
                 best[key], cycles[key] = choice, estimated
 
@@ -145,7 +147,7 @@ class ConvWinograd(Template):
 
     def estimate(self, kernel: Kernel, target: Target) -> float:
         conv = _convolution(kernel)
-        return winograd_cycles(conv, best_choice(conv, target), target)
+        return WORTH * winograd_cycles(conv, best_choice(conv, target), target)
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         return _Nest(kernel, target, WinogradChoice.of(config)).scheduled()
