@@ -165,11 +165,13 @@ def direct_cycles(conv: Convolution, tile: PixelTile, target: Target) -> float:
 
 
 def copy_cycles(conv: Convolution, target: Target) -> float:
-    """Estimated cycles of the padded copy of a blocked image, if there is one: its bytes come and go."""
-    if conv.in_block == 1 or not conv.is_padded:
+    """Estimated cycles of the padded copy of an image, if there is one: its bytes come and go."""
+    if not conv.is_padded:
         return 0.0
-    nbytes = 2 * conv.in_channels * prod(conv.needed) * numpy_dtype(conv.dtype).itemsize
-    return nbytes / (LAST_LEVEL_BYTES if inputs_are_far(conv, target) else SECOND_LEVEL_BYTES)
+    elements = conv.in_channels * prod(conv.needed)
+    rate = LAST_LEVEL_BYTES if inputs_are_far(conv, target) else SECOND_LEVEL_BYTES
+    moving = 2 * elements * numpy_dtype(conv.dtype).itemsize / rate
+    return max(3.0 * elements / target.lanes(conv.dtype), moving)
 
 
 def panel_bytes(conv: Convolution, oc_blocks: int, target: Target) -> int:
