@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -36,7 +37,7 @@ class Found:
 
     `curve` has the seconds since its start and the best kernel time so far, by MetaSchedule's own clock,
     after each round of measuring. `run` runs its best kernel so often and gives the seconds of one run; None
-    when no trial succeeded.
+    when no trial succeeded, or when its rules cannot schedule the kernel.
     """
 
     trials: int
@@ -84,22 +85,24 @@ def search(kernel: Kernel, target: Target, trials: int, workers: int, folder: Pa
 
     tvm_target = tvm.target.Target({**target.llvm, "num-cores": 1})
     callbacks = [*meta_schedule.MeasureCallback.create("default"), Listen()]
-    database = meta_schedule.tir_integration.tune_tir(
-        compute(kernel),
-        tvm_target,
-        str(folder),
-        max_trials_global=trials,
-        num_trials_per_iter=min(trials, 32),
-        builder=meta_schedule.builder.LocalBuilder(
-            max_workers=workers, timeout_sec=BUILD_SECONDS, initializer=remember_modules
-        ),
-        measure_callbacks=callbacks,
-        seed=seed,
-    )
+    try:
+        database = meta_schedule.tir_integration.tune_tir(
+            compute(kernel),
+            tvm_target,
+            str(folder),
+            max_trials_global=trials,
+            num_trials_per_iter=min(trials, 32),
+            builder=meta_schedule.builder.LocalBuilder(
+                max_workers=workers, timeout_sec=BUILD_SECONDS, initializer=remember_modules
+            ),
+            measure_callbacks=callbacks,
+            seed=seed,
+        )
+    except tvm.s_tir.ScheduleError as error:
+        print(f"MetaSchedule cannot schedule {kernel.label}: {str(error).splitlines()[-1]}", file=sys.stderr)
+        return Found(clock.trials, clock.curve, None)
     schedule = meta_schedule.tir_integration.compile_tir(database, compute(kernel), tvm_target)
-    return Found(
-        clock.trials, clock.curve, None if schedule is None else _runner(schedule, kernel, tvm_target)
-    )
+    return Found(clock.trials, clock.curve, None if schedule is None else _runner(schedule, tvm_target))
 
 
 def compute(kernel: Kernel) -> Any:
@@ -110,14 +113,14 @@ def compute(kernel: Kernel) -> Any:
     return function.with_attrs({"global_symbol": "main", "tirx.noalias": True, "layout_free_buffers": free})
 
 
-def _runner(schedule: Any, kernel: Kernel, target: Any) -> Callable[[int], float]:
+def _runner(schedule: Any, target: Any) -> Callable[[int], float]:
     """Times the best kernel as its runner did: constants lie as the schedule wants them."""
     module = RemoveWeightLayoutRewriteBlock(skip_tensor_rewrite=True)(schedule.mod)
     library = tvm.compile(module, target=target)
-    types = [v.type for v in (*kernel.body.inputs, *kernel.body.outputs)]
     rng = np.random.default_rng(0)
     arguments = [
-        tvm.runtime.tensor(rng.random(t.static_shape).astype(numpy_dtype(t.dtype)), tvm.cpu()) for t in types
+        tvm.runtime.tensor(rng.random([int(n) for n in p.shape]).astype(numpy_dtype(str(p.dtype))), tvm.cpu())
+        for p in module["main"].params
     ]
 
     def seconds(number: int) -> float:

@@ -92,7 +92,7 @@ def test_groups_that_break_blocks_stay_plain_between_blocked_kernels() -> None:
 
 
 def test_smaller_blocks_where_they_make_a_concatenation_whole() -> None:
-    """Parts of 12 channels are 1.5 blocks of 8: with blocks of 4, a vector of NEON, they are written in place."""
+    """Parts of 12 channels are 1.5 blocks of 8: blocks of 4, vectors of NEON, are written in place."""
     net = Net()
     x = net.relu(net.conv(net.input(3, 40), 96))
     parts = [net.relu(net.conv(x, 12)) for _ in range(4)]
