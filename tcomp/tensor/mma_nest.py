@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tcomp.relay.types import stored_as
 from tcomp.tensor.convolution import accumulator_dtype
 from tcomp.tensor.loops import (
     Buffer,
@@ -54,6 +55,8 @@ class MmaOperand:
     index: Callable[[Expression, Expression, Expression], Sequence[Any]]
     by_depth: bool = True
     inside: Callable[[Expression, Expression], Sequence[Expression]] = lambda row, k: ()
+    is_rounded: bool = False
+    """Whether float32 numbers are of tf32 already, where these are multiplied."""
 
 
 @dataclass(frozen=True)
@@ -124,12 +127,16 @@ class _Side:
         warp_chunk = 0 if self.operand.by_depth else self.warp * (self.warp_rows // self.plan.chunk)
         own = tirx.bitwise_xor(warp_chunk + chunk_half, swizzle(line, self.chunks))
 
+        rounds = self.plan.dtype == "tf32" and not self.operand.is_rounded
+
         def piece(i: int) -> Statement:
             first_line = self.warp * self.warp_rows + 16 * i if self.operand.by_depth else 16 * k
             chunk = 2 * k if self.operand.by_depth else 2 * i
             place = (line + first_line) * self.chunks + tirx.bitwise_xor(own, constant(chunk))
             name = "tcomp_load_matrices" + ("" if self.operand.by_depth else "_transposed")
-            return _call(name, tirx.address_of(into[which, i, 0]), stage(place + self.begin))
+            registers = tirx.address_of(into[which, i, 0])
+            loads = _call(name, registers, stage(place + self.begin))
+            return sequence([loads, _call("tcomp_round_tf32", registers)]) if rounds else loads
 
         return sequence([piece(i) for i in range(self.pieces)])
 
@@ -201,7 +208,9 @@ class MmaNest:
     def _multiply(self, left: _Side, right: _Side, sums: Buffer, depth: Expression) -> list[Statement]:
         plan = self.plan
         stages, stage_chunks = plan.stages, plan.stage_chunks
-        allocate, memory = dynamic_shared((stages * stage_chunks * plan.chunk,), plan.dtype, "stages")
+        allocate, memory = dynamic_shared(
+            (stages * stage_chunks * plan.chunk,), stored_as(plan.dtype), "stages"
+        )
         allocate_left, left_pieces = local((2, left.pieces, 4), "uint32", "left_pieces")
         allocate_right, right_pieces = local((2, right.pieces, 4), "uint32", "right_pieces")
         inner = plan.depth_chunks // 2

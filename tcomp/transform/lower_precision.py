@@ -26,7 +26,6 @@ from tcomp.relay.graph import Constant, Graph, Node, Value
 from tcomp.relay.layouts import channel_block
 from tcomp.relay.op import OPS, FusionKind
 from tcomp.relay.types import TensorType, numpy_dtype
-from tcomp.target.target import Target
 from tcomp.tensor.kernel import anchors_of
 from tcomp.transform.pass_ import Pass, declare_pass
 
@@ -67,21 +66,17 @@ def product_kernels(graph: Graph) -> list[Node]:
 
 
 def is_lowered(kernel: Node) -> bool:
-    """Whether a kernel's product takes operands of 16 bits."""
+    """Whether a kernel's product takes operands of 16 bits, or rounds them."""
     anchor = _anchor(kernel)
-    return _is_product(anchor, plain=True) and anchor is not None and anchor.inputs[0].dtype in RANGES
+    if anchor is None or not _is_product(anchor, plain=True):
+        return False
+    return anchor.inputs[0].dtype in RANGES or bool(anchor.attrs["multiply_as"])
 
 
-def describe_precision(graph: Graph, target: Target, precision: str) -> str:
-    """What of the optimized `graph` runs in 16 bits, for people; nothing when that was not asked for."""
-    if precision == "exact":
-        return ""
-    if target.fast_dtype is None:
-        return f"precision fast: `{target.name}` multiplies 16-bit floats no faster; all stays in float32"
-    products = product_kernels(graph)
-    wide = [n.name for n in products if not is_lowered(n)]
-    kept = f", {len(wide)} in float32 ({', '.join(wide[:5])})" if wide else ""
-    return f"precision fast: {len(products) - len(wide)} products in {target.fast_dtype}{kept}"
+def takes_fewer_bits(kernel: Node) -> bool:
+    """Whether a kernel of a lowered graph computes with fewer bits than before: products, and what reads or
+    writes 16 bits."""
+    return is_lowered(kernel) or any(v.dtype in RANGES for v in (*kernel.inputs, *kernel.outputs))
 
 
 def _is_product(anchor: Node | None, plain: bool = False) -> bool:

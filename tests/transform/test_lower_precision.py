@@ -14,8 +14,9 @@ from tcomp.relay.graph import Attr, Graph, Value
 from tcomp.target.target import TARGETS, Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.template import template_for
-from tcomp.transform.lower_precision import LowerPrecision, describe_precision, is_lowered, product_kernels
+from tcomp.transform.lower_precision import LowerPrecision, is_lowered, product_kernels
 from tcomp.transform.pipeline import optimize
+from tcomp.transform.precision import describe_precision
 from tcomp.tuner.task import tasks
 
 FP16, BF16, NO_FP16 = (TARGETS[name] for name in ("emeraldrapids", "znver4", "x86-64-v4"))

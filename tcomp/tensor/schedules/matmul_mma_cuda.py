@@ -10,14 +10,22 @@ from math import prod
 import numpy as np
 
 from tcomp.relay.graph import Node
-from tcomp.relay.types import Array, TensorType
+from tcomp.relay.types import Array, TensorType, numpy_dtype
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.gemm import constant_right, fits
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Space
 from tcomp.tensor.loops import Elements, Expression, Statement, constant
-from tcomp.tensor.mma_kernel import materialize, multiplies, padded, schedule_mma, stored_in_vectors
+from tcomp.tensor.mma_kernel import (
+    as_factors,
+    factor_dtype,
+    materialize,
+    multiplies,
+    padded,
+    schedule_mma,
+    stored_in_vectors,
+)
 from tcomp.tensor.mma_nest import MmaOperand
 from tcomp.tensor.mma_plan import chunk_elements, estimated_cycles, plan_of, plan_space
 from tcomp.tensor.product import Product
@@ -28,7 +36,7 @@ from tcomp.tvm_api import Tensor
 
 
 class MatmulMmaCuda(Template):
-    """Products of float16 and bfloat16 with float32 sums, of int8 with int32 ones, on tensor cores.
+    """Products of float16, bfloat16 and tf32 with float32 sums, of int8 with int32 ones, on tensor cores.
 
     Steps: pack a constant right operand as [columns, depth]; bring operands that are computed, or whose rows
     are not whole chunks, into memory so; multiply; add parts of the depth where there are several.
@@ -46,17 +54,17 @@ class MatmulMmaCuda(Template):
     def space(self, kernel: Kernel, target: Target) -> Space:
         assert target.gpu is not None
         matrices = _Matrices(kernel)
-        return plan_space(matrices.product.left.dtype, matrices.extents, target.gpu)
+        return plan_space(factor_dtype(kernel), matrices.extents, target.gpu)
 
     def estimate(self, kernel: Kernel, target: Target) -> float:
         assert target.gpu is not None
         matrices = _Matrices(kernel)
-        return estimated_cycles(matrices.product.left.dtype, matrices.extents, kernel.nbytes, target.gpu)
+        return estimated_cycles(factor_dtype(kernel), matrices.extents, kernel.nbytes, target.gpu)
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         matrices = _Matrices(kernel)
         product = matrices.product
-        plan = plan_of(product.left.dtype, matrices.extents, config)
+        plan = plan_of(factor_dtype(kernel), matrices.extents, config)
         anchored = Anchored(kernel, matrices.packing)
         before: list[Statement] = []
         left, right = matrices.left(anchored, before), matrices.right(anchored, before)
@@ -119,13 +127,13 @@ class _Matrices:
             matrices = np.swapaxes(matrices, -1, -2)
         result = np.zeros(self._right_shape, array.dtype)
         result[..., : product.depth] = matrices
-        return result
+        return as_factors(self.kernel, result)
 
     def _is_ready(self, anchored: Anchored, tensor: Tensor, by_depth: bool) -> bool:
         """Whether chunks of an operand are whole and aligned where it lies."""
         whole = int(tensor.shape[-1]) % self.chunk == 0 and self.depth == self.product.depth
         # Matrices are transposed on their way from shared memory by elements of 16 bits only.
-        movable = by_depth or self.product.left.dtype != "int8"
+        movable = by_depth or numpy_dtype(self.product.left.dtype).itemsize == 2
         return anchored.buffer_of(tensor) is not None and whole and movable
 
     def left(self, anchored: Anchored, before: list[Statement]) -> MmaOperand:
@@ -159,7 +167,7 @@ class _Matrices:
             return [*product.packed_batch(digits(batch, product.batch)), column, k]
 
         if self.packing:
-            return MmaOperand(anchored.buffer_of(tensor), packed)
+            return MmaOperand(anchored.buffer_of(tensor), packed, is_rounded=True)
         if self._is_ready(anchored, tensor, product.transpose_right):
             return MmaOperand(
                 anchored.buffer_of(tensor),
