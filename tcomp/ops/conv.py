@@ -254,7 +254,7 @@ _SAMPLES = {
             data_layout=BLOCKED, out_layout=BLOCKED, out_dtype="float32",
         ),
         _sample((1, 3, 6, 6), (4, 3, 3, 3), "bfloat16", 1e-4, out_dtype="float32"),
-        _sample((1, 8, 6, 6), (4, 8, 3, 3), tol=8e-3, multiply_as="tf32"),
+        _sample((1, 8, 6, 6), (4, 8, 3, 3), tol=2e-2, multiply_as="tf32"),
     ),
     3: (
         _sample((1, 3, 5, 6, 5), (4, 3, 3, 2, 3), padding=(1, 0, 1, 1, 1, 0)),
