@@ -7,6 +7,7 @@ only move elements never leave 16 bits. Norms, softmax and reductions thus compu
 
 Graph inputs and outputs keep their types. A product stays in float32 when an operand is a graph input, is
 computed inside its kernel, or is a constant beyond the range of 16 bits, and when its kernel is to be kept.
+Weights that are unpacked inside their kernel become 16 bits there, as their scales have these.
 Chains of convolutions stay in float32 with everything they read and write.
 """
 
@@ -35,6 +36,8 @@ WIDE_OPERANDS = ("attention",)
 """Anchors that read float32 only."""
 RANGES = {"float16": 65504.0, "bfloat16": 3.3e38}
 """The 16-bit types and the largest magnitude that constants may have in each."""
+_LARGEST_LEVEL = 255
+"""What packed weights are at most, in scales."""
 _MOVING = (FusionKind.MOVEMENT, FusionKind.VIEW)
 
 
@@ -181,13 +184,16 @@ class _Lowering:
         if node.name in self._keep or anchor.output.dtype != "float32":
             return False
         places: list[int] = []
-        for value in anchor.inputs:
+        for operand in anchor.inputs:
+            unpacking = next((n for n in body.nodes if operand in n.outputs and OPS[n.op].unpacks), None)
+            value = operand if unpacking is None else unpacking.inputs[1]
             place = next((i for i, v in enumerate(body.inputs) if v is value), None)
             if place is None:
                 return False
             outer = node.inputs[place]
             if isinstance(outer, Constant):
-                if body.use_count(value) != 1 or not self._in_range(outer):
+                largest = 1 if unpacking is None else _LARGEST_LEVEL
+                if body.use_count(value) != 1 or not self._in_range(outer, largest):
                     return False
             elif not self._is_narrow(outer):
                 return False
@@ -198,8 +204,8 @@ class _Lowering:
                 operands[place] = self._converted(outer)
         return True
 
-    def _in_range(self, constant: Constant) -> bool:
-        return float(np.abs(constant.data).max(initial=0.0)) <= RANGES[self._dtype]
+    def _in_range(self, constant: Constant, factor: int) -> bool:
+        return factor * float(np.abs(constant.data).max(initial=0.0)) <= RANGES[self._dtype]
 
     def _converted(self, constant: Constant) -> Constant:
         if constant not in self._constants:
