@@ -17,6 +17,8 @@ from tcomp.tensor.matrices import Index
 from tcomp.tvm_api import tirx
 
 WORD_BITS = 32
+CHUNK = 8
+"""Elements of 16 bits that tensor cores' operands are moved by."""
 REGISTERS = 3
 """Of a word: itself, its scale, its zero point."""
 
@@ -78,10 +80,10 @@ class PackedWeights:
             return tirx.const(float(self.common_zero), "float32")
         return convert(tirx.BufferLoad(self._buffer(anchored, value), [column, k // self.block]), "float32")
 
-    def unpack(self, numbers: Buffer, word: Expression, zero: Expression) -> Statement:
-        """`numbers[:]` = the weights of a word, less their zero point."""
-        name = f"tcomp_unpack_{self.bits}"
-        return tirx.Evaluate(tirx.call_extern("int32", name, tirx.address_of(numbers[0]), word, zero))
+    def unpack(self, numbers: Buffer, word: Expression, zero: Expression, at: int = 0) -> Statement:
+        """Make the weights of a word, less their zero point, the `at`-th so many of `numbers`."""
+        name, first = f"tcomp_unpack_{self.bits}", tirx.address_of(numbers[at * self.word])
+        return tirx.Evaluate(tirx.call_extern("int32", name, first, word, zero))
 
     @property
     def common_zero(self) -> int | None:
@@ -149,3 +151,49 @@ class UnpackedOperand:
             return unrolled(self._plan.columns, lambda c: of_word(step, c), "c")
 
         return sequence([allocate, unrolled(self._plan.unroll, of_step, "u")])
+
+
+class UnpackedChunks:
+    """Chunks of 8 weights in 16 bits for tensor cores, on their way from memory to a stage."""
+
+    def __init__(
+        self, anchored: Anchored, weights: PackedWeights, dtype: str, extent: int, count: int
+    ) -> None:
+        """For `count` chunks a thread of weights `[extent, depth]`."""
+        self._anchored, self._weights, self._dtype, self._extent = anchored, weights, dtype, extent
+        self._per_chunk = CHUNK // weights.word
+        allocate_words, self._words = local((count, self._per_chunk), "uint32", "words")
+        allocate_scales, self._scales = local((count,), "float32", "scales")
+        allocate_zeros, self._zeros = local((count,), "float32", "zeros")
+        allocate_numbers, self._numbers = local((CHUNK,), "float32", "numbers")
+        self.allocations = (allocate_words, allocate_scales, allocate_zeros, allocate_numbers)
+
+    @staticmethod
+    def fit(weights: PackedWeights, dtype: str) -> bool:
+        """Whether every chunk has one scale."""
+        return dtype in ("float16", "bfloat16") and weights.depth % CHUNK == weights.block % CHUNK == 0
+
+    def fetch(self, number: int, row: Expression, k: Expression, inside: Expression) -> Statement:
+        weights, anchored = self._weights, self._anchored
+        x, first = tirx.min(row, constant(self._extent - 1)), tirx.min(k, constant(weights.depth - CHUNK))
+        scale = tirx.Select(inside, weights.scale(anchored, x, first), tirx.const(0, "float32"))
+        loads = [
+            tirx.BufferStore(self._words, weights.load(anchored, x, first + i * weights.word), [number, i])
+            for i in range(self._per_chunk)
+        ]
+        return sequence(
+            [
+                *loads,
+                tirx.BufferStore(self._scales, scale, [number]),
+                tirx.BufferStore(self._zeros, weights.zero(anchored, x, first), [number]),
+            ]
+        )
+
+    def put(self, number: int, target: Expression) -> Statement:
+        unpack = [
+            self._weights.unpack(self._numbers, self._words[number, i], self._zeros[number], i)
+            for i in range(self._per_chunk)
+        ]
+        name, numbers = f"tcomp_store_{self._dtype}", tirx.address_of(self._numbers[0])
+        store = tirx.call_extern("int32", name, target, numbers, self._scales[number])
+        return sequence([*unpack, tirx.Evaluate(store)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from mma_kernels import SMALL
 
 from tcomp.codegen.cuda.device_code import device_code
 from tcomp.codegen.cuda.nvcc import compile_cubin
@@ -66,6 +67,32 @@ def test_few_rows(kernel: Kernel, knobs: dict[str, int], gpu: Target) -> None:
     np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance * np.abs(expected).max())
 
 
+@pytest.mark.parametrize(
+    ("kernel", "knobs"),
+    [
+        (product(40, 50, 192, 4, 32, zeros=True, dtype="float16"), {"stages": 3}),
+        pytest.param(
+            product(33, 24, 200, 8, 200, dtype="float16"), {"stages": 2, "splits": 2}, marks=pytest.mark.slow
+        ),
+        pytest.param(
+            product(20, 40, 320, 4, 64, dtype="float16"), {"depth_chunks": 8}, marks=pytest.mark.slow
+        ),
+    ],
+    ids=["4 bits", "8 bits, parts of the depth", "wide steps"],
+)
+def test_tensor_cores(kernel: Kernel, knobs: dict[str, int], gpu: Target) -> None:
+    """Weights are unpacked between memory and shared memory: there is no other launch, nor scratch."""
+    template = TEMPLATES["matmul_mma_cuda"]
+    config = {**SMALL, **knobs}
+    template.space(kernel, gpu).check(config)
+    scheduled = template.apply(kernel, gpu, config)
+    assert len(scheduled.scratch) == (1 if "splits" in knobs else 0)
+    arrays = numbers(kernel)
+    (found,) = build_scheduled(kernel, scheduled, gpu)(arrays)
+    (expected,) = evaluate(kernel.body, arrays)
+    np.testing.assert_allclose(found, expected, rtol=4e-3, atol=2e-3 * np.abs(expected).max())
+
+
 def test_it_is_the_default_of_few_rows() -> None:
     """What is read counts: half a byte for a weight."""
     target = TARGETS["cuda:sm_80"]
@@ -81,11 +108,11 @@ def test_it_is_the_default_of_few_rows() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
 @pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("rows", [1, 8])
+@pytest.mark.parametrize(("rows", "dtype"), [(1, "float32"), (8, "float16"), (512, "float16")])
 @pytest.mark.usefixtures("real_nvcc")
-def test_defaults_do_not_spill(rows: int, bits: int, arch: str) -> None:
+def test_defaults_do_not_spill(rows: int, dtype: str, bits: int, arch: str) -> None:
     target = TARGETS[f"cuda:{arch}"]
-    kernel = product(rows, 4096, 4096, bits, 128, zeros=True)
+    kernel = product(rows, 4096, 4096, bits, 128, zeros=True, dtype=dtype)
     code = device_code(schedule(kernel, target).function, "kernel", target)
     assert "tcomp_unpack" in code.source
     assert all(r.spilled_bytes == 0 for r in compile_cubin(code.source, arch).resources.values())

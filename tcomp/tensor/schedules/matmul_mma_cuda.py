@@ -27,11 +27,12 @@ from tcomp.tensor.mma_kernel import (
     stored_in_vectors,
 )
 from tcomp.tensor.mma_nest import MmaOperand
-from tcomp.tensor.mma_plan import chunk_elements, estimated_cycles, plan_of, plan_space
+from tcomp.tensor.mma_plan import MmaPlan, chunk_elements, estimated_cycles, plan_of, plan_space
 from tcomp.tensor.product import Product
 from tcomp.tensor.schedules.matmul_cuda import MatmulCuda
 from tcomp.tensor.template import TEMPLATES, Packing, Scheduled, Template
 from tcomp.tensor.threads import digits
+from tcomp.tensor.unpacked_operand import PackedWeights, UnpackedChunks
 from tcomp.tvm_api import Tensor
 
 
@@ -67,13 +68,27 @@ class MatmulMmaCuda(Template):
         plan = plan_of(factor_dtype(kernel), matrices.extents, config)
         anchored = Anchored(kernel, matrices.packing)
         before: list[Statement] = []
-        left, right = matrices.left(anchored, before), matrices.right(anchored, before)
+        left = matrices.left(anchored, before)
+        right = _unpacked(anchored, plan) or matrices.right(anchored, before)
 
         def index(batch: Expression, row: Expression, column: Expression) -> Sequence[Expression]:
             return product.index(digits(batch, product.batch), row, column)
 
         vector = 2 if stored_in_vectors(kernel, product.columns) else 1
         return schedule_mma(anchored, plan, before, left, right, index, vector)
+
+
+def _unpacked(anchored: Anchored, plan: MmaPlan) -> MmaOperand | None:
+    """A right operand that is unpacked on its way to shared memory, if that is what the kernel has."""
+    weights = PackedWeights.of(anchored.kernel)
+    if weights is None or not UnpackedChunks.fit(weights, plan.dtype):
+        return None
+    count = plan.block_columns * plan.depth_chunks // plan.threads
+    return MmaOperand(
+        anchored.input_buffer(0),
+        lambda batch, column, k: [column, k],
+        filling=UnpackedChunks(anchored, weights, plan.dtype, plan.columns, count),
+    )
 
 
 def _anchor(kernel: Kernel) -> Node:

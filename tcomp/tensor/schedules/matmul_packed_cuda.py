@@ -22,6 +22,8 @@ from tcomp.tensor.simt_space import problem_of
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
 from tcomp.tensor.unpacked_operand import REGISTERS, PackedWeights, UnpackedOperand
 
+_WARPS = 16
+"""Of a multiprocessor, which together have enough loads under way."""
 _UNPACK = 2.5
 """Instructions that make a number of a packed weight."""
 
@@ -47,9 +49,9 @@ class MatmulPackedCuda(Template):
         def complaint(plan: RowsPlan) -> str | None:
             return plan.reason(gpu, problem.rows, problem.depth, 4, weights.word, REGISTERS)
 
-        # What a warp reads of the few rows serves all its columns.
-        columns = next(c for c in (4, 2, 1) if c == 1 or problem.columns >= 4 * c * gpu.processors)
-        wanted = max(1, 2 * gpu.processors * 8 // ceil(problem.columns / columns))
+        # What a warp reads of the few rows serves all its columns; but warps must be many enough.
+        columns = next(c for c in (4, 2, 1) if c == 1 or problem.columns >= _WARPS * c * gpu.processors)
+        wanted = max(1, _WARPS * gpu.processors // ceil(problem.columns / columns))
         splits = [s for s in SPLITS if s <= wanted]
         plans = [RowsPlan(4, columns, 4, unroll, split) for unroll in (4, 2, 1) for split in splits[::-1]]
         best = next(plan for plan in plans if complaint(plan) is None)
