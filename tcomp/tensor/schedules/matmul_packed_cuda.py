@@ -13,11 +13,11 @@ from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.few_rows import MOST_ROWS, FewRows, RowsPlan
 from tcomp.tensor.gemm import fits
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.knobs import Config, Ordered, Space
+from tcomp.tensor.knobs import Config, Space
 from tcomp.tensor.matrices import ProductMatrices
 from tcomp.tensor.product import Product
 from tcomp.tensor.schedules.matmul_cuda import MatmulCuda
-from tcomp.tensor.schedules.matmul_rows_cuda import COLUMNS, SPLITS, UNROLLS, VECTORS, WARPS, rows_cycles
+from tcomp.tensor.schedules.matmul_rows_cuda import SPLITS, rows_cycles, rows_space
 from tcomp.tensor.simt_space import problem_of
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
 from tcomp.tensor.unpacked_operand import REGISTERS, PackedWeights, UnpackedOperand
@@ -54,17 +54,7 @@ class MatmulPackedCuda(Template):
         wanted = max(1, _WARPS * gpu.processors // ceil(problem.columns / columns))
         splits = [s for s in SPLITS if s <= wanted]
         plans = [RowsPlan(4, columns, 4, unroll, split) for unroll in (4, 2, 1) for split in splits[::-1]]
-        best = next(plan for plan in plans if complaint(plan) is None)
-        return Space(
-            (
-                Ordered("warps", WARPS, best.warps),
-                Ordered("columns", COLUMNS, best.columns),
-                Ordered("vector", VECTORS, best.vector),
-                Ordered("unroll", UNROLLS, best.unroll),
-                Ordered("split", SPLITS, best.split),
-            ),
-            lambda config: complaint(RowsPlan.of(config)),
-        )
+        return rows_space(next(plan for plan in plans if complaint(plan) is None), complaint)
 
     def estimate(self, kernel: Kernel, target: Target) -> float:
         problem, gpu = problem_of(kernel), target.gpu

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import ceil, prod
 
 from tcomp.target.target import Gpu, Target
@@ -48,25 +49,14 @@ class MatmulRowsCuda(Template):
         assert gpu is not None
         rows, columns = sorted((problem.rows, problem.columns))
 
-        def reason(config: Config) -> str | None:
-            return RowsPlan.of(config).reason(gpu, rows, problem.depth, problem.itemsize)
+        def complaint(plan: RowsPlan) -> str | None:
+            return plan.reason(gpu, rows, problem.depth, problem.itemsize)
 
         of_thread = 2 if columns >= 2 * WARP * gpu.processors else 1
         blocks = prod(problem.batch) * ceil(columns / (of_thread * (8 if _in_depth(kernel) else WARP)))
         wanted = max(1, 2 * gpu.processors // blocks)
         plans = [RowsPlan(8, of_thread, 4, 2 if _in_depth(kernel) else 4, s) for s in SPLITS if s <= wanted]
-        legal = [p for p in plans if p.reason(gpu, rows, problem.depth, problem.itemsize) is None]
-        best = legal[-1]
-        return Space(
-            (
-                Ordered("warps", WARPS, best.warps),
-                Ordered("columns", COLUMNS, best.columns),
-                Ordered("vector", VECTORS, best.vector),
-                Ordered("unroll", UNROLLS, best.unroll),
-                Ordered("split", SPLITS, best.split),
-            ),
-            reason,
-        )
+        return rows_space([p for p in plans if complaint(p) is None][-1], complaint)
 
     def estimate(self, kernel: Kernel, target: Target) -> float:
         """By memory, which needs enough loads under way, or by multiply-adds and loads of the few rows."""
@@ -82,6 +72,13 @@ class MatmulRowsCuda(Template):
         if matrices.rows > matrices.columns:
             matrices = Transposed(matrices)
         return FewRows(matrices, RowsPlan.of(config)).scheduled()
+
+
+def rows_space(best: RowsPlan, complaint: Callable[[RowsPlan], str | None]) -> Space:
+    """The knobs of plans, by the names of their fields."""
+    values = {"warps": WARPS, "columns": COLUMNS, "vector": VECTORS, "unroll": UNROLLS, "split": SPLITS}
+    knobs = tuple(Ordered(name, of, int(getattr(best, name))) for name, of in values.items())
+    return Space(knobs, lambda config: complaint(RowsPlan.of(config)))
 
 
 def rows_cycles(problem: Problem, gpu: Gpu, plan: RowsPlan, instructions: float) -> float:
