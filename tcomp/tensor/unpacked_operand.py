@@ -39,9 +39,10 @@ class PackedWeights:
         if node is None or node.op != "dequantize_blocks":
             return None
         found = PackedWeights(node)
-        data, scale, _ = node.inputs
+        data, scale, zero = node.inputs
         whole = found.depth % found.word == found.block % found.word == 0
-        readable = all(placeholder_index(kernel, v) is not None for v in (data, scale))
+        operands = (data, scale, *(() if isinstance(zero, Constant) else (zero,)))
+        readable = all(placeholder_index(kernel, v) is not None for v in operands)
         aligned = data.type.static_shape[1] * 8 % WORD_BITS == 0
         return found if whole and readable and aligned else None
 
@@ -76,20 +77,14 @@ class PackedWeights:
     def zero(self, anchored: Anchored, column: Expression, k: Expression) -> Expression:
         """The zero point at depth `k` in float32."""
         value = self.node.inputs[2]
-        if placeholder_index(anchored.kernel, value) is None:
-            return tirx.const(float(self.common_zero), "float32")
+        if isinstance(value, Constant):
+            return tirx.const(float(value.data.reshape(())), "float32")
         return convert(tirx.BufferLoad(self._buffer(anchored, value), [column, k // self.block]), "float32")
 
     def unpack(self, numbers: Buffer, word: Expression, zero: Expression, at: int = 0) -> Statement:
         """Make the weights of a word, less their zero point, the `at`-th so many of `numbers`."""
         name, first = f"tcomp_unpack_{self.bits}", tirx.address_of(numbers[at * self.word])
         return tirx.Evaluate(tirx.call_extern("int32", name, first, word, zero))
-
-    @property
-    def common_zero(self) -> int | None:
-        """The zero point of all weights; None where blocks have their own."""
-        value = self.node.inputs[2]
-        return int(value.data.reshape(())) if isinstance(value, Constant) else None
 
     def _buffer(self, anchored: Anchored, value: Value) -> Buffer:
         index = placeholder_index(anchored.kernel, value)
