@@ -36,7 +36,7 @@ from tcomp.relay.graph import Graph
 from tcomp.relay.types import numpy_dtype
 from tcomp.runtime.fill import fill
 from tcomp.target.host import host_target
-from tcomp.transform.pipeline import PRECISIONS, Precision
+from tcomp.transform.precision import PRECISIONS, Precision
 from tcomp.tuner.choices import choose_configs
 
 REFERENCE = "onnxruntime"

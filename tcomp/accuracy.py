@@ -1,4 +1,4 @@
-"""Precision `fast` within a tolerance: compile, compare with float32, and take back what hurts most.
+"""Fewer bits within a tolerance: compile, compare with float32, and take back what hurts most.
 
 The compiled model runs once on given or random inputs, and its outputs are compared with the float32 graph
 in the numpy evaluator. While an output is off by more than allowed, or is not finite, the kernels whose own
@@ -20,7 +20,8 @@ from tcomp.relay.types import FLOATS, Array, numpy_dtype
 from tcomp.runtime import load
 from tcomp.target.host import runs_here
 from tcomp.target.target import Target
-from tcomp.transform.lower_precision import RANGES, LowerPrecision, is_lowered, product_kernels
+from tcomp.transform.lower_precision import is_lowered, product_kernels, takes_fewer_bits
+from tcomp.transform.precision import Precision, factor_dtype, lowering
 
 TOLERANCE = 2e-2
 """Allowed error of an output relative to its largest magnitude."""
@@ -28,21 +29,24 @@ TOLERANCE = 2e-2
 
 @dataclass(frozen=True)
 class Lowered:
-    """A graph with products in 16 bits, and how far its outputs are from float32.
+    """A graph with products in fewer bits, and how far its outputs are from float32.
 
     `errors` are relative to each output's largest magnitude; none when the target does not run here.
     """
 
     graph: Graph
     target: Target
+    precision: Precision
+    products: int
+    """Those that were to take fewer bits, and those that could not."""
     kept: tuple[str, ...] = ()
     errors: Mapping[str, float] = field(default_factory=dict[str, float])
     tolerance: float = TOLERANCE
 
     def __str__(self) -> str:
-        products = product_kernels(self.graph)
-        lowered = sum(is_lowered(n) for n in products)
-        parts = [f"{lowered} of {len(products)} products in {self.target.fast_dtype}"]
+        lowered = sum(map(is_lowered, self.graph.nodes))
+        dtype = factor_dtype(self.target, self.precision)
+        parts = [f"{lowered} of {self.products} products in {dtype}"]
         if self.kept:
             shown = ", ".join(self.kept[:5]) + (", ..." if len(self.kept) > 5 else "")
             parts.append(f"{len(self.kept)} kernels kept in float32 for accuracy ({shown})")
@@ -53,31 +57,36 @@ class Lowered:
             parts.append(
                 f"error of `{worst}` {self.errors[worst]:.2%} of its scale (allowed {self.tolerance:.2%})"
             )
-        return "precision fast: " + "; ".join(parts)
+        return f"precision {self.precision}: " + "; ".join(parts)
 
 
 def lower_within(
     exact: Graph,
     target: Target,
+    precision: Precision,
     build: Callable[[Graph], Path],
     inputs: Mapping[str, Array],
     tolerance: float = TOLERANCE,
 ) -> Lowered:
-    """The optimized graph `exact` with as many products in 16 bits as `tolerance` allows.
+    """The graph `exact`, as it is before lowering, with as many products in fewer bits as `tolerance` allows.
 
     `build` compiles a graph to a library; its last call is for the graph in the result. Without a type that
-    `target` multiplies fast, or when it does not run here, nothing is compared.
+    `target` multiplies faster, or when it does not run here, nothing is compared.
     """
-    dtype, plain = target.fast_dtype, target.gpu is not None
-    if dtype is None or not runs_here(target):
-        graph = exact if dtype is None else LowerPrecision(dtype, plain=plain).run(exact)
+
+    def lowered(keep: Sequence[str] = ()) -> Graph:
+        lower = lowering(target, precision, "|".join(keep))
+        return exact if lower is None else lower.run(exact)
+
+    graph = lowered()
+    products = len(product_kernels(graph))
+    if graph is exact or not runs_here(target):
         build(graph)
-        return Lowered(graph, target, tolerance=tolerance)
+        return Lowered(graph, target, precision, products, tolerance=tolerance)
     arrays = list(inputs.values())
     expected = evaluate(exact, arrays)
     ranking: list[str] | None = None
     kept: tuple[str, ...] = ()
-    graph = LowerPrecision(dtype, plain=plain).run(exact)
     while True:
         with load(build(graph)) as model:
             outputs = model(*arrays)
@@ -85,11 +94,11 @@ def lower_within(
             v.name: relative_error(a, e) for v, a, e in zip(exact.outputs, outputs, expected, strict=True)
         }
         if graph is exact or all(e <= tolerance for e in errors.values()):
-            return Lowered(graph, target, kept, errors, tolerance)
+            return Lowered(graph, target, precision, products, kept, errors, tolerance)
         ranking = ranking or worst_kernels(exact, graph, arrays)
         count = max(1, 2 * len(kept))
         kept = tuple(ranking[:count])
-        graph = exact if count > len(ranking) else LowerPrecision(dtype, "|".join(kept), plain).run(exact)
+        graph = exact if count > len(ranking) else lowered(kept)
 
 
 def relative_error(actual: Array, expected: Array) -> float:
@@ -111,7 +120,7 @@ def relative_error(actual: Array, expected: Array) -> float:
 
 
 def worst_kernels(exact: Graph, lowered: Graph, inputs: Sequence[Array]) -> list[str]:
-    """Names of the kernels that read or write 16 bits, those first that do worst on exact inputs.
+    """Names of the kernels that compute with fewer bits, those first that do worst on exact inputs.
 
     Both graphs have the same nodes in the same order.
     """
@@ -121,7 +130,7 @@ def worst_kernels(exact: Graph, lowered: Graph, inputs: Sequence[Array]) -> list
         operands = [v.data if isinstance(v, Constant) else values[v] for v in node.inputs]
         results = OPS[node.op].evaluate(operands, node.attrs)
         values.update(zip(node.outputs, results, strict=True))
-        if node.name and any(v.dtype in RANGES for v in (*low.inputs, *low.outputs)):
+        if node.name and takes_fewer_bits(low):
             error = _own_error(low, operands, results)
             errors[node.name] = max(error, errors.get(node.name, 0.0))
     return sorted(errors, key=lambda name: -errors[name])

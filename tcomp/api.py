@@ -25,9 +25,9 @@ from tcomp.relay.specialize import specialize
 from tcomp.relay.types import Array
 from tcomp.target.parse import parse_target, parse_targets
 from tcomp.target.target import Target
-from tcomp.transform.lower_precision import describe_precision
-from tcomp.transform.pipeline import Precision
 from tcomp.transform.pipeline import optimize as optimize_graph
+from tcomp.transform.pipeline import passes_before_lowering, run_passes
+from tcomp.transform.precision import Precision, describe_precision, factor_dtype
 from tcomp.tuner.choices import Choices, choose_configs, choose_together
 from tcomp.tuner.lookup import Records
 from tcomp.tuner.loop import TaskResult, TuneOptions
@@ -78,12 +78,22 @@ def static_kernels(graph: Graph, target: Target, precision: Precision = "exact")
 
     Raises UnsupportedError naming the inputs whose dimensions are symbolic.
     """
+    _check_static(graph)
+    return optimize_graph(graph, target, precision=precision)
+
+
+def _check_static(graph: Graph) -> None:
     symbolic = [f"{v.name}: {v.type}" for v in graph.inputs if not v.type.is_static]
     if symbolic:
         raise UnsupportedError(
             f"input {symbolic[0]} has symbolic dimensions; fix them with --input-shape NAME:1,3,224,224"
         )
-    return optimize_graph(graph, target, precision=precision)
+
+
+def _exact_kernels(graph: Graph, target: Target, precision: Precision) -> Graph:
+    """`graph` optimised for `target` but for the pass that takes bits: what `lower_within` begins with."""
+    _check_static(graph)
+    return run_passes(graph, passes_before_lowering(target, precision))
 
 
 def as_target(target: str | Target) -> Target:
@@ -94,7 +104,7 @@ def as_target(target: str | Target) -> Target:
 @dataclass(frozen=True)
 class Compiled:
     """A written artifact: where the configs of each variant came from, by its name, the preferred one first;
-    the code generator's report; what runs in 16 bits; the sources that call it from other languages."""
+    the code generator's report; what runs in fewer bits; the sources that call it from other languages."""
 
     choices: Mapping[str, Choices]
     report: Report
@@ -130,20 +140,25 @@ def compile(
     runtime `freestanding`, an object file for a program without a system under it.
 
     `threads` selects the records that were measured with that many threads; the library itself runs with
-    any number. With precision `fast` the library is run once on `inputs` (random where not given), and
-    kernels stay in float32 while an output is off by more than `tolerance` of its largest magnitude.
+    any number. With another precision than `exact` the library is run once on `inputs` (random where not
+    given), and kernels stay in float32 while an output is off by more than `tolerance` of its largest
+    magnitude.
     `bindings` are `jni`, `jni:PACKAGE` and `swift`: sources beside the header that call the library.
     Raises CheckFailed when `require_tuned` and a tunable kernel has no record.
     """
     check_bindings(bindings)
     targets = by_preference(parse_targets(target) if isinstance(target, str) else (target,))
     chosen = graph_target(targets)
+    for one in targets:
+        factor_dtype(one, precision)  # Each must have the instructions.
     if precision != "exact" and (form == "bundle" or runtime == "freestanding"):
-        raise UsageError("precision `fast` runs the library, and this is none; compile it with `exact`")
+        raise UsageError(
+            f"precision `{precision}` runs the library, and this is none; compile it with `exact`"
+        )
     if bindings and runtime == "freestanding":
         raise UsageError("bindings call a library; compile with the runtime `threads` or `serial`")
     loaded = load_model(model, input_shapes)
-    exact = static_kernels(loaded, chosen)
+    exact = _exact_kernels(loaded, chosen, precision)
     written: list[tuple[dict[str, Choices], Report]] = []
 
     def build(graph: Graph) -> Path:
@@ -157,12 +172,12 @@ def compile(
         return report.library
 
     note = ""
-    if precision == "exact" or chosen.fast_dtype is None:
+    if factor_dtype(chosen, precision) is None:
         build(exact)
         note = describe_precision(exact, chosen, precision)
     else:
         arrays = chosen_inputs(loaded, inputs or {})
-        note = str(lower_within(exact, chosen, build, arrays, tolerance))
+        note = str(lower_within(exact, chosen, precision, build, arrays, tolerance))
     report = written[-1][1]
     return Compiled(*written[-1], note, tuple(write_bindings(report.program, report.header, bindings)))
 
@@ -183,16 +198,16 @@ def compile_benchmark(
     """
     chosen = as_target(target)
     loaded = load_model(model, input_shapes)
-    graph = static_kernels(loaded, chosen)
+    graph = _exact_kernels(loaded, chosen, precision)
     arrays = chosen_inputs(loaded, {})
-    if precision == "fast" and chosen.fast_dtype is not None:
+    if factor_dtype(chosen, precision) is not None:
         with tempfile.TemporaryDirectory() as folder:
 
             def build(lowered: Graph) -> Path:
                 configs = choose_configs(lowered, chosen, logs, threads)
                 return compile_graph(lowered, chosen, Path(folder, "model.so"), configs.config_of).library
 
-            graph = lower_within(graph, chosen, build, arrays).graph
+            graph = lower_within(graph, chosen, precision, build, arrays).graph
     choices = choose_configs(graph, chosen, logs, threads)
     allowed = Tolerance.of(precision)
     inputs = list(arrays.values())

@@ -29,7 +29,8 @@ from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
 from tcomp.transform.pass_ import Pass
-from tcomp.transform.pipeline import Precision, optimize
+from tcomp.transform.pipeline import optimize
+from tcomp.transform.precision import Precision
 
 ConfigOf = Callable[[Kernel], "Config | None"]
 
@@ -43,8 +44,8 @@ class Tolerance:
 
     @staticmethod
     def of(precision: Precision) -> Tolerance:
-        """What is allowed by default: products of 16-bit operands carry 8 to 11 bits."""
-        return Tolerance(rtol=TOLERANCE) if precision == "fast" else Tolerance()
+        """What is allowed by default: products of 16-bit operands, and of tf32, carry 8 to 11 bits."""
+        return Tolerance() if precision == "exact" else Tolerance(rtol=TOLERANCE)
 
     def excess(self, actual: Array, expected: Array) -> float:
         """Largest error as a multiple of what is allowed: above 1 is wrong, infinite for other shapes."""

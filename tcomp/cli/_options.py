@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from tcomp.errors import UsageError
-from tcomp.transform.pipeline import PRECISIONS
+from tcomp.transform.precision import PRECISIONS
 
 _SHAPE = re.compile(r"(?P<name>.+):(?P<dims>\d+(?:,\d+)*|)")
 
@@ -59,7 +59,8 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=PRECISIONS,
         default="exact",
-        help="`fast` multiplies in 16 bits where the target does that faster (default exact)",
+        help="`fast` multiplies in 16 bits where the target does that faster; `tf32` rounds float32 for the "
+        "tensor cores of GPUs (default exact)",
     )
 
 

@@ -67,13 +67,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="R",
         type=float,
         default=TOLERANCE,
-        help="with --precision fast: error of an output allowed relative to its scale (default 2e-2)",
+        help="with --precision fast or tf32: error of an output allowed relative to its scale (default 2e-2)",
     )
     parser.add_argument(
         "--check-input",
         metavar="IN.npz",
         type=Path,
-        help="with --precision fast: inputs by name to compare with float32 on; others are random",
+        help="with --precision fast or tf32: inputs by name to compare with float32 on; others are random",
     )
     parser.add_argument(
         "--bindings",

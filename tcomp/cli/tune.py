@@ -26,7 +26,7 @@ from tcomp.cli._options import (
     positive,
 )
 from tcomp.errors import UsageError
-from tcomp.transform.lower_precision import describe_precision
+from tcomp.transform.precision import describe_precision
 from tcomp.tuner.loop import TuneOptions, tune
 from tcomp.tuner.measure import MeasureOptions
 from tcomp.tuner.process import available_cores

@@ -31,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-i", "--input", metavar="IN.npz", type=Path, help="inputs by name; others are random"
     )
     parser.add_argument(
-        "--rtol", type=float, help="relative to the output's scale (default 1e-4; with --precision fast 2e-2)"
+        "--rtol",
+        type=float,
+        help="relative to the output's scale (default 1e-4; with --precision fast or tf32 2e-2)",
     )
     parser.add_argument("--atol", type=float, help="absolute (default 1e-6)")
     parser.add_argument("--seed", type=int, default=0, help="of the random inputs")

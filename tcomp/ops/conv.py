@@ -2,7 +2,7 @@
 
 Weights are plain [O, I/groups, *kernel] whatever the layouts are; the number of input channels of a
 blocked operand is known from them. There is no bias operand: it is an `add`. What lies around the input has
-`pad_value`, the zero point of quantized numbers.
+`pad_value`, the zero point of quantized numbers. `multiply_as` is as in `matmul`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ import numpy as np
 from tcomp.errors import TypeRuleError
 from tcomp.ops.shapes import (
     cast_tensor,
+    check_factors,
     element_type,
     exact,
+    factors,
     out_dtype,
     product_dtype,
     same_dtype,
@@ -44,6 +46,7 @@ def _infer(types: Sequence[TensorType], attrs: Attrs) -> list[TensorType]:
         raise TypeRuleError(f"input {x} does not hold the weight's {channels} channels as {layout}")
     spatial = window.outputs(x.shape[FIRST : FIRST + rank])
     shape = layout_shape(x.shape[0], weight.shape[0], spatial, text(attrs, "out_layout"))
+    check_factors("conv", dtype, attrs)
     return [TensorType(shape, out_dtype("conv", dtype, attrs))]
 
 
@@ -66,12 +69,13 @@ def _kernel(weight: TensorType) -> tuple[int, ...]:
 def _evaluate(arrays: Sequence[Array], attrs: Attrs) -> list[Array]:
     x, weight = arrays
     groups = integer(attrs, "groups")
-    plain = from_layout(exact(x), text(attrs, "data_layout"), weight.shape[1] * groups)
+    data, taps_of_all = factors(arrays, attrs)
+    plain = from_layout(data, text(attrs, "data_layout"), weight.shape[1] * groups)
     window = Window.of(weight.shape[2:], attrs)
     spatial = _static(window.outputs(plain.shape[2:]))
     padded = window.pad_array(plain, spatial, integer(attrs, "pad_value"))
     batch, outputs = x.shape[0], weight.shape[0]
-    kernel = exact(weight).reshape(groups, outputs // groups, *weight.shape[1:])
+    kernel = taps_of_all.reshape(groups, outputs // groups, *weight.shape[1:])
     total = np.zeros((batch, groups, outputs // groups, prod(spatial)), plain.dtype)
     for offset, view in window.taps(padded, spatial):
         columns = view.reshape(batch, groups, weight.shape[1], -1)
@@ -250,6 +254,7 @@ _SAMPLES = {
             data_layout=BLOCKED, out_layout=BLOCKED, out_dtype="float32",
         ),
         _sample((1, 3, 6, 6), (4, 3, 3, 3), "bfloat16", 1e-4, out_dtype="float32"),
+        _sample((1, 8, 6, 6), (4, 8, 3, 3), tol=2e-2, multiply_as="tf32"),
     ),
     3: (
         _sample((1, 3, 5, 6, 5), (4, 3, 3, 2, 3), padding=(1, 0, 1, 1, 1, 0)),
@@ -284,6 +289,7 @@ for _rank in (1, 2, 3):
                 "data_layout": PLAIN,
                 "out_layout": PLAIN,
                 "out_dtype": "",
+                "multiply_as": "",
                 "pad_value": 0,
             },
             arity=(2, 2),

@@ -3,6 +3,9 @@
 `out_dtype` names another element type of the result: products of half-precision operands, summed in
 float32, may stay float32, and those of int8, summed in int32, may stay int32. Without it the result has the
 operands' type.
+
+`multiply_as` lets kernels round the operands to a narrower type where they multiply them: tf32 for float32.
+The reference does.
 """
 
 from __future__ import annotations
@@ -17,7 +20,8 @@ from tcomp.ops.shapes import (
     broadcast_index,
     broadcast_shapes,
     cast_tensor,
-    exact,
+    check_factors,
+    factors,
     out_dtype,
     product_dtype,
     same_dtype,
@@ -42,6 +46,7 @@ def _infer(types: Sequence[TensorType], attrs: Attrs) -> list[TensorType]:
         raise TypeRuleError(f"`matmul` contracts {a_columns} columns with {b_rows} rows; they must be equal")
     batch = broadcast_shapes(a[:-2], b[:-2])
     result = out_dtype("matmul", dtype, attrs)
+    check_factors("matmul", dtype, attrs)
     return [TensorType((*batch, *a[-2:-1], *(b[-1:] if len(b) > 1 else ())), result)]
 
 
@@ -57,10 +62,10 @@ def _swapped(shape: tuple[Dim, ...], transpose: bool) -> tuple[Dim, ...]:
 def _evaluate(arrays: Sequence[Array], attrs: Attrs) -> list[Array]:
     a, b = (
         np.swapaxes(x, -1, -2) if flag(attrs, name) else x
-        for x, name in zip(arrays, _TRANSPOSES, strict=True)
+        for x, name in zip(factors(arrays, attrs), _TRANSPOSES, strict=True)
     )
-    result = out_dtype("matmul", type_of(a).dtype, attrs)
-    return [summed(np.asarray(np.matmul(exact(a), exact(b))), result)]
+    result = out_dtype("matmul", type_of(arrays[0]).dtype, attrs)
+    return [summed(np.asarray(np.matmul(a, b)), result)]
 
 
 def _compute(inputs: Sequence[Tensor], attrs: Attrs, outputs: Sequence[TensorType]) -> list[Tensor]:
@@ -105,7 +110,7 @@ declare(
         compute=_compute,
         kind=FusionKind.CONTRACTION,
         takes_movement=True,
-        attrs={"transpose_a": False, "transpose_b": False, "out_dtype": ""},
+        attrs={"transpose_a": False, "transpose_b": False, "out_dtype": "", "multiply_as": ""},
         arity=(2, 2),
         cost=_cost,
         samples=(
@@ -123,6 +128,7 @@ declare(
             _sample((20, 48), (48, 40), "float16", 4e-3, out_dtype="float32"),
             _sample((20, 48), (48, 40), "bfloat16", 1e-5, out_dtype="float32"),
             _sample((20, 50), (50, 40), "int8", 0.0, out_dtype="int32"),
+            _sample((20, 48), (48, 40), tolerance=2e-2, multiply_as="tf32"),
         ),
     )
 )

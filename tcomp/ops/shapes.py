@@ -11,7 +11,7 @@ from tcomp.errors import TypeRuleError
 from tcomp.relay.attributes import text
 from tcomp.relay.dims import Dim
 from tcomp.relay.graph import Attrs
-from tcomp.relay.types import Array, TensorType, numpy_dtype, type_of
+from tcomp.relay.types import ROUNDED, Array, TensorType, numpy_dtype, rounded_to_tf32, type_of
 from tcomp.tvm_api import Tensor, te
 
 
@@ -74,6 +74,20 @@ def out_dtype(op: str, dtype: str, attrs: Attrs) -> str:
             f"`{op}`: out_dtype is {chosen}; products of {dtype} give {dtype} or {product_dtype(dtype)}"
         )
     return chosen
+
+
+def check_factors(op: str, dtype: str, attrs: Attrs) -> None:
+    """Raise TypeRuleError unless attribute `multiply_as` names what operands of `dtype` can be rounded to."""
+    chosen = text(attrs, "multiply_as")
+    if chosen and ROUNDED.get(chosen) != dtype:
+        known = " or ".join(f"{name} for {stored}" for name, stored in ROUNDED.items())
+        raise TypeRuleError(f"`{op}`: multiply_as is {chosen}, operands are {dtype}; it can be {known}")
+
+
+def factors(arrays: Sequence[Array], attrs: Attrs) -> list[Array]:
+    """Operands of a product as it multiplies them, in the element type of `exact`."""
+    rounded = [rounded_to_tf32(a) for a in arrays] if text(attrs, "multiply_as") == "tf32" else arrays
+    return [exact(a) for a in rounded]
 
 
 def widened(array: Array) -> Array:

@@ -102,6 +102,7 @@ class Op:
       it has to move elements.
     - `takes_movement`: a contraction whose schedules read operands through slices and transposes, and write
       their output through a transpose, that leave the innermost axis where it is.
+    - `unpacks`: it computes weights from fewer bytes, which contractions do as they read them.
     - `zero_is_finite`: an elementwise operator that maps any mix of zero operands to a finite value, so
       that padding lanes of a blocked layout stay finite through it.
     - `flops_per_element`: for the default cost rule; `cost` replaces that rule.
@@ -118,6 +119,7 @@ class Op:
     layout: LayoutRule = LayoutRule.NONE
     aliases: AliasRule | None = None
     takes_movement: bool = False
+    unpacks: bool = False
     zero_is_finite: bool = False
     commutative: bool = False
     flops_per_element: int = 1

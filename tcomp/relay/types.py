@@ -35,6 +35,18 @@ SHORT_NAMES = {
 }  # fmt: skip
 
 
+ROUNDED = {"tf32": "float32"}
+"""Types that products may round their operands to, and the element types in which these are stored.
+
+tf32 is float32 with 10 bits of mantissa, what tensor cores multiply.
+"""
+
+
+def stored_as(dtype: str) -> str:
+    """The element type that holds numbers of `dtype`, which may be one of `ROUNDED`."""
+    return ROUNDED.get(dtype, dtype)
+
+
 def numpy_dtype(dtype: str) -> np.dtype[Any]:
     """The numpy dtype called `dtype` (`bfloat16` included)."""
     try:
@@ -94,6 +106,13 @@ class TensorType:
 
     def __str__(self) -> str:
         return f"{SHORT_NAMES[self.dtype]}[{','.join(str(d) for d in self.shape)}]"
+
+
+def rounded_to_tf32(array: Array) -> Array:
+    """float32 numbers as the nearest of tf32, of two that are equally near the larger one."""
+    bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
+    near = (bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)
+    return np.where(np.isfinite(array), near, bits).view(np.float32)
 
 
 def dtype_of(array: Array) -> str:

@@ -110,6 +110,10 @@ class Anchored:
             return None
         return self._buffers[tensor]
 
+    def input_buffer(self, index: int) -> Buffer:
+        """The buffer of kernel input `index`."""
+        return self._input_buffers[index]
+
     def elements(self, ranges: Iterable[tuple[Any, Expression]] = ()) -> Elements:
         """Elements of the operands at one point of a nest, whose variables have these extents."""
         return Elements(self._buffers, ranges)

@@ -22,7 +22,8 @@ from tcomp.tvm_api import tirx
 
 def accumulator_dtype(dtype: str) -> str:
     """The element type that sums of products are kept in."""
-    return {"float16": "float32", "bfloat16": "float32", "int8": "int32"}.get(dtype, dtype)
+    wide = {"float16": "float32", "bfloat16": "float32", "tf32": "float32", "int8": "int32"}
+    return wide.get(dtype, dtype)
 
 
 @dataclass(frozen=True)

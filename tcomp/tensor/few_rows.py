@@ -12,11 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil, gcd, prod
+from typing import Protocol
 
 from tcomp.target.target import Gpu
 from tcomp.tensor.block_tile import STATIC_SHARED_BYTES
 from tcomp.tensor.knobs import Config
 from tcomp.tensor.loops import (
+    Buffer,
     Expression,
     Statement,
     constant,
@@ -29,6 +31,7 @@ from tcomp.tensor.loops import (
 )
 from tcomp.tensor.matrices import Index, Matrices
 from tcomp.tensor.operand import Operand
+from tcomp.tensor.shared_tiles import each_sum
 from tcomp.tensor.template import Scheduled
 from tcomp.tensor.threads import digits, launch, shared, synchronize
 from tcomp.tensor.totals import Totals
@@ -58,9 +61,17 @@ class RowsPlan:
     def of(config: Config) -> RowsPlan:
         return RowsPlan(*(int(config[name]) for name in ("warps", "columns", "vector", "unroll", "split")))
 
-    def reason(self, gpu: Gpu, rows: int, depth: int, itemsize: int) -> str | None:
-        """Why no block can be like this, or None."""
-        sums, values = rows * self.columns, self.unroll * self.vector * (rows + self.columns)
+    def reason(
+        self, gpu: Gpu, rows: int, depth: int, itemsize: int, lanes: int = 0, of_column: int = 0
+    ) -> str | None:
+        """Why no block can be like this, or None.
+
+        A step has `lanes` elements of a row and takes `of_column` registers of a column, each `vector` where
+        not given.
+        """
+        lanes = lanes or self.vector
+        sums = rows * self.columns
+        values = self.unroll * (lanes * rows + (of_column or lanes) * self.columns)
         registers = (sums + values) * max(1, itemsize // 4) + _OTHER_REGISTERS
         most = min(gpu.thread_registers, gpu.registers // (self.warps * WARP))
         if registers > most:
@@ -68,28 +79,118 @@ class RowsPlan:
         shared_bytes = self.warps * sums * WARP * itemsize
         if shared_bytes > STATIC_SHARED_BYTES:
             return f"sums take {shared_bytes} bytes of shared memory; there are {STATIC_SHARED_BYTES}"
-        if self.split > 1 and self.split * self.unroll * self.vector * WARP > depth:
+        if self.split > 1 and self.split * self.unroll * lanes * WARP > depth:
             return f"a depth of {depth} is too short for {self.split} parts"
         return None
+
+
+Column = Callable[[Expression], Expression]
+"""From a thread's c-th column, a multiple of `column_lanes`, to that of the matrix."""
+
+
+class LargeOperand(Protocol):
+    """How a thread reads the right operand, and multiplies what it has read of it."""
+
+    @property
+    def in_depth(self) -> bool:
+        """Whether neighbouring threads read neighbours in the depth."""
+        ...
+
+    @property
+    def depth_lanes(self) -> int:
+        """Neighbours in the depth that one load gets."""
+        ...
+
+    @property
+    def column_lanes(self) -> int:
+        """Neighbouring columns that one load gets."""
+        ...
+
+    @property
+    def allocations(self) -> Sequence[Statement]:
+        """Of registers."""
+        ...
+
+    def read(
+        self, batch: Index, group: Expression, k: Expression, step: Expression, column: Column
+    ) -> Statement:
+        """Load group `group` of a thread's columns at depth `k` for step `step` of those loaded together."""
+        ...
+
+    def blank(self, group: Expression, step: Expression) -> Statement:
+        """The same where the depth has ended."""
+        ...
+
+    def add_products(self, sums: Buffer, left: Buffer) -> Statement:
+        """`sums[r, c]` += what was loaded of column c times `left[r, k]`."""
+        ...
+
+
+class PlainOperand:
+    """A right operand of which each element is loaded, or computed, alone or with its neighbours."""
+
+    def __init__(self, matrices: Matrices, plan: RowsPlan) -> None:
+        self._matrices, self._plan = matrices, plan
+        self._operand = Operand.right(matrices, plan.vector)
+        self.in_depth = self._operand.along_depth
+        self.depth_lanes = self._operand.lanes if self.in_depth else 1
+        self.column_lanes = 1 if self.in_depth else gcd(self._operand.lanes, plan.columns)
+        steps = plan.unroll * self.depth_lanes
+        # Vectors lie side by side: along the depth, or along columns.
+        shape = (plan.columns, steps) if self.in_depth else (steps, plan.columns)
+        allocate, self._values = local(shape, matrices.accumulator, "right_values")
+        self.allocations = (allocate,)
+
+    def _place(self, c: Expression, step: Expression, i: Expression) -> list[Expression]:
+        return [c, step * self.depth_lanes + i] if self.in_depth else [step, c + i]
+
+    def read(
+        self, batch: Index, group: Expression, k: Expression, step: Expression, column: Column
+    ) -> Statement:
+        c, columns = group * self.column_lanes, self._matrices.columns
+
+        def at(i: Expression) -> Statement:
+            place = self._place(c, step, i)
+            x = tirx.min(column(c), constant(columns - self.column_lanes))
+            if self.in_depth:
+                return self._operand.read(batch, x, k + i, self._values, place)
+            return self._operand.read(batch, x + i, k, self._values, place)
+
+        return vectorized(self.depth_lanes * self.column_lanes, at)
+
+    def blank(self, group: Expression, step: Expression) -> Statement:
+        zero = tirx.const(0, self._matrices.accumulator)
+
+        def at(i: Expression) -> Statement:
+            return tirx.BufferStore(self._values, zero, self._place(group * self.column_lanes, step, i))
+
+        return vectorized(self.depth_lanes * self.column_lanes, at)
+
+    def add_products(self, sums: Buffer, left: Buffer) -> Statement:
+        def multiply(s: Expression) -> Statement:
+            def add(r: Expression, c: Expression) -> Statement:
+                right = self._values[(c, s) if self.in_depth else (s, c)]
+                return tirx.BufferStore(sums, sums[r, c] + left[r, s] * right, [r, c])
+
+            return each_sum(sums, add)
+
+        return unrolled(self._plan.unroll * self.depth_lanes, multiply, "s")
 
 
 class FewRows:
     """The launches of one product."""
 
-    def __init__(self, matrices: Matrices, plan: RowsPlan) -> None:
+    def __init__(self, matrices: Matrices, plan: RowsPlan, right: LargeOperand | None = None) -> None:
+        """`right` is a `PlainOperand` where not given."""
         self.matrices, self.plan = matrices, plan
-        self.right = Operand.right(matrices, plan.vector)
+        self.right: LargeOperand = PlainOperand(matrices, plan) if right is None else right
         self.left = Operand.left(matrices, plan.vector)
-        self.in_depth = self.right.along_depth
-        self.depth_lanes = self.right.lanes if self.in_depth else 1
-        self.column_lanes = 1 if self.in_depth else gcd(self.right.lanes, plan.columns)
+        self.in_depth, self.depth_lanes = self.right.in_depth, self.right.depth_lanes
+        self.column_lanes = self.right.column_lanes
         self.totals = Totals(matrices, plan.split)
         dtype, steps = matrices.accumulator, plan.unroll * self.depth_lanes
         self.allocate_sums, self.sums = local((matrices.rows, plan.columns), dtype, "sums")
         self.allocate_left, self.left_values = local((matrices.rows, steps), dtype, "left_values")
-        # Vectors lie side by side: along the depth, or along columns.
-        shape = (plan.columns, steps) if self.in_depth else (steps, plan.columns)
-        self.allocate_right, self.right_values = local(shape, dtype, "right_values")
 
     @property
     def block_columns(self) -> int:
@@ -133,8 +234,8 @@ class FewRows:
 
         return sequence(
             [
-                *(self.allocate_sums, self.allocate_left, self.allocate_right),
-                self._each_sum(lambda r, c: tirx.BufferStore(self.sums, zero, [r, c])),
+                *(self.allocate_sums, self.allocate_left, *self.right.allocations),
+                each_sum(self.sums, lambda r, c: tirx.BufferStore(self.sums, zero, [r, c])),
                 loop(self.steps, step, "step"),
                 *(
                     self._add_lanes(batch, part, column, lane)
@@ -144,14 +245,13 @@ class FewRows:
             ]
         )
 
-    def _column(self, columns: Expression, place: Expression) -> Callable[[Expression], Expression]:
-        """From a thread's c-th column (a multiple of `column_lanes`) to that of the matrix."""
+    def _column(self, columns: Expression, place: Expression) -> Column:
         if self.in_depth:
             return lambda c: columns + place * self.plan.columns + c
         # Groups of as many columns as a load has, side by side among the threads of the warp.
         return lambda c: columns + (c // self.column_lanes * WARP + place) * self.column_lanes
 
-    def _step(self, batch: Index, first: Expression, column: Callable[[Expression], Expression]) -> Statement:
+    def _step(self, batch: Index, first: Expression, column: Column) -> Statement:
         """Load and multiply the elements of `unroll` steps, the first of them at `first` of the depth."""
         m, plan, lanes = self.matrices, self.plan, self.depth_lanes
         whole = self.steps * plan.unroll * plan.split * self.stride == m.depth
@@ -175,48 +275,23 @@ class FewRows:
 
                 return unrolled(lanes // width, some, "v")
 
-            def of_right(group: Expression) -> Statement:
-                c = group * self.column_lanes
-
-                def at(i: Expression) -> Statement:
-                    if self.in_depth:
-                        x = tirx.min(column(c), constant(m.columns - 1))
-                        return self.right.read(batch, x, k + i, self.right_values, [c, u * lanes + i])
-                    x = tirx.min(column(c), constant(m.columns - self.column_lanes))
-                    return self.right.read(batch, x + i, k, self.right_values, [u, c + i])
-
-                return vectorized(lanes * self.column_lanes, at)
-
             def zeros(r: Expression) -> Statement:
-                return vectorized(
-                    lanes, lambda i: tirx.BufferStore(self.left_values, zero, [r, u * lanes + i])
-                )
+                def one(i: Expression) -> Statement:
+                    return tirx.BufferStore(self.left_values, zero, [r, u * lanes + i])
 
-            def no_columns(group: Expression) -> Statement:
-                def at(i: Expression) -> Statement:
-                    c = group * self.column_lanes
-                    place = [c, u * lanes + i] if self.in_depth else [u, c + i]
-                    return tirx.BufferStore(self.right_values, zero, place)
-
-                return vectorized(lanes * self.column_lanes, at)
+                return unrolled(lanes, one, "v")
 
             groups = plan.columns // self.column_lanes
-            load = [unrolled(groups, of_right, "group"), unrolled(m.rows, of_left, "r")]
-            otherwise = [unrolled(groups, no_columns, "group"), unrolled(m.rows, zeros, "r")]
+            read = unrolled(groups, lambda group: self.right.read(batch, group, k, u, column), "group")
+            blank = unrolled(groups, lambda group: self.right.blank(group, u), "group")
+            load = [read, unrolled(m.rows, of_left, "r")]
+            otherwise = [blank, unrolled(m.rows, zeros, "r")]
             return guarded(k, sequence(load), sequence(otherwise))
 
-        def multiply(s: Expression) -> Statement:
-            def add(r: Expression, c: Expression) -> Statement:
-                right = self.right_values[(c, s) if self.in_depth else (s, c)]
-                return tirx.BufferStore(self.sums, self.sums[r, c] + self.left_values[r, s] * right, [r, c])
+        products = self.right.add_products(self.sums, self.left_values)
+        return sequence([unrolled(plan.unroll, loads, "u"), products])
 
-            return self._each_sum(add)
-
-        return sequence([unrolled(plan.unroll, loads, "u"), unrolled(plan.unroll * lanes, multiply, "s")])
-
-    def _add_lanes(
-        self, batch: Index, part: Expression, column: Callable[[Expression], Expression], lane: Expression
-    ) -> list[Statement]:
+    def _add_lanes(self, batch: Index, part: Expression, column: Column, lane: Expression) -> list[Statement]:
         """Add what the threads of a warp have; the first stores it."""
         m = self.matrices
 
@@ -229,7 +304,7 @@ class FewRows:
             inside = lane == 0 if whole else tirx.all(lane == 0, column(c) < m.columns)
             return tirx.IfThenElse(inside, write, None)
 
-        return [self._each_sum(add), self._each_sum(store)]
+        return [each_sum(self.sums, add), each_sum(self.sums, store)]
 
     def _add_warps(
         self, batch: Index, part: Expression, columns: Expression, lane: Expression, warp: Expression
@@ -237,7 +312,7 @@ class FewRows:
         """Add what the warps of the block have; each output element is stored by one thread."""
         m, plan = self.matrices, self.plan
         allocate, kept = shared((plan.warps, m.rows, plan.columns, WARP), m.accumulator, "warps")
-        keep = self._each_sum(lambda r, c: tirx.BufferStore(kept, self.sums[r, c], [warp, r, c, lane]))
+        keep = each_sum(self.sums, lambda r, c: tirx.BufferStore(kept, self.sums[r, c], [warp, r, c, lane]))
         count = m.rows * plan.columns
 
         def total(turn: Expression) -> Statement:
@@ -251,8 +326,3 @@ class FewRows:
             return tirx.IfThenElse(tirx.all(*inside), write, None) if inside else write
 
         return [allocate, keep, synchronize(), loop(ceil(count / plan.warps), total, "turn")]
-
-    def _each_sum(self, body: Callable[[Expression, Expression], Statement]) -> Statement:
-        return unrolled(
-            self.matrices.rows, lambda r: unrolled(self.plan.columns, lambda c: body(r, c), "c"), "r"
-        )

@@ -10,6 +10,7 @@ from math import prod
 from typing import Any
 
 from tcomp.relay.op import OPS, FusionKind
+from tcomp.relay.types import Array, rounded_to_tf32
 from tcomp.target.target import Target
 from tcomp.tensor.alignment import VECTOR_TYPES
 from tcomp.tensor.anchored import Anchored
@@ -32,10 +33,21 @@ def multiplies(kernel: Kernel, target: Target) -> bool:
     anchor, gpu = kernel.anchor, target.gpu
     if anchor is None or gpu is None or gpu.capability < CAPABILITY:
         return False
-    dtype = anchor.inputs[0].dtype
+    dtype = factor_dtype(kernel)
     return (
         dtype in DTYPES and dtype in gpu.flops and all(prod(v.type.static_shape) > 0 for v in anchor.inputs)
     )
+
+
+def factor_dtype(kernel: Kernel) -> str:
+    """The type in which the anchor of `kernel` multiplies its operands."""
+    assert kernel.anchor is not None
+    return str(kernel.anchor.attrs.get("multiply_as") or kernel.anchor.inputs[0].dtype)
+
+
+def as_factors(kernel: Kernel, array: Array) -> Array:
+    """A constant operand as the anchor of `kernel` multiplies it."""
+    return rounded_to_tf32(array) if factor_dtype(kernel) == "tf32" else array
 
 
 def materialize(

@@ -6,6 +6,8 @@ Steps of a block:
    `ldmatrix` and multiply them. The pieces of the next 32 bytes of depth are loaded before those at hand are
    multiplied, over the borders of steps too. So one barrier a step is enough, just before the first load of
    the next: behind it every warp has loaded all it needs of this step, whose stage may be overwritten then.
+   Chunks that are computed (`Filling`) are loaded before the first multiplications of a step, and stored
+   before that barrier.
 3. The sums are stored from registers, two neighbours of a row at a time.
 
 A stage holds lines of chunks. Chunk c of line l lies at c ^ (l mod 8), so that the 8 lines of a matrix, and
@@ -15,10 +17,11 @@ count as one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
+from tcomp.relay.types import stored_as
 from tcomp.tensor.convolution import accumulator_dtype
 from tcomp.tensor.loops import (
     Buffer,
@@ -42,6 +45,23 @@ Place = Callable[[Expression], Expression]
 """The address of a chunk of a stage, by its number."""
 
 
+class Filling(Protocol):
+    """How chunks that are computed get into a stage: they are loaded, and unpacked some time later."""
+
+    @property
+    def allocations(self) -> Sequence[Statement]:
+        """Of registers."""
+        ...
+
+    def fetch(self, number: int, row: Expression, k: Expression, inside: Expression) -> Statement:
+        """Load what the thread's chunk `number`, of (row, k), is made of; it is zero where not `inside`."""
+        ...
+
+    def put(self, number: int, target: Expression) -> Statement:
+        """Make chunk `number` and store it at the address `target`."""
+        ...
+
+
 @dataclass(frozen=True)
 class MmaOperand:
     """An operand in memory as `[batch, rows, depth]`, where columns of the right one count as rows.
@@ -54,6 +74,10 @@ class MmaOperand:
     index: Callable[[Expression, Expression, Expression], Sequence[Any]]
     by_depth: bool = True
     inside: Callable[[Expression, Expression], Sequence[Expression]] = lambda row, k: ()
+    is_rounded: bool = False
+    """Whether float32 numbers are of tf32 already, where these are multiplied."""
+    filling: Filling | None = None
+    """What makes chunks that are not copied as they are."""
 
 
 @dataclass(frozen=True)
@@ -87,30 +111,50 @@ class _Side:
         """Of 16 rows, of a warp."""
         return self.warp_rows // 16
 
-    def copies(self, stage: Place, depth: Expression) -> list[Statement]:
-        """This thread's share of the copies of the step that begins at `depth`."""
-        plan, threads = self.plan, self.plan.threads
-        line = tirx.floordiv(self.thread, self.chunks)
+    def _chunks_at(self, depth: Expression) -> Iterator[tuple[int, Expression, Expression, Expression]]:
+        """Number, (row, k) and whether it exists, of this thread's chunks of the step from `depth` on."""
+        plan = self.plan
         chunk = tirx.floormod(self.thread, self.chunks)
-        statements: list[Statement] = []
-        for number in range(self.block_rows * plan.depth_chunks // threads):
-            at = line + number * threads // self.chunks
+        for number in range(self.block_rows * plan.depth_chunks // plan.threads):
             along = chunk * plan.chunk
-            row, k = (at, along) if self.operand.by_depth else (along, at)
+            row, k = (self._line(number), along) if self.operand.by_depth else (along, self._line(number))
             row, k = row + self.first, k + depth
             conditions = list(self.operand.inside(row, k))
             if self.rows % self.block_rows:
                 conditions.insert(0, row < self.rows)
             if plan.depth % (plan.steps * plan.block_depth):
                 conditions.insert(0, k < plan.depth)
-            inside = tirx.all(*conditions) if conditions else tirx.const(1, "bool")
+            yield number, row, k, tirx.all(*conditions) if conditions else tirx.const(1, "bool")
+
+    def _line(self, number: int) -> Expression:
+        return tirx.floordiv(self.thread, self.chunks) + number * self.plan.threads // self.chunks
+
+    def _target(self, stage: Place, number: int) -> Expression:
+        """The address of this thread's chunk `number` of a step."""
+        line, chunk = self._line(number), tirx.floormod(self.thread, self.chunks)
+        place = line * self.chunks + tirx.bitwise_xor(chunk, swizzle(line, self.chunks))
+        return stage(place + self.begin)
+
+    def copies(self, stage: Place, depth: Expression) -> list[Statement]:
+        """This thread's share of the copies, or loads, of the step that begins at `depth`."""
+        statements: list[Statement] = []
+        for number, row, k, inside in self._chunks_at(depth):
+            if self.operand.filling is not None:
+                statements.append(self.operand.filling.fetch(number, row, k, inside))
+                continue
             source = tirx.address_of(
                 tirx.BufferLoad(self.operand.buffer, list(self.operand.index(self.batch, row, k)))
             )
-            place = at * self.chunks + tirx.bitwise_xor(chunk, swizzle(at, self.chunks))
-            target = stage(place + self.begin)
-            statements.append(_call("tcomp_copy_async", target, source, inside))
+            statements.append(_call("tcomp_copy_async", self._target(stage, number), source, inside))
         return statements
+
+    def puts(self, stage: Place) -> list[Statement]:
+        """Store what `copies` loaded, where it has to be computed."""
+        filling = self.operand.filling
+        if filling is None:
+            return []
+        count = self.block_rows * self.plan.depth_chunks // self.plan.threads
+        return [filling.put(number, self._target(stage, number)) for number in range(count)]
 
     def load(self, into: Buffer, which: int, stage: Place, k: int) -> Statement:
         """Load the warp's pieces of the `k`-th two chunks of depth into set `which` of `into`."""
@@ -124,12 +168,16 @@ class _Side:
         warp_chunk = 0 if self.operand.by_depth else self.warp * (self.warp_rows // self.plan.chunk)
         own = tirx.bitwise_xor(warp_chunk + chunk_half, swizzle(line, self.chunks))
 
+        rounds = self.plan.dtype == "tf32" and not self.operand.is_rounded
+
         def piece(i: int) -> Statement:
             first_line = self.warp * self.warp_rows + 16 * i if self.operand.by_depth else 16 * k
             chunk = 2 * k if self.operand.by_depth else 2 * i
             place = (line + first_line) * self.chunks + tirx.bitwise_xor(own, constant(chunk))
             name = "tcomp_load_matrices" + ("" if self.operand.by_depth else "_transposed")
-            return _call(name, tirx.address_of(into[which, i, 0]), stage(place + self.begin))
+            registers = tirx.address_of(into[which, i, 0])
+            loads = _call(name, registers, stage(place + self.begin))
+            return sequence([loads, _call("tcomp_round_tf32", registers)]) if rounds else loads
 
         return sequence([piece(i) for i in range(self.pieces)])
 
@@ -201,7 +249,9 @@ class MmaNest:
     def _multiply(self, left: _Side, right: _Side, sums: Buffer, depth: Expression) -> list[Statement]:
         plan = self.plan
         stages, stage_chunks = plan.stages, plan.stage_chunks
-        allocate, memory = dynamic_shared((stages * stage_chunks * plan.chunk,), plan.dtype, "stages")
+        allocate, memory = dynamic_shared(
+            (stages * stage_chunks * plan.chunk,), stored_as(plan.dtype), "stages"
+        )
         allocate_left, left_pieces = local((2, left.pieces, 4), "uint32", "left_pieces")
         allocate_right, right_pieces = local((2, right.pieces, 4), "uint32", "right_pieces")
         inner = plan.depth_chunks // 2
@@ -228,23 +278,32 @@ class MmaNest:
 
             return written_out((left.pieces, 2 * right.pieces), one)
 
+        def put(step: Expression) -> list[Statement]:
+            at = stage_of(step)
+            return [*left.puts(at), *right.puts(at)]
+
         wait = [_call(f"tcomp_wait_copies<{stages - 2}>"), synchronize()]
         commit = _call("tcomp_commit_copies")
-        statements: list[Statement] = [allocate, allocate_left, allocate_right]
+        fillings = [f for f in (left.operand.filling, right.operand.filling) if f is not None]
+        registers = [one for f in fillings for one in f.allocations]
+        statements: list[Statement] = [allocate, allocate_left, allocate_right, *registers]
         for step in range(stages - 1):
-            statements += [copy(constant(step)), commit] if step < plan.steps else [commit]
+            began = [copy(constant(step)), *put(constant(step))] if step < plan.steps else []
+            statements += [*began, commit]
         statements += [*wait, *load(constant(0), 0)]
 
         def body(step: Expression) -> Statement:
             parts: list[Statement] = []
+            ahead = step + (stages - 1)
             for k in range(inner):
                 if k + 1 < inner:
                     parts += load(step, k + 1)
                 else:
+                    if fillings:
+                        parts.append(tirx.IfThenElse(ahead < plan.steps, sequence(put(ahead)), None))
                     following = sequence([*wait, *load(step + 1, 0)])
                     parts.append(tirx.IfThenElse(step + 1 < plan.steps, following, None))
                 if k == 0:
-                    ahead = step + (stages - 1)
                     parts += [tirx.IfThenElse(ahead < plan.steps, copy(ahead), None), commit]
                 parts.append(multiply(k))
             return sequence(parts)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from tcomp.relay.types import numpy_dtype
+from tcomp.relay.types import numpy_dtype, stored_as
 from tcomp.target.target import Gpu
 from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, clock, memory_cycles
 from tcomp.tensor.knobs import Config, Ordered, Space
@@ -19,7 +19,7 @@ from tcomp.tensor.knobs import Config, Ordered, Space
 CHUNK_BYTES = 16
 CAPABILITY = 80
 """From which GPUs have these instructions."""
-DTYPES = ("float16", "bfloat16", "int8")
+DTYPES = ("float16", "bfloat16", "int8", "tf32")
 """Types of operands."""
 MATRIX = 8
 """Rows of a matrix of `ldmatrix`, and chunks of 16 bytes in a line of all 32 banks."""
@@ -172,7 +172,7 @@ class MmaPlan:
 
 def chunk_elements(dtype: str) -> int:
     """Elements of 16 bytes."""
-    return CHUNK_BYTES // numpy_dtype(dtype).itemsize
+    return CHUNK_BYTES // numpy_dtype(stored_as(dtype)).itemsize
 
 
 def default_plan(dtype: str, extents: tuple[int, int, int, int], gpu: Gpu) -> MmaPlan:

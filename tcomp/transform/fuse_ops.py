@@ -10,7 +10,8 @@ whose readers are all members.
    operands of these. Pointwise, depthwise and
    pointwise convolutions that alone read one another are one group where the tensors between them are large.
 2. Reductions take the elementwise nodes in front of them (prologue), which each row reads once. Contractions
-   that can take the slices and transposes of rows in front of them, and a transpose behind them.
+   that can take the slices and transposes of rows in front of them, what unpacks their weights, and a
+   transpose behind them.
 3. What is left, elementwise and movement, groups among itself.
 What only arranges memory stays between the kernels, and the plan aliases it: reshapes; concatenations whose
 operands lie one behind the other and come from kernels with an anchor, which can write them in place; groups
@@ -106,7 +107,7 @@ class _Grouping:
                     self._group_of[node], lambda producer: _kind(producer) is FusionKind.ELEMENTWISE
                 )
             elif OPS[node.op].takes_movement:
-                self._grow_backward(self._group_of[node], _moves_rows)
+                self._grow_backward(self._group_of[node], lambda n: _moves_rows(n) or _unpacks(n))
         self._arranged = {n for n in nodes if self._is_assembled_in_place(n)}
         for node in nodes:
             if node not in self._group_of:
@@ -274,6 +275,11 @@ class _Grouping:
             OPS[n.op].flops_per_element >= self._options.expensive_flops and _elements(n.output) < elements
             for n in group
         )
+
+
+def _unpacks(node: Node) -> bool:
+    """Whether `node` computes weights from packed constants."""
+    return OPS[node.op].unpacks and all(isinstance(v, Constant) for v in node.inputs)
 
 
 def _moves_rows(node: Node) -> bool:

@@ -20,7 +20,7 @@ from tcomp.relay.attributes import integer
 from tcomp.relay.graph import Constant, Graph, Node, Value
 from tcomp.relay.layouts import PLAIN
 from tcomp.relay.op import OPS, LayoutRule
-from tcomp.relay.types import Array
+from tcomp.relay.types import Array, stored_as
 from tcomp.target.target import Target
 from tcomp.tensor.convolution import Convolution
 from tcomp.tensor.groups import ways_to_sum
@@ -59,7 +59,7 @@ def blocks_for(graph: Graph, target: Target) -> tuple[int, ...]:
     neighbouring pixels then are whole lines, for the loads of one operator and the stores of the one before.
     """
     if target.gpu is not None:
-        return (target.lanes(target.fast_dtype or "float32"),)
+        return (target.lanes(stored_as(target.fast_dtype or "float32")),)
     quantized = any(n.op == "conv2d" and n.inputs[0].dtype == "int8" for n in graph.nodes)
     dtype = "int8" if quantized else target.fast_dtype
     sums = next(iter(ways_to_sum(target, dtype)), None) if dtype else None

@@ -13,7 +13,7 @@ from tcomp.relay.attributes import integers
 from tcomp.relay.builder import make_node
 from tcomp.relay.graph import Attr, Graph, Node, Value
 from tcomp.relay.layouts import channel_block, layout_shape
-from tcomp.relay.types import TensorType
+from tcomp.relay.types import ROUNDED, TensorType, stored_as
 from tcomp.target.target import Target
 from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, memory_cycles
 from tcomp.tensor.kernel import Kernel
@@ -51,12 +51,15 @@ class LayoutCosts:
         """Of a plain `conv2d` node that reads layout `source` and writes `result`."""
         x, weight = (v.type for v in node.inputs)
         attrs = {**node.attrs, "data_layout": source, "out_layout": result}
-        narrow = None if node.inputs[0] in self._wide else self._narrow
-        if narrow is not None:
+        stays = node.inputs[0] in self._wide and self._narrow not in ROUNDED
+        narrow = None if stays else self._narrow
+        if narrow in ROUNDED:
+            attrs["multiply_as"] = narrow
+        elif narrow is not None:
             x, weight = (replace(type_, dtype=narrow) for type_ in (x, weight))
             attrs["out_dtype"] = "float32"
         cycles = self._anchor(node.op, [stored(x, source), weight], attrs, constants=frozenset({1}))
-        lanes = self._target.lanes(self._narrow or node.output.dtype)
+        lanes = self._target.lanes(stored_as(self._narrow or node.output.dtype))
         usual = (channel_block(result) or 1) % lanes == 0
         return cycles if usual else _DOUBT * cycles
 

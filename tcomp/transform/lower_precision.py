@@ -7,6 +7,7 @@ only move elements never leave 16 bits. Norms, softmax and reductions thus compu
 
 Graph inputs and outputs keep their types. A product stays in float32 when an operand is a graph input, is
 computed inside its kernel, or is a constant beyond the range of 16 bits, and when its kernel is to be kept.
+Weights that are unpacked inside their kernel become 16 bits there, as their scales have these.
 Chains of convolutions stay in float32 with everything they read and write.
 """
 
@@ -26,7 +27,6 @@ from tcomp.relay.graph import Constant, Graph, Node, Value
 from tcomp.relay.layouts import channel_block
 from tcomp.relay.op import OPS, FusionKind
 from tcomp.relay.types import TensorType, numpy_dtype
-from tcomp.target.target import Target
 from tcomp.tensor.kernel import anchors_of
 from tcomp.transform.pass_ import Pass, declare_pass
 
@@ -36,6 +36,8 @@ WIDE_OPERANDS = ("attention",)
 """Anchors that read float32 only."""
 RANGES = {"float16": 65504.0, "bfloat16": 3.3e38}
 """The 16-bit types and the largest magnitude that constants may have in each."""
+_LARGEST_LEVEL = 255
+"""What packed weights are at most, in scales."""
 _MOVING = (FusionKind.MOVEMENT, FusionKind.VIEW)
 
 
@@ -67,21 +69,17 @@ def product_kernels(graph: Graph) -> list[Node]:
 
 
 def is_lowered(kernel: Node) -> bool:
-    """Whether a kernel's product takes operands of 16 bits."""
+    """Whether a kernel's product takes operands of 16 bits, or rounds them."""
     anchor = _anchor(kernel)
-    return _is_product(anchor, plain=True) and anchor is not None and anchor.inputs[0].dtype in RANGES
+    if anchor is None or not _is_product(anchor, plain=True):
+        return False
+    return anchor.inputs[0].dtype in RANGES or bool(anchor.attrs["multiply_as"])
 
 
-def describe_precision(graph: Graph, target: Target, precision: str) -> str:
-    """What of the optimized `graph` runs in 16 bits, for people; nothing when that was not asked for."""
-    if precision == "exact":
-        return ""
-    if target.fast_dtype is None:
-        return f"precision fast: `{target.name}` multiplies 16-bit floats no faster; all stays in float32"
-    products = product_kernels(graph)
-    wide = [n.name for n in products if not is_lowered(n)]
-    kept = f", {len(wide)} in float32 ({', '.join(wide[:5])})" if wide else ""
-    return f"precision fast: {len(products) - len(wide)} products in {target.fast_dtype}{kept}"
+def takes_fewer_bits(kernel: Node) -> bool:
+    """Whether a kernel of a lowered graph computes with fewer bits than before: products, and what reads or
+    writes 16 bits."""
+    return is_lowered(kernel) or any(v.dtype in RANGES for v in (*kernel.inputs, *kernel.outputs))
 
 
 def _is_product(anchor: Node | None, plain: bool = False) -> bool:
@@ -186,13 +184,16 @@ class _Lowering:
         if node.name in self._keep or anchor.output.dtype != "float32":
             return False
         places: list[int] = []
-        for value in anchor.inputs:
+        for operand in anchor.inputs:
+            unpacking = next((n for n in body.nodes if operand in n.outputs and OPS[n.op].unpacks), None)
+            value = operand if unpacking is None else unpacking.inputs[1]
             place = next((i for i, v in enumerate(body.inputs) if v is value), None)
             if place is None:
                 return False
             outer = node.inputs[place]
             if isinstance(outer, Constant):
-                if body.use_count(value) != 1 or not self._in_range(outer):
+                largest = 1 if unpacking is None else _LARGEST_LEVEL
+                if body.use_count(value) != 1 or not self._in_range(outer, largest):
                     return False
             elif not self._is_narrow(outer):
                 return False
@@ -203,8 +204,8 @@ class _Lowering:
                 operands[place] = self._converted(outer)
         return True
 
-    def _in_range(self, constant: Constant) -> bool:
-        return float(np.abs(constant.data).max(initial=0.0)) <= RANGES[self._dtype]
+    def _in_range(self, constant: Constant, factor: int) -> bool:
+        return factor * float(np.abs(constant.data).max(initial=0.0)) <= RANGES[self._dtype]
 
     def _converted(self, constant: Constant) -> Constant:
         if constant not in self._constants:

@@ -9,13 +9,14 @@ from typing import ClassVar
 from tcomp.relay.graph import Graph
 from tcomp.relay.rewrite import rewrite
 from tcomp.transform.pass_ import Pass, declare_pass
-from tcomp.transform.rules.quantized import DEQUANTIZE, INTEGER_PRODUCTS
+from tcomp.transform.rules.quantized import DEQUANTIZE, INTEGER_PRODUCTS, WEIGHTS
 
 
 @declare_pass
 @dataclass(frozen=True)
 class LowerQuantized(Pass):
-    """Write `dequantize` as a cast, a subtraction and a multiplication.
+    """Write `dequantize` as a cast, a subtraction and a multiplication, or, of the weights of large matrix
+    products, as `dequantize_blocks`.
 
     With `integer_products`, convolutions and matrix products of dequantized operands, and of integers less
     their zero points, become int8 products summed in int32 before. Activations in uint8 become int8.
@@ -27,4 +28,4 @@ class LowerQuantized(Pass):
     def transform(self, graph: Graph, stats: Counter[str]) -> Graph:
         if self.integer_products:
             graph = rewrite(graph, INTEGER_PRODUCTS, stats)
-        return rewrite(graph, DEQUANTIZE, stats)
+        return rewrite(rewrite(graph, WEIGHTS, stats), DEQUANTIZE, stats)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Literal, get_args
 
 from tcomp.relay.graph import Graph
 from tcomp.target.target import Target
@@ -17,29 +16,32 @@ from tcomp.transform.fold_constants import FoldConstants
 from tcomp.transform.fold_scales import FoldScales
 from tcomp.transform.fuse_ops import FuseOps
 from tcomp.transform.layout import BlockChannels
-from tcomp.transform.lower_precision import LowerPrecision
 from tcomp.transform.lower_quantized import LowerQuantized
 from tcomp.transform.lower_resize import LowerResize
 from tcomp.transform.merge_matmuls import MergeMatmuls
 from tcomp.transform.pass_ import Pass
+from tcomp.transform.precision import Precision, factor_dtype, lowering
 from tcomp.transform.recognize import RecognizeActivations, RecognizeAttention, RecognizeNorms
 from tcomp.transform.simplify import Simplify
 
 Observe = Callable[[Pass, Graph, Graph, Counter[str]], None]
 
 
-Precision = Literal["exact", "fast"]
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-"""`exact` computes in the model's own types; `fast` lets float32 products take 16-bit operands."""
-
-
 def default_passes(target: Target, precision: Precision = "exact") -> tuple[Pass, ...]:
     """The passes that `optimize` runs for `target`, in order.
 
-    Precision `fast` is `exact` on targets that multiply 16-bit floats no faster than float32. Chains of
-    convolutions are float32 kernels, so that there are none with 16 bits.
+    Precision `fast` is `exact` on targets that multiply 16-bit floats no faster than float32.
+    Raises UnsupportedError for precision `tf32` on targets without it.
     """
-    dtype = target.fast_dtype if precision == "fast" else None
+    lower = lowering(target, precision)
+    return (*passes_before_lowering(target, precision), *([] if lower is None else [lower]))
+
+
+def passes_before_lowering(target: Target, precision: Precision = "exact") -> tuple[Pass, ...]:
+    """Those of `default_passes` that keep all bits of float32: layouts and kernels are `precision`'s.
+
+    Chains of convolutions are float32 kernels, so that there are none with 16 bits.
+    """
     return (
         DeadCode(),
         LowerResize(),
@@ -60,15 +62,14 @@ def default_passes(target: Target, precision: Precision = "exact") -> tuple[Pass
         FoldConstants(),
         CommonSubexpressions(),
         FlushSubnormals(),
-        *_arrangement(target, dtype),
-        *([] if dtype is None else [LowerPrecision(dtype, plain=target.gpu is not None)]),
+        *_arrangement(target, factor_dtype(target, precision)),
     )
 
 
 def _arrangement(target: Target, dtype: str | None) -> tuple[Pass, ...]:
     """Layouts and kernels."""
     blocks = (BlockChannels.for_isa(replace(target, fast_dtype=dtype)), CommonSubexpressions())
-    if target.gpu is not None:  # Blocks are for tensor cores, which take no float32.
+    if target.gpu is not None:  # Blocks are for tensor cores, which take no float32 as it is.
         return (*(blocks if dtype else ()), FuseOps(alignment=target.vector_bits // 8))
     return (*blocks, FuseOps(near_bytes=0 if dtype else target.cache_bytes[1], cores=target.cores))
 

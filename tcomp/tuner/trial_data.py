@@ -13,10 +13,16 @@ from tcomp.relay.types import FLOATS, Array, TensorType, numpy_dtype
 from tcomp.tensor.kernel import Kernel
 from tcomp.tuner.records import Check
 
-_EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+_EPSILON = {
+    "float64": 2.0**-52,
+    "float32": 2.0**-23,
+    "tf32": 2.0**-10,
+    "float16": 2.0**-10,
+    "bfloat16": 2.0**-7,
+}
 # Winograd and vector polynomials lose a few digits against summation in order; a missing or repeated
 # term of a reduction of length K shows as 1 / sqrt(K), far above these floors.
-_FLOOR = {"float64": 1e-11, "float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
+_FLOOR = {"float64": 1e-11, "float32": 1e-4, "tf32": 1e-2, "float16": 1e-2, "bfloat16": 5e-2}
 _HUGE_ERROR = 1e30
 
 
@@ -56,6 +62,7 @@ def tolerance(kernel: Kernel) -> float:
     """Allowed error relative to an output's scale, from the coarsest float type and the reduction length."""
     values = [*kernel.body.inputs, *(v for n in kernel.body.nodes for v in n.outputs)]
     floats = [v.dtype for v in values if v.dtype in FLOATS]
+    floats += [str(n.attrs["multiply_as"]) for n in kernel.body.nodes if n.attrs.get("multiply_as")]
     if not floats:
         return 0.0
     coarsest = max(floats, key=lambda dtype: _EPSILON[dtype])

@@ -17,6 +17,7 @@ from tcomp.codegen.artifact import compile_graph
 from tcomp.codegen.jit import build_kernel
 from tcomp.codegen.toolchain import native_toolchain
 from tcomp.errors import BuildError, InputError, TcompError
+from tcomp.plan.planner import distinct_kernels
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.evaluate import evaluate
 from tcomp.relay.graph import Graph, Value
@@ -285,3 +286,37 @@ def test_refuses_other_forms(gpu: Target, tmp_path: Path) -> None:
 def test_finds_the_gpu_here(gpu: Target) -> None:
     assert gpu.gpu is not None
     assert (gpu.name, gpu.gpu.arch, gpu.description) == ("cuda:sm_80", "sm_80", driver().name)
+
+
+def products() -> Graph:
+    """A convolution and a matrix product behind it."""
+    rng = np.random.default_rng(0)
+    g = GraphBuilder("products")
+    taps, matrix = (rng.standard_normal(s).astype(np.float32) / 8 for s in ((16, 8, 1, 1), (16, 8)))
+    x = g.op("relu", g.op("conv2d", g.input("image", (1, 8, 4, 4)), g.constant(taps), name="first"))
+    x = g.op("reduce_mean", x, axes=(2, 3), keepdims=False)
+    return g.build(g.op("matmul", x, g.constant(matrix), name="second"))
+
+
+def products_run(library: Path) -> tuple[Array, Array]:
+    """What the library and the reference make of the same input."""
+    x = np.random.default_rng(1).standard_normal((1, 8, 4, 4)).astype(np.float32)
+    return load(library)(x)[0], evaluate(products(), [x])[0]
+
+
+def test_tf32_within_a_tolerance(gpu: Target, tmp_path: Path) -> None:
+    """The kernels are those that tuning for this precision sees, layouts included."""
+    done = api.compile(products(), tmp_path / "m.so", gpu, precision="tf32")
+    assert done.precision.startswith("precision tf32: 2 of 2 products in tf32; error of ")
+    tuned = distinct_kernels(api.optimize(products(), gpu, precision="tf32"))
+    assert {k.kernel.key for k in done.report.program.kernels} == tuned.keys()
+    found, expected = products_run(tmp_path / "m.so")
+    assert 0 < np.abs(found - expected).max() < 1e-3
+
+
+@pytest.mark.slow
+def test_tf32_is_taken_back_where_it_is_too_coarse(gpu: Target, tmp_path: Path) -> None:
+    done = api.compile(products(), tmp_path / "m.so", gpu, precision="tf32", tolerance=0.0)
+    said = "precision tf32: 0 of 2 products in tf32; 2 kernels kept in float32 for accuracy (first, second)"
+    assert done.precision.startswith(said)
+    np.testing.assert_allclose(*products_run(tmp_path / "m.so"), **TOLERANCE)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
-from mma_kernels import assert_computes, matmul
+from mma_kernels import SMALL, assert_computes, matmul
 
+from tcomp.codegen.jit import build_scheduled
+from tcomp.relay.evaluate import evaluate
 from tcomp.target.target import Target
+from tcomp.tensor.template import TEMPLATES
 
 KERNELS = {
     "whole tiles": (matmul((64, 64), (64, 128)), {"block_columns": 128, "warp_columns": 64}),
@@ -24,6 +28,10 @@ KERNELS = {
     "computed operands": (matmul((20, 32), (32, 24), prologue="relu"), {}),
     "float32 sums": (matmul((20, 32), (32, 24), "bias", out_dtype="float32"), {}),
     "bfloat16": (matmul((40, 64), (64, 40), "bias", "relu", dtype="bfloat16"), {}),
+    "tf32": (matmul((40, 72), (72, 40), "bias", "relu", dtype="float32", multiply_as="tf32"), {}),
+    "tf32, packed": (
+        matmul((33, 40), (40, 27), dtype="float32", multiply_as="tf32", constant=True), {"splits": 2},
+    ),
     "int8": (matmul((40, 96), (96, 40), dtype="int8", out_dtype="int32"), {}),
     "int8, packed": (
         matmul((40, 100), (100, 33), dtype="int8", out_dtype="int32", constant=True), {"splits": 2},
@@ -31,7 +39,7 @@ KERNELS = {
 }  # fmt: skip
 
 
-FEW = ("whole tiles", "ragged", "transposed", "parts of the depth", "int8, packed")
+FEW = ("whole tiles", "ragged", "transposed", "parts of the depth", "tf32", "int8, packed")
 """Those that are always tested: g++ takes long for each."""
 
 
@@ -41,3 +49,17 @@ FEW = ("whole tiles", "ragged", "transposed", "parts of the depth", "int8, packe
 def test_numbers(name: str, gpu: Target) -> None:
     kernel, knobs = KERNELS[name]
     assert_computes(kernel, gpu, "matmul_mma_cuda", **knobs)
+
+
+def test_tf32_is_the_nearest_number(gpu: Target) -> None:
+    """Operands are rounded, not cut off, packed or as they are in memory; NaN and infinity stay."""
+    kernel = matmul((20, 32), (32, 24), dtype="float32", multiply_as="tf32", constant=True)
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(v.type.static_shape).astype(np.float32) for v in kernel.body.inputs]
+    arrays[0][3, 5], arrays[0][7, 9] = np.frombuffer(b"\xff\xff\xff\x7f", np.float32)[0], np.inf
+    template = TEMPLATES["matmul_mma_cuda"]
+    (found,) = build_scheduled(kernel, template.apply(kernel, gpu, {**SMALL, "stages": 2}), gpu)(arrays)
+    (expected,) = evaluate(kernel.body, arrays)
+    assert np.isnan(expected[3]).all()
+    assert np.isinf(expected[7]).all()
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)

@@ -25,8 +25,18 @@ LARGE = {
     "matmul, not packed, epilogue": matmul((1024, 1024), (1024, 1024), "bias", "gelu", "residual"),
     "matmul, ragged": matmul((1000, 1000), (1000, 1000), "bias", "relu"),
     "matmul, int8": matmul((2048, 512), (512, 2048), dtype="int8", out_dtype="int32", constant=True),
+    "matmul, tf32": matmul((4096, 4096), (4096, 4096), dtype="float32", multiply_as="tf32", constant=True),
     "matmul, one row": matmul((1, 4096), (4096, 4096), "bias", dtype="bfloat16", constant=True),
     "conv": conv((8, 1, 56, 56, 64), (64, 64, 3, 3), True, padding=(1,) * 4, **in_blocks(64, 64)),
+    "conv, tf32": conv(
+        (8, 16, 56, 56, 4),
+        (64, 64, 3, 3),
+        True,
+        padding=(1,) * 4,
+        dtype="float32",
+        multiply_as="tf32",
+        **in_blocks(4, 4),
+    ),
     "conv, plain": conv((8, 3, 224, 224), (64, 3, 7, 7), strides=(2, 2), padding=(3,) * 4),
 }
 

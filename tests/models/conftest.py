@@ -8,7 +8,7 @@ import pytest
 from zoo import MODELS, CompiledModel, model_path
 
 import tcomp
-from tcomp.transform.pipeline import Precision
+from tcomp.transform.precision import Precision
 
 
 @pytest.fixture(scope="session")

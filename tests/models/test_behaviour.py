@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from zoo import MODELS, CompiledModel, model_path
 
 from preprocessing import WordPiece, ctc_text, line_of_text, magika_features
-from tcomp.transform.pipeline import PRECISIONS
+from tcomp.transform.precision import PRECISIONS
 
 Compile = Callable[..., CompiledModel]
 

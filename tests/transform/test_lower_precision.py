@@ -14,8 +14,9 @@ from tcomp.relay.graph import Attr, Graph, Value
 from tcomp.target.target import TARGETS, Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.template import template_for
-from tcomp.transform.lower_precision import LowerPrecision, describe_precision, is_lowered, product_kernels
+from tcomp.transform.lower_precision import LowerPrecision, is_lowered, product_kernels
 from tcomp.transform.pipeline import optimize
+from tcomp.transform.precision import describe_precision
 from tcomp.tuner.task import tasks
 
 FP16, BF16, NO_FP16 = (TARGETS[name] for name in ("emeraldrapids", "znver4", "x86-64-v4"))
@@ -123,3 +124,23 @@ def test_a_chain_of_convolutions_is_one_kernel_in_float32() -> None:
 def test_unknown_types_are_refused() -> None:
     with pytest.raises(GraphError, match="dtype is float8; it must be float16 or bfloat16"):
         LowerPrecision("float8").run(optimize(mlp(), NO_FP16))
+
+
+@pytest.mark.parametrize(("largest", "lowered"), [(0.1, True), (1e3, False)])
+def test_packed_weights_become_16_bits_by_their_scales(largest: float, lowered: bool) -> None:
+    rng = np.random.default_rng(0)
+    builder = GraphBuilder()
+    x = builder.op("softmax", builder.input("x", (4, 1024)), axis=1)
+    x = builder.op("matmul", x, builder.constant(rng.standard_normal((1024, 1024)).astype(np.float32)))
+    levels = builder.constant(rng.integers(0, 256, (512, 512)).astype(np.uint8))
+    scales = builder.constant(np.full((512, 32), largest, np.float32))
+    zero = builder.constant(np.uint8(8))
+    weights = builder.op("dequantize_blocks", levels, scales, zero, bits=4, block=32, columns=1024)
+    graph = builder.build(builder.op("matmul", x, weights, transpose_b=True, name="packed"))
+    optimized = optimize(graph, TARGETS["cuda:sm_80"], precision="fast")
+    (packed,) = (n for n in optimized.nodes if n.name == "packed")
+    assert is_lowered(packed) == lowered
+    assert ("const f16[512,32]" in Kernel.of(packed).key) == lowered
+    array = rng.standard_normal((4, 1024)).astype(np.float32)
+    (exact,), (found,) = evaluate(graph, [array]), evaluate(optimized, [array])
+    np.testing.assert_allclose(found, exact, atol=1e-2 * np.abs(exact).max())

@@ -36,13 +36,20 @@ def dtype_of(elem_type: int, what: str) -> str:
         raise UnsupportedError(f"{what} has element type {name}, which tcomp has no tensors of") from None
 
 
+_NARROW: dict[int, str] = {onnx.TensorProto.INT4: "int8", onnx.TensorProto.UINT4: "uint8"}
+"""Types of two elements a byte, which data is read of: each becomes a byte."""
+
+
 def read_tensor(tensor: onnx.TensorProto, folder: Path | None, what: str) -> Array:
-    """The tensor's data; external data is read (memory-mapped) from inside `folder`.
+    """The tensor's data, of int4 as int8; external data is read (memory-mapped) from inside `folder`.
 
     Raises ModelError for a missing or too short file, one outside the folder, or data of the wrong size.
     """
-    dtype = numpy_dtype(dtype_of(tensor.data_type, what))
+    narrow = _NARROW.get(tensor.data_type)
+    dtype = numpy_dtype(narrow or dtype_of(tensor.data_type, what))
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        if narrow is not None:
+            return _halves(_read_external(tensor, folder, what, dtype, halves=True), tensor, dtype)
         return _read_external(tensor, folder, what, dtype)
     try:
         array = numpy_helper.to_array(tensor)
@@ -74,7 +81,19 @@ def attribute_value(attribute: onnx.AttributeProto, folder: Path | None) -> Any:
     raise UnsupportedError(f"attribute `{attribute.name}` is of kind {kinds}, which tcomp does not read")
 
 
-def _read_external(tensor: onnx.TensorProto, folder: Path | None, what: str, dtype: np.dtype[Any]) -> Array:
+def _halves(data: Array, tensor: onnx.TensorProto, dtype: np.dtype[Any]) -> Array:
+    """The elements of a tensor from bytes with two of them, the first in the lower half."""
+    shape = tuple(int(d) for d in tensor.dims)
+    both = np.stack([data.view(np.uint8) & 15, data.view(np.uint8) >> 4], axis=-1).reshape(-1)
+    levels = both[: int(np.prod(shape, dtype=np.int64))].reshape(shape)
+    signed = np.where(levels > 7, levels.astype(np.int8) - 16, levels)
+    return (signed if dtype == np.int8 else levels).astype(dtype)
+
+
+def _read_external(
+    tensor: onnx.TensorProto, folder: Path | None, what: str, dtype: np.dtype[Any], halves: bool = False
+) -> Array:
+    """The tensor's data; with `halves`, bytes that hold two elements each."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
     if folder is None:
@@ -82,6 +101,9 @@ def _read_external(tensor: onnx.TensorProto, folder: Path | None, what: str, dty
     path = _inside(folder, location, what)
     shape = tuple(int(d) for d in tensor.dims)
     count = int(np.prod(shape, dtype=np.int64))
+    if halves:
+        count = -(-count // 2)
+        shape = (count,)
     try:
         offset, length = int(entries.get("offset", 0)), int(entries.get("length", count * dtype.itemsize))
         size = path.stat().st_size

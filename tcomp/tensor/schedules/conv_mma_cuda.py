@@ -22,7 +22,15 @@ from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, memory_cycles
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Space
 from tcomp.tensor.loops import Buffer, Elements, Expression, Statement
-from tcomp.tensor.mma_kernel import materialize, multiplies, padded, schedule_mma, stored_in_vectors
+from tcomp.tensor.mma_kernel import (
+    as_factors,
+    factor_dtype,
+    materialize,
+    multiplies,
+    padded,
+    schedule_mma,
+    stored_in_vectors,
+)
 from tcomp.tensor.mma_nest import MmaOperand
 from tcomp.tensor.mma_plan import chunk_elements, estimated_cycles, plan_of, plan_space
 from tcomp.tensor.template import TEMPLATES, Packing, Scheduled, Template
@@ -53,17 +61,17 @@ class ConvMmaCuda(Template):
     def space(self, kernel: Kernel, target: Target) -> Space:
         assert target.gpu is not None
         windows = _Windows(kernel)
-        return plan_space(windows.conv.dtype, windows.extents, target.gpu)
+        return plan_space(factor_dtype(kernel), windows.extents, target.gpu)
 
     def estimate(self, kernel: Kernel, target: Target) -> float:
         assert target.gpu is not None
         windows = _Windows(kernel)
-        product = estimated_cycles(windows.conv.dtype, windows.extents, kernel.nbytes, target.gpu)
+        product = estimated_cycles(factor_dtype(kernel), windows.extents, kernel.nbytes, target.gpu)
         return product + windows.gathering(target.gpu)
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         windows = _Windows(kernel)
-        plan = plan_of(windows.conv.dtype, windows.extents, config)
+        plan = plan_of(factor_dtype(kernel), windows.extents, config)
         anchored = Anchored(kernel, windows.packing)
         before: list[Statement] = []
         left, right = windows.left(anchored, before), windows.right(anchored, before)
@@ -131,7 +139,7 @@ class _Windows:
         result = np.zeros((self.columns, self.taps, self.channels), weights.dtype)
         taps = weights.reshape(conv.out_channels, conv.in_channels, self.taps)
         result[: conv.out_channels, :, : conv.in_channels] = np.swapaxes(taps, 1, 2)
-        return result.reshape(self.columns, -1)
+        return as_factors(self.kernel, result.reshape(self.columns, -1))
 
     def output(self, batch: Expression, row: Expression, column: Expression) -> list[Expression]:
         """Where the output has the sum of (row, column)."""
@@ -195,7 +203,7 @@ class _Windows:
             return [column, k]
 
         if self.packing:
-            return MmaOperand(anchored.buffer_of(tensor), index)
+            return MmaOperand(anchored.buffer_of(tensor), index, is_rounded=True)
 
         def element(elements: Elements, at: list[Expression]) -> Expression:
             column, k = at

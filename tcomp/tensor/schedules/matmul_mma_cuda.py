@@ -10,25 +10,34 @@ from math import prod
 import numpy as np
 
 from tcomp.relay.graph import Node
-from tcomp.relay.types import Array, TensorType
+from tcomp.relay.types import Array, TensorType, numpy_dtype
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.gemm import constant_right, fits
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Space
 from tcomp.tensor.loops import Elements, Expression, Statement, constant
-from tcomp.tensor.mma_kernel import materialize, multiplies, padded, schedule_mma, stored_in_vectors
+from tcomp.tensor.mma_kernel import (
+    as_factors,
+    factor_dtype,
+    materialize,
+    multiplies,
+    padded,
+    schedule_mma,
+    stored_in_vectors,
+)
 from tcomp.tensor.mma_nest import MmaOperand
-from tcomp.tensor.mma_plan import chunk_elements, estimated_cycles, plan_of, plan_space
+from tcomp.tensor.mma_plan import MmaPlan, chunk_elements, estimated_cycles, plan_of, plan_space
 from tcomp.tensor.product import Product
 from tcomp.tensor.schedules.matmul_cuda import MatmulCuda
 from tcomp.tensor.template import TEMPLATES, Packing, Scheduled, Template
 from tcomp.tensor.threads import digits
+from tcomp.tensor.unpacked_operand import PackedWeights, UnpackedChunks
 from tcomp.tvm_api import Tensor
 
 
 class MatmulMmaCuda(Template):
-    """Products of float16 and bfloat16 with float32 sums, of int8 with int32 ones, on tensor cores.
+    """Products of float16, bfloat16 and tf32 with float32 sums, of int8 with int32 ones, on tensor cores.
 
     Steps: pack a constant right operand as [columns, depth]; bring operands that are computed, or whose rows
     are not whole chunks, into memory so; multiply; add parts of the depth where there are several.
@@ -46,26 +55,40 @@ class MatmulMmaCuda(Template):
     def space(self, kernel: Kernel, target: Target) -> Space:
         assert target.gpu is not None
         matrices = _Matrices(kernel)
-        return plan_space(matrices.product.left.dtype, matrices.extents, target.gpu)
+        return plan_space(factor_dtype(kernel), matrices.extents, target.gpu)
 
     def estimate(self, kernel: Kernel, target: Target) -> float:
         assert target.gpu is not None
         matrices = _Matrices(kernel)
-        return estimated_cycles(matrices.product.left.dtype, matrices.extents, kernel.nbytes, target.gpu)
+        return estimated_cycles(factor_dtype(kernel), matrices.extents, kernel.nbytes, target.gpu)
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         matrices = _Matrices(kernel)
         product = matrices.product
-        plan = plan_of(product.left.dtype, matrices.extents, config)
+        plan = plan_of(factor_dtype(kernel), matrices.extents, config)
         anchored = Anchored(kernel, matrices.packing)
         before: list[Statement] = []
-        left, right = matrices.left(anchored, before), matrices.right(anchored, before)
+        left = matrices.left(anchored, before)
+        right = _unpacked(anchored, plan) or matrices.right(anchored, before)
 
         def index(batch: Expression, row: Expression, column: Expression) -> Sequence[Expression]:
             return product.index(digits(batch, product.batch), row, column)
 
         vector = 2 if stored_in_vectors(kernel, product.columns) else 1
         return schedule_mma(anchored, plan, before, left, right, index, vector)
+
+
+def _unpacked(anchored: Anchored, plan: MmaPlan) -> MmaOperand | None:
+    """A right operand that is unpacked on its way to shared memory, if that is what the kernel has."""
+    weights = PackedWeights.of(anchored.kernel)
+    if weights is None or not UnpackedChunks.fit(weights, plan.dtype):
+        return None
+    count = plan.block_columns * plan.depth_chunks // plan.threads
+    return MmaOperand(
+        anchored.input_buffer(0),
+        lambda batch, column, k: [column, k],
+        filling=UnpackedChunks(anchored, weights, plan.dtype, plan.columns, count),
+    )
 
 
 def _anchor(kernel: Kernel) -> Node:
@@ -119,13 +142,13 @@ class _Matrices:
             matrices = np.swapaxes(matrices, -1, -2)
         result = np.zeros(self._right_shape, array.dtype)
         result[..., : product.depth] = matrices
-        return result
+        return as_factors(self.kernel, result)
 
     def _is_ready(self, anchored: Anchored, tensor: Tensor, by_depth: bool) -> bool:
         """Whether chunks of an operand are whole and aligned where it lies."""
         whole = int(tensor.shape[-1]) % self.chunk == 0 and self.depth == self.product.depth
         # Matrices are transposed on their way from shared memory by elements of 16 bits only.
-        movable = by_depth or self.product.left.dtype != "int8"
+        movable = by_depth or numpy_dtype(self.product.left.dtype).itemsize == 2
         return anchored.buffer_of(tensor) is not None and whole and movable
 
     def left(self, anchored: Anchored, before: list[Statement]) -> MmaOperand:
@@ -159,7 +182,7 @@ class _Matrices:
             return [*product.packed_batch(digits(batch, product.batch)), column, k]
 
         if self.packing:
-            return MmaOperand(anchored.buffer_of(tensor), packed)
+            return MmaOperand(anchored.buffer_of(tensor), packed, is_rounded=True)
         if self._is_ready(anchored, tensor, product.transpose_right):
             return MmaOperand(
                 anchored.buffer_of(tensor),

@@ -17,6 +17,7 @@ from math import prod
 
 import numpy as np
 
+from tcomp.ops.quantized import packed_weights
 from tcomp.relay.attributes import flag, integer, integers, number, text
 from tcomp.relay.graph import Constant, Node, Value
 from tcomp.relay.layouts import PLAIN
@@ -30,6 +31,8 @@ _OFFSET = 128
 _LEAST_DEPTH = 3
 """Shorter sums, but for those of depthwise convolutions, gain nothing from int8."""
 _BYTES = ("int8", "uint8")
+_FOLDED_BYTES = 1 << 20
+"""Weights of so many bytes in float32 are constants in float32."""
 _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
 _PRODUCTS = (*_CONVOLUTIONS, "matmul")
 
@@ -165,6 +168,28 @@ def _is_depthwise(root: Node) -> bool:
     return depth == 1 < channels == outputs and integers(root.attrs, "dilation")[-1] == 1
 
 
+def _weights_in_blocks(match: Match) -> Value | None:
+    """A matrix product with weights of a scale for each output, which it is to read as they are.
+
+    Small ones are float32 constants sooner, which cost nothing at run time.
+    """
+    root, w, scales, zeros = match.root, match.data("w"), match.data("w_scale"), match.data("w_zero")
+    if w.ndim != 2 or w.size * np.dtype(np.float32).itemsize <= _FOLDED_BYTES:
+        return None
+    transposed = flag(root.attrs, "transpose_b")
+    axis = 0 if transposed else 1
+    vectors = [per_channel(a, 2, axis, w.shape[axis]) for a in (scales, zeros)]
+    if any(v is None for v in vectors):
+        return None
+    scale, zero = (np.array(v).reshape(-1, 1) for v in vectors if v is not None)
+    levels = w if transposed else np.swapaxes(w, 0, 1)
+    data, shifts, bits = packed_weights(levels, zero)
+    columns = levels.shape[1]
+    operands = (Constant.of(a) for a in (data, scale, shifts))
+    wide = match.op("dequantize_blocks", *operands, bits=bits, block=columns, columns=columns)
+    return match.op("matmul", match["x"], wide, **{**root.attrs, "transpose_b": True})
+
+
 def _is_byte(value: Value) -> bool:
     return value.dtype in _BYTES
 
@@ -180,6 +205,7 @@ _CENTRED = either(
     op("sub", _WIDE, op("cast", _ZERO, dtype="int32")), op("sub", _WIDE, constant("zero")), _WIDE
 )
 
+WEIGHTS = (Rule("weights-in-blocks", op("matmul", operand("x"), _WEIGHTS), _weights_in_blocks),)
 DEQUANTIZE = (Rule("dequantize", op("dequantize", operand("x"), _SCALE, _ZERO), _lowered),)
 INTEGER_PRODUCTS = (
     Rule(

@@ -22,6 +22,13 @@ __device__ __forceinline__ void tcomp_load_matrices_transposed(unsigned *registe
                : "r"(tcomp_shared_address(row)));
 }
 
+// Four float32 numbers as the nearest of tf32; mma ignores the 13 bits that tf32 lacks. NaN and infinity stay so.
+__device__ __forceinline__ void tcomp_round_tf32(unsigned *registers) {
+#pragma unroll
+  for (int i = 0; i < 4; i++)
+    if (fabsf(__uint_as_float(registers[i])) < __int_as_float(0x7f800000)) registers[i] += 0x1000u;
+}
+
 // sums[16, 8] += a[16, depth] * b[depth, 8], 32 bytes of depth.
 #define TCOMP_MULTIPLY(NAME, SUM, CONSTRAINT, INSTRUCTION)                                                        \
   __device__ __forceinline__ void NAME(SUM *sums, const unsigned *a, const unsigned *b) {                         \

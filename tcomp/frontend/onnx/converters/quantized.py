@@ -9,8 +9,9 @@ from tcomp.frontend.onnx.axes import normalise_axis
 from tcomp.frontend.onnx.context import Context, OnnxNode
 from tcomp.frontend.onnx.converter import converter
 from tcomp.frontend.onnx.tensors import dtype_of
+from tcomp.ops.quantized import packed_weights
 from tcomp.relay.dims import Dim
-from tcomp.relay.graph import Value
+from tcomp.relay.graph import Constant, Value
 
 
 @converter("QuantizeLinear")
@@ -43,11 +44,33 @@ def saturated(ctx: Context, levels: Value, zero: Value | None, dtype: str) -> Va
 def dequantize(ctx: Context, node: OnnxNode) -> Value:
     """(x - zero_point) * scale. Quantized weights stay so: a product may take them as they are."""
     x, zero = node.input(0), node.optional(2)
+    if node.input(1).type.rank > 1 and (weights := _block_weights(ctx, node)) is not None:
+        return weights
     scale = _aligned(ctx, node, x, node.input(1))
     zero = ctx.constant(0, x.dtype) if zero is None else _aligned(ctx, node, x, zero)
     return (
         ctx.op("dequantize", x, scale, zero) if x.type.rank < 2 else ctx.later("dequantize", x, scale, zero)
     )
+
+
+def _block_weights(ctx: Context, node: OnnxNode) -> Value | None:
+    """Constant matrices with scales of blocks along an axis, which products take as they are; else None."""
+    x, scale, zero = node.input(0), node.input(1), node.optional(2)
+    known = all(isinstance(v, Constant) for v in (x, scale, *(() if zero is None else (zero,))))
+    if not known or x.type.rank != 2 or x.dtype not in ("int8", "uint8"):
+        return None
+    axis, block = normalise_axis(node.integer("axis", 1), x), node.integer("block_size", 0)
+    columns = x.type.static_shape[axis]
+    if block <= 0 or scale.type.static_shape[axis] != -(-columns // block):
+        return None
+    levels, scales = ctx.array(x, "data"), ctx.array(scale, "scale")
+    zeros = np.zeros((1, 1), levels.dtype) if zero is None else ctx.array(zero, "zero point")
+    if axis == 0:
+        levels, scales, zeros = (np.swapaxes(a, 0, 1) for a in (levels, scales, zeros))
+    weights, shifts, bits = packed_weights(levels, zeros)
+    operands = (ctx.constant(a) for a in (weights, scales, shifts))
+    wide = ctx.later("dequantize_blocks", *operands, bits=bits, block=block, columns=columns)
+    return ctx.later("transpose", wide, axes=(1, 0)) if axis == 0 else wide
 
 
 def _aligned(ctx: Context, node: OnnxNode, x: Value, parameter: Value) -> Value:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from tcomp.errors import UnsupportedError
 from tcomp.frontend.onnx.context import Context, OnnxNode
 from tcomp.frontend.onnx.converter import converter
 from tcomp.frontend.onnx.converters.integer_arithmetic import centred, requantized
 from tcomp.frontend.onnx.converters.quantized import to_levels
+from tcomp.ops.quantized import unpacked
 from tcomp.relay.graph import Value
 
 DOMAIN = "com.microsoft"
@@ -43,6 +46,31 @@ def quantized_gemm(ctx: Context, node: OnnxNode) -> Value:
     if node.optional(7) is None:
         return ctx.op("mul", ctx.cast(product, "float32"), ctx.op("mul", *scales))
     return requantized(ctx, product, scales, node.input(7), node.input(8))
+
+
+@converter("MatMulNBits", domain=DOMAIN)
+def matmul_of_bits(ctx: Context, node: OnnxNode) -> Value:
+    """a times weights of 4 or 8 bits `[N, blocks, bytes of a block]`, transposed, plus a bias."""
+    bits, block = node.integer("bits", 4), node.integer("block_size")
+    rows, columns = node.integer("N"), node.integer("K")
+    if node.optional(4) is not None:
+        raise UnsupportedError("g_idx orders the depth; quantize the model without reordering (act_order)")
+    if bits not in (4, 8):
+        raise UnsupportedError(f"bits is {bits}; only 4 and 8 are supported")
+    blocks = -(-columns // block)
+    x, weights, scales = node.input(0), ctx.array(node.input(1), "B"), ctx.array(node.input(2), "scales")
+    given, zero = node.optional(3), np.array(1 << (bits - 1), np.uint8)
+    if given is not None and given.dtype != "uint8":
+        raise UnsupportedError(f"zero_points are {given.dtype}; only whole ones, in uint8, are supported")
+    if given is not None:
+        packed = ctx.array(given, "zero_points").reshape(rows, -1)
+        zero = np.ascontiguousarray(unpacked(packed, bits)[:, :blocks])
+    operands = (weights.reshape(rows, -1), scales.reshape(rows, blocks), zero)
+    attrs = {"bits": bits, "block": block, "columns": columns}
+    wide = ctx.later("dequantize_blocks", *(ctx.constant(a) for a in operands), **attrs)
+    product = ctx.op("matmul", x, wide, transpose_b=True)
+    bias = node.optional(5)
+    return product if bias is None else ctx.op("add", product, bias)
 
 
 def _dequantized(ctx: Context, node: OnnxNode, first: int) -> Value:

@@ -37,6 +37,11 @@ inline float emulated_number(__nv_bfloat16 x) { return x; }
 inline int emulated_number(signed char x) { return x; }
 inline float emulated_number(emulated_tf32 x) { return __int_as_float(x.bits & ~0x1fffu); }
 
+inline void tcomp_round_tf32(unsigned *registers) {
+  for (int i = 0; i < 4; i++)
+    if (std::isfinite(__int_as_float(registers[i]))) registers[i] += 0x1000u;
+}
+
 struct emulated_factors { unsigned a[4], b[2]; };
 
 // `T` are elements of a and b, as many as fit into a register: element (row, k) of a is in register

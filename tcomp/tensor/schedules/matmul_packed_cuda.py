@@ -1,0 +1,74 @@
+"""Products of few rows with weights of 4 or 8 bits on GPUs: what is read of memory is what they take there.
+
+The walk is that of `tcomp.tensor.few_rows`, along the depth; a load of a thread is a word of weights, which
+it unpacks in registers. See `tcomp.tensor.unpacked_operand`.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+
+from tcomp.target.target import Target
+from tcomp.tensor.anchored import Anchored
+from tcomp.tensor.few_rows import MOST_ROWS, FewRows, RowsPlan
+from tcomp.tensor.gemm import fits
+from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.knobs import Config, Space
+from tcomp.tensor.matrices import ProductMatrices
+from tcomp.tensor.product import Product
+from tcomp.tensor.schedules.matmul_cuda import MatmulCuda
+from tcomp.tensor.schedules.matmul_rows_cuda import SPLITS, rows_cycles, rows_space
+from tcomp.tensor.simt_space import problem_of
+from tcomp.tensor.template import TEMPLATES, Scheduled, Template
+from tcomp.tensor.unpacked_operand import REGISTERS, PackedWeights, UnpackedOperand
+
+_WARPS = 16
+"""Of a multiprocessor, which together have enough loads under way."""
+_UNPACK = 2.5
+"""Instructions that make a number of a packed weight."""
+
+
+class MatmulPackedCuda(Template):
+    """Products of up to 8 rows by weights `[columns, depth]` of 4 or 8 bits, with scales in blocks."""
+
+    name = "matmul_packed_cuda"
+    family = "cuda"
+    alternative_to = MatmulCuda.name
+
+    def accepts(self, kernel: Kernel, target: Target) -> bool:
+        if not fits(kernel) or PackedWeights.of(kernel) is None:
+            return False
+        problem = problem_of(kernel)
+        return problem.rows <= MOST_ROWS and problem.accumulator == "float32"
+
+    def space(self, kernel: Kernel, target: Target) -> Space:
+        problem, gpu, weights = problem_of(kernel), target.gpu, PackedWeights.of(kernel)
+        assert gpu is not None
+        assert weights is not None
+
+        def complaint(plan: RowsPlan) -> str | None:
+            return plan.reason(gpu, problem.rows, problem.depth, 4, weights.word, REGISTERS)
+
+        # What a warp reads of the few rows serves all its columns; but warps must be many enough.
+        columns = next(c for c in (4, 2, 1) if c == 1 or problem.columns >= _WARPS * c * gpu.processors)
+        wanted = max(1, _WARPS * gpu.processors // ceil(problem.columns / columns))
+        splits = [s for s in SPLITS if s <= wanted]
+        plans = [RowsPlan(4, columns, 4, unroll, split) for unroll in (4, 2, 1) for split in splits[::-1]]
+        return rows_space(next(plan for plan in plans if complaint(plan) is None), complaint)
+
+    def estimate(self, kernel: Kernel, target: Target) -> float:
+        problem, gpu = problem_of(kernel), target.gpu
+        assert gpu is not None
+        plan = RowsPlan.of(self.space(kernel, target).default)
+        return rows_cycles(problem, gpu, plan, problem.rows * (1 + 1 / plan.columns) + _UNPACK)
+
+    def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
+        anchored, weights, plan = Anchored(kernel), PackedWeights.of(kernel), RowsPlan.of(config)
+        assert kernel.anchor is not None
+        assert weights is not None
+        matrices = ProductMatrices(anchored, Product.of(kernel.anchor))
+        right = UnpackedOperand(anchored, weights, matrices.columns, plan)
+        return FewRows(matrices, plan, right).scheduled()
+
+
+TEMPLATES.register(MatmulPackedCuda.name, MatmulPackedCuda())

@@ -1,0 +1,58 @@
+"""What fewer bits a model may be computed with: which pass does that, and what people are told of it."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from tcomp.errors import UnsupportedError
+from tcomp.relay.graph import Graph
+from tcomp.target.target import Target
+from tcomp.transform.lower_precision import LowerPrecision, is_lowered, product_kernels
+from tcomp.transform.pass_ import Pass
+from tcomp.transform.round_factors import RoundFactors
+
+Precision = Literal["exact", "fast", "tf32"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+"""`exact` computes in the model's own types; `fast` lets float32 products take 16-bit operands; `tf32` lets
+tensor cores of GPUs round float32 operands to 10 bits of mantissa."""
+
+
+def factor_dtype(target: Target, precision: Precision) -> str | None:
+    """The type that float32 products take their operands in; None where that is float32.
+
+    Raises UnsupportedError for tf32 on targets that have none.
+    """
+    if precision != "tf32":
+        return target.fast_dtype if precision == "fast" else None
+    if target.gpu is None or "tf32" not in target.gpu.flops:
+        raise UnsupportedError(
+            f"`{target.name}` has no products of tf32, which GPUs from cuda:sm_80 on have; take precision "
+            "`fast` or `exact` for this target"
+        )
+    return "tf32"
+
+
+def lowering(target: Target, precision: Precision, keep: str = "") -> Pass | None:
+    """The pass that lets products take fewer bits, but for the kernels in `keep`, joined by `|`.
+
+    None where nothing changes. Raises as `factor_dtype` does.
+    """
+    dtype = factor_dtype(target, precision)
+    if dtype is None:
+        return None
+    if dtype == "tf32":
+        return RoundFactors(keep)
+    return LowerPrecision(dtype, keep, plain=target.gpu is not None)
+
+
+def describe_precision(graph: Graph, target: Target, precision: Precision) -> str:
+    """What of the optimized `graph` runs in fewer bits, for people; nothing when that was not asked for."""
+    if precision == "exact":
+        return ""
+    dtype = factor_dtype(target, precision)
+    if dtype is None:
+        return f"precision fast: `{target.name}` multiplies 16-bit floats no faster; all stays in float32"
+    products = product_kernels(graph)
+    wide = [n.name for n in products if not is_lowered(n)]
+    kept = f", {len(wide)} in float32 ({', '.join(wide[:5])})" if wide else ""
+    return f"precision {precision}: {len(products) - len(wide)} products in {dtype}{kept}"
