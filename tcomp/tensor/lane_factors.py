@@ -21,6 +21,7 @@ from tcomp.tensor.loops import (
     written_out,
 )
 from tcomp.tensor.register_tile import Factors, Index, Point, RegisterTile
+from tcomp.tensor.streams import LANES, Stream
 from tcomp.tvm_api import tirx
 
 
@@ -141,12 +142,14 @@ def _reach(tile: RegisterTile, row: int, stride: int, taps: int) -> int:
 class MatrixFactors:
     """Elements of a matrix's rows at `steps` steps from one on, loaded together.
 
-    `at(row, place)` is that of a row at the `place`-th of these steps.
+    `at(row, place)` is that of a row at the `place`-th of these steps. `reading(body)` is what loads them in
+    it.
     """
 
     steps: int
     load: Callable[[Expression], list[Statement]]
     at: Callable[[Expression, int], Expression]
+    reading: Callable[[Statement], Statement] = lambda body: body
 
 
 def packed_rows(
@@ -166,6 +169,19 @@ def packed_rows(
         return [allocate, vectors]
 
     return MatrixFactors(1, load, lambda r, _: tirx.BufferLoad(held, [r]))
+
+
+def streamed_rows(
+    tiles: Buffer, first: Sequence[Expression], rows: int, steps: int, sums: Buffer
+) -> MatrixFactors:
+    """Those of several steps, which lie side by side from `tiles[first]` on, as a stream."""
+    stream = Stream.of(steps * rows // LANES, "factors")
+    return MatrixFactors(
+        steps,
+        lambda _: stream.load(steps * rows // LANES, sums),
+        lambda r, place: tirx.BufferLoad(stream.held, [r + place * rows]),
+        lambda body: stream.reading(tiles, first, body),
+    )
 
 
 def rows_apart(

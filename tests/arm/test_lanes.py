@@ -152,10 +152,10 @@ def test_attention_multiplies_by_lanes() -> None:
 
 
 def test_long_products_count_and_fetch_seldom() -> None:
-    """Five loads for two steps of 24 products leave little: 1.10 instructions a product and the loop."""
+    """Three loads for two steps of 24 products leave little: 1.06 instructions a product and the loop."""
     target = parse_target("cortex-a76")
     loop = hot_loop(build_kernel(KERNELS["wide matmul"], target).source(), target.machine)
-    assert len(loop) < 1.13 * multiply_adds(loop, target.machine) / target.lanes()
+    assert len(loop) < 1.08 * multiply_adds(loop, target.machine) / target.lanes()
 
 
 def test_registers_suffice_on_neoverse_n1() -> None:
@@ -195,7 +195,7 @@ def network() -> Graph:
     return g.build(g.op("attention", heads, heads, heads, scale=0.02))
 
 
-@pytest.mark.parametrize("name", ["arm64-linux", "cortex-a55", "armv7-linux"])
+@pytest.mark.parametrize("name", ["arm64-linux", "cortex-a55", "cortex-a76", "armv7-linux"])
 def test_numbers_are_those_of_the_reference(name: str, tmp_path: Path) -> None:
     target, graph = parse_target(name), network()
     tools(target)
