@@ -14,7 +14,7 @@ from math import gcd, prod
 from tcomp.relay.types import numpy_dtype
 from tcomp.target.target import Target
 from tcomp.tensor.convolution import Convolution, dense_steps
-from tcomp.tensor.lane_factors import LaneFactors, RowFactors
+from tcomp.tensor.lane_factors import LaneFactors, RowFactors, StreamedWeights
 from tcomp.tensor.loops import (
     CACHE_LINE,
     Buffer,
@@ -26,6 +26,7 @@ from tcomp.tensor.loops import (
 )
 from tcomp.tensor.primitives import Tiles
 from tcomp.tensor.register_tile import FMA_LATENCY, Index, Point, Reduction, RegisterTile
+from tcomp.tensor.streams import LANES, has_streams, steps_together
 from tcomp.tvm_api import tirx
 
 MAX_TILE_PIXELS = 28
@@ -84,6 +85,16 @@ def together(conv: Convolution, target: Target) -> int:
     return (
         gcd(conv.chunk_steps, target.lanes(conv.dtype)) if _holds_factors(target) and conv.sums is None else 1
     )
+
+
+def weight_steps(conv: Convolution, tile: PixelTile, target: Target, partial_sums: int = 1) -> int:
+    """Steps whose weights are one load, of several registers; 0 where each vector of weights is one."""
+    if not has_streams(target, conv.dtype) or conv.sums is not None or conv.out_block % LANES:
+        return 0
+    own = _weights(conv, tile, target)
+    free = target.vector_registers - registers_of(conv, tile, target, partial_sums) + own
+    steps = steps_together(own, together(conv, target), free)
+    return steps if steps * own > 1 else 0
 
 
 def row_lanes(conv: Convolution, target: Target) -> int:
@@ -239,12 +250,14 @@ class DirectProduct:
         ahead: Callable[..., list[Statement]] | None = None,
         partial_sums: int = 1,
         row_lanes: int = 1,
+        weight_steps: int = 0,
         start: Callable[[Index], Expression] | None = None,
     ) -> Reduction:
         """The sums of a tile: `unroll` steps of the innermost loops and maybe one kernel axis written out.
 
         The inputs of `together` steps, which divide `unroll`, are one load for each pixel; those of a row of
-        taps, which is written out, are loads of `row_lanes` neighbours where these are more than one.
+        taps, which is written out, are loads of `row_lanes` neighbours where these are more than one. The
+        weights of `weight_steps` steps, which divide `together`, are one load where these are not 0.
         """
         conv = self.conv
         steps = dense_steps(conv)
@@ -271,21 +284,45 @@ class DirectProduct:
         if row_lanes > 1:
             sizes = len(tile.axes) - 2, conv.strides[-1], conv.kernel[-1], row_lanes
             inputs = RowFactors.of(tile, *sizes, conv.dtype, beside)
+            factors = inputs.factors
         else:
-            inputs = LaneFactors.of(tile, range(2, len(tile.axes) - 1), together, conv.dtype, read)
+            pixels = range(2, len(tile.axes) - 1)
+            inputs = LaneFactors.of(tile, pixels, together, conv.dtype, read, weight_steps > 0)
+            factors = inputs.factors(steps)
+        width = tile.axes[1].size * conv.out_block * conv.side
+        weights = (
+            StreamedWeights.of(
+                weight_steps, width, self.weights, lambda first, step: [first.tiles[1], *step, 0]
+            )
+            if weight_steps
+            else None
+        )
 
         def update(total: Expression, point: Point, step: Index) -> Expression:
             lane = point.places[1] * (conv.out_block * conv.side) + point.places[-1]
-            weight = tirx.BufferLoad(self.weights, [point.tiles[1], *step, lane])
+            weight = (
+                tirx.BufferLoad(self.weights, [point.tiles[1], *step, lane])
+                if weights is None
+                else weights.at(step, lane)
+            )
             value = inputs.at(point, step)
             if conv.sums is not None:
                 return conv.sums.multiply_add(total, value, weight)
             return total + value.astype(conv.accumulator) * weight.astype(conv.accumulator)
 
         short = None if conv.sums is None else conv.sums.short
-        zero, factors = tirx.const(0, conv.accumulator), inputs.factors
         return Reduction(
-            steps, tuple(written), conv.accumulator, zero, update, short, ahead, partial_sums, factors, start
+            steps,
+            tuple(written),
+            conv.accumulator,
+            tirx.const(0, conv.accumulator),
+            update,
+            short,
+            ahead,
+            partial_sums,
+            factors,
+            None if weights is None else weights.factors,
+            start,
         )
 
     def weights_ahead(self, first: Point, step: Index, distance: int, steps: int = 1) -> list[Statement]:

@@ -39,54 +39,54 @@ def steps_together(vectors: int, steps: int, registers: int) -> int:
     return next((n for n in (4, 2) if steps % n == 0 and n * vectors <= most), 1)
 
 
+def registers_of_loads(vectors: int) -> list[tuple[int, int]]:
+    """For each of the instructions that load so many vectors, its first one and how many it loads."""
+    return [(first, min(REGISTERS, vectors - first)) for first in range(0, vectors, REGISTERS)]
+
+
 @dataclass(frozen=True)
 class Stream:
-    """Vectors of float32 that are read one after the other, into `held`."""
+    """Vectors of float32 that are read one after the other."""
 
-    allocations: tuple[Statement, ...]
+    allocation: Statement
     cursor: Buffer
-    held: Buffer
 
     @staticmethod
-    def of(vectors: int, name: str) -> Stream:
-        """A stream whose loads are of up to so many vectors."""
-        allocate_cursor, cursor = local((2,), "int64", f"{name}_cursor")
-        allocate_held, held = local((vectors * LANES,), "float32", name)
-        return Stream((allocate_cursor, allocate_held), cursor, held)
+    def of(name: str) -> Stream:
+        return Stream(*local((2,), "int64", f"{name}_cursor"))
 
     def reading(
-        self, buffer: Buffer, index: Sequence[Expression], body: Statement, skipped: int = 0
+        self, buffer: Buffer, index: Sequence[Expression], body: Statement, move: int = 0
     ) -> Statement:
-        """`body`, whose loads begin at `buffer[index]`. Those that skip go on `skipped` elements behind what
-        they have read, or before it."""
-        skip = tirx.const(4 * skipped, "int64")
-        begin = tirx.call_extern("int32", _BEGIN, _address(self.cursor, 0), _address(buffer, *index), skip)
-        return sequence([*self.allocations, tirx.Evaluate(begin), body])
+        """`body`, whose loads begin at `buffer[index]`. The last registers of those that skip are `move`
+        elements before the first ones of the next load."""
+        nbytes = tirx.const(4 * move, "int64")
+        begin = tirx.call_extern("int32", _BEGIN, _address(self.cursor), _address(buffer, index), nbytes)
+        return sequence([self.allocation, tirx.Evaluate(begin), body])
 
-    def load(self, vectors: int, sums: Buffer, skips: bool = False) -> list[Statement]:
-        """Load the next `vectors` vectors, not before what was added to `sums` so far."""
+    def load(self, held: Buffer, vectors: int, sums: Buffer, skips: bool = False) -> list[Statement]:
+        """Load the next `vectors` vectors into `held`, not before what was added to `sums` so far."""
         ties = prod(int(extent) for extent in sums.shape) // LANES
-        places = [_address(self.cursor, 0), _address(sums, *(0 for _ in sums.shape))]
         statements: list[Statement] = []
-        for first in range(0, vectors, REGISTERS):
-            count = min(REGISTERS, vectors - first)
-            last = int(skips and first + count == vectors)
-            name = f"{_NEXT}_{count}_{ties}_{last}"
-            call = tirx.call_extern("int32", name, *places, _address(self.held, first * LANES))
-            statements.append(tirx.Evaluate(call))
+        for first, count in registers_of_loads(vectors):
+            name = f"{_NEXT}_{count}_{ties}_{int(skips and first + count == vectors)}"
+            places = _address(self.cursor), _address(sums), _address(held, first * LANES)
+            statements.append(tirx.Evaluate(tirx.call_extern("int32", name, *places)))
         return statements
 
 
-def _address(buffer: Buffer, *index: Expression) -> Expression:
-    return tirx.address_of(tirx.BufferLoad(buffer, list(index)))
+def _address(buffer: Buffer, at: Sequence[Expression] | int = 0) -> Expression:
+    """Of an element; of the one `at` places along the last axis where that is a number."""
+    index = [*(0 for _ in buffer.shape[1:]), at] if isinstance(at, int) else list(at)
+    return tirx.address_of(tirx.BufferLoad(buffer, index))
 
 
 def _begin_text(name: str) -> str:
-    """The cursor holds the address and the bytes to skip, which LLVM shall not take for a constant: it moves
-    an address on with a load by what that has read, or by a register."""
+    """The cursor holds the address and the bytes to move it by, which LLVM shall not take for a constant: a
+    load moves an address on by what it has read, or by a register."""
     return f"""
-define weak void @{name}(ptr %cursor, ptr %first, i64 %skip) alwaysinline {{
-  %hidden = call i64 asm "", "=r,0"(i64 %skip)
+define weak void @{name}(ptr %cursor, ptr %first, i64 %move) alwaysinline {{
+  %hidden = call i64 asm "", "=r,0"(i64 %move)
   %place = getelementptr i64, ptr %cursor, i64 1
   store ptr %first, ptr %cursor
   store i64 %hidden, ptr %place
@@ -120,10 +120,9 @@ def _next_text(name: str) -> str:
         lines += [f"%target{i} = getelementptr i8, ptr %held, i64 {i * _BYTES}"]
         lines += [f"store {_VECTOR} %loaded{i}, ptr %target{i}, align 4"]
     if skips:
-        lines += ["%skips = getelementptr i64, ptr %cursor, i64 1", "%skip = load i64, ptr %skips"]
-        lines += [f"%more = add i64 %skip, {count * _BYTES}"]
-    moved = "%more" if skips else str(count * _BYTES)
-    lines += [f"%next = getelementptr i8, ptr %from, i64 {moved}", "store ptr %next, ptr %cursor", "ret void"]
+        lines += ["%moves = getelementptr i64, ptr %cursor, i64 1", "%move = load i64, ptr %moves"]
+    move = "%move" if skips else str(count * _BYTES)
+    lines += [f"%next = getelementptr i8, ptr %from, i64 {move}", "store ptr %next, ptr %cursor", "ret void"]
     declaration = f"declare {{ {loaded} }} {function}(ptr)" if count > 1 else ""
     body = "\n".join(f"  {line}" for line in lines)
     return f"""

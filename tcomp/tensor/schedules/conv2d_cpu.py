@@ -28,6 +28,7 @@ from tcomp.tensor.direct_convolution import (
     together,
     vectors_of,
     walk_order,
+    weight_steps,
 )
 from tcomp.tensor.epilogue import epilogue_fits, placeholder_index
 from tcomp.tensor.groups import ways_to_sum
@@ -243,6 +244,7 @@ def _reduction(
         ahead if distance else None,
         int(config["partial_sums"]),
         row_lanes(product.conv, target) if config["unroll_kernel"] and int(config["tile_height"]) == 1 else 1,
+        weight_steps(product.conv, _tile_of(config), target, int(config["partial_sums"])),
         start,
     )
 
