@@ -14,7 +14,7 @@ from math import gcd, prod
 from tcomp.relay.types import numpy_dtype
 from tcomp.target.target import Target
 from tcomp.tensor.convolution import Convolution, dense_steps
-from tcomp.tensor.lane_factors import LaneFactors, RowFactors, StreamedWeights
+from tcomp.tensor.lane_factors import LaneFactors, PackedWeights, RowFactors
 from tcomp.tensor.loops import (
     CACHE_LINE,
     Buffer,
@@ -26,7 +26,7 @@ from tcomp.tensor.loops import (
 )
 from tcomp.tensor.primitives import Tiles
 from tcomp.tensor.register_tile import FMA_LATENCY, Index, Point, Reduction, RegisterTile
-from tcomp.tensor.streams import LANES, has_streams, steps_together
+from tcomp.tensor.streams import LANES, has_streams, registers_of_loads, steps_together
 from tcomp.tvm_api import tirx
 
 MAX_TILE_PIXELS = 28
@@ -97,6 +97,29 @@ def weight_steps(conv: Convolution, tile: PixelTile, target: Target, partial_sum
     return steps if steps * own > 1 else 0
 
 
+def input_phases(conv: Convolution, target: Target) -> int:
+    """Phases of a padded copy of the input: every so many pixels of a row are what neighbouring outputs read,
+    and are then one load of several registers."""
+    overlap = conv.is_padded and conv.kernel[-1] > 1
+    return conv.strides[-1] if overlap and in_streams(conv, target) else 1
+
+
+def place_in_phases(phases: int) -> Callable[[Index], Index]:
+    """Where an input in `phases` has what a padded one has at an index."""
+
+    def place(index: Index) -> Index:
+        *outer, column, lane = index
+        return [*outer, column % phases, column // phases, lane]
+
+    return place if phases > 1 else list
+
+
+def in_streams(conv: Convolution, target: Target) -> bool:
+    """Whether inputs that lie side by side are one load of several registers."""
+    whole = together(conv, target) == LANES and conv.out_block % LANES == 0
+    return has_streams(target, conv.dtype) and conv.sums is None and whole
+
+
 def row_lanes(conv: Convolution, target: Target) -> int:
     """Neighbours of a row that are one load of the inputs for all taps of a row: 1 where none are."""
     overlap = conv.strides[-1] < conv.kernel[-1] and conv.dilation[-1] == 1
@@ -145,12 +168,20 @@ def direct_cycles(conv: Convolution, tile: PixelTile, target: Target) -> float:
     weights = _weights(conv, tile, target)
     far = weights if is_far(conv, tile.oc_blocks, target) else 0
 
+    streamed = weight_steps(conv, tile, target) > 0
+    each = 0.1 if _holds_factors(target) else 0.02
+
     def one_tile(pixels: int) -> float:
         multiply = max(vectors * pixels / target.fma_ports, FMA_LATENCY)
         loads = weights + pixels * inputs
-        instructions = vectors * pixels + loads + vectors
-        each = 0.1 if _holds_factors(target) else 0.02
-        step = max(multiply, loads / target.load_ports) + 0.1 * loads + each * instructions + 0.12 * far
+        more = _stream_instructions(conv, tile, pixels, target) if streamed else loads + vectors
+        instructions = vectors * pixels + more
+        step = (
+            max(multiply, loads / target.load_ports)
+            + (0.02 if streamed else 0.1) * loads
+            + each * instructions
+            + 0.12 * far
+        )
         return crowded * (steps * step + vectors * pixels + 10) if pixels else 0.0
 
     if tile.height > 1:
@@ -160,6 +191,21 @@ def direct_cycles(conv: Convolution, tile: PixelTile, target: Target) -> float:
         tiles, rest = divmod(width, tile.width)
         row = height * (tiles * one_tile(tile.pixels) + one_tile(rest))
     return prod(outer) * row * -(-conv.out_blocks // tile.oc_blocks)
+
+
+def _stream_instructions(conv: Convolution, tile: PixelTile, pixels: int, target: Target) -> float:
+    """Instructions of a step that load, and count, for a tile or a rest of `pixels`."""
+    weights = _weights(conv, tile, target)
+    if row_lanes(conv, target) > 1:
+        taps = conv.kernel[-1]
+        return len(registers_of_loads(weights)) + (_inputs(conv, tile, target) / 2 + 5) / taps
+    side_by_side = tile.height == 1 and (
+        conv.is_pointwise or conv.strides[-1] in (1, input_phases(conv, target))
+    )
+    address = 0 if conv.is_pointwise else 1
+    inputs = len(registers_of_loads(pixels)) + address if side_by_side else pixels
+    steps = max(1, weight_steps(conv, tile, target))
+    return inputs / LANES + len(registers_of_loads(steps * weights)) / steps + 0.5
 
 
 def panel_bytes(conv: Convolution, oc_blocks: int, target: Target) -> int:
@@ -240,6 +286,8 @@ class DirectProduct:
     data: Buffer
     weights: Buffer
     place: Callable[[Index], Index] = list
+    phases: int = 1
+    """Of the rows in `data`, each of which lies side by side."""
 
     def reduction(
         self,
@@ -290,22 +338,13 @@ class DirectProduct:
             inputs = LaneFactors.of(tile, pixels, together, conv.dtype, read, weight_steps > 0)
             factors = inputs.factors(steps)
         width = tile.axes[1].size * conv.out_block * conv.side
-        weights = (
-            StreamedWeights.of(
-                weight_steps, width, self.weights, lambda first, step: [first.tiles[1], *step, 0]
-            )
-            if weight_steps
-            else None
+        weights = PackedWeights.of(
+            weight_steps, width, self.weights, lambda point, step: [point.tiles[1], *step]
         )
 
         def update(total: Expression, point: Point, step: Index) -> Expression:
             lane = point.places[1] * (conv.out_block * conv.side) + point.places[-1]
-            weight = (
-                tirx.BufferLoad(self.weights, [point.tiles[1], *step, lane])
-                if weights is None
-                else weights.at(step, lane)
-            )
-            value = inputs.at(point, step)
+            value, weight = inputs.at(point, step), weights.at(point, step, lane)
             if conv.sums is not None:
                 return conv.sums.multiply_add(total, value, weight)
             return total + value.astype(conv.accumulator) * weight.astype(conv.accumulator)
@@ -321,7 +360,7 @@ class DirectProduct:
             ahead,
             partial_sums,
             factors,
-            None if weights is None else weights.factors,
+            weights.factors,
             start,
         )
 
@@ -373,12 +412,14 @@ class DirectProduct:
         corner = pixel if conv.is_pointwise else conv.position(pixel, [0] * len(pixel))
         axes = zip(sizes, conv.strides, conv.kernel, conv.dilation, strict=True)
         moves = [range(sizes[0])] if conv.is_pointwise else [_reach(*axis) for axis in axes]
-        # One fetch a line: pixels of a row lie side by side.
+        # One fetch a line: pixels of a row lie side by side, in their phases.
         pixel_bytes = int(self.data.shape[-1]) * numpy_dtype(str(self.data.dtype)).itemsize
         if moves[-1].step == 1:
-            moves[-1] = moves[-1][:: max(1, CACHE_LINE // pixel_bytes)]
+            moves[-1] = moves[-1][:: max(1, CACHE_LINE // pixel_bytes) * self.phases]
+        moves.append(range(self.phases))
 
         def fetch(move: Sequence[Expression]) -> Statement:
+            move = [*move[:-2], move[-2] + move[-1]]
             moved = [c + m for c, m in zip(corner, move, strict=True)]
             at = conv.unflatten(*moved) if conv.is_pointwise else moved
             return prefetch(self.data, self.place(conv.place(n, source, at)))

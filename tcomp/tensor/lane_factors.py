@@ -143,41 +143,41 @@ def _distance(one: Expression, other: Expression) -> int | None:
 
 
 @dataclass(frozen=True)
-class StreamedWeights:
-    """Rows of `width` elements of `panels`, one for each step, in the order of the steps.
+class PackedWeights:
+    """Rows of `width` elements of `panels`, one for each step of a reduction, in the order of the steps.
 
-    `steps` of them are loaded together; those of a tile begin at `panels[first(tile's first element, step)]`.
+    `row(point, step)` is the index of a row. Where `steps` is not 0, the rows of so many are one load.
     """
 
     steps: int
     width: int
     panels: Buffer
-    first: Callable[[Point, Index], Index]
+    row: Callable[[Point, Index], Index]
     stream: Stream
     allocation: Statement
     buffer: Buffer
 
     @staticmethod
-    def of(
-        steps: int, width: int, panels: Buffer, first: Callable[[Point, Index], Index]
-    ) -> StreamedWeights:
-        held = local((steps, width), "float32", "weights")
-        return StreamedWeights(steps, width, panels, first, Stream.of("weights"), *held)
+    def of(steps: int, width: int, panels: Buffer, row: Callable[[Point, Index], Index]) -> PackedWeights:
+        held = local((max(1, steps), width), str(panels.dtype), "weights")
+        return PackedWeights(steps, width, panels, row, Stream.of("weights"), *held)
 
-    def at(self, step: Index, place: Expression) -> Expression:
-        """The element of a step's row."""
+    def at(self, point: Point, step: Index, place: Expression) -> Expression:
+        """An element of a step's row, from memory where rows are not loaded as a stream."""
+        if not self.steps:
+            return tirx.BufferLoad(self.panels, [*self.row(point, step), place])
         return tirx.BufferLoad(self.buffer, [step[-1] % self.steps, place])
 
     @property
-    def factors(self) -> Factors:
+    def factors(self) -> Factors | None:
         """What a `Reduction` needs to know of them."""
-        return Factors(self.steps, self._load, reading=self._reading)
+        return Factors(self.steps, self._load, reading=self._reading) if self.steps else None
 
     def _load(self, tile: RegisterTile, first: Point, step: Index, sums: Buffer) -> list[Statement]:
         return [self.allocation, *self.stream.load(self.buffer, self.steps * self.width // LANES, sums)]
 
     def _reading(self, tile: RegisterTile, first: Point, step: Index, body: Statement) -> Statement:
-        return self.stream.reading(self.panels, self.first(first, step), body)
+        return self.stream.reading(self.panels, [*self.row(first, step), 0], body)
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,10 @@ def _next_text(name: str) -> str:
     for i in tied:
         lines += [f"%place{i} = getelementptr i8, ptr %sums, i64 {i * _BYTES}"]
         lines += [f"%sum{i} = load {_VECTOR}, ptr %place{i}, align 4"]
-    lines += [f'%all = call {taken} asm "", "{constraints}"({operands})', f"%from = extractvalue {taken} %all, 0"]
+    lines += [
+        f'%all = call {taken} asm "", "{constraints}"({operands})',
+        f"%from = extractvalue {taken} %all, 0",
+    ]
     for i in tied:
         lines += [f"%same{i} = extractvalue {taken} %all, {i + 1}"]
         lines += [f"store {_VECTOR} %same{i}, ptr %place{i}, align 4"]

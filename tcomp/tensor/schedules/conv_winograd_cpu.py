@@ -28,7 +28,7 @@ from tcomp.tensor.direct_convolution import PixelTile, together, weight_steps
 from tcomp.tensor.epilogue import epilogue_fits, placeholder_index
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
-from tcomp.tensor.lane_factors import LaneFactors, StreamedWeights
+from tcomp.tensor.lane_factors import LaneFactors, PackedWeights
 from tcomp.tensor.loops import (
     Buffer,
     Expression,
@@ -265,19 +265,13 @@ class _Nest:
         weight_steps = self._weight_steps()
         inputs = LaneFactors.of(tile, (1,), self.together, conv.dtype, read, weight_steps > 0)
         width = self.panels.size * conv.out_block
-        weights = StreamedWeights.of(
-            weight_steps, width, self.weights, lambda first, step: [panel, first.tiles[0], *step, 0]
+        weights = PackedWeights.of(
+            weight_steps, width, self.weights, lambda point, step: [panel, point.tiles[0], *step]
         )
 
         def update(total: Expression, point: Point, step: Index) -> Expression:
-            position, _, block, lane = point.index
-            at = block * conv.out_block + lane
-            weight = (
-                weights.at(step, at)
-                if weight_steps
-                else tirx.BufferLoad(self.weights, [panel, position, *step, at])
-            )
-            return total + inputs.at(point, step) * weight
+            *_, block, lane = point.index
+            return total + inputs.at(point, step) * weights.at(point, step, block * conv.out_block + lane)
 
         def finish(index: Index, value: Expression) -> Statement:
             position, row, block, lane = index
@@ -290,7 +284,8 @@ class _Nest:
 
         zero = tirx.const(0, conv.dtype)
         fetch = ahead if self.choice.prefetch else None
-        written = 2 if self.together > 1 and steps[0] % 2 == 0 else 1
+        most = 4 if weight_steps else 2
+        written = gcd(steps[0], most) if self.together > 1 else 1
         reduction = Reduction(
             steps,
             (written, self.together),
@@ -299,7 +294,7 @@ class _Nest:
             update,
             ahead=fetch,
             factors=inputs.factors(steps),
-            weights=weights.factors if weight_steps else None,
+            weights=weights.factors,
         )
         return tile_nest(tile, reduction, finish, threaded=False)
 
