@@ -135,7 +135,7 @@ def one_run(counter: InstructionCounter, command: Sequence[str]) -> tuple[Counts
 
 
 def sample_inputs(graph: Graph, name: str = "") -> dict[str, Array]:
-    """Inputs by name: a sentence as a tokenizer numbers it for models that take tokens, else random numbers."""
+    """Inputs by name: random numbers, for models that take tokens a sentence as a tokenizer numbers it."""
     shapes = {value.name: value.type.static_shape for value in graph.inputs}
     if set(shapes) == {"input_ids", "attention_mask"}:
         tokenizer = WordPiece(ROOT / "models" / "minilm.vocab.txt")

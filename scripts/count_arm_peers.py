@@ -7,8 +7,8 @@
 Runs ONNX Runtime, ncnn, MNN and LiteRT (XNNPACK) from their packages for ARM in float32, one thread, on the
 inputs of `count_arm.py`, once and twice, and prints the difference as the instructions of one inference for
 each multiply-add of a whole vector, as that does for tcomp with default configs. PYTHON, an interpreter with
-torch, timm, transformers, pnnx and litert_torch, converts models for ncnn and LiteRT; without it they are left
-out. A runtime is marked where the magnitudes of its first output add up to something else than tcomp's.
+torch, timm, transformers, pnnx and litert_torch, converts models for ncnn and LiteRT; without it they are
+left out. A runtime is marked where the magnitudes of its first output add up to something else than tcomp's.
 """
 
 from __future__ import annotations

@@ -486,13 +486,8 @@ class GemmNest:
 
         zero = loops.constant(0)
         crowded = rows * vectors + vectors + rows > self.target.vector_registers
-        if (
-            steps == 1
-            or crowded
-            or rows > self.target.factor_registers
-            or product.transpose_left
-            or vector(zero, zero) is None
-        ):
+        unfit = steps == 1 or crowded or rows > self.target.factor_registers or product.transpose_left
+        if unfit or vector(zero, zero) is None:
             return None
         return rows_apart(vector, rows, steps, dtype)
 

@@ -95,7 +95,7 @@ define weak void @{name}(ptr %cursor, ptr %first, i64 %move) alwaysinline {{
 
 
 def _next_text(name: str) -> str:
-    """A load of `count` vectors after `ties` vectors of sums, which skips or not: `<name>_count_ties_skips`."""
+    """A load of `count` vectors after `ties` vectors of sums, which skips or not: `name` ends with these."""
     count, ties, skips = (int(word) for word in name.removeprefix(f"{_NEXT}_").split("_"))
     tied = range(ties)
     types = ", ".join(["ptr", *(_VECTOR for _ in tied)])
