@@ -151,13 +151,13 @@ class Factors:
     `axis` counts from the end, 1 being the last. `load(tile, first, step, sums)` are the statements that do
     so before `step`, the first of them; `steps` divides how many steps of that axis are written out. `update`
     finds the factors where they were put. `reading(tile, first, step, body)` is the reduction from `step` on,
-    with what its loads need around it.
+    with what its loads need around it, if that is anything.
     """
 
     steps: int
     load: Callable[[RegisterTile, Point, Index, Any], Sequence[Statement]]
     axis: int = 1
-    reading: Callable[[RegisterTile, Point, Index, Statement], Statement] = lambda *around: around[-1]
+    reading: Callable[[RegisterTile, Point, Index, Statement], Statement] | None = None
 
 
 @dataclass(frozen=True)
@@ -424,7 +424,7 @@ def _plain_steps(
         return tirx.Evaluate(0)
     work = _loop_of_steps(reduction, 0, lambda i: nest((begin + i,)))
     for factors in (reduction.factors, weights):
-        if factors is not None:
+        if factors is not None and factors.reading is not None:
             work = factors.reading(tile, first, (begin, *(0 for _ in reduction.extents[1:])), work)
     return work
 
