@@ -90,7 +90,7 @@ def row(name: str, target: Target, peers: Peers, runtimes: Sequence[str]) -> lis
         work = Path(folder)
         graph = import_onnx(model, shapes)
         inputs, arrays = work / "inputs.npz", sample_inputs(graph, name)
-        np.savez(inputs, allow_pickle=False, **arrays)
+        np.savez(inputs, **arrays)
         report, found, expected = count(graph, target, work, arrays)
         wanted = products(report, target)
         cells = [f"{sum(found.values()) / wanted:.2f}"]

@@ -44,7 +44,7 @@ def test_instructions_of_another_runtime_are_counted() -> None:
     peers = count_arm_peers.Peers(A76, count_arm_peers.FOLDER, None)
     name, own, other, absent = count_arm_peers.row("mtcnn_pnet", A76, peers, ["onnxruntime", "ncnn"])
     assert name == "mtcnn_pnet"
-    assert 1 < float(own) < float(other) < 20
+    assert 0.5 < float(own) < float(other) < 20, "Winograd multiplies less than it counts"
     assert absent == "(no --peer-python)"
 
 
