@@ -29,6 +29,8 @@ from tcomp.tensor.primitives import Tiles, cut
 from tcomp.tvm_api import tirx
 
 Index = Sequence[Expression]
+SECOND_LEVEL_BYTES, LAST_LEVEL_BYTES = 32, 7
+"""What these caches give a core in a cycle."""
 FMA_LATENCY = 4
 """Cycles until a sum can be added to again: a tile of fewer vectors than this times the ports waits."""
 SIDE = 2
@@ -78,6 +80,11 @@ class RegisterTile:
             sizes[self.squares] //= SIDE
             sizes[-1] *= SIDE
         return tuple(sizes)
+
+    @property
+    def disjoint(self) -> bool:
+        """Whether each element of the output is in one tile only."""
+        return all(axis.disjoint for axis in self.axes)
 
     @property
     def count(self) -> int:
@@ -150,8 +157,8 @@ class Factors:
 
     `axis` counts from the end, 1 being the last. `load(tile, first, step, sums)` are the statements that do
     so before `step`, the first of them; `steps` divides how many steps of that axis are written out. `update`
-    finds the factors where they were put. `reading(tile, first, step, body)` is the reduction from `step` on,
-    with what its loads need around it, if that is anything.
+    finds them where they were put. `reading(tile, first, step, body)`, if any, is `body`, the reduction from
+    `step` on, with what its loads need.
     """
 
     steps: int
@@ -388,7 +395,6 @@ def _plain_steps(
     loaded = 1 if weights is None else weights.steps
 
     def load(steps: int, taken: tuple[Expression, ...]) -> Sequence[Statement]:
-        """The weights, if they are loaded for so many steps."""
         return weights.load(tile, first, taken, sums) if weights is not None and loaded == steps else []
 
     def nest(taken: tuple[Expression, ...]) -> Statement:
@@ -405,8 +411,8 @@ def _plain_steps(
         steps, inner = factors.steps, [0] * (factors.axis - 1)
 
         def few(i: Expression) -> Statement:
-            own = unrolled(loaded, lambda u: nest((*taken, i * loaded + u)))
-            return own if loaded == 1 else sequence([*load(loaded, (*taken, i * loaded)), own])
+            before = load(loaded, (*taken, i * loaded)) if loaded > 1 else []
+            return sequence([*before, unrolled(loaded, lambda u: nest((*taken, i * loaded + u)))])
 
         def some(i: Expression) -> Statement:
             step = (*taken, i * steps, *inner)
@@ -414,11 +420,8 @@ def _plain_steps(
             return sequence([*before, unrolled(steps // loaded, lambda u: few(i * (steps // loaded) + u))])
 
         written = reduction.unroll[axis] // steps
-        return loop(
-            reduction.extents[axis] // steps // written,
-            lambda i: unrolled(written, lambda u: some(i * written + u)),
-            "step",
-        )
+        count = reduction.extents[axis] // steps // written
+        return loop(count, lambda i: unrolled(written, lambda u: some(i * written + u)), "step")
 
     if not prod(reduction.extents):
         return tirx.Evaluate(0)
