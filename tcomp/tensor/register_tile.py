@@ -411,7 +411,7 @@ def _plain_steps(
         steps, inner = factors.steps, [0] * (factors.axis - 1)
 
         def few(i: Expression) -> Statement:
-            before = load(loaded, (*taken, i * loaded)) if loaded > 1 else []
+            before: Sequence[Statement] = load(loaded, (*taken, i * loaded)) if loaded > 1 else ()
             return sequence([*before, unrolled(loaded, lambda u: nest((*taken, i * loaded + u)))])
 
         def some(i: Expression) -> Statement:

@@ -153,7 +153,7 @@ def test_attention_multiplies_by_lanes() -> None:
 
 @pytest.mark.parametrize(
     ("name", "most"),
-    [("wide matmul", 1.08), ("1x1", 1.10), ("Winograd", 1.10), ("3x3 strided", 1.13)],
+    [("wide matmul", 1.08), ("1x1", 1.10), ("Winograd", 1.12), ("3x3 strided", 1.13)],
 )
 def test_four_registers_are_loaded_at_once(name: str, most: float) -> None:
     """Three loads for two steps of 24 products leave little: 1.06 instructions a product and the loop."""
