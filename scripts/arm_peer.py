@@ -1,9 +1,9 @@
-"""Run a model on zeros in another runtime, one thread, float32: a program of its own for each of them.
+"""Run a model in another runtime, one thread, float32: a program of its own for each of them.
 
     build/arm64-python/python scripts/arm_peer.py onnxruntime models/resnet50.onnx inputs.npz 2
 
 `count_arm_peers.py` starts it with a Python for ARM. It runs the model as often as the last argument says,
-and prints the runtime's version and what the elements of the first output add up to.
+and prints the runtime's version and what the magnitudes of the first output add up to.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def main() -> None:
         run = load(arguments.model, dict(file))
     total = 0.0
     for _ in range(arguments.runs):
-        total = float(np.sum(run(), dtype=np.float64))
+        total = float(np.sum(np.abs(run()), dtype=np.float64))
     print(version(package), f"{total:.9g}")
 
 

@@ -5,8 +5,8 @@
 
 Builds a program of a model with default configs, runs it once and twice under qemu-user with a plugin
 that counts, and prints the difference: the instructions of one inference, and for each
-multiply-add of a whole vector. `--kernels` says how they are shared among kernels. One thread, inputs of
-zeros: no kernel's path depends on the numbers. Needs qemu-user, a C compiler, and one for the target.
+multiply-add of a whole vector. `--kernels` says how they are shared among kernels. One thread, random inputs,
+a sentence for models that take tokens. Needs qemu-user, a C compiler, and one for the target.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from models import MODELS, ROOT
+from preprocessing import WordPiece
 from tcomp.api import static_kernels
 from tcomp.codegen.artifact import Report, compile_graph
 from tcomp.codegen.emulation import InstructionCounter, find_emulator
@@ -30,6 +33,8 @@ from tcomp.codegen.model_source import kernel_symbol
 from tcomp.codegen.toolchain import find_toolchain
 from tcomp.frontend.onnx import import_onnx
 from tcomp.relay.graph import Graph
+from tcomp.relay.types import Array
+from tcomp.runtime.fill import fill
 from tcomp.target.parse import parse_target
 from tcomp.target.target import Target
 
@@ -41,19 +46,24 @@ Counts = Mapping[int, int]
 """Executed instructions by the address of the straight code that they belong to."""
 
 
+SENTENCE = "The quick brown fox jumps over the lazy dog, and nobody who has seen it asks why it should do so."
+
+
 @dataclass(frozen=True)
 class Symbols:
-    """Functions of a library, by their first address."""
+    """Functions of a library, by their first address, and where its last symbol is."""
 
     addresses: Sequence[int]
     names: Sequence[str]
+    end: int
 
     @staticmethod
     def of(library: Path, nm: str) -> Symbols:
         lines = subprocess.run([nm, "-n", library], check=True, capture_output=True, text=True).stdout
         fields = [line.split() for line in lines.splitlines()]
-        code = [(int(f[0], 16), f[2]) for f in fields if len(f) == 3 and f[1] in "tT" and f[2][0] != "$"]
-        return Symbols([address for address, _ in code], [name for _, name in code])
+        placed = [(int(f[0], 16), f[1], f[2]) for f in fields if len(f) == 3]
+        code = [(address, name) for address, kind, name in placed if kind in "tT" and name[0] != "$"]
+        return Symbols([address for address, _ in code], [name for _, name in code], placed[-1][0])
 
     def name(self, address: int) -> str:
         """The function that an address lies in; empty before the first."""
@@ -64,7 +74,7 @@ class Symbols:
 def by_kernel(program: Path, kernels: Sequence[str], counts: Counts, base: int, nm: str) -> Mapping[str, int]:
     """Instructions by kernel symbol; those of a kernel's own functions come with it, others under ``."""
     symbols = Symbols.of(program, nm)
-    end = base + program.stat().st_size
+    end = base + symbols.end  # not the file's size: linkers leave room between segments in memory
     found: Counter[str] = Counter()
     owner = {name: next((k for k in kernels if name.startswith(k)), "") for name in symbols.names}
     for address, instructions in counts.items():
@@ -124,14 +134,36 @@ def one_run(counter: InstructionCounter, command: Sequence[str]) -> tuple[Counts
     return counts[1], said.pop()
 
 
-def count(graph: Graph, target: Target, folder: Path) -> tuple[Report, Mapping[str, int]]:
-    """The program of an imported model and the instructions of one inference by kernel."""
+def sample_inputs(graph: Graph, name: str = "") -> dict[str, Array]:
+    """Inputs by name: random numbers, for models that take tokens a sentence as a tokenizer numbers it."""
+    shapes = {value.name: value.type.static_shape for value in graph.inputs}
+    if set(shapes) == {"input_ids", "attention_mask"}:
+        tokenizer = WordPiece(ROOT / "models" / "minilm.vocab.txt")
+        ids, mask = tokenizer.encode(SENTENCE, shapes["input_ids"][1])
+        return {"input_ids": ids, "attention_mask": mask}
+    most, rng = MODELS[name].integers if name in MODELS else {}, np.random.default_rng(0)
+    return {
+        value.name: rng.integers(0, most[value.name], value.type.static_shape).astype(value.type.dtype)
+        if value.name in most
+        else fill(value.type.static_shape, value.type.dtype, rng=rng)
+        for value in graph.inputs
+    }
+
+
+def count(
+    graph: Graph, target: Target, folder: Path, inputs: Mapping[str, Array]
+) -> tuple[Report, Mapping[str, int], float]:
+    """The program of an imported model, the instructions of one inference by kernel, and what the magnitudes
+    of its first output add up to."""
     report, program = build(graph, target, folder)
+    arrays = folder / "inputs.bin"
+    arrays.write_bytes(b"".join(inputs[value.name].tobytes() for value in graph.inputs))
     options = [*cpu_options(target), "-L", LIBRARIES[target.machine]]
     counter = InstructionCounter(target, folder, caches=False, options=options)
-    counts, base = one_run(counter, [str(program)])
+    counts, said = one_run(counter, [str(program), str(arrays)])
+    base, total = said.split()
     kernels = [kernel_symbol(report.program, i, 0) for i in range(len(report.program.kernels))]
-    return report, by_kernel(program, kernels, counts, int(base, 16), find_nm())
+    return report, by_kernel(program, kernels, counts, int(base, 16), find_nm()), float(total)
 
 
 def products(report: Report, target: Target) -> float:
@@ -174,7 +206,7 @@ def main() -> None:
             known = name in MODELS
             path = ROOT / "models" / f"{name}.onnx" if known else Path(name)
             graph = import_onnx(path, MODELS[name].input_shapes if known else None)
-            report, found = count(graph, target, Path(folder))
+            report, found, _ = count(graph, target, Path(folder), sample_inputs(graph, name))
         show(name, target, report, found, arguments.kernels)
 
 

@@ -4,11 +4,11 @@
     python scripts/arm64_python.py --peers
     python scripts/count_arm_peers.py resnet50 mobilenetv2_100 --peer-python PYTHON
 
-Runs ONNX Runtime, ncnn, MNN and LiteRT (XNNPACK) from their packages for ARM in float32, one thread, inputs
-of zeros, once and twice, and prints the difference as the instructions of one inference for each multiply-add
-of a whole vector, as `count_arm.py` does for tcomp with default configs. PYTHON, an interpreter with torch,
-timm, transformers, pnnx and litert_torch, converts models for ncnn and LiteRT; without it they are left out.
-A runtime whose outputs add up to something else than those of the first one is marked.
+Runs ONNX Runtime, ncnn, MNN and LiteRT (XNNPACK) from their packages for ARM in float32, one thread, on the
+inputs of `count_arm.py`, once and twice, and prints the difference as the instructions of one inference for
+each multiply-add of a whole vector, as that does for tcomp with default configs. PYTHON, an interpreter with
+torch, timm, transformers, pnnx and litert_torch, converts models for ncnn and LiteRT; without it they are
+left out. A runtime is marked where the magnitudes of its first output add up to something else than tcomp's.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from arm64_python import FOLDER, PYTHON
-from count_arm import count, cpu_options, one_run, products
+from count_arm import count, cpu_options, one_run, products, sample_inputs
 from models import MODELS, ROOT
 from tcomp.codegen.emulation import InstructionCounter
 from tcomp.frontend.onnx import import_onnx
@@ -49,7 +49,7 @@ class Peers:
     converter: str | None
 
     def instructions(self, runtime: str, model: Path, inputs: Path, work: Path) -> tuple[int, str]:
-        """Instructions of one inference, and the runtime's version and sum of outputs.
+        """Instructions of one inference, and the runtime's version and sum of magnitudes.
 
         Raises Absent.
         """
@@ -89,12 +89,11 @@ def row(name: str, target: Target, peers: Peers, runtimes: Sequence[str]) -> lis
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         graph = import_onnx(model, shapes)
-        report, found = count(graph, target, work)
+        inputs, arrays = work / "inputs.npz", sample_inputs(graph, name)
+        np.savez(inputs, **arrays)
+        report, found, expected = count(graph, target, work, arrays)
         wanted = products(report, target)
-        inputs = work / "inputs.npz"
-        zeros = {v.name: np.zeros(v.type.static_shape, v.type.dtype) for v in graph.inputs}
-        np.savez(inputs, **zeros)
-        cells, expected = [f"{sum(found.values()) / wanted:.2f}"], None
+        cells = [f"{sum(found.values()) / wanted:.2f}"]
         for runtime in runtimes:
             try:
                 instructions, said = peers.instructions(runtime, model, inputs, work)
@@ -102,7 +101,6 @@ def row(name: str, target: Target, peers: Peers, runtimes: Sequence[str]) -> lis
                 cells.append(f"({reason})")
                 continue
             total = float(said.split()[-1])
-            expected = total if expected is None else expected
             agrees = math.isclose(total, expected, rel_tol=_TOLERANCE)
             wrong = f" (outputs add up to {total}, not {expected})"
             cells.append(f"{instructions / wanted:.2f}{'' if agrees else wrong}")

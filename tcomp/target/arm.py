@@ -175,6 +175,7 @@ def on_core(system: Target, name: str) -> Target:
         llvm=llvm,
         vector_bits=bits,
         fma_ports=core.fma_ports * system.vector_bits // bits,
+        register_lists=not core.in_order and not core.sve_bits,
         features=core.features,
         fast_dtype=core.fast_dtype,
     )

@@ -94,6 +94,8 @@ class Target:
 
     Factors are then loaded a vector at a time; elsewhere each is broadcast from memory.
     """
+    register_lists: bool = False
+    """Whether one load of up to four vector registers costs no more than as many loads of one."""
     spare_registers: int = 0
     """Vector registers that default tiles leave: LLVM loads ahead for cores that execute in order."""
     fast_dtype: str | None = None

@@ -23,6 +23,7 @@ from tcomp.tensor.loops import (
     parallel,
     sequence,
     vector_loop,
+    vectorized,
 )
 from tcomp.tensor.lower import AnchorCompute, lower_body, placeholders
 from tcomp.tensor.math import convert, dtype_of
@@ -167,28 +168,37 @@ class Anchored:
         fill: Expression,
         lanes: int,
         name: str = "padded",
+        phases: int = 1,
     ) -> tuple[list[Statement], Buffer]:
         """`tensor` in memory with `begin` and `end` elements of `fill` around it on each axis.
 
         The copy has `fill`'s element type. There is no statement, and the buffer is the operand's own, when
-        there is nothing to do. Negative padding crops.
+        there is nothing to do. Negative padding crops. With `phases`, which is for copies of rows of short
+        vectors, every so many places of a row lie side by side: the row axis becomes two, the first of them
+        of the phases.
         """
         own = self.buffer_of(tensor)
         if own is not None and not any(begin) and not any(end):
             return [], own
         extents = [int(d) for d in tensor.shape]
         shape = [b + d + e for b, d, e in zip(begin, extents, end, strict=True)]
-        target = self.add_scratch(shape, dtype_of(fill), name)
         rows = len(shape) - (2 if shape[-1] <= lanes and not begin[-1] and not end[-1] else 1)
+        in_phases = [phases, -(-shape[rows] // phases)] if phases > 1 else [shape[rows]]
+        target = self.add_scratch([*shape[:rows], *in_phases, *shape[rows + 1 :]], dtype_of(fill), name)
+
+        def place(index: Sequence[Expression]) -> list[Expression]:
+            outer, column, inner = index[:rows], index[rows], index[rows + 1 :]
+            parts = [column % phases, column // phases] if phases > 1 else [column]
+            return [*outer, *parts, *inner]
 
         def element(index: Sequence[Expression]) -> Statement:
             source = [i - b for i, b in zip(index, begin, strict=True)]
             elements = self.elements()
             value = elements.element(tensor, source).astype(dtype_of(fill))
-            return sequence([*elements.statements, tirx.BufferStore(target, value, list(index))])
+            return sequence([*elements.statements, tirx.BufferStore(target, value, place(index))])
 
         def blank(index: Sequence[Expression]) -> Statement:
-            return tirx.BufferStore(target, fill, list(index))
+            return tirx.BufferStore(target, fill, place(index))
 
         def run(
             outer: list[Expression], first: int, count: int, body: Callable[..., Statement]
@@ -196,6 +206,17 @@ class Anchored:
             """`body` at `count` positions from `first` of the row axis."""
             if count <= 0:
                 return []
+            if phases > 1:
+                return [
+                    loop(
+                        len(own),
+                        lambda i, own=own: vectorized(
+                            shape[-1], lambda v: body([*outer, i * phases + own[0], v])
+                        ),
+                    )
+                    for own in (range(first, first + count)[p::phases] for p in range(phases))
+                    if own
+                ]
             if rows == len(shape) - 1:
                 return vector_loop(count, lanes, 4, lambda i: body([*outer, i + first]))
             return [

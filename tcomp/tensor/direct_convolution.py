@@ -14,7 +14,7 @@ from math import gcd, prod
 from tcomp.relay.types import numpy_dtype
 from tcomp.target.target import Target
 from tcomp.tensor.convolution import Convolution, dense_steps
-from tcomp.tensor.lane_factors import LaneFactors, RowFactors
+from tcomp.tensor.lane_factors import LaneFactors, PackedWeights, RowFactors
 from tcomp.tensor.loops import (
     CACHE_LINE,
     Buffer,
@@ -34,6 +34,7 @@ from tcomp.tensor.register_tile import (
     Reduction,
     RegisterTile,
 )
+from tcomp.tensor.streams import LANES, has_streams, registers_of_loads, steps_together
 from tcomp.tvm_api import tirx
 
 MAX_TILE_PIXELS = 28
@@ -94,6 +95,39 @@ def together(conv: Convolution, target: Target) -> int:
     )
 
 
+def weight_steps(conv: Convolution, tile: PixelTile, target: Target, partial_sums: int = 1) -> int:
+    """Steps whose weights are one load, of several registers; 0 where each vector of weights is one."""
+    if not has_streams(target, conv.dtype) or conv.sums is not None or conv.out_block % LANES:
+        return 0
+    own = _weights(conv, tile, target)
+    free = target.vector_registers - registers_of(conv, tile, target, partial_sums) + own
+    steps = steps_together(own, together(conv, target), free)
+    return steps if steps * own > 1 else 0
+
+
+def input_phases(conv: Convolution, target: Target) -> int:
+    """Phases of a padded copy of the input: every so many pixels of a row are what neighbouring outputs read,
+    and are then one load of several registers."""
+    overlap = conv.is_padded and conv.kernel[-1] > 1
+    return conv.strides[-1] if overlap and in_streams(conv, target) else 1
+
+
+def place_in_phases(phases: int) -> Callable[[Index], Index]:
+    """Where an input in `phases` has what a padded one has at an index."""
+
+    def place(index: Index) -> Index:
+        *outer, column, lane = index
+        return [*outer, column % phases, column // phases, lane]
+
+    return place if phases > 1 else list
+
+
+def in_streams(conv: Convolution, target: Target) -> bool:
+    """Whether inputs that lie side by side are one load of several registers."""
+    whole = together(conv, target) == LANES and conv.out_block % LANES == 0
+    return has_streams(target, conv.dtype) and conv.sums is None and whole
+
+
 def row_lanes(conv: Convolution, target: Target) -> int:
     """Neighbours of a row that are one load of the inputs for all taps of a row: 1 where none are."""
     overlap = conv.strides[-1] < conv.kernel[-1] and conv.dilation[-1] == 1
@@ -122,18 +156,28 @@ def registers_of(conv: Convolution, tile: PixelTile, target: Target, partial_sum
     return sums + _weights(conv, tile, target) + _inputs(conv, tile, target)
 
 
-def step_cycles(target: Target, pixels: int, vectors: int, inputs: float, weights: int, far: bool) -> float:
+def step_cycles(
+    target: Target,
+    pixels: int,
+    vectors: int,
+    inputs: float,
+    weights: int,
+    far: bool,
+    streamed: float | None = None,
+) -> float:
     """Estimated cycles of one step of a register tile of `pixels` by `vectors`, with so many loads of inputs
     and of weights, these from beyond the first-level cache where they are `far`.
 
     It is bound by FMA ports, FMA latency or load ports. Every load, every instruction and every line of far
     weights costs a little more, though out of order and prefetched: where another thread shares the core,
-    tiles of more products a load keep more of their speed.
+    tiles of more products a load keep more of their speed. Where loads are of several registers, `streamed`
+    instructions load and count.
     """
     multiply, loads = max(vectors * pixels / target.fma_ports, FMA_LATENCY), weights + inputs
-    instructions = vectors * pixels + loads + vectors
+    instructions = vectors * pixels + (loads + vectors if streamed is None else streamed)
+    a_load = 0.1 if streamed is None else 0.02
     each = 0.1 if _holds_factors(target) else 0.02
-    step = max(multiply, loads / target.load_ports) + 0.1 * loads + each * instructions
+    step = max(multiply, loads / target.load_ports) + a_load * loads + each * instructions
     return step + 0.12 * weights if far else step
 
 
@@ -151,8 +195,11 @@ def direct_cycles(conv: Convolution, tile: PixelTile, target: Target) -> float:
     crowded = CROWDED if registers_of(conv, tile, target) > room else 1.0
     weights, far = _weights(conv, tile, target), is_far(conv, tile.oc_blocks, target)
 
+    streamed = weight_steps(conv, tile, target) > 0
+
     def one_tile(pixels: int) -> float:
-        step = step_cycles(target, pixels, vectors, pixels * inputs, weights, far)
+        counted = _stream_instructions(conv, tile, pixels, target) if streamed else None
+        step = step_cycles(target, pixels, vectors, pixels * inputs, weights, far, counted)
         return crowded * (steps * step + vectors * pixels + 10) if pixels else 0.0
 
     if tile.height > 1:
@@ -162,6 +209,21 @@ def direct_cycles(conv: Convolution, tile: PixelTile, target: Target) -> float:
         tiles, rest = divmod(width, tile.width)
         row = height * (tiles * one_tile(tile.pixels) + one_tile(rest))
     return prod(outer) * row * -(-conv.out_blocks // tile.oc_blocks)
+
+
+def _stream_instructions(conv: Convolution, tile: PixelTile, pixels: int, target: Target) -> float:
+    """Instructions of a step that load, and count, for a tile or a rest of `pixels`."""
+    weights = _weights(conv, tile, target)
+    if row_lanes(conv, target) > 1:
+        taps = conv.kernel[-1]
+        return len(registers_of_loads(weights)) + (_inputs(conv, tile, target) / 2 + 5) / taps
+    side_by_side = tile.height == 1 and (
+        conv.is_pointwise or conv.strides[-1] in (1, input_phases(conv, target))
+    )
+    address = 0 if conv.is_pointwise else 1
+    inputs = len(registers_of_loads(pixels)) + address if side_by_side else pixels
+    steps = max(1, weight_steps(conv, tile, target))
+    return inputs / LANES + len(registers_of_loads(steps * weights)) / steps + 0.5
 
 
 def copy_cycles(conv: Convolution, target: Target) -> float:
@@ -252,6 +314,8 @@ class DirectProduct:
     data: Buffer
     weights: Buffer
     place: Callable[[Index], Index] = list
+    phases: int = 1
+    """Of the rows in `data`, each of which lies side by side."""
 
     def reduction(
         self,
@@ -262,12 +326,14 @@ class DirectProduct:
         ahead: Callable[..., list[Statement]] | None = None,
         partial_sums: int = 1,
         row_lanes: int = 1,
+        weight_steps: int = 0,
         start: Callable[[Index], Expression] | None = None,
     ) -> Reduction:
         """The sums of a tile: `unroll` steps of the innermost loops and maybe one kernel axis written out.
 
         The inputs of `together` steps, which divide `unroll`, are one load for each pixel; those of a row of
-        taps, which is written out, are loads of `row_lanes` neighbours where these are more than one.
+        taps, which is written out, are loads of `row_lanes` neighbours where these are more than one. The
+        weights of `weight_steps` steps, which divide `together`, are one load where these are not 0.
         """
         conv = self.conv
         steps = dense_steps(conv)
@@ -294,21 +360,36 @@ class DirectProduct:
         if row_lanes > 1:
             sizes = len(tile.axes) - 2, conv.strides[-1], conv.kernel[-1], row_lanes
             inputs = RowFactors.of(tile, *sizes, conv.dtype, beside)
+            factors = inputs.factors
         else:
-            inputs = LaneFactors.of(tile, range(2, len(tile.axes) - 1), together, conv.dtype, read)
+            pixels = range(2, len(tile.axes) - 1)
+            inputs = LaneFactors.of(tile, pixels, together, conv.dtype, read, weight_steps > 0)
+            factors = inputs.factors(steps)
+        width = tile.axes[1].size * conv.out_block * conv.side
+        weights = PackedWeights.of(
+            weight_steps, width, self.weights, lambda point, step: [point.tiles[1], *step]
+        )
 
         def update(total: Expression, point: Point, step: Index) -> Expression:
             lane = point.places[1] * (conv.out_block * conv.side) + point.places[-1]
-            weight = tirx.BufferLoad(self.weights, [point.tiles[1], *step, lane])
-            value = inputs.at(point, step)
+            value, weight = inputs.at(point, step), weights.at(point, step, lane)
             if conv.sums is not None:
                 return conv.sums.multiply_add(total, value, weight)
             return total + value.astype(conv.accumulator) * weight.astype(conv.accumulator)
 
         short = None if conv.sums is None else conv.sums.short
-        zero, factors = tirx.const(0, conv.accumulator), inputs.factors
         return Reduction(
-            steps, tuple(written), conv.accumulator, zero, update, short, ahead, partial_sums, factors, start
+            steps,
+            tuple(written),
+            conv.accumulator,
+            tirx.const(0, conv.accumulator),
+            update,
+            short,
+            ahead,
+            partial_sums,
+            factors,
+            weights.factors,
+            start,
         )
 
     def weights_ahead(self, first: Point, step: Index, distance: int, steps: int = 1) -> list[Statement]:
@@ -359,12 +440,14 @@ class DirectProduct:
         corner = pixel if conv.is_pointwise else conv.position(pixel, [0] * len(pixel))
         axes = zip(sizes, conv.strides, conv.kernel, conv.dilation, strict=True)
         moves = [range(sizes[0])] if conv.is_pointwise else [_reach(*axis) for axis in axes]
-        # One fetch a line: pixels of a row lie side by side.
+        # One fetch a line: pixels of a row lie side by side, in their phases.
         pixel_bytes = int(self.data.shape[-1]) * numpy_dtype(str(self.data.dtype)).itemsize
         if moves[-1].step == 1:
-            moves[-1] = moves[-1][:: max(1, CACHE_LINE // pixel_bytes)]
+            moves[-1] = moves[-1][:: max(1, CACHE_LINE // pixel_bytes) * self.phases]
+        moves.append(range(self.phases))
 
         def fetch(move: Sequence[Expression]) -> Statement:
+            move = [*move[:-2], move[-2] + move[-1]]
             moved = [c + m for c, m in zip(corner, move, strict=True)]
             at = conv.unflatten(*moved) if conv.is_pointwise else moved
             return prefetch(self.data, self.place(conv.place(n, source, at)))

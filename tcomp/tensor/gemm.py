@@ -36,11 +36,12 @@ from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.epilogue import output_axes, placeholder_index
 from tcomp.tensor.gemm_plan import Plan, pack_right
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.lane_factors import MatrixFactors, packed_rows, rows_apart
+from tcomp.tensor.lane_factors import MatrixFactors, packed_rows, rows_apart, streamed_rows
 from tcomp.tensor.loops import Buffer, Expression, Statement
 from tcomp.tensor.math import convert
 from tcomp.tensor.primitives import transpose_square
 from tcomp.tensor.product import Product, unravel
+from tcomp.tensor.streams import LANES, has_streams, steps_together
 from tcomp.tensor.template import Scheduled
 from tcomp.tvm_api import Tensor, tirx
 
@@ -401,7 +402,12 @@ class GemmNest:
                 self.left, product.left_index(piece.batch, plan.rows.base(tile) + r, start + k), wide
             )
 
-        def right(k: Expression, c: Expression) -> tuple[list[Statement], Expression]:
+        panels = self._streamed_panels(place, offset, sums)
+        factors = self._factors(piece.batch, tile, start, sums, 0 if panels is None else panels.steps)
+
+        def right(k: Expression, c: Expression, place: int) -> tuple[list[Statement], Expression]:
+            if panels is not None:
+                return [], panels.at(c, place % panels.steps)
             if self.panels is not None:
                 at = [*product.packed_batch(piece.batch), offset + k * plan.columns.size + c]
                 return [], convert(tirx.BufferLoad(self.panels, at), wide)
@@ -409,59 +415,79 @@ class GemmNest:
                 self.right, product.right_index(piece.batch, start + k, plan.columns.base(panel) + c), wide
             )
 
-        factors = self._factors(piece.batch, tile)
-
         def step(k: Expression, first: Expression, place: int) -> Statement:
             def add(r: Expression, c: Expression) -> Statement:
                 (needed, a), (more, b) = (
-                    left(r, k) if factors is None else ([], factors.at(r, place)),
-                    right(k, c),
+                    left(r, k) if factors is None else ([], factors.at(r, place % factors.steps)),
+                    right(k, c, place),
                 )
                 total = tirx.BufferLoad(sums, [first + r, c]) + a * b
                 return loops.sequence([*needed, *more, tirx.BufferStore(sums, total, [first + r, c])])
 
             return self._elements(add)
 
-        def steps(i: Expression) -> Statement:
-            together = 1 if factors is None else factors.steps
+        loaded = [operand for operand in (factors, panels) if operand is not None]
+        together = max((operand.steps for operand in loaded), default=1)
 
+        def steps(i: Expression) -> Statement:
             def some(group: Expression) -> Statement:
                 k = i * plan.unroll + group * together
-                load = [] if factors is None else factors.load(start + k)
-                parts = [
-                    step(k + u, (group * together + u) % plan.partial_sums * plan.rows.size, u)
-                    for u in range(together)
-                ]
-                return loops.sequence([*load, *parts])
+                parts: list[Statement] = []
+                for u in range(together):
+                    for operand in loaded:
+                        parts += operand.load(start + k + u) if u % operand.steps == 0 else []
+                    first = (group * together + u) % plan.partial_sums * plan.rows.size
+                    parts.append(step(k + u, first, u))
+                return loops.sequence(parts)
 
             body = loops.unrolled(plan.unroll // together, some, "k")
             return loops.sequence([*self._prefetch(place, offset, i), body])
 
-        return loops.loop(plan.depth_of(place.chunk) // plan.unroll, steps, "k")
+        nest = loops.loop(plan.depth_of(place.chunk) // plan.unroll, steps, "k")
+        for operand in loaded:
+            nest = operand.reading(nest)
+        return nest
 
-    def _factors(self, batch: Index, tile: Expression) -> MatrixFactors | None:
-        """How factors are loaded where products take lanes of registers; None where each is broadcast."""
+    def _streamed_panels(self, place: _Place, offset: Expression, sums: Buffer) -> MatrixFactors | None:
+        """How rows of a panel are loaded where they are a stream; None where each vector is by itself."""
+        plan, product = self.plan, self.product
+        width = plan.columns.size
+        streamed = has_streams(self.target, product.accumulator) and product.right.dtype == "float32"
+        if self.panels is None or not streamed or width % LANES:
+            return None
+        free = self.target.vector_registers - (plan.rows.size * plan.partial_sums * width + width) // LANES
+        steps = steps_together(width // LANES, plan.unroll, free)
+        first = [*product.packed_batch(place.piece.batch), offset]
+        return streamed_rows(self.panels, first, width, steps, sums)
+
+    def _factors(
+        self, batch: Index, tile: Expression, start: Expression, sums: Buffer, panel_steps: int
+    ) -> MatrixFactors | None:
+        """How factors are loaded where products take lanes of registers; None where each is broadcast.
+
+        Where panels are a stream, `panel_steps` of theirs are loaded together.
+        """
         product, plan = self.product, self.plan
         rows, dtype = plan.rows.size, product.accumulator
         if not self.target.by_lane or product.left.dtype != dtype:
             return None
+        vectors = plan.columns.size // plan.lanes
+        held = rows * plan.partial_sums * vectors + max(1, panel_steps) * vectors
         if self.row_tiles is not None:
+            if panel_steps and rows % LANES == 0:
+                free = self.target.vector_registers - held
+                steps = steps_together(rows // LANES, plan.unroll, free)
+                return streamed_rows(self.row_tiles, [*batch, tile, start, 0], rows, steps, sums)
             return packed_rows(self.row_tiles, [*batch, tile], rows, self.target.factor_lanes(dtype), dtype)
         steps, first = gcd(plan.unroll, self.target.factor_lanes(dtype)), plan.rows.base(tile)
-        sums = rows * plan.columns.size // plan.lanes
 
         def vector(r: Expression, k: Expression) -> Expression | None:
             return self._vector(self.left, product.left_index(batch, first + r, k), steps)
 
         zero = loops.constant(0)
-        crowded = sums + plan.columns.size // plan.lanes + rows > self.target.vector_registers
-        if (
-            steps == 1
-            or crowded
-            or rows > self.target.factor_registers
-            or product.transpose_left
-            or vector(zero, zero) is None
-        ):
+        crowded = rows * vectors + vectors + rows > self.target.vector_registers
+        unfit = steps == 1 or crowded or rows > self.target.factor_registers or product.transpose_left
+        if unfit or vector(zero, zero) is None:
             return None
         return rows_apart(vector, rows, steps, dtype)
 

@@ -64,6 +64,14 @@ class Instruction:
 
 _INSTRUCTIONS: dict[str, tuple[Instruction, ...]] = {}
 """By intrinsic, the best first."""
+_FUNCTIONS: dict[str, Callable[[str], str]] = {}
+"""By how names begin, the text of a function of such a name."""
+
+
+def register_functions(beginning: str, text: Callable[[str], str]) -> None:
+    """Declare that `text(name)` is LLVM's language for an external function whose name begins like that, to
+    be inlined where it is called in functions that went through `with_instructions`."""
+    _FUNCTIONS[beginning] = text
 
 
 def register(
@@ -85,23 +93,26 @@ def register(
 
 
 def with_instructions(function: PrimFunc, target: Target) -> PrimFunc:
-    """`function` with the instructions that `target` has for its intrinsics."""
-    used: dict[str, Instruction] = {}
+    """`function` with the instructions that `target` has for its intrinsics, and what it calls."""
+    definitions: dict[str, str] = {}
 
     def on_call(found: Any) -> Any:
         name = str(getattr(found.op, "name", "")).removeprefix("tirx.")
+        if name == "call_extern":
+            called = str(found.args[0].value)
+            texts = (text for beginning, text in _FUNCTIONS.items() if called.startswith(beginning))
+            definitions.update((called, text(called)) for text in texts)
         fitting = (i for i in _INSTRUCTIONS.get(name, ()) if target.has(i.feature))
         instruction = next(fitting, None)
         if instruction is None:
             return found
-        used[name] = instruction
+        definitions[name] = instruction.definitions(name)
         return call(f"{name}_{instruction.feature}", dtype_of(found), *found.args)
 
     body = structural_map(function.body, (tvm.ir.Call, on_call))
-    if not used:
-        return function
-    definitions = "\n".join(instruction.definitions(name) for name, instruction in used.items())
-    return function.with_body(tirx.AttrStmt("default", "pragma_import_llvm", definitions, body))
+    for text in definitions.values():
+        body = tirx.AttrStmt("default", "pragma_import_llvm", text, body)
+    return function.with_body(body) if definitions else function
 
 
 def llvm_vector(element: str, lanes: int) -> str:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import gcd
+from itertools import pairwise
+from math import gcd, prod
 
 from tcomp.tensor.loops import (
     Buffer,
     Expression,
     Statement,
+    constant,
     local,
     sequence,
     unrolled,
@@ -21,14 +23,16 @@ from tcomp.tensor.loops import (
     written_out,
 )
 from tcomp.tensor.register_tile import Factors, Index, Point, RegisterTile
-from tcomp.tvm_api import tirx
+from tcomp.tensor.streams import LANES, Stream, registers_of_loads
+from tcomp.tvm_api import tirx, tvm
 
 
 @dataclass(frozen=True)
 class LaneFactors:
     """`read(point, step)` is the factor at a step, for all elements of `tile` that differ on none of `axes`.
 
-    `steps` steps of the last axis of a reduction are loaded together, for each place on `axes`.
+    `steps` steps of the last axis of a reduction of `extents` are loaded together, for each place on `axes`.
+    With a `stream`, those of all places are loads of several registers where they lie side by side.
     """
 
     tile: RegisterTile
@@ -37,6 +41,7 @@ class LaneFactors:
     read: Callable[[Point, Index], Expression]
     allocation: Statement
     buffer: Buffer
+    stream: Stream | None
 
     @staticmethod
     def of(
@@ -45,9 +50,11 @@ class LaneFactors:
         steps: int,
         dtype: str,
         read: Callable[[Point, Index], Expression],
+        streamed: bool = False,
     ) -> LaneFactors:
         shape = [*(tile.axes[axis].size for axis in axes), steps]
-        return LaneFactors(tile, axes, steps, read, *local(shape, dtype, "factors"))
+        stream = Stream.of("factors") if streamed and steps == LANES else None
+        return LaneFactors(tile, axes, steps, read, *local(shape, dtype, "factors"), stream)
 
     def at(self, point: Point, step: Index) -> Expression:
         """The factor, from memory where only one step is loaded at a time."""
@@ -55,29 +62,122 @@ class LaneFactors:
             return self.read(point, step)
         return tirx.BufferLoad(self.buffer, [*self._places(point), step[-1] % self.steps])
 
-    @property
-    def factors(self) -> Factors | None:
-        """What a `Reduction` needs to know of them."""
-        return Factors(self.steps, self._load) if self.steps > 1 else None
+    def factors(self, extents: Sequence[int]) -> Factors | None:
+        """What a `Reduction` of `extents` needs to know of them."""
+        if self.steps == 1:
+            return None
+        if self.stream is None:
+            return Factors(self.steps, self._load)
+        if prod(extents[1:-1]) == 1 and extents[-1] == self.steps:
+            return Factors(self.steps, self._load_on, reading=self._reading)
+        return Factors(self.steps, self._load_row)
 
     def _places(self, point: Point) -> list[Expression]:
         return [point.places[axis] for axis in self.axes]
 
-    def _load(self, tile: RegisterTile, first: Point, step: Index) -> list[Statement]:
+    def _sizes(self, tile: RegisterTile) -> list[int]:
+        return [tile.axes[axis].size for axis in self.axes]
+
+    def _at(self, first: Point, places: Sequence[Expression]) -> Point:
+        held: list[Expression] = list(first.places)
+        for axis, place in zip(self.axes, places, strict=True):
+            held[axis] = place
+        return Point(first.tiles, first.bases, tuple(held))
+
+    def _load(self, tile: RegisterTile, first: Point, step: Index, sums: Buffer) -> list[Statement]:
         *outer, last = step
 
         def one(places: Sequence[Expression]) -> Statement:
-            held: list[Expression] = list(first.places)
-            for axis, place in zip(self.axes, places, strict=True):
-                held[axis] = place
-            point = Point(first.tiles, first.bases, tuple(held))
+            point = self._at(first, places)
 
             def lane(i: Expression) -> Statement:
                 return tirx.BufferStore(self.buffer, self.read(point, [*outer, last + i]), [*places, i])
 
             return vectorized(self.steps, lane)
 
-        return [self.allocation, written_out([tile.axes[axis].size for axis in self.axes], one)]
+        return [self.allocation, written_out(self._sizes(tile), one)]
+
+    def _lie_side_by_side(self, tile: RegisterTile, first: Point, step: Index) -> bool:
+        """Whether the factors of all places do."""
+        *outer, size = self._sizes(tile)
+        places = [self._at(first, [*(0 for _ in outer), i]) for i in range(size)]
+        loads = [self.read(point, step) for point in places]
+        return prod(outer) == 1 and all(_distance(a, b) == LANES for a, b in pairwise(loads))
+
+    def _stride(self, first: Point, step: Index) -> int | None:
+        """How far apart the factors of two chunks of steps lie, where that is the same for all chunks."""
+        chunk, *inner = step
+        return _distance(self.read(first, step), self.read(first, [chunk + 1, *inner]))
+
+    def _load_row(self, tile: RegisterTile, first: Point, step: Index, sums: Buffer) -> list[Statement]:
+        """One stream for each load of all places."""
+        if self.stream is None or not self._lie_side_by_side(tile, first, step):
+            return self._load(tile, first, step, sums)
+        source, loads = self.read(first, step), self.stream.load(self.buffer, prod(self._sizes(tile)), sums)
+        return [self.allocation, self.stream.reading(source.source, source.indices, sequence(loads))]
+
+    def _load_on(self, tile: RegisterTile, first: Point, step: Index, sums: Buffer) -> list[Statement]:
+        """The next load of one stream for all chunks."""
+        if self.stream is None or not self._is_stream(tile, first, step):
+            return self._load_row(tile, first, step, sums)
+        return [self.allocation, *self.stream.load(self.buffer, prod(self._sizes(tile)), sums, skips=True)]
+
+    def _is_stream(self, tile: RegisterTile, first: Point, step: Index) -> bool:
+        return self._lie_side_by_side(tile, first, step) and self._stride(first, step) is not None
+
+    def _reading(self, tile: RegisterTile, first: Point, step: Index, body: Statement) -> Statement:
+        stride = self._stride(first, step)
+        if self.stream is None or stride is None or not self._is_stream(tile, first, step):
+            return body
+        source, (last, _) = self.read(first, step), registers_of_loads(prod(self._sizes(tile)))[-1]
+        return self.stream.reading(source.source, source.indices, body, stride - last * LANES)
+
+
+def _distance(one: Expression, other: Expression) -> int | None:
+    """Elements between two loads of a buffer, where that is a constant."""
+    between: Expression = 0
+    for extent, a, b in zip(one.source.shape, one.indices, other.indices, strict=True):
+        between = between * extent + (b - a)
+    found = tvm.sym.Analyzer().simplify(between + constant(0))
+    return int(found) if isinstance(found, tirx.IntImm) else None
+
+
+@dataclass(frozen=True)
+class PackedWeights:
+    """Rows of `width` elements of `panels`, one for each step of a reduction, in the order of the steps.
+
+    `row(point, step)` is the index of a row. Where `steps` is not 0, the rows of so many are one load.
+    """
+
+    steps: int
+    width: int
+    panels: Buffer
+    row: Callable[[Point, Index], Index]
+    stream: Stream
+    allocation: Statement
+    buffer: Buffer
+
+    @staticmethod
+    def of(steps: int, width: int, panels: Buffer, row: Callable[[Point, Index], Index]) -> PackedWeights:
+        held = local((max(1, steps), width), str(panels.dtype), "weights")
+        return PackedWeights(steps, width, panels, row, Stream.of("weights"), *held)
+
+    def at(self, point: Point, step: Index, place: Expression) -> Expression:
+        """An element of a step's row, from memory where rows are not loaded as a stream."""
+        if not self.steps:
+            return tirx.BufferLoad(self.panels, [*self.row(point, step), place])
+        return tirx.BufferLoad(self.buffer, [step[-1] % self.steps, place])
+
+    @property
+    def factors(self) -> Factors | None:
+        """What a `Reduction` needs to know of them."""
+        return Factors(self.steps, self._load, reading=self._reading) if self.steps else None
+
+    def _load(self, tile: RegisterTile, first: Point, step: Index, sums: Buffer) -> list[Statement]:
+        return [self.allocation, *self.stream.load(self.buffer, self.steps * self.width // LANES, sums)]
+
+    def _reading(self, tile: RegisterTile, first: Point, step: Index, body: Statement) -> Statement:
+        return self.stream.reading(self.panels, [*self.row(first, step), 0], body)
 
 
 @dataclass(frozen=True)
@@ -118,7 +218,7 @@ class RowFactors:
         """What a `Reduction` needs to know of them."""
         return Factors(self.taps, self._load, axis=2)
 
-    def _load(self, tile: RegisterTile, first: Point, step: Index) -> list[Statement]:
+    def _load(self, tile: RegisterTile, first: Point, step: Index, sums: Buffer) -> list[Statement]:
         """The stretch, in as few vectors as end with it."""
         statements, begin, end = [self.allocation], 0, _reach(tile, self.row, self.stride, self.taps)
         while begin < end:
@@ -141,12 +241,14 @@ def _reach(tile: RegisterTile, row: int, stride: int, taps: int) -> int:
 class MatrixFactors:
     """Elements of a matrix's rows at `steps` steps from one on, loaded together.
 
-    `at(row, place)` is that of a row at the `place`-th of these steps.
+    `at(row, place)` is that of a row at the `place`-th of these steps. `reading(body)` is what loads them in
+    it.
     """
 
     steps: int
     load: Callable[[Expression], list[Statement]]
     at: Callable[[Expression, int], Expression]
+    reading: Callable[[Statement], Statement] = lambda body: body
 
 
 def packed_rows(
@@ -166,6 +268,20 @@ def packed_rows(
         return [allocate, vectors]
 
     return MatrixFactors(1, load, lambda r, _: tirx.BufferLoad(held, [r]))
+
+
+def streamed_rows(
+    tiles: Buffer, first: Sequence[Expression], rows: int, steps: int, sums: Buffer
+) -> MatrixFactors:
+    """Those of several steps, which lie side by side from `tiles[first]` on, as a stream."""
+    stream = Stream.of("factors")
+    allocate, held = local((steps, rows), "float32", "factors")
+    return MatrixFactors(
+        steps,
+        lambda _: [allocate, *stream.load(held, steps * rows // LANES, sums)],
+        lambda r, place: tirx.BufferLoad(held, [place, r]),
+        lambda body: stream.reading(tiles, first, body),
+    )
 
 
 def rows_apart(

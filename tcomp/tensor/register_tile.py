@@ -155,14 +155,16 @@ class ShortSums:
 class Factors:
     """Factors of `steps` neighbouring steps of an axis, and all steps of those within it, loaded together.
 
-    `axis` counts from the end, 1 being the last. `load(tile, first, step)` are the statements that do so
-    before `step`, the first of them; `steps` divides how many steps of that axis are written out. `update`
-    finds the factors where they were put.
+    `axis` counts from the end, 1 being the last. `load(tile, first, step, sums)` are the statements that do
+    so before `step`, the first of them; `steps` divides how many steps of that axis are written out. `update`
+    finds them where they were put. `reading(tile, first, step, body)`, if any, is `body`, the reduction from
+    `step` on, with what its loads need.
     """
 
     steps: int
-    load: Callable[[RegisterTile, Point, Index], Sequence[Statement]]
+    load: Callable[[RegisterTile, Point, Index, Any], Sequence[Statement]]
     axis: int = 1
+    reading: Callable[[RegisterTile, Point, Index, Statement], Statement] | None = None
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,7 @@ class Reduction:
     ahead: Callable[[RegisterTile, Point, Index], Sequence[Statement]] | None = None
     partial_sums: int = 1
     factors: Factors | None = None
+    weights: Factors | None = None
     start: Callable[[Index], Expression] | None = None
 
     def start_of(self, point: Point) -> Expression:
@@ -388,10 +391,16 @@ def _plain_steps(
 ) -> Statement:
     """The steps of a reduction, the first axis from `begin`, on the tile's sums."""
 
+    weights = reduction.weights
+    loaded = 1 if weights is None else weights.steps
+
+    def load(steps: int, taken: tuple[Expression, ...]) -> Sequence[Statement]:
+        return weights.load(tile, first, taken, sums) if weights is not None and loaded == steps else []
+
     def nest(taken: tuple[Expression, ...]) -> Statement:
         if len(taken) == len(reduction.extents):
             ahead = [] if reduction.factors is not None else _ahead(tile, reduction, first, taken)
-            return sequence([*ahead, _update(tile, reduction, first, sums, taken)])
+            return sequence([*ahead, *load(1, taken), _update(tile, reduction, first, sums, taken)])
         below = steps_from(taken)
         return sequence([*_ahead(tile, reduction, first, taken), below]) if len(taken) == 1 else below
 
@@ -399,23 +408,28 @@ def _plain_steps(
         axis, factors = len(taken), reduction.factors
         if factors is None or axis + factors.axis != len(reduction.extents):
             return _loop_of_steps(reduction, axis, lambda i: nest((*taken, i)))
-        steps = factors.steps
+        steps, inner = factors.steps, [0] * (factors.axis - 1)
+
+        def few(i: Expression) -> Statement:
+            before: Sequence[Statement] = load(loaded, (*taken, i * loaded)) if loaded > 1 else ()
+            return sequence([*before, unrolled(loaded, lambda u: nest((*taken, i * loaded + u)))])
 
         def some(i: Expression) -> Statement:
-            step = (*taken, i * steps, *([0] * (factors.axis - 1)))
-            before = [*_ahead(tile, reduction, first, step), *factors.load(tile, first, step)]
-            return sequence([*before, unrolled(steps, lambda u: nest((*taken, i * steps + u)))])
+            step = (*taken, i * steps, *inner)
+            before = [*_ahead(tile, reduction, first, step), *factors.load(tile, first, step, sums)]
+            return sequence([*before, unrolled(steps // loaded, lambda u: few(i * (steps // loaded) + u))])
 
         written = reduction.unroll[axis] // steps
-        return loop(
-            reduction.extents[axis] // steps // written,
-            lambda i: unrolled(written, lambda u: some(i * written + u)),
-            "step",
-        )
+        count = reduction.extents[axis] // steps // written
+        return loop(count, lambda i: unrolled(written, lambda u: some(i * written + u)), "step")
 
     if not prod(reduction.extents):
         return tirx.Evaluate(0)
-    return _loop_of_steps(reduction, 0, lambda i: nest((begin + i,)))
+    work = _loop_of_steps(reduction, 0, lambda i: nest((begin + i,)))
+    for factors in (reduction.factors, weights):
+        if factors is not None and factors.reading is not None:
+            work = factors.reading(tile, first, (begin, *(0 for _ in reduction.extents[1:])), work)
+    return work
 
 
 def _short_steps(

@@ -19,9 +19,11 @@ from tcomp.tensor.direct_convolution import (
     copy_cycles,
     default_passes,
     direct_cycles,
+    input_phases,
     inputs_are_far,
     is_far,
     pixel_tiles,
+    place_in_phases,
     register_tile,
     registers_of,
     row_lanes,
@@ -29,6 +31,7 @@ from tcomp.tensor.direct_convolution import (
     together,
     vectors_of,
     walk_order,
+    weight_steps,
 )
 from tcomp.tensor.epilogue import epilogue_fits, placeholder_index
 from tcomp.tensor.groups import ways_to_sum
@@ -109,6 +112,7 @@ class Conv2dDirect(Template):
         order = walk_order(conv, best, target)
         passes = default_passes(conv, best, target, _passes(conv)) if order == "weights" else 1
         unroll = max(_unroll(conv, best, target), together(conv, target), partial_sums)
+        written_row = row_lanes(conv, target) > 1 or input_phases(conv, target) > 1
         return Space(
             (
                 Ordered("tile_height", tuple(sorted({t.height for t in tiles})), best.height),
@@ -116,7 +120,7 @@ class Conv2dDirect(Template):
                 Ordered("oc_blocks", tuple(sorted({t.oc_blocks for t in tiles})), best.oc_blocks),
                 Choice("order", ("weights", "pixels"), order),
                 Ordered("unroll", _unrolls(conv), unroll),
-                Choice("unroll_kernel", (False, True), row_lanes(conv, target) > 1),
+                Choice("unroll_kernel", (False, True), written_row),
                 Ordered("prefetch", PREFETCH_STEPS, 32),
                 Ordered("partial_sums", PARTIAL_SUMS if conv.sums is None else (1,), partial_sums),
                 Choice("next_panel", (False, True), not target.by_lane),
@@ -144,7 +148,8 @@ class Conv2dDirect(Template):
         packing = {weights: panels.packing} if constant and weights is not None else {}
         with_addends = starts_from_addend(conv, target)
         anchored = Anchored(kernel, packing, with_addends=with_addends)
-        copies, data = conv.padded_input(anchored, lanes)
+        phases = input_phases(conv, target)
+        copies, data = conv.padded_input(anchored, lanes, phases)
         if constant:
             packed = anchored.buffer_of(anchored.operands[1])
         else:
@@ -157,7 +162,7 @@ class Conv2dDirect(Template):
         def start(index: Index) -> Expression:
             return anchored.start(_output_index(conv, index))
 
-        product = DirectProduct(conv, data, packed)
+        product = DirectProduct(conv, data, packed, place_in_phases(phases), phases)
         reduction = _reduction(product, tile, config, target, start if with_addends else None)
 
         def finish(index: Sequence[Expression], value: Expression) -> Statement:
@@ -249,6 +254,7 @@ def _reduction(
         ahead if distance else None,
         int(config["partial_sums"]),
         row_lanes(product.conv, target) if config["unroll_kernel"] and int(config["tile_height"]) == 1 else 1,
+        weight_steps(product.conv, _tile_of(config), target, int(config["partial_sums"])),
         start,
     )
 

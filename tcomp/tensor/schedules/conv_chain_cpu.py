@@ -32,6 +32,7 @@ from tcomp.tensor.direct_convolution import (
     starts_from_addend,
     together,
     walk_order,
+    weight_steps,
 )
 from tcomp.tensor.epilogue import epilogue_fits, placeholder_index
 from tcomp.tensor.kernel import Kernel
@@ -315,6 +316,7 @@ class _Nest:
             steps,
             unroll=steps,
             ahead=ahead if self.ahead else None,
+            weight_steps=weight_steps(product.conv, tile, self.target),
             start=start if self.with_addends else None,
         )
         return tile_nest(nest, reduction, finish, threaded=False)

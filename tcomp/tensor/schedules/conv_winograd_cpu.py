@@ -24,11 +24,11 @@ from tcomp.relay.types import Array, TensorType
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.convolution import Convolution, WeightPanels
-from tcomp.tensor.direct_convolution import together
+from tcomp.tensor.direct_convolution import PixelTile, together, weight_steps
 from tcomp.tensor.epilogue import epilogue_fits, placeholder_index
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
-from tcomp.tensor.lane_factors import LaneFactors
+from tcomp.tensor.lane_factors import LaneFactors, PackedWeights
 from tcomp.tensor.loops import (
     Buffer,
     Expression,
@@ -177,7 +177,7 @@ class _Nest:
         self.groups = Tiles.of(self.conv.batch * prod(self.tile_counts), choice.group)
         self.panels = Tiles.of(self.conv.out_blocks, choice.oc_blocks, choice.parts)
         self.choice = choice
-        lanes = target.lanes(self.conv.accumulator)
+        self.target, lanes = target, target.lanes(self.conv.accumulator)
         self.together = together(self.conv, target)
         self.in_lanes, self.out_lanes = gcd(self.conv.in_block, lanes), gcd(self.conv.out_block, lanes)
         index = placeholder_index(kernel, kernel.anchor.inputs[1])
@@ -287,12 +287,16 @@ class _Nest:
             )
 
         tile = RegisterTile.of(axes, range(len(axes)), self.out_lanes)
-        inputs = LaneFactors.of(tile, (1,), self.together, conv.dtype, read)
+        weight_steps = self._weight_steps()
+        inputs = LaneFactors.of(tile, (1,), self.together, conv.dtype, read, weight_steps > 0)
+        width = self.panels.size * conv.out_block
+        weights = PackedWeights.of(
+            weight_steps, width, self.weights, lambda point, step: [panel, point.tiles[0], *step]
+        )
 
         def update(total: Expression, point: Point, step: Index) -> Expression:
-            position, _, block, lane = point.index
-            weight = [panel, position, *step, block * conv.out_block + lane]
-            return total + inputs.at(point, step) * tirx.BufferLoad(self.weights, weight)
+            *_, block, lane = point.index
+            return total + inputs.at(point, step) * weights.at(point, step, block * conv.out_block + lane)
 
         def finish(index: Index, value: Expression) -> Statement:
             position, row, block, lane = index
@@ -305,11 +309,23 @@ class _Nest:
 
         zero = tirx.const(0, conv.dtype)
         fetch = ahead if self.choice.prefetch else None
-        written = 2 if self.together > 1 and steps[0] % 2 == 0 else 1
+        most = 4 if weight_steps else 2
+        written = gcd(steps[0], most) if self.together > 1 else 1
         reduction = Reduction(
-            steps, (written, self.together), conv.dtype, zero, update, ahead=fetch, factors=inputs.factors
+            steps,
+            (written, self.together),
+            conv.dtype,
+            zero,
+            update,
+            ahead=fetch,
+            factors=inputs.factors(steps),
+            weights=weights.factors,
         )
         return tile_nest(tile, reduction, finish, threaded=False)
+
+    def _weight_steps(self) -> int:
+        """Steps whose weights are one load; see `weight_steps`."""
+        return weight_steps(self.conv, PixelTile(1, self.choice.rows, self.panels.size), self.target)
 
     def _prefetch(self, panel: Expression, tiles: Index, step: Index, rounds: int) -> list[Statement]:
         """The share that steps whose inputs are loaded together have in the weights of the next position,
