@@ -123,7 +123,7 @@ class CudaKernelRunner(KernelRunner):
     def _start(self, arguments: Sequence[Memory]) -> None:
         pointers = [memory.pointer for memory in arguments]
         for function, one in zip(self.loaded.functions, self.code.launches, strict=True):
-            driver().launch(function, one.grid, one.block, one.dynamic_shared_bytes, pointers)
+            driver().launch(function, one.grid, one.block, one.dynamic_shared_bytes, pointers, one.maps)
 
     def _timed(self, arguments: Sequence[Memory], number: int) -> float:
         """Seconds of `number` runs, by the device's own clock, the L2 cache being cold in each."""
