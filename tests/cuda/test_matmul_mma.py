@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from mma_kernels import assert_computes, matmul
+from mma_kernels import SMALL, assert_computes, matmul
 
 from tcomp.target.target import Target
 
@@ -40,4 +40,4 @@ FEW = ("whole tiles", "ragged", "transposed", "parts of the depth", "int8, packe
 )
 def test_numbers(name: str, gpu: Target) -> None:
     kernel, knobs = KERNELS[name]
-    assert_computes(kernel, gpu, "matmul_mma_cuda", **knobs)
+    assert_computes(kernel, gpu, "matmul_mma_cuda", {**SMALL, **knobs})

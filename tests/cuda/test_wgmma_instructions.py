@@ -33,7 +33,7 @@ extern "C" __global__ void kernel(const char *tensor, unsigned *lines,
     tcomp_barrier_init(barrier, 1);
     tcomp_barriers_are_ready();
     tcomp_barrier_expect(barrier, {bytes});
-    tcomp_copy_tile(tile, &map, barrier, {at});
+    tcomp_copy_tile(tile, (unsigned long long)&map, barrier, {at});
   }}
   __syncthreads();
   tcomp_barrier_wait(barrier, 0);
@@ -86,8 +86,8 @@ extern "C" __global__ void kernel(const char *a, const char *b, {sum} *out,
     tcomp_barrier_init(barrier, 1);
     {ready};
     tcomp_barrier_expect(barrier, ({columns} + 64) * 128);
-    tcomp_copy_tile(left, &a_map, barrier, 0, 0, 0);
-    for (int i = 0; i < {right_tiles}; i++) tcomp_copy_tile(right + i * 8192, &b_map, barrier, i * 64, 0, 0);
+    tcomp_copy_tile(left, (unsigned long long)&a_map, barrier, 0, 0, 0);
+    for (int i = 0; i < {right_tiles}; i++) tcomp_copy_tile(right + i * 8192, (unsigned long long)&b_map, barrier, i * 64, 0, 0);
   }}
   __syncthreads();
   {wait};
@@ -164,7 +164,7 @@ WRONG = {
     "sums are read before they are there": {"end": "", "before_the_end": ""},
     "an operand is overwritten while it is multiplied": {
         "before_the_end": "if (threadIdx.x == 0) { tcomp_barrier_expect(barrier, 8192); "
-        "tcomp_copy_tile(right, &b_map, barrier, 64, 0, 0); } __syncthreads()",
+        "tcomp_copy_tile(right, (unsigned long long)&b_map, barrier, 64, 0, 0); } __syncthreads()",
         "end": "tcomp_products_wait<0>(); tcomp_barrier_wait(barrier, 1)",
     },
     "an operand is multiplied before it is there": {

@@ -88,6 +88,8 @@ class CudaKernelRunner(KernelRunner):
                 raise BuildError(
                     f"{name} spills {taken.spilled_bytes} bytes, with {taken.registers} registers a thread"
                 )
+        if self.cubin.losses:
+            raise BuildError(self.cubin.losses[0])
 
     def conditions(self) -> Mapping[str, str]:
         taken = [(self.cubin.resources[one.symbol], one.dynamic_shared_bytes) for one in self.code.launches]

@@ -45,9 +45,9 @@ __device__ __forceinline__ void tcomp_barrier_wait(unsigned barrier, unsigned pa
 
 // ---- copies of tiles: one thread asks for all ----
 
-// The tile at (x, y, z), x being along memory, of the tensor that `map` describes; its bytes arrive at `barrier`.
-__device__ __forceinline__ void tcomp_copy_tile(unsigned shared, const void *map, unsigned barrier, int x, int y,
-                                                int z) {
+// The tile at (x, y, z), x being along memory, of the tensor whose map is at `map`; its bytes arrive at `barrier`.
+__device__ __forceinline__ void tcomp_copy_tile(unsigned shared, unsigned long long map, unsigned barrier, int x,
+                                                int y, int z) {
   asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], "
                "[%2];" ::"r"(shared),
                "l"(map), "r"(barrier), "r"(x), "r"(y), "r"(z)
