@@ -16,9 +16,10 @@ StoreSum = Callable[[Expression, Expression, Expression], Statement]
 class Fragments:
     """What a thread of a warp has of pieces of 16 rows: `sums[piece, columns / 8, 4]`.
 
-    Of each 8 columns it has two neighbours of row lane / 4, at 2 * (lane % 4), and the same two of the 8th row
-    below: PTX ISA, "Matrix Fragments for mma.m16n8k16", and the same for `wgmma`. The product has `rows` and
-    `columns` in all, `vector` neighbours of a row are stored at once: 2, or 1 where they do not lie side by side.
+    Of each 8 columns it has two neighbours of row lane / 4, at 2 * (lane % 4), and the same two of the 8th
+    row below: PTX ISA, "Matrix Fragments for mma.m16n8k16", and the same for `wgmma`. The product has `rows`
+    and `columns` in all. `vector` neighbours of a row are stored at once: 2, or 1 where they do not lie side
+    by side.
     """
 
     distance: int

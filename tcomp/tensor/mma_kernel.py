@@ -91,8 +91,8 @@ def schedule_mma(
 ) -> Scheduled:
     """The launches of a product; `index(batch, row, column)` is where the anchor's output has a sum.
 
-    `vector` sums of neighbouring columns lie side by side in every output. `nest(store, vector)` is the launch
-    that multiplies, and stores so many neighbours at once.
+    `vector` sums of neighbouring columns lie side by side in every output. `nest(store, vector)` is the
+    launch that multiplies, and stores so many neighbours at once.
     """
     if plan.splits == 1:
 

@@ -10,6 +10,8 @@ from tcomp.tvm_api import tirx, tvm
 
 TILES = "tcomp.tiles"
 """The attribute of a launch that says what a variable of it maps."""
+CLUSTER = "tcomp.cluster"
+"""The attribute of a launch that says how many blocks are a cluster."""
 
 
 def map_variable(name: str) -> Any:
@@ -26,6 +28,11 @@ def with_map(variable: Any, buffer: Buffer, tiles: TileMap, launch: Statement) -
     shapes = (tiles.extents, tiles.strides, tiles.box)
     facts = [variable, buffer, tiles.dtype, *map(list, shapes), tiles.swizzle]
     return tirx.AttrStmt(facts, TILES, tirx.const(0, "int32"), launch)
+
+
+def in_clusters(blocks: int, launch: Statement) -> Statement:
+    """`launch`, so many neighbouring blocks of which run at the same time and reach each other's memory."""
+    return tirx.AttrStmt(blocks, CLUSTER, tirx.const(0, "int32"), launch) if blocks > 1 else launch
 
 
 def tile_map_of(statement: Statement) -> tuple[Any, Buffer, TileMap]:

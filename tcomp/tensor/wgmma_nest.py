@@ -1,14 +1,17 @@
 """Matrix products by the tensor cores of sm_90a: the launch that computes the sums.
 
-The last four warps of a block are the producer: one thread of them asks for the tiles of both operands, a step
-after the other, as soon as their stage is free. The others are consumers. Each stage has two barriers:
+The last four warps of a block are the producer: one thread of them asks for the tiles of both operands, a
+step after the other, as soon as their stage is free. The others are consumers. Each stage has two barriers:
 
 1. `full`: the producer announces the bytes of a step, and they arrive.
 2. `empty`: each warp of the consumers arrives when the products that read the stage are done.
 
-Consumers keep the products of one step under way while they begin those of the next, so they give back a stage
-one step later. The phases of barriers go on over all tiles of the output that a block takes, so the producer
-fetches the next one's operands while consumers store sums.
+Blocks of a cluster have the same columns. Each copies a part of the right operand to all of them, so a stage
+is empty when the consumers of all have left it, and each warp arrives in every block.
+
+Consumers keep the products of one step under way while they begin those of the next, so they give back a
+stage one step later. The phases of barriers go on over all tiles of the output that a block takes, so the
+producer fetches the next one's operands while consumers store sums.
 
 A tile in shared memory has lines of 128 bytes, in the order of the 128-byte swizzle: a row's depth where that
 lies along memory, else 64 rows of one element of the depth. `tcomp_wgmma.cuh` says which sums a thread has.
@@ -16,7 +19,7 @@ lies along memory, else 64 rows of one element of the depth. `tcomp_wgmma.cuh` s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -29,7 +32,7 @@ from tcomp.tensor.mma_fragments import Fragments
 from tcomp.tensor.mma_nest import MmaOperand, Store, grouped
 from tcomp.tensor.mma_plan import CHUNK_BYTES
 from tcomp.tensor.threads import digits, dynamic_shared, launch, synchronize
-from tcomp.tensor.tiles import address_of_map, map_variable, with_map
+from tcomp.tensor.tiles import address_of_map, in_clusters, map_variable, with_map
 from tcomp.tensor.warps import WARP, from_first_lane
 from tcomp.tensor.wgmma_plan import (
     BARRIER_BYTES,
@@ -61,10 +64,16 @@ class _Side:
     rows: int
     block_rows: int
     begin: int
+    blocks: int
+    """That have the same tile and copy equal parts of it."""
+
+    @property
+    def _part_rows(self) -> int:
+        return self.block_rows // self.blocks
 
     @property
     def _rows_of_copy(self) -> int:
-        return self.block_rows if self.operand.by_depth else DEPTH_BYTES // self.plan.itemsize
+        return self._part_rows if self.operand.by_depth else DEPTH_BYTES // self.plan.itemsize
 
     @property
     def tiles(self) -> TileMap:
@@ -79,19 +88,28 @@ class _Side:
         return TileMap(plan.dtype, (*extents, matrices), strides, (*box, 1))
 
     def copies(
-        self, stage: Expression, full: Expression, batch: Expression, row: Expression, k: Expression
+        self, stage: Expression, full: Expression, tile: _Tile, row: Expression, k: Expression
     ) -> list[Statement]:
-        """Ask for the tile that begins at (row, k)."""
+        """Ask for this block's part of the tile that begins at (row, k)."""
         zero = constant(0)
-        outer = self.operand.index(batch, zero, zero)[:-2]
+        outer = self.operand.index(tile.batch, zero, zero)[:-2]
         matrix: Expression = zero
         for extent, index in zip(self.operand.buffer.shape[:-2], outer, strict=True):
             matrix = matrix * int(extent) + index
         statements: list[Statement] = []
-        for number in range(self.block_rows // self._rows_of_copy):
-            at = (k, row) if self.operand.by_depth else (row + number * self._rows_of_copy, k)
-            place = stage + (self.begin + number * _PIECE_BYTES)
-            statements.append(_call("tcomp_copy_tile", place, address_of_map(self.map), full, *at, matrix))
+        for number in range(self._part_rows // self._rows_of_copy):
+            first: Expression = constant(number * self._rows_of_copy)
+            if self.blocks > 1:
+                first = first + tile.rank * self._part_rows
+            at = (k, row + first) if self.operand.by_depth else (row + first, k)
+            # Rows take as many bytes whichever way they lie.
+            what = (stage + (self.begin + first * DEPTH_BYTES), address_of_map(self.map), full, *at, matrix)
+            every = constant((1 << self.blocks) - 1)
+            statements.append(
+                _call("tcomp_copy_tile_to", every, *what)
+                if self.blocks > 1
+                else _call("tcomp_copy_tile", *what)
+            )
         return statements
 
     def matrix(self, stage: Expression, first: Expression) -> Expression:
@@ -127,8 +145,9 @@ class _Shared:
 
 @dataclass(frozen=True)
 class _Tile:
-    """A tile of the output: its number among those of its block, its place."""
+    """A tile of the output: its number among those of its block, its place; the block's in the cluster."""
 
+    rank: Expression
     turn: Expression
     batch: Expression
     part: Expression
@@ -151,9 +170,10 @@ class WgmmaNest:
     @property
     def statement(self) -> Statement:
         plan = self.plan
-        left = _Side(self.left, map_variable("left_map"), plan, plan.rows, plan.block_rows, 0)
+        left = _Side(self.left, map_variable("left_map"), plan, plan.rows, plan.block_rows, 0, 1)
         begin = plan.block_rows * DEPTH_BYTES
-        right = _Side(self.right, map_variable("right_map"), plan, plan.columns, plan.block_columns, begin)
+        variable = map_variable("right_map")
+        right = _Side(self.right, variable, plan, plan.columns, plan.block_columns, begin, plan.cluster)
         grid = plan.blocks(self.gpu)
 
         def block(block: Sequence[Expression], threads: Sequence[Expression]) -> Statement:
@@ -162,7 +182,7 @@ class WgmmaNest:
         result = launch((grid,), (plan.threads,), block)
         for side in (right, left):
             result = with_map(side.map, side.operand.buffer, side.tiles, result)
-        return result
+        return in_clusters(plan.cluster, result)
 
     def _block(self, left: _Side, right: _Side, block: Expression, thread: Expression) -> Statement:
         plan = self.plan
@@ -174,35 +194,41 @@ class WgmmaNest:
         group = tirx.Var("warp_group", "int32")
         own_group = from_first_lane(tirx.floordiv(thread, GROUP_THREADS))
         one = tirx.floormod(thread, GROUP_THREADS) < 1
-        produce = tirx.IfThenElse(one, self._each_tile(block, lambda t: self._produce(t, shared, left, right)), None)
+        produce = tirx.IfThenElse(
+            one, self._each_tile(block, lambda t: self._produce(t, shared, left, right)), None
+        )
         consume = self._each_tile(block, lambda t: self._consume(t, shared, left, right, group, thread))
         give, take = (
             [_call(f"tcomp_{verb}_registers<{count}>")] if plan.shares_registers else []
             for verb, count in (("give", PRODUCER_REGISTERS), ("take", CONSUMER_REGISTERS))
         )
+        alone = plan.cluster == 1
+        wait = _call("tcomp_cluster_wait")
         return sequence(
             [
                 allocate,
                 tirx.Bind(begin, address),
                 tirx.Bind(group, own_group),
                 tirx.IfThenElse(thread < 1, self._initialise(shared), None),
-                synchronize(),
+                synchronize() if alone else wait,
                 tirx.IfThenElse(
                     group < plan.consumers, sequence([*take, consume]), sequence([*give, produce])
                 ),
+                # Others may still arrive at barriers here.
+                *([] if alone else [wait]),
             ]
         )
 
     def _initialise(self, shared: _Shared) -> Statement:
         plan = self.plan
-        warps = plan.consumers * GROUP_THREADS // WARP
+        warps = plan.consumers * GROUP_THREADS // WARP * plan.cluster
         statements: list[Statement] = []
         for stage in range(plan.stages):
             statements.append(_call("tcomp_barrier_init", shared.full(constant(stage)), constant(1)))
             statements.append(_call("tcomp_barrier_init", shared.empty(constant(stage)), constant(warps)))
         return sequence([*statements, _call("tcomp_barriers_are_ready")])
 
-    def _each_tile(self, block: Expression, body: Any) -> Statement:
+    def _each_tile(self, block: Expression, body: Callable[[_Tile], Statement]) -> Statement:
         """`body(tile)` for each tile of the output that a block takes."""
         plan, grid = self.plan, self.plan.blocks(self.gpu)
 
@@ -210,7 +236,8 @@ class WgmmaNest:
             number = turn * grid + block
             batch, part, at = digits(number, (plan.batch, plan.splits, plan.tiles[0] * plan.tiles[1]))
             row, column = grouped(at, plan.tiles, plan.group)
-            inside = body(_Tile(turn, batch, part, row * plan.block_rows, column * plan.block_columns))
+            rank = tirx.floormod(block, plan.cluster)
+            inside = body(_Tile(rank, turn, batch, part, row * plan.block_rows, column * plan.block_columns))
             whole = plan.all_tiles % grid == 0
             return inside if whole else tirx.IfThenElse(number < plan.all_tiles, inside, None)
 
@@ -233,8 +260,8 @@ class WgmmaNest:
                     # Before its first use a stage is free: the phase before the first counts as over.
                     _call("tcomp_barrier_wait", shared.empty(stage), 1 - parity),
                     _call("tcomp_barrier_expect", full, constant(plan.stage_bytes)),
-                    *left.copies(place, full, tile.batch, tile.row, k),
-                    *right.copies(place, full, tile.batch, tile.column, k),
+                    *left.copies(place, full, tile, tile.row, k),
+                    *right.copies(place, full, tile, tile.column, k),
                 ]
             )
 
@@ -256,8 +283,10 @@ class WgmmaNest:
         lane = tirx.floormod(thread, WARP)
 
         def give_back(step: Expression) -> Statement:
-            stage, _ = self._stage(step)
-            return tirx.IfThenElse(lane < 1, _call("tcomp_barrier_arrive", shared.empty(stage)), None)
+            empty = shared.empty(self._stage(step)[0])
+            if plan.cluster == 1:
+                return tirx.IfThenElse(lane < 1, _call("tcomp_barrier_arrive", empty), None)
+            return tirx.IfThenElse(lane < plan.cluster, _call("tcomp_barrier_arrive_in", lane, empty), None)
 
         def one(step: Expression) -> Statement:
             count = tile.turn * plan.steps + step

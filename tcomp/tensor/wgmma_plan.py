@@ -22,7 +22,6 @@ from tcomp.tensor.mma_plan import (
     SHARED_BYTES,
     SPLITS,
     adding_cycles,
-    chunk_elements,
 )
 
 ARCH = "sm_90a"
@@ -41,9 +40,10 @@ _BLOCK_ROWS = (64, 128, 192, 256)
 _BLOCK_COLUMNS = (64, 128, 192, 256)
 _CONSUMERS = (1, 2)
 _STAGES = (2, 3, 4, 5, 6, 8)
+_CLUSTERS = (1, 2, 4)
 _MOST_SUMS = 128
 """Of a thread."""
-_OTHER_REGISTERS = 56
+_OTHER_REGISTERS = 48
 """Addresses, conditions and counters of a thread, and what follows the sums."""
 PRODUCER_REGISTERS, CONSUMER_REGISTERS = 40, 232
 """Where three groups have all registers of a multiprocessor: 3 * 168 before they share them anew."""
@@ -78,6 +78,8 @@ class WgmmaPlan:
     stages: int
     splits: int = 1
     group: int = 8
+    cluster: int = 1
+    """Blocks, of neighbouring rows of tiles, each of which copies a part of the right operand to all."""
 
     @property
     def itemsize(self) -> int:
@@ -144,7 +146,8 @@ class WgmmaPlan:
 
     def blocks(self, gpu: Gpu) -> int:
         """As many as run at once, if there are so many tiles."""
-        return min(self.all_tiles, gpu.processors * max(1, self.resident(gpu)))
+        most = gpu.processors * max(1, self.resident(gpu))
+        return min(self.all_tiles, most // self.cluster * self.cluster)
 
     def complaint(self, gpu: Gpu) -> str | None:
         """Why this plan cannot run on `gpu`."""
@@ -154,6 +157,11 @@ class WgmmaPlan:
             return f"{self.sums} sums of a thread; it has registers for {_MOST_SUMS}"
         if self.shared_bytes > gpu.block_shared_bytes:
             return f"{self.shared_bytes} bytes of shared memory; a block has {gpu.block_shared_bytes}"
+        if self.tiles[0] % self.cluster or self.group % self.cluster:
+            rows = f"{self.tiles[0]} rows of tiles in groups of {self.group}"
+            return f"{rows} are no whole clusters of {self.cluster}"
+        if self.block_columns // INSTRUCTION_ROWS % self.cluster:
+            return f"{self.block_columns} columns that {self.cluster} blocks do not share in pieces of 64"
         if self.splits > 1 and (self.splits - 1) * self.steps * self.block_depth >= self.depth:
             return f"a depth of {self.depth} has no {self.splits} parts"
         return None
@@ -165,7 +173,8 @@ class WgmmaPlan:
         operations = 2 * self.block_rows * self.block_columns * self.block_depth
         multiply = operations * gpu.processors * clock(gpu) / gpu.flops[self.dtype]
         read = instructions * (INSTRUCTION_ROWS + self.block_columns) * INSTRUCTION_BYTES
-        busy = max(multiply, (read + self.stage_bytes) / SHARED_BYTES, self.stage_bytes / CACHE_BYTES)
+        fetched = (self.block_rows + self.block_columns / self.cluster) * DEPTH_BYTES
+        busy = max(multiply, (read + self.stage_bytes) / SHARED_BYTES, fetched / CACHE_BYTES)
         resident = min(self.resident(gpu), -(-self.all_tiles // gpu.processors))
         step = max(resident * (busy + _STEP_CYCLES), _LATENCY / (self.stages - 1))
         stored = resident * self.block_rows * self.block_columns * self.itemsize / CACHE_BYTES
@@ -187,9 +196,7 @@ def _defaults(dtype: str, extents: tuple[int, int, int, int], gpu: Gpu) -> Itera
             yield from (split for split in splits if split.complaint(gpu) is None)
 
 
-def estimated_wgmma_cycles(
-    dtype: str, extents: tuple[int, int, int, int], nbytes: int, gpu: Gpu
-) -> float:
+def estimated_wgmma_cycles(dtype: str, extents: tuple[int, int, int, int], nbytes: int, gpu: Gpu) -> float:
     """Of the default plan, which moves `nbytes` from and to the device's memory at least."""
     return max(default_wgmma_plan(dtype, extents, gpu).cycles(gpu), memory_cycles(gpu, nbytes))
 
@@ -199,7 +206,7 @@ def wgmma_space(dtype: str, extents: tuple[int, int, int, int], gpu: Gpu) -> Spa
     best = default_wgmma_plan(dtype, extents, gpu)
     values = {
         "block_rows": _BLOCK_ROWS, "block_columns": _BLOCK_COLUMNS, "consumers": _CONSUMERS,
-        "stages": _STAGES, "splits": SPLITS, "group": GROUPS,
+        "stages": _STAGES, "splits": SPLITS, "group": GROUPS, "cluster": _CLUSTERS,
     }  # fmt: skip
     knobs = tuple(Ordered(name, of, int(getattr(best, name))) for name, of in values.items())
     return Space(knobs, lambda config: wgmma_plan_of(dtype, extents, config).complaint(gpu))

@@ -11,7 +11,15 @@ from tcomp.target.target import TARGETS
 from tcomp.tensor.wgmma_plan import WgmmaPlan
 
 TEMPLATE = "matmul_wgmma_cuda"
-SMALL = {"block_rows": 64, "block_columns": 64, "consumers": 1, "stages": 2, "splits": 1, "group": 2}
+SMALL = {
+    "block_rows": 64,
+    "block_columns": 64,
+    "consumers": 1,
+    "stages": 2,
+    "splits": 1,
+    "group": 2,
+    "cluster": 1,
+}
 TWO = {"block_rows": 128, "consumers": 2}
 KERNELS = {
     "two consumers, wide": (matmul((128, 320), (320, 256), constant=True), {**TWO, "block_columns": 256}),
@@ -29,6 +37,12 @@ KERNELS = {
     "rows of several matrices": (matmul((3, 20, 40), (40, 24), "residual", constant=True), {}),
     "rows of several matrices, transposed": (matmul((3, 40, 24), (40, 24), transpose_a=True), {}),
     "parts of the depth": (matmul((40, 440), (440, 40), "bias", "relu"), {"splits": 3}),
+    "two blocks share columns": (
+        matmul((2, 250, 200), (2, 200, 136), "bias"), {"block_columns": 128, "cluster": 2},
+    ),
+    "four blocks share columns along memory": (
+        matmul((500, 200), (200, 256)), {**TWO, "block_columns": 256, "group": 4, "cluster": 4},
+    ),
     "one row": (matmul((1, 64), (64, 200), "bias", constant=True), {}),
     "not aligned": (matmul((20, 30), (30, 21), "relu"), {}),
     "computed operands": (matmul((20, 32), (32, 24), prologue="relu"), {}),
@@ -39,7 +53,10 @@ KERNELS = {
         matmul((40, 300), (300, 33), dtype="int8", out_dtype="int32", constant=True), {"splits": 2},
     ),
 }  # fmt: skip
-FEW = ("two consumers, wide", "ragged", "rows and columns along memory", "batch", "parts of the depth")
+FEW = (
+    "two consumers, wide", "ragged", "rows and columns along memory", "batch", "parts of the depth",
+    "two blocks share columns",
+)  # fmt: skip
 """Those that are always tested: g++ takes long for each."""
 HOPPER = TARGETS["cuda:sm_90a"]
 
@@ -57,7 +74,9 @@ def test_numbers(name: str) -> None:
 def test_blocks_take_several_tiles() -> None:
     """More tiles than run at once, whose number is no multiple; steps are no multiple of the stages."""
     assert HOPPER.gpu is not None
-    few = replace(HOPPER, gpu=replace(HOPPER.gpu, processors=1, shared_bytes=128 * 1024))
+    few = replace(
+        HOPPER, gpu=replace(HOPPER.gpu, processors=1, block_shared_bytes=127 * 1024, shared_bytes=128 * 1024)
+    )
     kernel, knobs = matmul((190, 320), (320, 190), "bias"), {**SMALL, "stages": 3, "group": 1}
     assert WgmmaPlan("float16", 1, 190, 190, 320, **knobs).blocks(few.gpu) == 2
     assert_computes(kernel, few, TEMPLATE, knobs)

@@ -87,7 +87,8 @@ extern "C" __global__ void kernel(const char *a, const char *b, {sum} *out,
     {ready};
     tcomp_barrier_expect(barrier, ({columns} + 64) * 128);
     tcomp_copy_tile(left, (unsigned long long)&a_map, barrier, 0, 0, 0);
-    for (int i = 0; i < {right_tiles}; i++) tcomp_copy_tile(right + i * 8192, (unsigned long long)&b_map, barrier, i * 64, 0, 0);
+    for (int i = 0; i < {right_tiles}; i++)
+      tcomp_copy_tile(right + i * 8192, (unsigned long long)&b_map, barrier, i * 64, 0, 0);
   }}
   __syncthreads();
   {wait};
@@ -106,7 +107,8 @@ extern "C" __global__ void kernel(const char *a, const char *b, {sum} *out,
 """
 PARTS = {
     "leading": 8192, "stride": 1024, "ready": "tcomp_barriers_are_ready()",
-    "wait": "tcomp_barrier_wait(barrier, 0)", "begin": "tcomp_products_begin()", "before_the_end": "", "end": "tcomp_products_wait<0>()",
+    "wait": "tcomp_barrier_wait(barrier, 0)", "begin": "tcomp_products_begin()", "before_the_end": "",
+    "end": "tcomp_products_wait<0>()",
 }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from tcomp.target.target import Target
 from tcomp.target.tile_map import TileMap
 from tcomp.tensor.intrinsics import dtype_of
 from tcomp.tensor.threads import DYNAMIC_SHARED
-from tcomp.tensor.tiles import TILES, tile_map_of
+from tcomp.tensor.tiles import CLUSTER, TILES, tile_map_of
 from tcomp.tvm_api import (
     PrimFunc,
     global_function,
@@ -79,10 +79,20 @@ def device_code(function: PrimFunc, symbol: str, target: Target) -> DeviceCode:
         raise BuildError(
             f"code generation for {symbol} on target `{target.name}` failed: {reason[-1]}"
         ) from error
+    for name, part in zip(symbols, parts, strict=True):
+        source = _in_clusters(source, name, _launch_facts(part)[2])
     return DeviceCode(
         _includes(source) + source,
         tuple(_launch(function, name, part) for name, part in zip(symbols, parts, strict=True)),
     )
+
+
+def _in_clusters(source: str, symbol: str, blocks: int) -> str:
+    """`source`, whose function `symbol` is launched in clusters: TVM has no word for it."""
+    if blocks == 1:
+        return source
+    bounds = rf"(__launch_bounds__\(\d+\) {symbol}\()"
+    return re.sub(bounds, rf"__cluster_dims__({blocks}, 1, 1) \1", source)
 
 
 def _includes(source: str) -> str:
@@ -101,7 +111,7 @@ def _device_function(function: PrimFunc, part: Any, symbol: str, target: Target)
         pointer = tirx.Var(f"{buffer.name}_pointer", tirx.buffer.buffer_data_pointer_type(buffer))
         pointers.append(pointer)
         declarations.append(tirx.DeclBuffer(flat.of(buffer), data=pointer))
-    part, maps = _without_maps(part)
+    part, maps, _ = _launch_facts(part)
     part = flat.statement(part)
     attrs = {
         "global_symbol": symbol,
@@ -114,13 +124,17 @@ def _device_function(function: PrimFunc, part: Any, symbol: str, target: Target)
     return tirx.PrimFunc(parameters, tirx.SeqStmt([*declarations, part])).with_attrs(attrs)
 
 
-def _without_maps(part: Any) -> tuple[Any, list[tuple[Any, Any, TileMap]]]:
-    """A launch, and the variables of the maps that it uses, whose buffers they describe, and how."""
+def _launch_facts(part: Any) -> tuple[Any, list[tuple[Any, Any, TileMap]], int]:
+    """A launch without what is said about it: maps, their variables and buffers; blocks of a cluster."""
     maps: list[tuple[Any, Any, TileMap]] = []
-    while isinstance(part, tirx.AttrStmt) and part.attr_key == TILES:
-        maps.append(tile_map_of(part))
+    cluster = 1
+    while isinstance(part, tirx.AttrStmt) and part.attr_key in (TILES, CLUSTER):
+        if part.attr_key == TILES:
+            maps.append(tile_map_of(part))
+        else:
+            cluster = int(part.node)
         part = part.body
-    return part, maps
+    return part, maps, cluster
 
 
 class _Flat:
@@ -170,7 +184,7 @@ def _offset(indices: Sequence[Any], shape: Sequence[Any]) -> Any:
 
 
 def _launch(function: PrimFunc, symbol: str, part: Any) -> Launch:
-    part, maps = _without_maps(part)
+    part, maps, _ = _launch_facts(part)
     numbers = {repr(b.__chandle__()): number for number, b in enumerate(function.params)}
     extents = dict.fromkeys(_AXES, 1)
     shared_bytes: list[int] = []

@@ -18,8 +18,8 @@ from tcomp.tensor.wgmma_plan import ARCH, estimated_wgmma_cycles, wgmma_plan_of,
 class MatmulWgmmaCuda(Template):
     """Products of float16 and bfloat16 with float32 sums, of int8 with int32 ones, by groups of warps.
 
-    Steps: pack a constant right operand as [columns, depth]; bring operands of which no tiles can be copied into
-    memory so; multiply; add parts of the depth where there are several.
+    Steps: pack a constant right operand as [columns, depth]; bring operands of which no tiles can be copied
+    into memory so; multiply; add parts of the depth where there are several.
     """
 
     name = "matmul_wgmma_cuda"

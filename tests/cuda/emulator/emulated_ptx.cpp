@@ -293,10 +293,7 @@ static void emulated_wait_for_products(unsigned pending) {
 // ---- the interpreter ----
 
 emulated_program::emulated_program(const char *text) : instructions(new std::vector<emulated_instruction>) {
-  std::string plain;
-  for (; *text; text++)
-    if (*text != '%' || text[1] != '%') plain += *text;  // %% is a special register's %
-  emulated_reader reader = {plain.c_str()};
+  emulated_reader reader = {text};
   bool scope = reader.take('{');
   for (reader.blanks(); *reader.at != '\0' && *reader.at != '}'; reader.blanks())
     instructions->push_back(reader.instruction());
@@ -309,7 +306,6 @@ static uint64_t value(const emulated_node &node, const emulated_register *regist
   if (node.kind == emulated_node::NUMBER) return node.number;
   if (node.kind == emulated_node::MEMORY) return value(node.items[0], registers, locals);
   if (node.kind == emulated_node::NAME) {
-    if (node.name == "%cluster_ctarank") return emulated_rank();
     if (!locals.count(node.name)) emulated_fail(("assembly reads what it has not set: " + node.name).c_str());
     return locals[node.name];
   }
@@ -377,7 +373,6 @@ static void execute(const emulated_instruction &one, emulated_register *register
   if (is(".reg")) return;
   if (is("setp.ne.b32")) return set(one.operands[0], (uint32_t)at(1) != (uint32_t)at(2), registers, locals);
   if (is("selp.b32")) return set(one.operands[0], at(3) ? at(1) : at(2), registers, locals);
-  if (is("mov.u32")) return set(one.operands[0], at(1), registers, locals);
   if (is("mapa.shared::cluster.u32")) {
     if (at(2) >= emulated_cluster_size) emulated_fail("an address in a block that the cluster does not have");
     return set(one.operands[0], EMULATED_REMOTE | at(2) << 24 | at(1), registers, locals);
@@ -432,11 +427,8 @@ static void execute(const emulated_instruction &one, emulated_register *register
     if (at(0) < 24 || at(0) > 256 || at(0) % 8) emulated_fail("a number of registers that a warp cannot have");
     return emulated_converge(&one);
   }
-  if (is("barrier.cluster.arrive.release.aligned")) {
-    emulated_converge(&one);
-    return;
-  }
-  if (is("barrier.cluster.wait.acquire.aligned")) return emulated_wait(WAITS_FOR_CLUSTER);
+  if (is("barrier.cluster.arrive.release")) return;  // The wait follows it.
+  if (is("barrier.cluster.wait.acquire")) return emulated_wait(WAITS_FOR_CLUSTER);
   emulated_fail(("an instruction that is not emulated: " + one.name).c_str());
 }
 

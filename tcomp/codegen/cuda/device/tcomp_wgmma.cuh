@@ -54,6 +54,34 @@ __device__ __forceinline__ void tcomp_copy_tile(unsigned shared, unsigned long l
                : "memory");
 }
 
+// ---- clusters: blocks that reach each other's shared memory, in which all have the same layout ----
+
+// As tcomp_copy_tile, to the same place and barrier of each block of the cluster that has a bit in `blocks`.
+__device__ __forceinline__ void tcomp_copy_tile_to(unsigned blocks, unsigned shared, unsigned long long map,
+                                                   unsigned barrier, int x, int y, int z) {
+  asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, "
+               "{%3, %4, %5}], [%2], %6;" ::"r"(shared),
+               "l"(map), "r"(barrier), "r"(x), "r"(y), "r"(z), "h"(static_cast<unsigned short>(blocks))
+               : "memory");
+}
+
+// Arrives at the barrier at this place of block `block` of the cluster.
+__device__ __forceinline__ void tcomp_barrier_arrive_in(unsigned block, unsigned barrier) {
+  asm volatile("{\n"
+               ".reg .b32 place;\n"
+               "mapa.shared::cluster.u32 place, %0, %1;\n"
+               "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [place];\n"
+               "}" ::"r"(barrier),
+               "r"(block)
+               : "memory");
+}
+
+// Waits for all threads of the cluster.
+__device__ __forceinline__ void tcomp_cluster_wait() {
+  asm volatile("barrier.cluster.arrive.release;\n"
+               "barrier.cluster.wait.acquire;" ::: "memory");
+}
+
 // ---- registers of the warps of a group ----
 
 template <int REGISTERS> __device__ __forceinline__ void tcomp_take_registers() {
