@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from tcomp.relay.types import numpy_dtype
 from tcomp.target.target import Gpu
-from tcomp.tensor.gpu_rates import clock, memory_cycles
+from tcomp.tensor.gpu_rates import clock
 from tcomp.tensor.knobs import Config, Ordered, Space
 from tcomp.tensor.mma_plan import (
     BLOCK_CYCLES,
@@ -41,8 +41,8 @@ _BLOCK_COLUMNS = (64, 128, 192, 256)
 _CONSUMERS = (1, 2)
 _STAGES = (2, 3, 4, 5, 6, 8)
 _CLUSTERS = (1, 2, 4)
-_MOST_SUMS = 128
-"""Of a thread."""
+MOST_SUMS, SUMS_WITH_WORK = 128, 96
+"""Of a thread; of a default's, where more than a little is computed of each sum before it is stored."""
 _OTHER_REGISTERS = 48
 """Addresses, conditions and counters of a thread, and what follows the sums."""
 PRODUCER_REGISTERS, CONSUMER_REGISTERS = 40, 232
@@ -129,12 +129,12 @@ class WgmmaPlan:
     @property
     def registers(self) -> int:
         """Of a thread when the block begins."""
-        return min(self.sums + _OTHER_REGISTERS, 65536 // self.threads // 8 * 8)
+        return 65536 // self.threads // 8 * 8 if self.shares_registers else self.sums + _OTHER_REGISTERS
 
     @property
     def shares_registers(self) -> bool:
-        """Whether consumers need registers that the producer gives up."""
-        return self.sums + _OTHER_REGISTERS > self.registers
+        """Whether consumers get registers that the producer gives up."""
+        return self.threads * (self.sums + 2 * _OTHER_REGISTERS) > 65536
 
     def resident(self, gpu: Gpu) -> int:
         """Blocks that run at once on a multiprocessor."""
@@ -153,8 +153,8 @@ class WgmmaPlan:
         """Why this plan cannot run on `gpu`."""
         if self.block_rows % (self.consumers * INSTRUCTION_ROWS):
             return f"{self.block_rows} rows are no whole pieces of 64 for each of {self.consumers} consumers"
-        if self.sums > _MOST_SUMS:
-            return f"{self.sums} sums of a thread; it has registers for {_MOST_SUMS}"
+        if self.sums > MOST_SUMS:
+            return f"{self.sums} sums of a thread; it has registers for {MOST_SUMS}"
         if self.shared_bytes > gpu.block_shared_bytes:
             return f"{self.shared_bytes} bytes of shared memory; a block has {gpu.block_shared_bytes}"
         if self.tiles[0] % self.cluster or self.group % self.cluster:
@@ -183,9 +183,12 @@ class WgmmaPlan:
         return BLOCK_CYCLES + rounds * tile + adding_cycles(self, gpu)
 
 
-def default_wgmma_plan(dtype: str, extents: tuple[int, int, int, int], gpu: Gpu) -> WgmmaPlan:
+def default_wgmma_plan(
+    dtype: str, extents: tuple[int, int, int, int], gpu: Gpu, most_sums: int = MOST_SUMS
+) -> WgmmaPlan:
     """The plan of the fewest estimated cycles for (batch, rows, columns, depth)."""
-    return min(_defaults(dtype, extents, gpu), key=lambda plan: plan.cycles(gpu))
+    plans = (plan for plan in _defaults(dtype, extents, gpu) if plan.sums <= most_sums)
+    return min(plans, key=lambda plan: plan.cycles(gpu))
 
 
 def _defaults(dtype: str, extents: tuple[int, int, int, int], gpu: Gpu) -> Iterator[WgmmaPlan]:
@@ -196,14 +199,9 @@ def _defaults(dtype: str, extents: tuple[int, int, int, int], gpu: Gpu) -> Itera
             yield from (split for split in splits if split.complaint(gpu) is None)
 
 
-def estimated_wgmma_cycles(dtype: str, extents: tuple[int, int, int, int], nbytes: int, gpu: Gpu) -> float:
-    """Of the default plan, which moves `nbytes` from and to the device's memory at least."""
-    return max(default_wgmma_plan(dtype, extents, gpu).cycles(gpu), memory_cycles(gpu, nbytes))
-
-
-def wgmma_space(dtype: str, extents: tuple[int, int, int, int], gpu: Gpu) -> Space:
+def wgmma_space(dtype: str, extents: tuple[int, int, int, int], gpu: Gpu, most_sums: int) -> Space:
     """The knobs of plans of a product, by the names of the plan's fields."""
-    best = default_wgmma_plan(dtype, extents, gpu)
+    best = default_wgmma_plan(dtype, extents, gpu, most_sums)
     values = {
         "block_rows": _BLOCK_ROWS, "block_columns": _BLOCK_COLUMNS, "consumers": _CONSUMERS,
         "stages": _STAGES, "splits": SPLITS, "group": GROUPS, "cluster": _CLUSTERS,

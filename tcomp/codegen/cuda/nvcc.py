@@ -22,8 +22,8 @@ _FUNCTION = re.compile(
     re.DOTALL,
 )
 _SHARED = re.compile(r"(\d+) bytes smem")
-_SLOW = re.compile(r"\(C\d+\) Potential Performance Loss: [^\n]*")
-"""Of products that run one after the other, mostly."""
+_SLOW = re.compile(r"\(C75\d\d\) [^\n]*")
+"""Of products of warp groups that wait for each other."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import Anchored
+from tcomp.tensor.gpu_rates import memory_cycles
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Space
 from tcomp.tensor.loops import Statement
@@ -12,7 +13,16 @@ from tcomp.tensor.mma_matrices import MmaMatrices, is_product
 from tcomp.tensor.schedules.matmul_cuda import MatmulCuda
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
 from tcomp.tensor.wgmma_nest import WgmmaNest
-from tcomp.tensor.wgmma_plan import ARCH, estimated_wgmma_cycles, wgmma_plan_of, wgmma_space
+from tcomp.tensor.wgmma_plan import (
+    ARCH,
+    MOST_SUMS,
+    SUMS_WITH_WORK,
+    default_wgmma_plan,
+    wgmma_plan_of,
+    wgmma_space,
+)
+
+_LIGHT = {"add", "mul", "relu", "cast", "reshape"}
 
 
 class MatmulWgmmaCuda(Template):
@@ -32,12 +42,13 @@ class MatmulWgmmaCuda(Template):
     def space(self, kernel: Kernel, target: Target) -> Space:
         assert target.gpu is not None
         matrices = MmaMatrices(kernel, in_tiles=True)
-        return wgmma_space(matrices.dtype, matrices.extents, target.gpu)
+        return wgmma_space(matrices.dtype, matrices.extents, target.gpu, _most_sums(kernel))
 
     def estimate(self, kernel: Kernel, target: Target) -> float:
         assert target.gpu is not None
-        matrices = MmaMatrices(kernel, in_tiles=True)
-        return estimated_wgmma_cycles(matrices.dtype, matrices.extents, kernel.nbytes, target.gpu)
+        gpu, matrices = target.gpu, MmaMatrices(kernel, in_tiles=True)
+        plan = default_wgmma_plan(matrices.dtype, matrices.extents, gpu, _most_sums(kernel))
+        return max(plan.cycles(gpu), memory_cycles(gpu, kernel.nbytes))
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         assert target.gpu is not None
@@ -55,6 +66,12 @@ class MatmulWgmmaCuda(Template):
             matrices.output,
             vector,
         )
+
+
+def _most_sums(kernel: Kernel) -> int:
+    """Of a thread of the default: a bias and an activation of one instruction take few registers beside."""
+    others = [node.op for node in kernel.body.nodes if node is not kernel.anchor]
+    return MOST_SUMS if len(others) <= 2 and set(others) <= _LIGHT else SUMS_WITH_WORK
 
 
 TEMPLATES.register(MatmulWgmmaCuda.name, MatmulWgmmaCuda())

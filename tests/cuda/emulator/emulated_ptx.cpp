@@ -392,6 +392,7 @@ static void execute(const emulated_instruction &one, emulated_register *register
       if (unready[i].thread == emulated_current) unready.erase(unready.begin() + i);
     return;
   }
+  if (is("fence.proxy.async.shared::cta")) return;
   if (is("mbarrier.arrive.shared::cta.b64")) return emulated_arrive(at(1), emulated_rank(), 0);
   if (is("mbarrier.arrive.release.cluster.shared::cluster.b64")) {
     auto [rank, address] = emulated_in_cluster(at(1));

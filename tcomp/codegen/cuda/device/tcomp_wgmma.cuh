@@ -16,7 +16,8 @@ __device__ __forceinline__ void tcomp_barrier_init(unsigned barrier, unsigned co
 
 // What this thread initialised is seen by copies and by other blocks of the cluster.
 __device__ __forceinline__ void tcomp_barriers_are_ready() {
-  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  asm volatile("fence.mbarrier_init.release.cluster;\n"
+               "fence.proxy.async.shared::cta;" ::: "memory");
 }
 
 __device__ __forceinline__ void tcomp_barrier_arrive(unsigned barrier) {
