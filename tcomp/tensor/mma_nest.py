@@ -149,6 +149,11 @@ def grouped(number: Expression, tiles: tuple[int, int], group: int) -> tuple[Exp
     return first + tirx.floormod(within, height), tirx.floordiv(within, height)
 
 
+def mma_launch(plan: MmaPlan, left: MmaOperand, right: MmaOperand) -> Callable[[Store, int], Statement]:
+    """The launch of a product, by how sums are stored, and how many neighbours at once."""
+    return lambda store, vector: MmaNest(plan, left, right, store, vector).statement
+
+
 def _call(name: str, *arguments: Expression) -> Statement:
     return tirx.Evaluate(tirx.call_extern("int32", name, *arguments))
 

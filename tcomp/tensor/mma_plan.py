@@ -67,12 +67,8 @@ class Parts(Protocol):
 
 
 @dataclass(frozen=True)
-class MmaPlan:
-    """A product `[batch, rows, depth] x [batch, depth, columns]` and how it is cut.
-
-    `splits` parts of the depth are summed up by blocks of their own. Blocks that run at the same time share
-    `group` rows of tiles, so that they find most of their operands in the second-level cache.
-    """
+class TiledProduct:
+    """A product `[batch, rows, depth] x [batch, depth, columns]`, of which a block computes a tile."""
 
     dtype: str
     batch: int
@@ -82,6 +78,21 @@ class MmaPlan:
     """In elements, whole chunks."""
     block_rows: int
     block_columns: int
+
+    @property
+    def tiles(self) -> tuple[int, int]:
+        """Of blocks, along rows and columns."""
+        return -(-self.rows // self.block_rows), -(-self.columns // self.block_columns)
+
+
+@dataclass(frozen=True)
+class MmaPlan(TiledProduct):
+    """How a product is cut for `mma.sync`.
+
+    `splits` parts of the depth are summed up by blocks of their own. Blocks that run at the same time share
+    `group` rows of tiles, so that they find most of their operands in the second-level cache.
+    """
+
     warp_rows: int
     warp_columns: int
     depth_chunks: int
@@ -106,11 +117,6 @@ class MmaPlan:
     @property
     def threads(self) -> int:
         return self.warps[0] * self.warps[1] * Gpu.warp
-
-    @property
-    def tiles(self) -> tuple[int, int]:
-        """Of blocks, along rows and columns."""
-        return -(-self.rows // self.block_rows), -(-self.columns // self.block_columns)
 
     @property
     def steps(self) -> int:

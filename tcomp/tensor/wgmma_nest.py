@@ -352,5 +352,12 @@ class WgmmaNest:
         )
 
 
+def wgmma_launch(
+    plan: WgmmaPlan, left: MmaOperand, right: MmaOperand, gpu: Gpu
+) -> Callable[[Store, int], Statement]:
+    """The launch of a product, by how sums are stored, and how many neighbours at once."""
+    return lambda store, vector: WgmmaNest(plan, left, right, store, vector, gpu).statement
+
+
 def _call(name: str, *arguments: Expression) -> Statement:
     return tirx.Evaluate(tirx.call_extern("int32", name, *arguments))

@@ -21,6 +21,7 @@ from tcomp.tensor.mma_plan import (
     GROUPS,
     SHARED_BYTES,
     SPLITS,
+    TiledProduct,
     adding_cycles,
 )
 
@@ -60,20 +61,12 @@ _TILE_CYCLES = 500
 
 
 @dataclass(frozen=True)
-class WgmmaPlan:
-    """A product `[batch, rows, depth] x [batch, depth, columns]` and how it is cut.
+class WgmmaPlan(TiledProduct):
+    """How a product is cut for `wgmma`.
 
     `splits` and `group` are those of `MmaPlan`.
     """
 
-    dtype: str
-    batch: int
-    rows: int
-    columns: int
-    depth: int
-    """In elements, whole chunks of 16 bytes."""
-    block_rows: int
-    block_columns: int
     consumers: int
     stages: int
     splits: int = 1
@@ -97,11 +90,6 @@ class WgmmaPlan:
     def pieces(self) -> int:
         """Of 64 rows, of a consumer."""
         return self.block_rows // (self.consumers * INSTRUCTION_ROWS)
-
-    @property
-    def tiles(self) -> tuple[int, int]:
-        """Of blocks, along rows and columns."""
-        return -(-self.rows // self.block_rows), -(-self.columns // self.block_columns)
 
     @property
     def steps(self) -> int:

@@ -9,7 +9,7 @@ from tcomp.tensor.knobs import Config, Space
 from tcomp.tensor.loops import Statement
 from tcomp.tensor.mma_kernel import schedule_mma, stored_in_vectors
 from tcomp.tensor.mma_matrices import MmaMatrices, is_product
-from tcomp.tensor.mma_nest import MmaNest
+from tcomp.tensor.mma_nest import mma_launch
 from tcomp.tensor.mma_plan import estimated_cycles, plan_of, plan_space
 from tcomp.tensor.schedules.matmul_cuda import MatmulCuda
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
@@ -46,14 +46,8 @@ class MatmulMmaCuda(Template):
         before: list[Statement] = []
         left, right = matrices.left(anchored, before), matrices.right(anchored, before)
         vector = 2 if stored_in_vectors(kernel, matrices.product.columns) else 1
-        return schedule_mma(
-            anchored,
-            plan,
-            before,
-            lambda store, vector: MmaNest(plan, left, right, store, vector).statement,
-            matrices.output,
-            vector,
-        )
+        launch = mma_launch(plan, left, right)
+        return schedule_mma(anchored, plan, before, launch, matrices.output, vector)
 
 
 TEMPLATES.register(MatmulMmaCuda.name, MatmulMmaCuda())

@@ -12,7 +12,7 @@ from tcomp.tensor.mma_kernel import schedule_mma, stored_in_vectors
 from tcomp.tensor.mma_matrices import MmaMatrices, is_product
 from tcomp.tensor.schedules.matmul_cuda import MatmulCuda
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
-from tcomp.tensor.wgmma_nest import WgmmaNest
+from tcomp.tensor.wgmma_nest import wgmma_launch
 from tcomp.tensor.wgmma_plan import (
     ARCH,
     MOST_SUMS,
@@ -58,14 +58,8 @@ class MatmulWgmmaCuda(Template):
         before: list[Statement] = []
         left, right = matrices.left(anchored, before), matrices.right(anchored, before)
         vector = 2 if stored_in_vectors(kernel, matrices.product.columns) else 1
-        return schedule_mma(
-            anchored,
-            plan,
-            before,
-            lambda store, vector: WgmmaNest(plan, left, right, store, vector, gpu).statement,
-            matrices.output,
-            vector,
-        )
+        launch = wgmma_launch(plan, left, right, gpu)
+        return schedule_mma(anchored, plan, before, launch, matrices.output, vector)
 
 
 def _most_sums(kernel: Kernel) -> int:
