@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from ctypes import POINTER, byref, c_char_p, c_float, c_int, c_size_t, c_uint, c_void_p
+from ctypes import POINTER, byref, c_char_p, c_float, c_int, c_size_t, c_uint, c_uint32, c_uint64, c_void_p
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
 from typing import Any
 
 from tcomp.errors import DeviceError, KernelError
+from tcomp.target.tile_map import DRIVER_SWIZZLES, DRIVER_TYPES, TileMap
 
 LIBRARY = "libcuda.so.1"
 _LARGE_SHARED = 8
 """CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES."""
+_MAP_BYTES, _MAP_ALIGNMENT = 128, 64
+"""Of a CUtensorMap."""
+_FROM_256_BYTES = 3
+"""CU_TENSOR_MAP_L2_PROMOTION_L2_256B: how much the second-level cache asks memory for at once."""
 
 
 class Attribute(IntEnum):
@@ -130,6 +135,30 @@ class Driver:
             self.call("cuFuncSetAttribute", function, _LARGE_SHARED, dynamic_shared_bytes)
         return function
 
+    def tile_map(self, tiles: TileMap, pointer: int) -> ctypes.Array[ctypes.c_char]:
+        """What a kernel needs to copy tiles of the tensor at `pointer`: 128 bytes, somewhere in the result.
+
+        `address_of_map` says where.
+        """
+        room = ctypes.create_string_buffer(_MAP_BYTES + _MAP_ALIGNMENT)
+        rank = len(tiles.extents)
+        self.call(
+            "cuTensorMapEncodeTiled",
+            c_void_p(address_of_map(room)),
+            DRIVER_TYPES[tiles.dtype],
+            rank,
+            c_void_p(pointer),
+            (c_uint64 * rank)(*tiles.extents),
+            (c_uint64 * (rank - 1))(*tiles.strides),
+            (c_uint32 * rank)(*tiles.box),
+            (c_uint32 * rank)(*[1] * rank),
+            0,
+            DRIVER_SWIZZLES[tiles.swizzle],
+            _FROM_256_BYTES,
+            0,
+        )
+        return room
+
     def launch(
         self,
         function: c_void_p,
@@ -137,10 +166,16 @@ class Driver:
         block: Sequence[int],
         dynamic_shared_bytes: int,
         pointers: Sequence[int],
+        maps: Sequence[tuple[int, TileMap]] = (),
     ) -> None:
-        """Start a kernel whose arguments are all pointers; it runs after what was started before."""
+        """Start a kernel whose arguments are pointers, then maps of the tensors at some of them, by number.
+
+        It runs after what was started before.
+        """
         values = [c_void_p(p) for p in pointers]
-        arguments = (c_void_p * len(values))(*(ctypes.addressof(v) for v in values))
+        rooms = [self.tile_map(tiles, pointers[number]) for number, tiles in maps]
+        places = [*map(ctypes.addressof, values), *map(address_of_map, rooms)]
+        arguments = (c_void_p * len(places))(*places)
         sizes = map(c_uint, (*grid, *block, dynamic_shared_bytes))
         self.call("cuLaunchKernel", function, *sizes, None, arguments, None)
 
@@ -152,6 +187,11 @@ class Driver:
     def synchronize(self) -> None:
         """Wait for everything that was started."""
         self.call("cuCtxSynchronize")
+
+
+def address_of_map(room: ctypes.Array[ctypes.c_char]) -> int:
+    """The first multiple of what maps are aligned to."""
+    return -(-ctypes.addressof(room) // _MAP_ALIGNMENT) * _MAP_ALIGNMENT
 
 
 @cache

@@ -18,8 +18,8 @@ from tcomp.tensor.convolution import accumulator_dtype
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.loops import Buffer, Elements, Expression, Statement, constant, local, unrolled
 from tcomp.tensor.loops import sequence as in_order
-from tcomp.tensor.mma_nest import MmaNest, MmaOperand
-from tcomp.tensor.mma_plan import CAPABILITY, DTYPES, MmaPlan, chunk_elements
+from tcomp.tensor.mma_nest import Store
+from tcomp.tensor.mma_plan import CAPABILITY, DTYPES, Parts, chunk_elements
 from tcomp.tensor.template import Scheduled
 from tcomp.tensor.threads import digits, spread
 from tcomp.tvm_api import tirx
@@ -95,16 +95,16 @@ def padded(
 
 def schedule_mma(
     anchored: Anchored,
-    plan: MmaPlan,
+    plan: Parts,
     before: Sequence[Statement],
-    left: MmaOperand,
-    right: MmaOperand,
+    nest: Callable[[Store, int], Statement],
     index: Index,
     vector: int,
 ) -> Scheduled:
     """The launches of a product; `index(batch, row, column)` is where the anchor's output has a sum.
 
-    `vector` sums of neighbouring columns lie side by side in every output.
+    `vector` sums of neighbouring columns lie side by side in every output. `nest(store, vector)` is the
+    launch that multiplies, and stores so many neighbours at once.
     """
     if plan.splits == 1:
 
@@ -113,7 +113,7 @@ def schedule_mma(
         ) -> Statement:
             return anchored.finish(index(batch, row, column), value)
 
-        return anchored.scheduled([*before, MmaNest(plan, left, right, finish, vector).statement])
+        return anchored.scheduled([*before, nest(finish, vector)])
     shape = (plan.batch, plan.rows, plan.columns)
     parts = anchored.add_scratch((plan.splits, *shape), accumulator_dtype(plan.dtype), "parts")
 
@@ -130,8 +130,8 @@ def schedule_mma(
         variable = tirx.Var("total", str(parts.dtype))
         return in_order([tirx.Bind(variable, total), anchored.finish(index(*at), variable)])
 
-    nest = MmaNest(plan, left, right, keep, 2 if plan.columns % 2 == 0 else 1)
-    return anchored.scheduled([*before, nest.statement, spread(prod(shape), _THREADS, add)])
+    multiply = nest(keep, 2 if plan.columns % 2 == 0 else 1)
+    return anchored.scheduled([*before, multiply, spread(prod(shape), _THREADS, add)])
 
 
 def stored_in_vectors(kernel: Kernel, columns: int) -> bool:

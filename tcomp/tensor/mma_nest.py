@@ -31,10 +31,9 @@ from tcomp.tensor.loops import (
     local,
     loop,
     sequence,
-    unrolled,
-    vectorized,
     written_out,
 )
+from tcomp.tensor.mma_fragments import Fragments
 from tcomp.tensor.mma_plan import MATRIX, MmaPlan
 from tcomp.tensor.threads import digits, dynamic_shared, launch, synchronize
 from tcomp.tvm_api import tirx
@@ -198,6 +197,11 @@ def grouped(number: Expression, tiles: tuple[int, int], group: int) -> tuple[Exp
     return first + tirx.floormod(within, height), tirx.floordiv(within, height)
 
 
+def mma_launch(plan: MmaPlan, left: MmaOperand, right: MmaOperand) -> Callable[[Store, int], Statement]:
+    """The launch of a product, by how sums are stored, and how many neighbours at once."""
+    return lambda store, vector: MmaNest(plan, left, right, store, vector).statement
+
+
 def _call(name: str, *arguments: Expression) -> Statement:
     return tirx.Evaluate(tirx.call_extern("int32", name, *arguments))
 
@@ -235,6 +239,10 @@ class MmaNest:
         allocate, sums = local(
             (plan.warp_rows // 16, plan.warp_columns // 8, 4), accumulator_dtype(plan.dtype), "sums"
         )
+
+        def store(row: Expression, column: Expression, value: Expression) -> Statement:
+            return self.store(part, batch, row, column, value)
+
         zero = tirx.const(0, str(sums.dtype))
         clear = written_out([int(d) for d in sums.shape], lambda at: tirx.BufferStore(sums, zero, at))
         return sequence(
@@ -242,7 +250,9 @@ class MmaNest:
                 allocate,
                 clear,
                 *self._multiply(left, right, sums, part * (plan.steps * plan.block_depth)),
-                self._finish(sums, part, batch, row, column, tirx.floormod(thread, 32)),
+                Fragments(16, sums, plan.rows, plan.columns, self.vector).stored(
+                    tirx.floormod(thread, 32), row, column, (plan.block_rows, plan.block_columns), store
+                ),
             ]
         )
 
@@ -309,33 +319,3 @@ class MmaNest:
             return sequence(parts)
 
         return [*statements, loop(plan.steps, body, "step")]
-
-    def _finish(
-        self,
-        sums: Buffer,
-        part: Expression,
-        batch: Expression,
-        row: Expression,
-        column: Expression,
-        lane: Expression,
-    ) -> Statement:
-        plan = self.plan
-        row, column = row + tirx.floordiv(lane, 4), column + tirx.floormod(lane, 4) * 2
-
-        def two(at: list[Expression]) -> Statement:
-            i, half, j = at
-            own_row, own_column = row + (i * 16 + half * 8), column + j * 8
-
-            def one(which: Expression) -> Statement:
-                value = sums[i, j, half * 2 + which]
-                stored = self.store(part, batch, own_row, own_column + which, value)
-                whole = plan.columns % plan.block_columns == 0 or self.vector == 2
-                return stored if whole else tirx.IfThenElse(own_column + which < plan.columns, stored, None)
-
-            both = vectorized(2, one) if self.vector == 2 else unrolled(2, one)
-            inside = [own_row < plan.rows] if plan.rows % plan.block_rows else []
-            if plan.columns % plan.block_columns and self.vector == 2:
-                inside.append(own_column < plan.columns)
-            return tirx.IfThenElse(tirx.all(*inside), both, None) if inside else both
-
-        return written_out((plan.warp_rows // 16, 2, plan.warp_columns // 8), two)

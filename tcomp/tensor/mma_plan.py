@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from tcomp.relay.types import numpy_dtype, stored_as
 from tcomp.target.target import Gpu
@@ -26,8 +27,8 @@ MATRIX = 8
 _BLOCKS = (16, 32, 64, 128, 256)
 _WARPS = (16, 32, 64)
 _STAGES = (2, 3, 4, 5)
-_SPLITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
-_GROUPS = (1, 2, 4, 8, 16)
+SPLITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+GROUPS = (1, 2, 4, 8, 16)
 _OTHER_REGISTERS = 44
 """Addresses, conditions and counters of a thread, as nvcc has them."""
 _DEFAULT_BLOCKS = (
@@ -38,25 +39,36 @@ _DEFAULT_BLOCKS = (
 _LEAST_CYCLES = 1.3
 """That a multiprocessor's tensor cores take for one of these instructions: from sm_90 on, other instructions
 alone reach their rate."""
-_SHARED_BYTES = 128
+SHARED_BYTES = 128
 """That shared memory gives in a cycle."""
-_CACHE_BYTES = 48
+CACHE_BYTES = 48
 """That one multiprocessor gets from the second-level cache in a cycle."""
 _BUSY_WARPS = 8
 """Warps of a multiprocessor that hide each other's latencies."""
 _STEP_CYCLES = 40
 """Of a step's barrier and addresses."""
-_BLOCK_CYCLES = 1500
+BLOCK_CYCLES = 1500
 """Until a block's first copies are there and its last stores are out."""
 
 
-@dataclass(frozen=True)
-class MmaPlan:
-    """A product `[batch, rows, depth] x [batch, depth, columns]` and how it is cut.
+class Parts(Protocol):
+    """A product of which `splits` parts of the depth are summed up apart."""
 
-    `splits` parts of the depth are summed up by blocks of their own. Blocks that run at the same time share
-    `group` rows of tiles, so that they find most of their operands in the second-level cache.
-    """
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def batch(self) -> int: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def columns(self) -> int: ...
+    @property
+    def splits(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class TiledProduct:
+    """A product `[batch, rows, depth] x [batch, depth, columns]`, of which a block computes a tile."""
 
     dtype: str
     batch: int
@@ -66,6 +78,21 @@ class MmaPlan:
     """In elements, whole chunks."""
     block_rows: int
     block_columns: int
+
+    @property
+    def tiles(self) -> tuple[int, int]:
+        """Of blocks, along rows and columns."""
+        return -(-self.rows // self.block_rows), -(-self.columns // self.block_columns)
+
+
+@dataclass(frozen=True)
+class MmaPlan(TiledProduct):
+    """How a product is cut for `mma.sync`.
+
+    `splits` parts of the depth are summed up by blocks of their own. Blocks that run at the same time share
+    `group` rows of tiles, so that they find most of their operands in the second-level cache.
+    """
+
     warp_rows: int
     warp_columns: int
     depth_chunks: int
@@ -90,11 +117,6 @@ class MmaPlan:
     @property
     def threads(self) -> int:
         return self.warps[0] * self.warps[1] * Gpu.warp
-
-    @property
-    def tiles(self) -> tuple[int, int]:
-        """Of blocks, along rows and columns."""
-        return -(-self.rows // self.block_rows), -(-self.columns // self.block_columns)
 
     @property
     def steps(self) -> int:
@@ -151,7 +173,7 @@ class MmaPlan:
         read = warps * (self.warp_rows + self.warp_columns) * self.depth_chunks * CHUNK_BYTES
         copied = self.stage_chunks * CHUNK_BYTES
         multiply = instructions * self._instruction_cycles(gpu)
-        step = max(multiply, (read + copied) / _SHARED_BYTES, copied / _CACHE_BYTES) + _STEP_CYCLES
+        step = max(multiply, (read + copied) / SHARED_BYTES, copied / CACHE_BYTES) + _STEP_CYCLES
         fitting = min(
             gpu.registers // (self.registers * self.threads),
             gpu.shared_bytes // (self.shared_bytes + 1024),
@@ -162,12 +184,17 @@ class MmaPlan:
             resident = min(fitting, -(-together // gpu.processors))
             idle = max(1.0, _BUSY_WARPS / (resident * warps))
             full = max(1, together // (resident * gpu.processors))
-            rounds += full * (resident * self.steps * step * idle + _BLOCK_CYCLES)
+            rounds += full * (resident * self.steps * step * idle + BLOCK_CYCLES)
             together -= full * resident * gpu.processors
-        if self.splits == 1:
-            return rounds
-        moved = 2 * self.splits * self.batch * self.rows * self.columns * 4
-        return rounds + LAUNCH_CYCLES + _BLOCK_CYCLES + moved / (_CACHE_BYTES * gpu.processors)
+        return rounds + adding_cycles(self, gpu)
+
+
+def adding_cycles(plan: Parts, gpu: Gpu) -> float:
+    """Estimated cycles of keeping parts of sums and adding them."""
+    if plan.splits == 1:
+        return 0.0
+    moved = 2 * plan.splits * plan.batch * plan.rows * plan.columns * 4
+    return LAUNCH_CYCLES + BLOCK_CYCLES + moved / (CACHE_BYTES * gpu.processors)
 
 
 def chunk_elements(dtype: str) -> int:
@@ -185,7 +212,7 @@ def _defaults(dtype: str, extents: tuple[int, int, int, int], gpu: Gpu) -> Itera
         for depth_chunks in (4, 8):
             for stages in (4, 3):
                 plan = MmaPlan(dtype, *extents, *block, depth_chunks, stages)
-                splits = (replace(plan, splits=n) for n in _SPLITS)
+                splits = (replace(plan, splits=n) for n in SPLITS)
                 yield from (split for split in splits if split.complaint(gpu) is None)
 
 
@@ -199,7 +226,7 @@ def plan_space(dtype: str, extents: tuple[int, int, int, int], gpu: Gpu) -> Spac
     best = default_plan(dtype, extents, gpu)
     values = {
         "block_rows": _BLOCKS, "block_columns": _BLOCKS, "warp_rows": _WARPS, "warp_columns": _WARPS,
-        "depth_chunks": (4, 8), "stages": _STAGES, "splits": _SPLITS, "group": _GROUPS,
+        "depth_chunks": (4, 8), "stages": _STAGES, "splits": SPLITS, "group": GROUPS,
     }  # fmt: skip
     knobs = tuple(Ordered(name, of, int(getattr(best, name))) for name, of in values.items())
     return Space(knobs, lambda config: plan_of(dtype, extents, config).complaint(gpu))

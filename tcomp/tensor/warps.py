@@ -30,6 +30,12 @@ def from_lane(value: Expression, distance: int) -> Expression:
     return convert(taken, dtype)
 
 
+def from_first_lane(value: Expression) -> Expression:
+    """What the first thread of the warp has, an int32."""
+    mask = tirx.const(_EVERY_LANE, "uint32")
+    return tirx.call_pure_extern("int32", "__shfl_sync", mask, value, constant(0))
+
+
 def combine_lanes(
     buffer: Buffer,
     index: list[Expression],

@@ -11,6 +11,7 @@ from tcomp.relay.graph import Attr, Value
 from tcomp.relay.types import Array, numpy_dtype
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.knobs import Config
 from tcomp.tensor.template import TEMPLATES
 
 SMALL = {
@@ -57,10 +58,9 @@ def arrays_for(kernel: Kernel) -> list[Array]:
     ]
 
 
-def assert_computes(kernel: Kernel, gpu: Target, template: str, **knobs: int) -> None:
+def assert_computes(kernel: Kernel, gpu: Target, template: str, config: Config) -> None:
     schedule = TEMPLATES[template]
     assert schedule.accepts(kernel, gpu)
-    config = {**SMALL, **knobs}
     schedule.space(kernel, gpu).check(config)
     arrays = arrays_for(kernel)
     (found,) = build_scheduled(kernel, schedule.apply(kernel, gpu, config), gpu)(arrays)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from mma_kernels import assert_computes, conv, in_blocks
+from mma_kernels import SMALL, assert_computes, conv, in_blocks
 
 from tcomp.target.target import Target
 
@@ -33,9 +33,9 @@ FEW = ("all channels of a pixel", "plain", "tf32")
     "name", [pytest.param(n, marks=[] if n in FEW else [pytest.mark.slow]) for n in KERNELS]
 )
 def test_numbers(name: str, gpu: Target) -> None:
-    assert_computes(KERNELS[name], gpu, TEMPLATE)
+    assert_computes(KERNELS[name], gpu, TEMPLATE, SMALL)
 
 
 @pytest.mark.slow
 def test_parts_of_the_depth(gpu: Target) -> None:
-    assert_computes(KERNELS["plain"], gpu, TEMPLATE, splits=2)
+    assert_computes(KERNELS["plain"], gpu, TEMPLATE, {**SMALL, "splits": 2})

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from ctypes import c_void_p
-
 import numpy as np
 import pytest
+from device_programs import run
 
-from tcomp.codegen.cuda.jit import Memory
 from tcomp.codegen.cuda.nvcc import compile_cubin
-from tcomp.relay.types import Array, TensorType, numpy_dtype
-from tcomp.target.cuda_driver import driver
+from tcomp.relay.types import Array, numpy_dtype
 from tcomp.target.target import Target
 
 DEPTH = {"float16": 16, "bfloat16": 16, "tf32": 8, "int8": 32}
@@ -38,19 +35,6 @@ extern "C" __global__ void kernel(const unsigned short *matrices, unsigned *plai
   tcomp_load_matrices_transposed(transposed + i * 4, rows + i * 8);
 }
 """
-
-
-def run(source: str, arrays: list[Array], outputs: list[Array]) -> list[Array]:
-    """The outputs, which begin as they are given, of `kernel` in `source`, by one warp."""
-    memories: list[Memory] = []
-    for array in [*arrays, *outputs]:
-        memories.append(Memory(driver(), TensorType(array.shape, array.dtype.name)))
-        memories[-1].write(array)
-    module = driver().load(compile_cubin(source, "sm_80").image)
-    function: c_void_p = driver().function(module, "kernel")
-    driver().launch(function, (1, 1, 1), (32, 1, 1), 0, [m.pointer for m in memories])
-    driver().synchronize()
-    return [m.read() for m in memories[len(arrays) :]]
 
 
 def numbers(dtype: str, shape: tuple[int, ...], seed: int) -> tuple[Array, Array]:

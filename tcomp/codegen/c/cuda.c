@@ -24,7 +24,8 @@
 #define NON_BLOCKING 1    /* CU_STREAM_NON_BLOCKING */
 #define RELAXED 2         /* CU_STREAM_CAPTURE_MODE_RELAXED */
 #define OUT_OF_MEMORY 2   /* CUDA_ERROR_OUT_OF_MEMORY */
-#define ALIGNMENT 16      /* of the widest load of a kernel */
+#define ALIGNMENT 16      /* of the widest load of a kernel, and of a tensor that tiles are copied of */
+#define FROM_256_BYTES 3  /* CU_TENSOR_MAP_L2_PROMOTION_L2_256B */
 
 typedef void *handle;
 typedef uint64_t address; /* CUdeviceptr */
@@ -70,10 +71,20 @@ typedef uint64_t address; /* CUdeviceptr */
   F(graph_destroy, "cuGraphDestroy", (handle))                                                              \
   F(graph_release, "cuGraphExecDestroy", (handle))
 
+typedef struct {
+  _Alignas(64) uint64_t opaque[16];
+} tensor_map; /* CUtensorMap */
+
+/* What only libraries with code for sm_90a need, and drivers before CUDA 12 do not have. */
+#define MAP_FUNCTION "cuTensorMapEncodeTiled"
+typedef int (*encode_map)(tensor_map *, int, uint32_t, address, const uint64_t *, const uint64_t *, const uint32_t *,
+                          const uint32_t *, int, int, int, int);
+
 static struct {
 #define FIELD(name, symbol, parameters) int(*name) parameters;
   FUNCTIONS(FIELD)
 #undef FIELD
+  encode_map encode_map;
 } cuda;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static char driver_problem[TCOMP_ERROR_BYTES]; /* empty when the driver is loaded */
@@ -114,6 +125,9 @@ static void load_driver(void) {
   }
   FUNCTIONS(LOAD)
 #undef LOAD
+  *(void **)&cuda.encode_map = dlsym(library, MAP_FUNCTION);
+  if (cuda.encode_map == NULL && tcomp_cuda_map_count > 0)
+    snprintf(driver_problem, sizeof driver_problem, "the NVIDIA driver has no %s; install a newer one", MAP_FUNCTION);
 }
 
 static const char *words(int code) {
@@ -285,13 +299,27 @@ static int32_t note(const tcomp_frame *frame, const char *what, int code) {
   return code;
 }
 
+static int encode(const tcomp_cuda_map_info *info, const void *const *arguments, tensor_map *map) {
+  static const uint32_t every[TCOMP_CUDA_MAP_RANK] = {1, 1, 1};
+  address tensor = (address)(uintptr_t)arguments[info->parameter];
+  return cuda.encode_map(map, info->type, TCOMP_CUDA_MAP_RANK, tensor, info->extents, info->strides, info->box, every, 0,
+                         info->swizzle, FROM_256_BYTES, 0);
+}
+
+/* Maps are made of the pointers that a launch has. A graph keeps them, and is recorded again for other pointers. */
 int32_t tcomp_cuda_launch(const tcomp_frame *frame, int32_t first, int32_t count, const void *const *arguments,
                           int32_t argument_count) {
-  void *addresses[argument_count + 1];
+  tensor_map maps[tcomp_cuda_most_maps + 1];
+  void *addresses[argument_count + tcomp_cuda_most_maps + 1];
   for (int32_t i = 0; i < argument_count; i++) addresses[i] = (void *)&arguments[i];
   for (int32_t i = first; i < first + count; i++) {
     const tcomp_cuda_launch_info *launch = &tcomp_cuda_launches[i];
     const uint32_t *g = launch->grid, *b = launch->block;
+    for (int32_t j = 0; j < launch->map_count; j++) {
+      int code = encode(&tcomp_cuda_maps[launch->first_map + j], arguments, &maps[j]);
+      if (code != 0) return note(frame, launch->symbol, code);
+      addresses[argument_count + j] = &maps[j];
+    }
     int code = cuda.launch(frame->device->functions[i], g[0], g[1], g[2], b[0], b[1], b[2],
                            launch->dynamic_shared_bytes, frame->device->stream, addresses, NULL);
     if (code != 0) return note(frame, launch->symbol, code);

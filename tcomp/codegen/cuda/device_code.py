@@ -13,8 +13,10 @@ from typing import Any
 from tcomp.errors import BuildError
 from tcomp.relay.types import numpy_dtype
 from tcomp.target.target import Target
+from tcomp.target.tile_map import TileMap
 from tcomp.tensor.intrinsics import dtype_of
 from tcomp.tensor.threads import DYNAMIC_SHARED
+from tcomp.tensor.tiles import CLUSTER, TILES, tile_map_of
 from tcomp.tvm_api import (
     PrimFunc,
     global_function,
@@ -37,12 +39,16 @@ _AXES = tuple(f"{of}.{axis}" for of in ("blockIdx", "threadIdx") for axis in "xy
 
 @dataclass(frozen=True)
 class Launch:
-    """One `__global__` function, which takes all parameters of its kernel, and how it is launched."""
+    """One `__global__` function, which takes all parameters of its kernel, and how it is launched.
+
+    Behind those it takes `maps`, of the tensors at parameters of these numbers.
+    """
 
     symbol: str
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
     dynamic_shared_bytes: int = 0
+    maps: tuple[tuple[int, TileMap], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,10 +79,20 @@ def device_code(function: PrimFunc, symbol: str, target: Target) -> DeviceCode:
         raise BuildError(
             f"code generation for {symbol} on target `{target.name}` failed: {reason[-1]}"
         ) from error
+    for name, part in zip(symbols, parts, strict=True):
+        source = _in_clusters(source, name, _launch_facts(part)[2])
     return DeviceCode(
         _includes(source) + source,
-        tuple(_launch(name, part) for name, part in zip(symbols, parts, strict=True)),
+        tuple(_launch(function, name, part) for name, part in zip(symbols, parts, strict=True)),
     )
+
+
+def _in_clusters(source: str, symbol: str, blocks: int) -> str:
+    """`source`, whose function `symbol` is launched in clusters: TVM has no word for it."""
+    if blocks == 1:
+        return source
+    bounds = rf"(__launch_bounds__\(\d+\) {symbol}\()"
+    return re.sub(bounds, rf"__cluster_dims__({blocks}, 1, 1) \1", source)
 
 
 def _includes(source: str) -> str:
@@ -95,6 +111,7 @@ def _device_function(function: PrimFunc, part: Any, symbol: str, target: Target)
         pointer = tirx.Var(f"{buffer.name}_pointer", tirx.buffer.buffer_data_pointer_type(buffer))
         pointers.append(pointer)
         declarations.append(tirx.DeclBuffer(flat.of(buffer), data=pointer))
+    part, maps, _ = _launch_facts(part)
     part = flat.statement(part)
     attrs = {
         "global_symbol": symbol,
@@ -103,7 +120,21 @@ def _device_function(function: PrimFunc, part: Any, symbol: str, target: Target)
         "calling_conv": _DEVICE_KERNEL,
         "tirx.is_global_func": True,
     }
-    return tirx.PrimFunc(pointers, tirx.SeqStmt([*declarations, part])).with_attrs(attrs)
+    parameters = [*pointers, *(variable for variable, _, _ in maps)]
+    return tirx.PrimFunc(parameters, tirx.SeqStmt([*declarations, part])).with_attrs(attrs)
+
+
+def _launch_facts(part: Any) -> tuple[Any, list[tuple[Any, Any, TileMap]], int]:
+    """A launch without what is said about it: maps, their variables and buffers; blocks of a cluster."""
+    maps: list[tuple[Any, Any, TileMap]] = []
+    cluster = 1
+    while isinstance(part, tirx.AttrStmt) and part.attr_key in (TILES, CLUSTER):
+        if part.attr_key == TILES:
+            maps.append(tile_map_of(part))
+        else:
+            cluster = int(part.node)
+        part = part.body
+    return part, maps, cluster
 
 
 class _Flat:
@@ -152,7 +183,9 @@ def _offset(indices: Sequence[Any], shape: Sequence[Any]) -> Any:
     return offset
 
 
-def _launch(symbol: str, part: Any) -> Launch:
+def _launch(function: PrimFunc, symbol: str, part: Any) -> Launch:
+    part, maps, _ = _launch_facts(part)
+    numbers = {repr(b.__chandle__()): number for number, b in enumerate(function.params)}
     extents = dict.fromkeys(_AXES, 1)
     shared_bytes: list[int] = []
 
@@ -167,7 +200,13 @@ def _launch(symbol: str, part: Any) -> Launch:
 
     structural_walk(part, [(tirx.AttrStmt, on_attribute), (tirx.AllocBuffer, on_allocation)])
     x, y, z, *block = extents.values()
-    return Launch(symbol, (x, y, z), (block[0], block[1], block[2]), sum(shared_bytes))
+    return Launch(
+        symbol,
+        (x, y, z),
+        (block[0], block[1], block[2]),
+        sum(shared_bytes),
+        tuple((numbers[repr(buffer.__chandle__())], tiles) for _, buffer, tiles in maps),
+    )
 
 
 def _tvm_target(target: Target) -> Any:

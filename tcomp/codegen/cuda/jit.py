@@ -88,6 +88,8 @@ class CudaKernelRunner(KernelRunner):
                 raise BuildError(
                     f"{name} spills {taken.spilled_bytes} bytes, with {taken.registers} registers a thread"
                 )
+        if self.cubin.losses:
+            raise BuildError(self.cubin.losses[0])
 
     def conditions(self) -> Mapping[str, str]:
         taken = [(self.cubin.resources[one.symbol], one.dynamic_shared_bytes) for one in self.code.launches]
@@ -123,7 +125,7 @@ class CudaKernelRunner(KernelRunner):
     def _start(self, arguments: Sequence[Memory]) -> None:
         pointers = [memory.pointer for memory in arguments]
         for function, one in zip(self.loaded.functions, self.code.launches, strict=True):
-            driver().launch(function, one.grid, one.block, one.dynamic_shared_bytes, pointers)
+            driver().launch(function, one.grid, one.block, one.dynamic_shared_bytes, pointers, one.maps)
 
     def _timed(self, arguments: Sequence[Memory], number: int) -> float:
         """Seconds of `number` runs, by the device's own clock, the L2 cache being cold in each."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 from tcomp.codegen.cuda.device_code import Launch, device_code
 from tcomp.codegen.cuda.nvcc import Cubin, compile_cubin
 from tcomp.target.target import Target
+from tcomp.target.tile_map import DRIVER_SWIZZLES, DRIVER_TYPES, TileMap
 from tcomp.tensor.template import Scheduled
 
 STEP = (
@@ -58,15 +60,24 @@ def source(variants: Sequence[Sequence[DeviceKernel]]) -> list[str]:
     """C of the tables in cuda.h, and the function of each kernel. `variants` have the kernels of each."""
     kernels = [kernel for variant in variants for kernel in variant]
     launches = [(image, launch) for image, kernel in enumerate(kernels) for launch in kernel.launches]
+    maps = [one for _, launch in launches for one in launch.maps]
+    first_maps = accumulate((len(launch.maps) for _, launch in launches), initial=0)
+    table = [(*launch, first) for launch, first in zip(launches, first_maps, strict=False)]
     ends = [sum(map(len, variants[:index])) for index in range(len(variants) + 1)]
     lines = [f"extern const char {kernel.symbol}_image[];" for kernel in kernels]
     # C has no arrays of length 0.
     lines += ["const tcomp_cuda_image tcomp_cuda_images[] = {", *map(_image, kernels), "    {0},", "};"]
     lines += [
-        f"const int32_t tcomp_cuda_launch_count = {len(launches)};",
+        f"const int32_t tcomp_cuda_launch_count = {len(launches)}, tcomp_cuda_map_count = {len(maps)};",
+        "const int32_t tcomp_cuda_most_maps = "
+        f"{max((len(launch.maps) for _, launch in launches), default=0)};",
+        "const tcomp_cuda_map_info tcomp_cuda_maps[] = {",
+        *(_map(number, tiles) for number, tiles in maps),
+        "    {0},",
+        "};",
         f"const int32_t tcomp_cuda_variant_images[] = {{{', '.join(map(str, ends))}}};",
         "const tcomp_cuda_launch_info tcomp_cuda_launches[] = {",
-        *(_launch(image, launch) for image, launch in launches),
+        *(_launch(*line) for line in table),
         "    {0},",
         "};",
     ]
@@ -83,10 +94,20 @@ def _image(kernel: DeviceKernel) -> str:
     return f"    {{{kernel.symbol}_image, {number.rstrip('a')}, {exact}}},"
 
 
-def _launch(image: int, launch: Launch) -> str:
-    grid, block = (", ".join(map(str, extents)) for extents in (launch.grid, launch.block))
-    shared = launch.dynamic_shared_bytes
-    return f'    {{{image}, "{launch.symbol}", {{{grid}}}, {{{block}}}, {shared}}},'
+def _launch(image: int, launch: Launch, first_map: int) -> str:
+    grid, block = map(_numbers, (launch.grid, launch.block))
+    shared, maps = launch.dynamic_shared_bytes, len(launch.maps)
+    return f'    {{{image}, "{launch.symbol}", {grid}, {block}, {shared}, {first_map}, {maps}}},'
+
+
+def _map(parameter: int, tiles: TileMap) -> str:
+    extents, strides, box = map(_numbers, (tiles.extents, tiles.strides, tiles.box))
+    kind = f"{DRIVER_TYPES[tiles.dtype]}, {DRIVER_SWIZZLES[tiles.swizzle]}"
+    return f"    {{{parameter}, {kind}, {extents}, {strides}, {box}}},"
+
+
+def _numbers(values: Sequence[int]) -> str:
+    return f"{{{', '.join(map(str, values))}}}"
 
 
 def _function(kernel: DeviceKernel, first: int) -> list[str]:

@@ -22,6 +22,8 @@ _FUNCTION = re.compile(
     re.DOTALL,
 )
 _SHARED = re.compile(r"(\d+) bytes smem")
+_SLOW = re.compile(r"\(C75\d\d\) [^\n]*")
+"""Of products of warp groups that wait for each other."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,14 @@ class Resources:
 
 @dataclass(frozen=True)
 class Cubin:
-    """Machine code for an architecture as the driver loads it, and the resources of its functions by name."""
+    """Machine code for an architecture as the driver loads it, and the resources of its functions by name.
+
+    `losses` is what the assembler says makes it slow.
+    """
 
     image: bytes
     resources: Mapping[str, Resources]
+    losses: tuple[str, ...] = ()
 
 
 def find_nvcc() -> str:
@@ -72,7 +78,8 @@ def compile_cubin(source: str, arch: str, portable: bool = False) -> Cubin:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0 or not output.exists():
             raise BuildError(f"nvcc for {arch} failed: {_complaint(done.stderr + done.stdout)}")
-        return Cubin(output.read_bytes(), _resources(done.stderr + done.stdout))
+        said = done.stderr + done.stdout
+        return Cubin(output.read_bytes(), _resources(said), tuple(_SLOW.findall(said)))
 
 
 def _forms(arch: str, portable: bool) -> tuple[str, ...]:

@@ -31,7 +31,7 @@ from tcomp.tensor.mma_kernel import (
     schedule_mma,
     stored_in_vectors,
 )
-from tcomp.tensor.mma_nest import MmaOperand
+from tcomp.tensor.mma_nest import MmaOperand, mma_launch
 from tcomp.tensor.mma_plan import chunk_elements, estimated_cycles, plan_of, plan_space
 from tcomp.tensor.template import TEMPLATES, Packing, Scheduled, Template
 from tcomp.tensor.threads import digits
@@ -76,7 +76,8 @@ class ConvMmaCuda(Template):
         before: list[Statement] = []
         left, right = windows.left(anchored, before), windows.right(anchored, before)
         vector = 2 if stored_in_vectors(kernel, windows.conv.out_block) else 1
-        return schedule_mma(anchored, plan, before, left, right, windows.output, vector)
+        launch = mma_launch(plan, left, right)
+        return schedule_mma(anchored, plan, before, launch, windows.output, vector)
 
 
 @dataclass(frozen=True)

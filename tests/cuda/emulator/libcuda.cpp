@@ -14,6 +14,8 @@
 #include <unistd.h>
 #include <vector>
 
+#include "include/cuda.h"
+
 #define API extern "C" __attribute__((visibility("default")))
 enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_IMAGE = 200, NO_BINARY = 209,
        NOT_FOUND = 500 };
@@ -23,7 +25,8 @@ struct Module { void *library; };
 struct Function {
   void (*block)(void **);
   Dim *block_index, *block_size, *grid_size;
-  int dynamic_shared, count;
+  int dynamic_shared, count, cluster;
+  const int *sizes;  // of the parameters, in bytes
 };
 struct Event { double seconds; };
 using Graph = std::vector<std::function<void()>>;
@@ -148,7 +151,9 @@ API int cuModuleGetFunction(void **function, void *module, const char *name) {
   *function = new Function{block, (Dim *)dlsym(library, "emulated_block_index"),
                            (Dim *)dlsym(library, "emulated_block_size"),
                            (Dim *)dlsym(library, "emulated_grid_size"), 0,
-                           *(int *)dlsym(library, (std::string(name) + "_count").c_str())};
+                           *(int *)dlsym(library, (std::string(name) + "_count").c_str()),
+                           *(int *)dlsym(library, (std::string(name) + "_cluster").c_str()),
+                           (const int *)dlsym(library, (std::string(name) + "_sizes").c_str())};
   return OK;
 }
 API int cuFuncSetAttribute(void *function, int which, int value) {
@@ -160,22 +165,49 @@ API int cuLaunchKernel(void *handle, unsigned gx, unsigned gy, unsigned gz, unsi
                        unsigned shared, void *, void **arguments, void **) {
   Function *function = (Function *)handle;
   unsigned limit = function->dynamic_shared > 48 << 10 ? function->dynamic_shared : 48 << 10;
-  if (gx == 0 || gy == 0 || gz == 0 || gy > 65535 || gz > 65535 || bx * by * bz > 1024 || bz > 64 || shared > limit)
+  if (gx == 0 || gy == 0 || gz == 0 || gy > 65535 || gz > 65535 || bx * by * bz > 1024 || bz > 64 || shared > limit || gx % function->cluster != 0)
     return INVALID_VALUE;
-  std::vector<void *> values;  // every argument is a pointer
-  for (int i = 0; i < function->count; i++) values.push_back(*(void **)arguments[i]);
+  std::vector<std::vector<char>> values;
+  for (int i = 0; i < function->count; i++)
+    values.emplace_back((char *)arguments[i], (char *)arguments[i] + function->sizes[i]);
   return perform([=]() mutable {
     std::vector<void *> places;
-    for (void *&value : values) places.push_back(&value);
+    for (auto &value : values) places.push_back(value.data());
     *function->grid_size = {gx, gy, gz};
     *function->block_size = {bx, by, bz};
     for (unsigned z = 0; z < gz; z++)
       for (unsigned y = 0; y < gy; y++)
-        for (unsigned x = 0; x < gx; x++) {
+        for (unsigned x = 0; x < gx; x += function->cluster) {
           *function->block_index = {x, y, z};
           function->block(places.data());
         }
   });
+}
+
+// As the driver's reference says, of tensors without interleaving.
+API int cuTensorMapEncodeTiled(CUtensorMap *map, int type, unsigned rank, void *address, const uint64_t *extents,
+                               const uint64_t *strides, const unsigned *box, const unsigned *steps, int interleave,
+                               int swizzle, int, int fill) {
+  static const int SIZES[] = {1, 2, 4, 4, 8, 8, 2, 4, 8, 2, 4, 4, 4};
+  static const int SWIZZLES[] = {0, 32, 64, 128};
+  if ((uintptr_t)map % 64 || (uintptr_t)address % 16 || type < 0 || type > 12 || rank < 1 || rank > 5 ||
+      interleave != 0 || swizzle < 0 || swizzle > 3 || fill != 0)
+    return INVALID_VALUE;
+  CUtensorMap made = {EMULATED_TENSOR_MAP, (uint16_t)SIZES[type], (uint8_t)rank, (uint8_t)SWIZZLES[swizzle],
+                      (char *)address};
+  uint64_t line = (uint64_t)box[0] * made.itemsize;
+  if (line % 16 || (swizzle && line > made.swizzle)) return INVALID_VALUE;
+  for (unsigned i = 0; i < rank; i++) {
+    if (extents[i] < 1 || extents[i] > 1ULL << 32 || box[i] < 1 || box[i] > 256 || steps[i] < 1 || steps[i] > 8)
+      return INVALID_VALUE;
+    if (i > 0 && (strides[i - 1] % 16 || strides[i - 1] >= 1ULL << 40)) return INVALID_VALUE;
+    if (i > 0) made.strides[i - 1] = strides[i - 1];
+    made.extents[i] = (uint32_t)extents[i];
+    made.box[i] = (uint16_t)box[i];
+    made.steps[i] = (uint16_t)steps[i];
+  }
+  *map = made;
+  return OK;
 }
 
 API int cuStreamCreate(void **stream, unsigned) { *stream = (void *)2; return OK; }

@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <type_traits>
 #include <vector>
 
@@ -15,6 +16,8 @@
 #define __forceinline__ inline
 #define __shared__ static
 #define __launch_bounds__(...)
+#define __cluster_dims__(...)
+#define __grid_constant__
 #define __align__(n) alignas(n)
 #define __CUDACC_VER_MAJOR__ 13
 #define __CUDACC_VER_MINOR__ 0
@@ -30,7 +33,7 @@ extern "C" {
 
 // ---- fibres ----
 
-enum emulated_state { RUNS, WAITS_FOR_WARP, WAITS_FOR_BLOCK, DONE };
+enum emulated_state { RUNS, POLLS, WAITS_FOR_WARP, WAITS_FOR_BLOCK, WAITS_FOR_CLUSTER, DONE };
 struct emulated_fiber { void *stack_pointer; char *stack; emulated_state state; };
 inline std::vector<emulated_fiber> emulated_fibers;
 inline void *emulated_scheduler;
@@ -38,8 +41,17 @@ inline unsigned emulated_current;
 inline void (*emulated_function)(void **);
 inline void **emulated_arguments;
 inline const size_t EMULATED_STACK = 1 << 17;
-inline unsigned emulated_blocks;  // that have begun
-alignas(1024) inline unsigned char emulated_dynamic_shared[227 << 10];
+inline unsigned emulated_clusters;  // that have begun; a block of its own is one, too
+inline unsigned emulated_block_threads, emulated_cluster_size;
+inline emulated_dim emulated_first_block;  // of the cluster
+inline unsigned long emulated_progress;    // grows with all that threads do but poll in vain
+inline std::vector<std::function<void()>> emulated_pending;  // what hardware does at some time: see emulated_settle
+inline const unsigned EMULATED_SHARED_BYTES = 227 << 10, EMULATED_CLUSTER = 8;
+alignas(1024) inline unsigned char emulated_shared[EMULATED_CLUSTER][EMULATED_SHARED_BYTES];
+#define emulated_dynamic_shared emulated_shared[emulated_rank()]
+
+// Of this thread's block in its cluster.
+inline unsigned emulated_rank() { return emulated_current / emulated_block_threads; }
 
 // Saves the registers that a call keeps, and goes on where `to` was saved.
 extern "C" void emulated_switch(void **from, void *to);
@@ -57,6 +69,7 @@ emulated_switch:
 inline void emulated_wait(emulated_state state) {
   emulated_fiber &self = emulated_fibers[emulated_current];
   self.state = state;
+  if (state != POLLS) emulated_progress++;
   emulated_switch(&self.stack_pointer, emulated_scheduler);
 }
 
@@ -71,10 +84,13 @@ inline void emulated_start() {
   abort();
 }
 
+// Number `number` among the threads of the cluster.
 inline void emulated_place(unsigned number) {
   emulated_current = number;
-  emulated_thread_index = {number % blockDim.x, number / blockDim.x % blockDim.y,
-                           number / blockDim.x / blockDim.y};
+  unsigned own = number % emulated_block_threads;
+  emulated_thread_index = {own % blockDim.x, own / blockDim.x % blockDim.y, own / blockDim.x / blockDim.y};
+  emulated_block_index = emulated_first_block;
+  emulated_block_index.x += number / emulated_block_threads;
 }
 
 inline void emulated_resume(unsigned number) {
@@ -82,26 +98,59 @@ inline void emulated_resume(unsigned number) {
   emulated_switch(&emulated_scheduler, emulated_fibers[number].stack_pointer);
 }
 
-// Runs the threads of a warp until none can go on without the rest of the block.
+// Runs the threads of a warp until none can go on without other warps.
 inline void emulated_warp(unsigned first, unsigned end) {
+  for (unsigned i = first; i < end; i++)
+    if (emulated_fibers[i].state == POLLS) emulated_fibers[i].state = RUNS;
   for (;;) {
-    unsigned waiting = 0, others = 0;
+    unsigned waiting = 0, polling = 0, others = 0;
     for (unsigned i = first; i < end; i++) {
       if (emulated_fibers[i].state == RUNS) emulated_resume(i);
       waiting += emulated_fibers[i].state == WAITS_FOR_WARP;
-      others += emulated_fibers[i].state == WAITS_FOR_BLOCK;
+      polling += emulated_fibers[i].state == POLLS;
+      others += emulated_fibers[i].state == WAITS_FOR_BLOCK || emulated_fibers[i].state == WAITS_FOR_CLUSTER;
     }
-    if (waiting == 0) return;
+    if (waiting == 0 || polling != 0) return;
     if (others != 0) emulated_fail("some threads of a warp wait for it, others for the block");
     for (unsigned i = first; i < end; i++)
       if (emulated_fibers[i].state == WAITS_FOR_WARP) emulated_fibers[i].state = RUNS;
   }
 }
 
-inline void emulated_block(void (*function)(void **), void **arguments, int waits) {
-  unsigned count = blockDim.x * blockDim.y * blockDim.z;
-  emulated_blocks++;
-  memset(emulated_dynamic_shared, 0xff, sizeof emulated_dynamic_shared);  // uninitialised memory must not look like zeros
+// Lets threads first .. end - 1 go on where all of them that are not done wait so.
+inline void emulated_release(emulated_state waiting, unsigned first, unsigned end) {
+  unsigned there = 0;
+  for (unsigned i = first; i < end; i++) {
+    there += emulated_fibers[i].state == waiting;
+    if (emulated_fibers[i].state != waiting && emulated_fibers[i].state != DONE) return;
+  }
+  emulated_progress += there;
+  for (unsigned i = first; i < end; i++)
+    if (emulated_fibers[i].state == waiting) emulated_fibers[i].state = RUNS;
+}
+
+// What hardware does on its own happens as late as it may: when no thread can go on without it. One thing is done
+// then, in no particular order.
+inline void emulated_settle() {
+  static unsigned random = 1;
+  if (emulated_pending.empty()) emulated_fail("all threads wait for what does not come");
+  random = random * 1664525 + 1013904223;
+  auto chosen = emulated_pending.begin() + (random >> 16) % emulated_pending.size();
+  auto work = std::move(*chosen);
+  emulated_pending.erase(chosen);
+  work();
+}
+
+// Runs the blocks of a cluster, of which the first is `emulated_block_index`.
+inline void emulated_cluster(void (*function)(void **), void **arguments, int waits, unsigned blocks) {
+  unsigned threads = blockDim.x * blockDim.y * blockDim.z, count = threads * blocks;
+  emulated_clusters++;
+  emulated_block_threads = threads;
+  emulated_cluster_size = blocks;
+  emulated_first_block = emulated_block_index;
+  if (blocks > EMULATED_CLUSTER || gridDim.x % blocks != 0) emulated_fail("a grid that is no multiple of its clusters");
+  // Uninitialised memory must not look like zeros.
+  memset(emulated_shared, 0xff, blocks * sizeof emulated_shared[0]);
   if (!waits) {
     for (unsigned i = 0; i < count; i++) {
       emulated_place(i);
@@ -120,15 +169,18 @@ inline void emulated_block(void (*function)(void **), void **arguments, int wait
     emulated_fibers[i].state = RUNS;
   }
   for (;;) {
+    unsigned long before = emulated_progress;
     unsigned done = 0;
-    for (unsigned first = 0; first < count; first += 32)
-      emulated_warp(first, first + 32 < count ? first + 32 : count);
-    for (unsigned i = 0; i < count; i++) {
-      done += emulated_fibers[i].state == DONE;
-      if (emulated_fibers[i].state == WAITS_FOR_BLOCK) emulated_fibers[i].state = RUNS;
-    }
-    if (done == count) return;
+    for (unsigned block = 0; block < count; block += threads)
+      for (unsigned first = 0; first < threads; first += 32)
+        emulated_warp(block + first, block + (first + 32 < threads ? first + 32 : threads));
+    for (unsigned block = 0; block < count; block += threads) emulated_release(WAITS_FOR_BLOCK, block, block + threads);
+    emulated_release(WAITS_FOR_CLUSTER, 0, count);
+    for (unsigned i = 0; i < count; i++) done += emulated_fibers[i].state == DONE;
+    if (done == count) break;
+    if (emulated_progress == before) emulated_settle();
   }
+  if (!emulated_pending.empty()) emulated_fail("a block ended before what it asked for was there");
 }
 
 // ---- what threads do together ----
@@ -138,7 +190,7 @@ inline void __syncwarp(unsigned = ~0u) { emulated_wait(WAITS_FOR_WARP); }
 
 // Gives `mine` to the warp and takes what its thread `lane` gave.
 template <typename T> T emulated_exchange(T mine, unsigned lane) {
-  static T given[1024];
+  static T given[EMULATED_CLUSTER * 1024];
   unsigned self = emulated_current;
   given[self] = mine;
   __syncwarp();

@@ -5,7 +5,7 @@
 
 // What each thread of a warp gives is seen by all others.
 template <typename T> const T *emulated_share(const T &mine) {
-  static T given[1024];
+  static T given[EMULATED_CLUSTER * 1024];
   given[emulated_current] = mine;
   __syncwarp();
   return given + emulated_current / 32 * 32;
@@ -80,12 +80,12 @@ struct emulated_copy { void *shared; const void *global; bool inside; };
 struct emulated_copies {
   std::vector<std::vector<emulated_copy>> groups;
   std::vector<emulated_copy> open;
-  unsigned block;
+  unsigned cluster;
 };
 inline emulated_copies &emulated_own_copies() {
-  static emulated_copies of[1024];
+  static emulated_copies of[EMULATED_CLUSTER * 1024];
   emulated_copies &own = of[emulated_current];
-  if (own.block != emulated_blocks) own = {{}, {}, emulated_blocks};
+  if (own.cluster != emulated_clusters) own = {{}, {}, emulated_clusters};
   return own;
 }
 

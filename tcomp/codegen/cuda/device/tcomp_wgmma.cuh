@@ -1,0 +1,167 @@
+// Tensor cores, tile copies and barriers of GPUs of architecture sm_90a. Each function is one instruction or two; places
+// in shared memory are addresses of its own window, as numbers. Source: PTX ISA, "Asynchronous Warpgroup Level Matrix
+// Instructions", `cp.async.bulk.tensor`, `mbarrier`.
+#pragma once
+
+// The first multiple of 1024 in the shared memory that is given at launch: swizzles repeat after so many bytes.
+__device__ __forceinline__ unsigned tcomp_shared_begin(const void *shared) {
+  return (static_cast<unsigned>(__cvta_generic_to_shared(shared)) + 1023) / 1024 * 1024;
+}
+
+// ---- barriers in shared memory, of 8 bytes: a phase is over when `count` threads and all bytes have arrived ----
+
+__device__ __forceinline__ void tcomp_barrier_init(unsigned barrier, unsigned count) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
+}
+
+// What this thread initialised is seen by copies and by other blocks of the cluster.
+__device__ __forceinline__ void tcomp_barriers_are_ready() {
+  asm volatile("fence.mbarrier_init.release.cluster;\n"
+               "fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+__device__ __forceinline__ void tcomp_barrier_arrive(unsigned barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+// Arrives, and announces `bytes` that copies will bring in this phase.
+__device__ __forceinline__ void tcomp_barrier_expect(unsigned barrier, unsigned bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+
+// Waits for the end of the phase of this parity; phases count from 0.
+__device__ __forceinline__ void tcomp_barrier_wait(unsigned barrier, unsigned parity) {
+  unsigned over;
+  do {
+    asm volatile("{\n"
+                 ".reg .pred p;\n"
+                 "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+                 "selp.b32 %0, 1, 0, p;\n"
+                 "}"
+                 : "=r"(over)
+                 : "r"(barrier), "r"(parity)
+                 : "memory");
+  } while (over == 0);
+}
+
+// ---- copies of tiles: one thread asks for all ----
+
+// The tile at (x, y, z), x being along memory, of the tensor whose map is at `map`; its bytes arrive at `barrier`.
+__device__ __forceinline__ void tcomp_copy_tile(unsigned shared, unsigned long long map, unsigned barrier, int x,
+                                                int y, int z) {
+  asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], "
+               "[%2];" ::"r"(shared),
+               "l"(map), "r"(barrier), "r"(x), "r"(y), "r"(z)
+               : "memory");
+}
+
+// ---- clusters: blocks that reach each other's shared memory, in which all have the same layout ----
+
+// As tcomp_copy_tile, to the same place and barrier of each block of the cluster that has a bit in `blocks`.
+__device__ __forceinline__ void tcomp_copy_tile_to(unsigned blocks, unsigned shared, unsigned long long map,
+                                                   unsigned barrier, int x, int y, int z) {
+  asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, "
+               "{%3, %4, %5}], [%2], %6;" ::"r"(shared),
+               "l"(map), "r"(barrier), "r"(x), "r"(y), "r"(z), "h"(static_cast<unsigned short>(blocks))
+               : "memory");
+}
+
+// Arrives at the barrier at this place of block `block` of the cluster.
+__device__ __forceinline__ void tcomp_barrier_arrive_in(unsigned block, unsigned barrier) {
+  asm volatile("{\n"
+               ".reg .b32 place;\n"
+               "mapa.shared::cluster.u32 place, %0, %1;\n"
+               "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [place];\n"
+               "}" ::"r"(barrier),
+               "r"(block)
+               : "memory");
+}
+
+// Waits for all threads of the cluster.
+__device__ __forceinline__ void tcomp_cluster_wait() {
+  asm volatile("barrier.cluster.arrive.release;\n"
+               "barrier.cluster.wait.acquire;" ::: "memory");
+}
+
+// ---- registers of the warps of a group ----
+
+template <int REGISTERS> __device__ __forceinline__ void tcomp_take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
+}
+template <int REGISTERS> __device__ __forceinline__ void tcomp_give_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS));
+}
+
+// ---- products by groups of four warps ----
+
+// A matrix in shared memory, in the order of the 128-byte swizzle, as tensor cores are told of it: `leading` are bytes
+// from 64 rows to the next where rows lie along memory, `stride` those from 8 lines to the next.
+__device__ __forceinline__ unsigned long long tcomp_matrix(unsigned shared, unsigned leading, unsigned stride) {
+  unsigned low = (shared & 0x3ffff) >> 4 | (leading >> 4) << 16, high = stride >> 4 | 1u << 30;
+  return static_cast<unsigned long long>(high) << 32 | low;
+}
+
+// What this warp did to registers of sums before is done.
+__device__ __forceinline__ void tcomp_products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+// The products since the last commit are one group.
+__device__ __forceinline__ void tcomp_products_commit() {
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+// Waits until only the last PENDING groups may be unfinished.
+template <int PENDING> __device__ __forceinline__ void tcomp_products_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
+}
+
+// sums[64, N] = a[64, depth] * b[depth, N] + (accumulate ? sums : 0), 32 bytes of depth. Thread i of the group has, for
+// each 8 columns, two of row 16 * (i / 32) + i % 32 / 4, at 2 * (i % 4), and the same two of the 8th row below.
+#define TCOMP_16(C, s) \
+  C((s)[0]), C((s)[1]), C((s)[2]), C((s)[3]), C((s)[4]), C((s)[5]), C((s)[6]), C((s)[7]), C((s)[8]), C((s)[9]), \
+      C((s)[10]), C((s)[11]), C((s)[12]), C((s)[13]), C((s)[14]), C((s)[15])
+#define TCOMP_32(C, s) TCOMP_16(C, s), TCOMP_16(C, s + 16)
+#define TCOMP_64(C, s) TCOMP_32(C, s), TCOMP_32(C, s + 32)
+#define TCOMP_96(C, s) TCOMP_64(C, s), TCOMP_32(C, s + 64)
+#define TCOMP_128(C, s) TCOMP_64(C, s), TCOMP_64(C, s + 64)
+#define TCOMP_NAMES_16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+#define TCOMP_NAMES_32 TCOMP_NAMES_16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define TCOMP_NAMES_64 \
+  TCOMP_NAMES_32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, " \
+                 "%51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define TCOMP_NAMES_96 \
+  TCOMP_NAMES_64 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, " \
+                 "%83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define TCOMP_NAMES_128 \
+  TCOMP_NAMES_96 ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
+                 "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+#define TCOMP_FLOAT(x) "+f"(x)
+#define TCOMP_INT(x) "+r"(x)
+
+// COUNT are the sums of a thread, N / 2; A, B and P the numbers of the operands behind them.
+#define TCOMP_PRODUCT(INSTRUCTION, COUNT, A, B, P, REST)                             \
+  "{\n.reg .pred p;\nsetp.ne.b32 p, " P ", 0;\n" INSTRUCTION " {" TCOMP_NAMES_##COUNT \
+  "}, " A ", " B ", p" REST ";\n}"
+
+// Rows of a, and columns of b, lie along memory where they are transposed.
+#define TCOMP_PRODUCT_16(NAME, TYPE, N, COUNT, A, B, P, TA, TB)                                                         \
+  template <int TRANSPOSE_A, int TRANSPOSE_B>                                                                           \
+  __device__ __forceinline__ void NAME(float *sums, unsigned long long a, unsigned long long b, int accumulate) {       \
+    asm volatile(TCOMP_PRODUCT("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE, COUNT, A, B, P,         \
+                               ", 1, 1, " TA ", " TB)                                                                   \
+                 : TCOMP_##COUNT(TCOMP_FLOAT, sums)                                                                     \
+                 : "l"(a), "l"(b), "r"(accumulate), "n"(TRANSPOSE_A), "n"(TRANSPOSE_B));                                \
+  }
+#define TCOMP_PRODUCT_8(NAME, N, COUNT, A, B, P)                                                                        \
+  template <int TRANSPOSE_A, int TRANSPOSE_B>                                                                           \
+  __device__ __forceinline__ void NAME(int *sums, unsigned long long a, unsigned long long b, int accumulate) {         \
+    static_assert(TRANSPOSE_A == 0 && TRANSPOSE_B == 0, "the depth of int8 lies along memory");                         \
+    asm volatile(TCOMP_PRODUCT("wgmma.mma_async.sync.aligned.m64n" #N "k32.s32.s8.s8", COUNT, A, B, P, "")              \
+                 : TCOMP_##COUNT(TCOMP_INT, sums)                                                                       \
+                 : "l"(a), "l"(b), "r"(accumulate));                                                                    \
+  }
+#define TCOMP_PRODUCTS(N, COUNT, A, B, P, TA, TB)                                                                       \
+  TCOMP_PRODUCT_16(tcomp_product_float16_##N, "f16", N, COUNT, A, B, P, TA, TB)                                         \
+  TCOMP_PRODUCT_16(tcomp_product_bfloat16_##N, "bf16", N, COUNT, A, B, P, TA, TB)                                       \
+  TCOMP_PRODUCT_8(tcomp_product_int8_##N, N, COUNT, A, B, P)
+TCOMP_PRODUCTS(64, 32, "%32", "%33", "%34", "%35", "%36")
+TCOMP_PRODUCTS(128, 64, "%64", "%65", "%66", "%67", "%68")
+TCOMP_PRODUCTS(192, 96, "%96", "%97", "%98", "%99", "%100")
+TCOMP_PRODUCTS(256, 128, "%128", "%129", "%130", "%131", "%132")

@@ -1,0 +1,74 @@
+"""Matrix products on the tensor cores of sm_90a; see `tcomp.tensor.wgmma_nest`."""
+
+from __future__ import annotations
+
+from tcomp.target.target import Target
+from tcomp.tensor.anchored import Anchored
+from tcomp.tensor.gpu_rates import memory_cycles
+from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.knobs import Config, Space
+from tcomp.tensor.loops import Statement
+from tcomp.tensor.mma_kernel import factor_dtype, schedule_mma, stored_in_vectors
+from tcomp.tensor.mma_matrices import MmaMatrices, is_product
+from tcomp.tensor.schedules.matmul_cuda import MatmulCuda
+from tcomp.tensor.template import TEMPLATES, Scheduled, Template
+from tcomp.tensor.unpacked_operand import PackedWeights
+from tcomp.tensor.wgmma_nest import wgmma_launch
+from tcomp.tensor.wgmma_plan import (
+    ARCH,
+    MOST_SUMS,
+    SUMS_WITH_WORK,
+    default_wgmma_plan,
+    wgmma_plan_of,
+    wgmma_space,
+)
+
+_LIGHT = {"add", "mul", "relu", "cast", "reshape"}
+
+
+class MatmulWgmmaCuda(Template):
+    """Products of float16 and bfloat16 with float32 sums, of int8 with int32 ones, by groups of warps.
+
+    Steps: pack a constant right operand as [columns, depth]; bring operands of which no tiles can be copied
+    into memory so; multiply; add parts of the depth where there are several.
+    """
+
+    name = "matmul_wgmma_cuda"
+    family = "cuda"
+    alternative_to = MatmulCuda.name
+
+    def accepts(self, kernel: Kernel, target: Target) -> bool:
+        if target.gpu is None or target.gpu.arch != ARCH or not is_product(kernel, target):
+            return False
+        return factor_dtype(kernel) != "tf32" and PackedWeights.of(kernel) is None
+
+    def space(self, kernel: Kernel, target: Target) -> Space:
+        assert target.gpu is not None
+        matrices = MmaMatrices(kernel, in_tiles=True)
+        return wgmma_space(matrices.dtype, matrices.extents, target.gpu, _most_sums(kernel))
+
+    def estimate(self, kernel: Kernel, target: Target) -> float:
+        assert target.gpu is not None
+        gpu, matrices = target.gpu, MmaMatrices(kernel, in_tiles=True)
+        plan = default_wgmma_plan(matrices.dtype, matrices.extents, gpu, _most_sums(kernel))
+        return max(plan.cycles(gpu), memory_cycles(gpu, kernel.nbytes))
+
+    def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
+        assert target.gpu is not None
+        gpu, matrices = target.gpu, MmaMatrices(kernel, in_tiles=True)
+        plan = wgmma_plan_of(matrices.dtype, matrices.extents, config)
+        anchored = Anchored(kernel, matrices.packing)
+        before: list[Statement] = []
+        left, right = matrices.left(anchored, before), matrices.right(anchored, before)
+        vector = 2 if stored_in_vectors(kernel, matrices.product.columns) else 1
+        launch = wgmma_launch(plan, left, right, gpu)
+        return schedule_mma(anchored, plan, before, launch, matrices.output, vector)
+
+
+def _most_sums(kernel: Kernel) -> int:
+    """Of a thread of the default: a bias and an activation of one instruction take few registers beside."""
+    others = [node.op for node in kernel.body.nodes if node is not kernel.anchor]
+    return MOST_SUMS if len(others) <= 2 and set(others) <= _LIGHT else SUMS_WITH_WORK
+
+
+TEMPLATES.register(MatmulWgmmaCuda.name, MatmulWgmmaCuda())

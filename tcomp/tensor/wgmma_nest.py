@@ -1,0 +1,363 @@
+"""Matrix products by the tensor cores of sm_90a: the launch that computes the sums.
+
+The last four warps of a block are the producer: one thread of them asks for the tiles of both operands, a
+step after the other, as soon as their stage is free. The others are consumers. Each stage has two barriers:
+
+1. `full`: the producer announces the bytes of a step, and they arrive.
+2. `empty`: each warp of the consumers arrives when the products that read the stage are done.
+
+Blocks of a cluster have the same columns. Each copies a part of the right operand to all of them, so a stage
+is empty when the consumers of all have left it, and each warp arrives in every block.
+
+Consumers keep the products of one step under way while they begin those of the next, so they give back a
+stage one step later. The phases of barriers go on over all tiles of the output that a block takes, so the
+producer fetches the next one's operands while consumers store sums.
+
+A tile in shared memory has lines of 128 bytes, in the order of the 128-byte swizzle: a row's depth where that
+lies along memory, else 64 rows of one element of the depth. `tcomp_wgmma.cuh` says which sums a thread has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from tcomp.target.target import Gpu
+from tcomp.target.tile_map import TileMap
+from tcomp.tensor.convolution import accumulator_dtype
+from tcomp.tensor.loops import Buffer, Expression, Statement, constant, local, loop, sequence
+from tcomp.tensor.mma_fragments import Fragments
+from tcomp.tensor.mma_nest import MmaOperand, Store, grouped
+from tcomp.tensor.mma_plan import CHUNK_BYTES
+from tcomp.tensor.threads import digits, dynamic_shared, launch, synchronize
+from tcomp.tensor.tiles import address_of_map, in_clusters, map_variable, with_map
+from tcomp.tensor.warps import WARP, from_first_lane
+from tcomp.tensor.wgmma_plan import (
+    BARRIER_BYTES,
+    CONSUMER_REGISTERS,
+    DEPTH_BYTES,
+    GROUP_THREADS,
+    INSTRUCTION_BYTES,
+    INSTRUCTION_ROWS,
+    PRODUCER_REGISTERS,
+    WgmmaPlan,
+)
+from tcomp.tvm_api import tirx
+
+_BARRIER = 8
+"""Bytes."""
+_PIECE_BYTES = INSTRUCTION_ROWS * DEPTH_BYTES
+"""Of 64 rows in a stage, whichever way they lie."""
+_LINES = 8
+"""After which the swizzle repeats."""
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One operand: `rows` of it in all, `block_rows` of a tile, which begins at byte `begin` of a stage."""
+
+    operand: MmaOperand
+    map: Any
+    plan: WgmmaPlan
+    rows: int
+    block_rows: int
+    begin: int
+    blocks: int
+    """That have the same tile and copy equal parts of it."""
+
+    @property
+    def _part_rows(self) -> int:
+        return self.block_rows // self.blocks
+
+    @property
+    def _rows_of_copy(self) -> int:
+        return self._part_rows if self.operand.by_depth else DEPTH_BYTES // self.plan.itemsize
+
+    @property
+    def tiles(self) -> TileMap:
+        """The operand's matrices as copies see them."""
+        plan, itemsize = self.plan, self.plan.itemsize
+        matrices = prod(int(d) for d in self.operand.buffer.shape) // (self.rows * plan.depth)
+        box = (plan.block_depth, self._rows_of_copy)
+        extents = (plan.depth, self.rows)
+        if not self.operand.by_depth:
+            box, extents = box[::-1], extents[::-1]
+        strides = (extents[0] * itemsize, extents[0] * extents[1] * itemsize)
+        return TileMap(plan.dtype, (*extents, matrices), strides, (*box, 1))
+
+    def copies(
+        self, stage: Expression, full: Expression, tile: _Tile, row: Expression, k: Expression
+    ) -> list[Statement]:
+        """Ask for this block's part of the tile that begins at (row, k)."""
+        zero = constant(0)
+        outer = self.operand.index(tile.batch, zero, zero)[:-2]
+        matrix: Expression = zero
+        for extent, index in zip(self.operand.buffer.shape[:-2], outer, strict=True):
+            matrix = matrix * int(extent) + index
+        statements: list[Statement] = []
+        for number in range(self._part_rows // self._rows_of_copy):
+            first: Expression = constant(number * self._rows_of_copy)
+            if self.blocks > 1:
+                first = first + tile.rank * self._part_rows
+            at = (k, row + first) if self.operand.by_depth else (row + first, k)
+            # Rows take as many bytes whichever way they lie.
+            what = (stage + (self.begin + first * DEPTH_BYTES), address_of_map(self.map), full, *at, matrix)
+            every = constant((1 << self.blocks) - 1)
+            statements.append(
+                _call("tcomp_copy_tile_to", every, *what)
+                if self.blocks > 1
+                else _call("tcomp_copy_tile", *what)
+            )
+        return statements
+
+    def matrix(self, stage: Expression, first: Expression) -> Expression:
+        """What instructions are told of a stage's rows from piece `first` of 64 rows on."""
+        leading = INSTRUCTION_BYTES // 2 if self.operand.by_depth else _PIECE_BYTES
+        place = stage + (self.begin + first * _PIECE_BYTES)
+        stride = _LINES * DEPTH_BYTES
+        return tirx.call_pure_extern("uint64", "tcomp_matrix", place, constant(leading), constant(stride))
+
+    def offset(self, piece: int, k: int) -> Expression:
+        """From a matrix to its piece of 64 rows and the `k`-th 32 bytes of depth there."""
+        lines = INSTRUCTION_BYTES // self.plan.itemsize
+        along = INSTRUCTION_BYTES if self.operand.by_depth else lines * DEPTH_BYTES
+        return tirx.const((piece * _PIECE_BYTES + k * along) // CHUNK_BYTES, "uint64")
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """Where barriers and tiles of a stage are: addresses in shared memory."""
+
+    plan: WgmmaPlan
+    begin: Expression
+
+    def full(self, stage: Expression) -> Expression:
+        return self.begin + stage * _BARRIER
+
+    def empty(self, stage: Expression) -> Expression:
+        return self.begin + (stage + self.plan.stages) * _BARRIER
+
+    def tiles(self, stage: Expression) -> Expression:
+        return self.begin + BARRIER_BYTES + stage * self.plan.stage_bytes
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """A tile of the output: its number among those of its block, its place; the block's in the cluster."""
+
+    rank: Expression
+    turn: Expression
+    batch: Expression
+    part: Expression
+    row: Expression
+    column: Expression
+
+
+@dataclass(frozen=True)
+class WgmmaNest:
+    """The launch of one product."""
+
+    plan: WgmmaPlan
+    left: MmaOperand
+    right: MmaOperand
+    store: Store
+    vector: int
+    """Neighbours of a row that are stored at once: 2, or 1 where they do not lie side by side."""
+    gpu: Gpu
+
+    @property
+    def statement(self) -> Statement:
+        plan = self.plan
+        left = _Side(self.left, map_variable("left_map"), plan, plan.rows, plan.block_rows, 0, 1)
+        begin = plan.block_rows * DEPTH_BYTES
+        variable = map_variable("right_map")
+        right = _Side(self.right, variable, plan, plan.columns, plan.block_columns, begin, plan.cluster)
+        grid = plan.blocks(self.gpu)
+
+        def block(block: Sequence[Expression], threads: Sequence[Expression]) -> Statement:
+            return self._block(left, right, block[0], threads[0])
+
+        result = launch((grid,), (plan.threads,), block)
+        for side in (right, left):
+            result = with_map(side.map, side.operand.buffer, side.tiles, result)
+        return in_clusters(plan.cluster, result)
+
+    def _block(self, left: _Side, right: _Side, block: Expression, thread: Expression) -> Statement:
+        plan = self.plan
+        allocate, memory = dynamic_shared((plan.shared_bytes,), "uint8", "tiles")
+        begin = tirx.Var("begin", "int32")
+        shared = _Shared(plan, begin)
+        address = tirx.call_pure_extern("int32", "tcomp_shared_begin", tirx.address_of(memory[0]))
+        # Taken from a warp's first thread, so that what depends on it is known to be the same for the warp.
+        group = tirx.Var("warp_group", "int32")
+        own_group = from_first_lane(tirx.floordiv(thread, GROUP_THREADS))
+        one = tirx.floormod(thread, GROUP_THREADS) < 1
+        produce = tirx.IfThenElse(
+            one, self._each_tile(block, lambda t: self._produce(t, shared, left, right)), None
+        )
+        consume = self._each_tile(block, lambda t: self._consume(t, shared, left, right, group, thread))
+        give, take = (
+            [_call(f"tcomp_{verb}_registers<{count}>")] if plan.shares_registers else []
+            for verb, count in (("give", PRODUCER_REGISTERS), ("take", CONSUMER_REGISTERS))
+        )
+        alone = plan.cluster == 1
+        wait = _call("tcomp_cluster_wait")
+        return sequence(
+            [
+                allocate,
+                tirx.Bind(begin, address),
+                tirx.Bind(group, own_group),
+                tirx.IfThenElse(thread < 1, self._initialise(shared), None),
+                synchronize() if alone else wait,
+                tirx.IfThenElse(
+                    group < plan.consumers, sequence([*take, consume]), sequence([*give, produce])
+                ),
+                # Others may still arrive at barriers here.
+                *([] if alone else [wait]),
+            ]
+        )
+
+    def _initialise(self, shared: _Shared) -> Statement:
+        plan = self.plan
+        warps = plan.consumers * GROUP_THREADS // WARP * plan.cluster
+        statements: list[Statement] = []
+        for stage in range(plan.stages):
+            statements.append(_call("tcomp_barrier_init", shared.full(constant(stage)), constant(1)))
+            statements.append(_call("tcomp_barrier_init", shared.empty(constant(stage)), constant(warps)))
+        return sequence([*statements, _call("tcomp_barriers_are_ready")])
+
+    def _each_tile(self, block: Expression, body: Callable[[_Tile], Statement]) -> Statement:
+        """`body(tile)` for each tile of the output that a block takes."""
+        plan, grid = self.plan, self.plan.blocks(self.gpu)
+
+        def take(turn: Expression) -> Statement:
+            number = turn * grid + block
+            batch, part, at = digits(number, (plan.batch, plan.splits, plan.tiles[0] * plan.tiles[1]))
+            row, column = grouped(at, plan.tiles, plan.group)
+            rank = tirx.floormod(block, plan.cluster)
+            inside = body(_Tile(rank, turn, batch, part, row * plan.block_rows, column * plan.block_columns))
+            whole = plan.all_tiles % grid == 0
+            return inside if whole else tirx.IfThenElse(number < plan.all_tiles, inside, None)
+
+        return loop(-(-plan.all_tiles // grid), take, "turn")
+
+    def _stage(self, step: Expression) -> tuple[Expression, Expression]:
+        """The stage of a step, counted over all tiles, and the parity of its phase."""
+        stages = self.plan.stages
+        return tirx.floormod(step, stages), tirx.floormod(tirx.floordiv(step, stages), 2)
+
+    def _produce(self, tile: _Tile, shared: _Shared, left: _Side, right: _Side) -> Statement:
+        plan = self.plan
+
+        def one(step: Expression) -> Statement:
+            stage, parity = self._stage(tile.turn * plan.steps + step)
+            k = (tile.part * plan.steps + step) * plan.block_depth
+            full, place = shared.full(stage), shared.tiles(stage)
+            return sequence(
+                [
+                    # Before its first use a stage is free: the phase before the first counts as over.
+                    _call("tcomp_barrier_wait", shared.empty(stage), 1 - parity),
+                    _call("tcomp_barrier_expect", full, constant(plan.stage_bytes)),
+                    *left.copies(place, full, tile, tile.row, k),
+                    *right.copies(place, full, tile, tile.column, k),
+                ]
+            )
+
+        return loop(plan.steps, one, "step")
+
+    def _consume(
+        self,
+        tile: _Tile,
+        shared: _Shared,
+        left: _Side,
+        right: _Side,
+        group: Expression,
+        thread: Expression,
+    ) -> Statement:
+        plan = self.plan
+        shape = (plan.pieces, plan.block_columns // 8, 4)
+        allocate, sums = local(shape, accumulator_dtype(plan.dtype), "sums")
+        group_rows = plan.pieces * INSTRUCTION_ROWS
+        lane = tirx.floormod(thread, WARP)
+
+        def give_back(step: Expression) -> Statement:
+            empty = shared.empty(self._stage(step)[0])
+            if plan.cluster == 1:
+                return tirx.IfThenElse(lane < 1, _call("tcomp_barrier_arrive", empty), None)
+            return tirx.IfThenElse(lane < plan.cluster, _call("tcomp_barrier_arrive_in", lane, empty), None)
+
+        def one(step: Expression) -> Statement:
+            count = tile.turn * plan.steps + step
+            stage, parity = self._stage(count)
+            place = shared.tiles(stage)
+            return sequence(
+                [
+                    _call("tcomp_barrier_wait", shared.full(stage), parity),
+                    _call("tcomp_products_begin"),
+                    self._multiply(sums, left, right, place, group * plan.pieces, step),
+                    _call("tcomp_products_commit"),
+                    _call("tcomp_products_wait<1>"),
+                    # As many steps on is the stage of the step before.
+                    tirx.IfThenElse(step > 0, give_back(count + (plan.stages - 1)), None),
+                ]
+            )
+
+        def store(row: Expression, column: Expression, value: Expression) -> Statement:
+            return self.store(tile.part, tile.batch, row, column, value)
+
+        warp = tirx.floormod(tirx.floordiv(thread, WARP), GROUP_THREADS // WARP)
+        own_rows = tirx.floordiv(thread, GROUP_THREADS) * group_rows
+        row = tile.row + own_rows + warp * (INSTRUCTION_ROWS // 4)
+        return sequence(
+            [
+                allocate,
+                loop(plan.steps, one, "step"),
+                _call("tcomp_products_wait<0>"),
+                give_back(tile.turn * plan.steps + (plan.steps - 1)),
+                Fragments(INSTRUCTION_ROWS, sums, plan.rows, plan.columns, self.vector).stored(
+                    lane, row, tile.column, (plan.block_rows, plan.block_columns), store
+                ),
+            ]
+        )
+
+    def _multiply(
+        self,
+        sums: Buffer,
+        left: _Side,
+        right: _Side,
+        place: Expression,
+        first: Expression,
+        step: Expression,
+    ) -> Statement:
+        plan = self.plan
+        transposed = ", ".join(str(int(not side.operand.by_depth)) for side in (left, right))
+        name = f"tcomp_product_{plan.dtype}_{plan.block_columns}<{transposed}>"
+
+        a, b = (tirx.Var(f"{side}_matrix", "uint64") for side in ("left", "right"))
+
+        def one(k: int, piece: int) -> Statement:
+            accumulate = (step > 0).astype("int32") if k == 0 else constant(1)
+            own = tirx.address_of(sums[piece, 0, 0])
+            return _call(name, own, a + left.offset(piece, k), b + right.offset(0, k), accumulate)
+
+        along = range(DEPTH_BYTES // INSTRUCTION_BYTES)
+        return sequence(
+            [
+                tirx.Bind(a, left.matrix(place, first)),
+                tirx.Bind(b, right.matrix(place, constant(0))),
+                *(one(k, piece) for k in along for piece in range(plan.pieces)),
+            ]
+        )
+
+
+def wgmma_launch(
+    plan: WgmmaPlan, left: MmaOperand, right: MmaOperand, gpu: Gpu
+) -> Callable[[Store, int], Statement]:
+    """The launch of a product, by how sums are stored, and how many neighbours at once."""
+    return lambda store, vector: WgmmaNest(plan, left, right, store, vector, gpu).statement
+
+
+def _call(name: str, *arguments: Expression) -> Statement:
+    return tirx.Evaluate(tirx.call_extern("int32", name, *arguments))

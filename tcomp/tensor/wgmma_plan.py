@@ -1,0 +1,202 @@
+"""How a matrix product is cut for the tensor cores of sm_90a, and what it takes.
+
+A block computes `block_rows x block_columns` sums in steps of 128 bytes of depth. One warp copies tiles to
+shared memory, `consumers` groups of four warps multiply them, each an equal share of the block's rows. An
+instruction multiplies 64 rows by all columns over 32 bytes of depth, both operands being in shared memory. As
+many blocks as run at once take one tile of the output after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from tcomp.relay.types import numpy_dtype
+from tcomp.target.target import Gpu
+from tcomp.tensor.gpu_rates import clock
+from tcomp.tensor.knobs import Config, Ordered, Space
+from tcomp.tensor.mma_plan import (
+    BLOCK_CYCLES,
+    CACHE_BYTES,
+    GROUPS,
+    SHARED_BYTES,
+    SPLITS,
+    TiledProduct,
+    adding_cycles,
+)
+
+ARCH = "sm_90a"
+"""The GPUs that have these instructions."""
+DEPTH_BYTES = 128
+"""Of a step: a line of the 128-byte swizzle."""
+INSTRUCTION_BYTES = 32
+"""Of the depth of an instruction."""
+INSTRUCTION_ROWS = 64
+GROUP_THREADS = 128
+"""That execute an instruction together."""
+BARRIER_BYTES = 1024
+"""Before the tiles in shared memory: two barriers of 8 bytes a stage, and what keeps tiles aligned."""
+_ALIGNMENT = 1024
+_BLOCK_ROWS = (64, 128, 192, 256)
+_BLOCK_COLUMNS = (64, 128, 192, 256)
+_CONSUMERS = (1, 2)
+_STAGES = (2, 3, 4, 5, 6, 8)
+_CLUSTERS = (1, 2, 4)
+MOST_SUMS, SUMS_WITH_WORK = 128, 96
+"""Of a thread; of a default's, where more than a little is computed of each sum before it is stored."""
+_OTHER_REGISTERS = 48
+"""Addresses, conditions and counters of a thread, and what follows the sums."""
+PRODUCER_REGISTERS, CONSUMER_REGISTERS = 40, 232
+"""Where three groups have all registers of a multiprocessor: 3 * 168 before they share them anew."""
+_DEFAULT_BLOCKS = (
+    (128, 256, 2), (256, 128, 2), (128, 192, 2), (128, 128, 2), (64, 256, 1), (128, 128, 1), (128, 64, 2),
+    (64, 128, 1), (64, 64, 1),
+)  # fmt: skip
+_LATENCY = 1000
+"""Cycles from asking for a tile until it is multiplied."""
+_STEP_CYCLES = 20
+"""Of a step's barriers."""
+_TILE_CYCLES = 500
+"""Of a tile of the output, beside its stores."""
+
+
+@dataclass(frozen=True)
+class WgmmaPlan(TiledProduct):
+    """How a product is cut for `wgmma`.
+
+    `splits` and `group` are those of `MmaPlan`.
+    """
+
+    consumers: int
+    stages: int
+    splits: int = 1
+    group: int = 8
+    cluster: int = 1
+    """Blocks, of neighbouring rows of tiles, each of which copies a part of the right operand to all."""
+
+    @property
+    def itemsize(self) -> int:
+        return numpy_dtype(self.dtype).itemsize
+
+    @property
+    def block_depth(self) -> int:
+        return DEPTH_BYTES // self.itemsize
+
+    @property
+    def threads(self) -> int:
+        return (self.consumers + 1) * GROUP_THREADS
+
+    @property
+    def pieces(self) -> int:
+        """Of 64 rows, of a consumer."""
+        return self.block_rows // (self.consumers * INSTRUCTION_ROWS)
+
+    @property
+    def steps(self) -> int:
+        """Of the depth of one part."""
+        return -(-self.depth // (self.block_depth * self.splits))
+
+    @property
+    def all_tiles(self) -> int:
+        """Of the output, of all parts of the depth."""
+        return self.batch * self.splits * self.tiles[0] * self.tiles[1]
+
+    @property
+    def stage_bytes(self) -> int:
+        return (self.block_rows + self.block_columns) * DEPTH_BYTES
+
+    @property
+    def shared_bytes(self) -> int:
+        return _ALIGNMENT + BARRIER_BYTES + self.stages * self.stage_bytes
+
+    @property
+    def sums(self) -> int:
+        """Of a thread of a consumer."""
+        return self.pieces * self.block_columns // 2
+
+    @property
+    def registers(self) -> int:
+        """Of a thread when the block begins."""
+        return 65536 // self.threads // 8 * 8 if self.shares_registers else self.sums + _OTHER_REGISTERS
+
+    @property
+    def shares_registers(self) -> bool:
+        """Whether consumers get registers that the producer gives up."""
+        return self.threads * (self.sums + 2 * _OTHER_REGISTERS) > 65536
+
+    def resident(self, gpu: Gpu) -> int:
+        """Blocks that run at once on a multiprocessor."""
+        return min(
+            gpu.registers // (self.registers * self.threads),
+            gpu.shared_bytes // (self.shared_bytes + 1024),
+            gpu.threads // self.threads,
+        )
+
+    def blocks(self, gpu: Gpu) -> int:
+        """As many as run at once, if there are so many tiles."""
+        most = gpu.processors * max(1, self.resident(gpu))
+        return min(self.all_tiles, most // self.cluster * self.cluster)
+
+    def complaint(self, gpu: Gpu) -> str | None:
+        """Why this plan cannot run on `gpu`."""
+        if self.block_rows % (self.consumers * INSTRUCTION_ROWS):
+            return f"{self.block_rows} rows are no whole pieces of 64 for each of {self.consumers} consumers"
+        if self.sums > MOST_SUMS:
+            return f"{self.sums} sums of a thread; it has registers for {MOST_SUMS}"
+        if self.shared_bytes > gpu.block_shared_bytes:
+            return f"{self.shared_bytes} bytes of shared memory; a block has {gpu.block_shared_bytes}"
+        if self.tiles[0] % self.cluster or self.group % self.cluster:
+            rows = f"{self.tiles[0]} rows of tiles in groups of {self.group}"
+            return f"{rows} are no whole clusters of {self.cluster}"
+        if self.block_columns // INSTRUCTION_ROWS % self.cluster:
+            return f"{self.block_columns} columns that {self.cluster} blocks do not share in pieces of 64"
+        if self.splits > 1 and (self.splits - 1) * self.steps * self.block_depth >= self.depth:
+            return f"a depth of {self.depth} has no {self.splits} parts"
+        return None
+
+    def cycles(self, gpu: Gpu) -> float:
+        """Estimated cycles: of the busiest of tensor cores, shared memory and second-level cache, or of the
+        latency that stages do not cover; each multiprocessor takes equally many tiles."""
+        instructions = self.block_rows // INSTRUCTION_ROWS * (DEPTH_BYTES // INSTRUCTION_BYTES)
+        operations = 2 * self.block_rows * self.block_columns * self.block_depth
+        multiply = operations * gpu.processors * clock(gpu) / gpu.flops[self.dtype]
+        read = instructions * (INSTRUCTION_ROWS + self.block_columns) * INSTRUCTION_BYTES
+        fetched = (self.block_rows + self.block_columns / self.cluster) * DEPTH_BYTES
+        busy = max(multiply, (read + self.stage_bytes) / SHARED_BYTES, fetched / CACHE_BYTES)
+        resident = min(self.resident(gpu), -(-self.all_tiles // gpu.processors))
+        step = max(resident * (busy + _STEP_CYCLES), _LATENCY / (self.stages - 1))
+        stored = resident * self.block_rows * self.block_columns * self.itemsize / CACHE_BYTES
+        rounds = -(-self.all_tiles // (gpu.processors * resident))
+        tile = self.steps * step + _TILE_CYCLES + stored
+        return BLOCK_CYCLES + rounds * tile + adding_cycles(self, gpu)
+
+
+def default_wgmma_plan(
+    dtype: str, extents: tuple[int, int, int, int], gpu: Gpu, most_sums: int = MOST_SUMS
+) -> WgmmaPlan:
+    """The plan of the fewest estimated cycles for (batch, rows, columns, depth)."""
+    plans = (plan for plan in _defaults(dtype, extents, gpu) if plan.sums <= most_sums)
+    return min(plans, key=lambda plan: plan.cycles(gpu))
+
+
+def _defaults(dtype: str, extents: tuple[int, int, int, int], gpu: Gpu) -> Iterator[WgmmaPlan]:
+    for block in _DEFAULT_BLOCKS:
+        for stages in (4, 3, 6):
+            plan = WgmmaPlan(dtype, *extents, *block, stages)
+            splits = (replace(plan, splits=n) for n in SPLITS)
+            yield from (split for split in splits if split.complaint(gpu) is None)
+
+
+def wgmma_space(dtype: str, extents: tuple[int, int, int, int], gpu: Gpu, most_sums: int) -> Space:
+    """The knobs of plans of a product, by the names of the plan's fields."""
+    best = default_wgmma_plan(dtype, extents, gpu, most_sums)
+    values = {
+        "block_rows": _BLOCK_ROWS, "block_columns": _BLOCK_COLUMNS, "consumers": _CONSUMERS,
+        "stages": _STAGES, "splits": SPLITS, "group": GROUPS, "cluster": _CLUSTERS,
+    }  # fmt: skip
+    knobs = tuple(Ordered(name, of, int(getattr(best, name))) for name, of in values.items())
+    return Space(knobs, lambda config: wgmma_plan_of(dtype, extents, config).complaint(gpu))
+
+
+def wgmma_plan_of(dtype: str, extents: tuple[int, int, int, int], config: Config) -> WgmmaPlan:
+    return WgmmaPlan(dtype, *extents, **{name: int(value) for name, value in config.items()})

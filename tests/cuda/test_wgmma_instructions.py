@@ -1,0 +1,216 @@
+"""The functions of tcomp_wgmma.cuh do what the PTX ISA says, on an emulated GPU that reads their assembly.
+
+Where the emulated GPU keeps things from being seen as long as it may, a kernel that does not wait is wrong.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from device_programs import dies, run, small_integers
+
+from tcomp.codegen.cuda.nvcc import compile_cubin
+from tcomp.relay.types import Array, numpy_dtype
+from tcomp.target.target import Target
+from tcomp.target.tile_map import TileMap
+
+SHARED = 128 * 1024
+COLUMNS = (64, 128, 192, 256)
+LINE = 128
+"""Bytes of a line of a tile."""
+
+COPY = """
+#include <cuda.h>
+#include "tcomp_wgmma.cuh"
+extern "C" __global__ void kernel(const char *tensor, unsigned *lines,
+                                  const __grid_constant__ CUtensorMap map) {{
+  extern __shared__ __align__(64) char memory[];
+  unsigned barrier = tcomp_shared_begin(memory), tile = barrier + 1024;
+  const unsigned *words = (const unsigned *)(memory + (tile - (unsigned)__cvta_generic_to_shared(memory)));
+  if (threadIdx.x == 0) {{
+    tcomp_barrier_init(barrier, 1);
+    tcomp_barriers_are_ready();
+    tcomp_barrier_expect(barrier, {bytes});
+    tcomp_copy_tile(tile, (unsigned long long)&map, barrier, {at});
+  }}
+  __syncthreads();
+  tcomp_barrier_wait(barrier, 0);
+  for (int i = threadIdx.x; i < {bytes} / 4; i += 32) lines[i] = words[i];
+}}
+"""
+
+
+def tile_of(tensor: Array, at: tuple[int, int, int], box: tuple[int, int, int]) -> Array:
+    """What a copy brings, [z, y, x], zero where there is nothing."""
+    result = np.zeros(box[::-1], tensor.dtype)
+    for place in np.ndindex(*box[::-1]):
+        index = tuple(i + j for i, j in zip(place, at[::-1], strict=True))
+        if all(0 <= i < n for i, n in zip(index, tensor.shape, strict=True)):
+            result[place] = tensor[index]
+    return result
+
+
+@pytest.mark.parametrize("swizzle", [0, 128])
+@pytest.mark.parametrize("at", [(0, 0, 0), (40, 5, 1), (-8, -3, 2), (72, 20, 0)])
+def test_tiles_are_copied(at: tuple[int, int, int], swizzle: int, gpu: Target) -> None:
+    """Chunk c of line l is at c ^ (l mod 8) with a swizzle; beyond the ends there are zeros."""
+    tensor = np.random.default_rng(0).integers(0, 1 << 16, (3, 23, 80)).astype("uint16")
+    box = (64, 16, 1)
+    map_ = TileMap("uint16", tensor.shape[::-1], (160, 160 * 23), box, swizzle)
+    source = COPY.format(bytes=16 * LINE, at=", ".join(map(str, at)))
+    (lines,) = run(
+        source, [tensor], [np.zeros(16 * 32, "uint32")], arch="sm_90a", shared_bytes=SHARED, maps=[(0, map_)]
+    )
+    chunks = lines.view("uint16").reshape(16, 8, 8)
+    expected = tile_of(tensor, at, box).reshape(16, 8, 8)
+    for line in range(16):
+        for chunk in range(8):
+            place = chunk ^ line % 8 if swizzle else chunk
+            np.testing.assert_array_equal(chunks[line, place], expected[line, chunk])
+
+
+PRODUCT = """
+#include <cuda_fp16.h>
+#include <cuda_bf16.h>
+#include <cuda.h>
+#include "tcomp_wgmma.cuh"
+extern "C" __global__ void kernel(const char *a, const char *b, {sum} *out,
+                                  const __grid_constant__ CUtensorMap a_map,
+                                  const __grid_constant__ CUtensorMap b_map) {{
+  extern __shared__ __align__(64) char memory[];
+  unsigned barrier = tcomp_shared_begin(memory), left = barrier + 1024, right = left + 8192;
+  {sum} sums[{columns} / 2];
+  if (threadIdx.x == 0) {{
+    tcomp_barrier_init(barrier, 1);
+    {ready};
+    tcomp_barrier_expect(barrier, ({columns} + 64) * 128);
+    tcomp_copy_tile(left, (unsigned long long)&a_map, barrier, 0, 0, 0);
+    for (int i = 0; i < {right_tiles}; i++)
+      tcomp_copy_tile(right + i * 8192, (unsigned long long)&b_map, barrier, i * 64, 0, 0);
+  }}
+  __syncthreads();
+  {wait};
+  {begin};
+  for (int k = 0; k < 4; k++)
+    tcomp_product_{dtype}_{columns}<{transpose_a}, {transpose_b}>(
+        sums, tcomp_matrix(left + k * {a_step}, {leading}, {stride}),
+        tcomp_matrix(right + k * {b_step}, {leading}, {stride}), k != 0);
+  tcomp_products_commit();
+  {before_the_end};
+  {end};
+  unsigned row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, column = threadIdx.x % 4 * 2;
+  for (int i = 0; i < {columns} / 2; i++)
+    out[(row + i / 2 % 2 * 8) * {columns} + column + i / 4 * 8 + i % 2] = sums[i];
+}}
+"""
+PARTS = {
+    "leading": 8192, "stride": 1024, "ready": "tcomp_barriers_are_ready()",
+    "wait": "tcomp_barrier_wait(barrier, 0)", "begin": "tcomp_products_begin()", "before_the_end": "",
+    "end": "tcomp_products_wait<0>()",
+}  # fmt: skip
+
+
+def product(
+    dtype: str, columns: int, transpose_a: int = 0, transpose_b: int = 0, **parts: object
+) -> tuple[tuple[str, list[Array], list[Array]], dict[str, Any], Array]:
+    """What to run for a product of 64 rows over 128 bytes of depth, how, and its result."""
+    itemsize = 1 if dtype == "int8" else 2
+    depth, sum_dtype = LINE // itemsize, "int32" if dtype == "int8" else "float32"
+    a, b = small_integers((64, depth), 0), small_integers((depth, columns), 1)
+    element = np.dtype("int8") if dtype == "int8" else numpy_dtype(dtype)
+    arrays = [
+        np.ascontiguousarray(matrix).astype(element)
+        for matrix in (a.T if transpose_a else a, b if transpose_b else b.T)
+    ]
+    maps = [
+        (
+            number,
+            TileMap(
+                dtype, (*array.shape[::-1], 1), (array.shape[1] * itemsize, array.nbytes), (depth, lines, 1)
+            ),
+        )
+        for number, (array, lines) in enumerate(
+            zip(arrays, (64, depth if transpose_b else columns), strict=True)
+        )
+    ]
+    facts = {
+        **PARTS, "dtype": dtype, "sum": "int" if dtype == "int8" else "float", "columns": columns,
+        "transpose_a": transpose_a, "transpose_b": transpose_b,
+        "right_tiles": columns // 64 if transpose_b else 1,
+        "a_step": 2048 if transpose_a else 32, "b_step": 2048 if transpose_b else 32, **parts,
+    }  # fmt: skip
+    out = np.zeros((64, columns), sum_dtype)
+    options = {"arch": "sm_90a", "threads": 128, "shared_bytes": SHARED, "maps": maps}
+    return (PRODUCT.format(**facts), arrays, [out]), options, (a @ b).astype(sum_dtype)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "columns", "transpose_a", "transpose_b"),
+    [
+        *(("float16", columns, 0, 0) for columns in COLUMNS),
+        *(("float16", 128, *flags) for flags in ((0, 1), (1, 0), (1, 1))),
+        ("bfloat16", 64, 0, 0), ("bfloat16", 256, 1, 1), ("int8", 64, 0, 0), ("int8", 192, 0, 0),
+    ],
+)  # fmt: skip
+def test_tiles_multiply(dtype: str, columns: int, transpose_a: int, transpose_b: int, gpu: Target) -> None:
+    arguments, options, expected = product(dtype, columns, transpose_a, transpose_b)
+    (found,) = run(*arguments, **options)
+    np.testing.assert_array_equal(found, expected)
+
+
+WRONG = {
+    "bytes between 8 lines": {"stride": 2048},
+    "bytes between 64 columns": {"leading": 4096},
+    "sums are read before they are there": {"end": "", "before_the_end": ""},
+    "an operand is overwritten while it is multiplied": {
+        "before_the_end": "if (threadIdx.x == 0) { tcomp_barrier_expect(barrier, 8192); "
+        "tcomp_copy_tile(right, (unsigned long long)&b_map, barrier, 64, 0, 0); } __syncthreads()",
+        "end": "tcomp_products_wait<0>(); tcomp_barrier_wait(barrier, 1)",
+    },
+    "an operand is multiplied before it is there": {
+        "wait": "", "before_the_end": "tcomp_products_wait<0>(); tcomp_barrier_wait(barrier, 0)",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_gives_wrong_numbers(name: str, gpu: Target) -> None:
+    arguments, options, expected = product("float16", 128, 0, 1, **WRONG[name])
+    (found,) = run(*arguments, **options)
+    assert (found != expected).any()
+
+
+REFUSED = {
+    "a fence": ({"begin": ""}, "a product without a fence"),
+    "initialisation that copies see": ({"ready": ""}, "before its initialisation is seen"),
+    "bytes that never come": (
+        {"wait": "tcomp_barrier_wait(barrier, 0); tcomp_barrier_wait(barrier, 1)"},
+        "all threads wait for what does not come",
+    ),
+    "all threads of a warp": (
+        {"end": "if (threadIdx.x % 32 != 5) tcomp_products_wait<0>()"},
+        "not one of all threads of a warp",
+    ),
+    "waiting for a copy": ({"wait": ""}, "before what it asked for was there"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_hangs_or_is_undefined_is_refused(
+    name: str, gpu: Target, capfd: pytest.CaptureFixture[str]
+) -> None:
+    parts, reason = REFUSED[name]
+    arguments, options, _ = product("float16", 64, **parts)
+    assert dies(*arguments, **options)
+    assert reason in capfd.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("real_nvcc")
+def test_nvcc_takes_every_instruction() -> None:
+    for dtype in ("float16", "bfloat16", "int8"):
+        for columns in COLUMNS:
+            (source, *_), _, _ = product(dtype, columns)
+            assert compile_cubin(source, "sm_90a").resources["kernel"].spilled_bytes == 0
