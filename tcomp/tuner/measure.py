@@ -283,9 +283,10 @@ class WorkerPool:
                 return
             free -= 1
             job = running[process]
-            abandon_above = self.options.abandon_factor * best.get(job.task.key, job.best)
+            known = best.get(job.task.key, job.best)
             seconds = limit + self.options.runner.overhead_seconds
-            process.send(Measure(limit, abandon_above), "measuring", seconds)
+            request = Measure(limit, self.options.abandon_factor * known, best=known)
+            process.send(request, "measuring", seconds)
 
     def _lost(
         self, process: WorkerProcess, lost: Lost, running: dict[WorkerProcess, Job], waiting: deque[Job]
