@@ -19,6 +19,7 @@ from functools import cached_property
 
 from tcomp.codegen.emulation import Piece
 from tcomp.codegen.machine_code import EXTENSIONS, INSTRUCTION_SETS, find_llvm_mca, on_stack, table_of
+from tcomp.codegen.table_errors import mended
 from tcomp.errors import BuildError
 from tcomp.target.target import Target
 
@@ -229,7 +230,8 @@ class Rates:
 
     def __init__(self, target: Target, program: str | None = None) -> None:
         command = [program or find_llvm_mca(), f"-mtriple={target.llvm['mtriple']}"]
-        self._command = [*command, f"-mcpu={table_of(target)}", *EXTENSIONS.get(target.machine, ())]
+        self._table = table_of(target)
+        self._command = [*command, f"-mcpu={self._table}", *EXTENSIONS.get(target.machine, ())]
         self._known: dict[Code, float] = {}
 
     def __call__(self, codes: Sequence[Code]) -> list[float]:
@@ -247,7 +249,7 @@ class Rates:
             return []
         text: list[str] = []
         for number, code in enumerate(codes):
-            text += [f"# LLVM-MCA-BEGIN {number}", *code.texts, "# LLVM-MCA-END"]
+            text += [f"# LLVM-MCA-BEGIN {number}", *mended(code.texts, self._table), "# LLVM-MCA-END"]
         # The throughput of straight code is added up from its instructions, and needs no simulation.
         iterations, wanted = (ITERATIONS, "Total Cycles") if is_loop else (1, "Block RThroughput")
         command = [*self._command, f"-iterations={iterations}"]
