@@ -15,7 +15,12 @@ from tcomp.tuner.records import read_log
 
 ROOT = Path(__file__).parent.parent.parent
 LOGS = sorted((ROOT / "tuning_logs").rglob("*.jsonl"))
-QUICK = ("cortex-a55-mobilenetv2_100", "cortex-a76-mobilenetv2_100")
+FOLDERS = sorted({log.parent.name for log in LOGS})
+QUICK = {
+    f"{core}-{model}"
+    for core in ("cortex-a55", "cortex-a76")
+    for model in ("mobilenetv2_100", "mtcnn_pnet", "mtcnn_rnet")
+}
 """Logs whose kernels build in seconds: strict replay of them belongs to the quick tests."""
 
 
@@ -31,6 +36,7 @@ def test_log_is_sound(log: Path) -> None:
     target = TARGETS[log.parent.name]
     assert {r.isa for r in contents.records} == {target.isa}
     estimates = [r for r in contents.records if r.simulated]
+    assert all(r.is_usable for r in estimates), "their numbers were computed and are right"
     assert all(r.device == simulated_device(target) for r in estimates)
     assert not estimates or log.parent.name != target.isa, "estimates are of a core, in a folder of its name"
 
@@ -40,7 +46,13 @@ def _name(log: Path) -> str:
 
 
 def test_quick_logs_ship() -> None:
-    assert set(QUICK) <= {_name(log) for log in LOGS}
+    assert {_name(log) for log in LOGS} >= QUICK
+
+
+def test_every_model_has_records_for_every_folder() -> None:
+    models = {folder: {log.stem for log in LOGS if log.parent.name == folder} for folder in FOLDERS}
+    assert len(models["x86-64-v4"]) == 16
+    assert all(found == models["x86-64-v4"] for found in models.values())
 
 
 @pytest.mark.parametrize(
