@@ -24,10 +24,6 @@ QUICK = {
 """Logs whose kernels build in seconds: strict replay of them belongs to the quick tests."""
 
 
-def test_three_models_ship() -> None:
-    assert len(LOGS) >= 3
-
-
 @pytest.mark.parametrize("log", LOGS, ids=lambda p: f"{p.parent.name}-{p.stem}")
 def test_log_is_sound(log: Path) -> None:
     contents = read_log(log)
@@ -49,10 +45,16 @@ def test_quick_logs_ship() -> None:
     assert {_name(log) for log in LOGS} >= QUICK
 
 
-def test_every_model_has_records_for_every_folder() -> None:
+def test_models_have_records() -> None:
+    """All on x86. Of the estimates, `tuning_logs/README.md` says which are not made yet."""
     models = {folder: {log.stem for log in LOGS if log.parent.name == folder} for folder in FOLDERS}
     assert len(models["x86-64-v4"]) == 16
-    assert all(found == models["x86-64-v4"] for found in models.values())
+    assert models["x86-64-v3"] == models["x86-64-v4"]
+    text = (ROOT / "tuning_logs" / "README.md").read_text()
+    for core in ("cortex-a55", "cortex-a76"):
+        assert models[core] <= models["x86-64-v4"]
+        missing = ", ".join(sorted(models["x86-64-v4"] - models[core])) or "none"
+        assert f"Without estimates for {core}: {missing}." in text
 
 
 @pytest.mark.parametrize(
