@@ -1,8 +1,8 @@
-"""Which values share memory: views of others, and values written in place into a concatenation."""
+"""Which values share memory: views of others, and values written into a concatenation or over an operand."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Union
 
@@ -42,16 +42,21 @@ class Buffers:
 
     A base is a value with memory of its own. `numbers` counts the bases; `direct` says which of them are
     written straight into which model output; `pieces` are the copies that a node outside kernels needs.
+    The output of a node of `overwriting` takes the memory of an operand; all others have read that before.
     """
 
     numbers: dict[Value, int] = field(default_factory=dict[Value, int])
     direct: dict[Value, int] = field(default_factory=dict[Value, int])
     pieces: dict[Node, list[Piece]] = field(default_factory=dict["Node", "list[Piece]"])
+    overwriting: set[Node] = field(default_factory=set["Node"])
     _inside: dict[Value, tuple[Value, int]] = field(default_factory=dict[Value, "tuple[Value, int]"])
 
     @staticmethod
-    def of(graph: Graph) -> Buffers:
-        """Raises UnsupportedError for a node that is neither a kernel nor an alias."""
+    def of(graph: Graph, in_place: InPlace = lambda _: ()) -> Buffers:
+        """`in_place` gives the inputs whose memory the output of a kernel's node may take.
+
+        Raises UnsupportedError for a node that is neither a kernel nor an alias.
+        """
         buffers = Buffers()
         for node in graph.nodes:
             for alias in aliases(node):
@@ -61,6 +66,7 @@ class Buffers:
         buffers._write_outputs(graph)
         for node in graph.nodes:
             buffers._assemble(node, graph)
+        buffers._overwrite(graph, in_place)
         produced = (v for n in graph.nodes for v in n.outputs)
         bases = (v for v in (*graph.inputs, *produced) if v not in buffers._inside)
         buffers.numbers = {base: number for number, base in enumerate(bases)}
@@ -101,6 +107,22 @@ class Buffers:
             else:
                 self.pieces.setdefault(node, []).append(Piece(part, whole, alias.offset))
 
+    def _overwrite(self, graph: Graph, in_place: InPlace) -> None:
+        """Let outputs take the memory of an operand that no later node reads."""
+        last = {self.locate(v).base: node for node in graph.nodes for v in node.inputs}
+        kept = {self.locate(v).base for v in (*graph.inputs, *graph.outputs)}
+        for node in graph.nodes:
+            for index in in_place(node):
+                operand, output = node.inputs[index], node.outputs[0]
+                base = self.locate(operand).base
+                fits = self._is_whole(operand) and base in graph.producers and not {base, output} & kept
+                read_once = [self.locate(v).base for v in node.inputs].count(base) == 1
+                if fits and read_once and last[base] is node and output not in self._inside:
+                    last[base] = last.pop(output, node)
+                    self._inside[output] = (operand, 0)
+                    self.overwriting.add(node)
+                    break
+
     def _is_whole(self, value: Value) -> bool:
         location = self.locate(value)
         return location.offset == 0 and location.base.type.nbytes == value.type.nbytes
@@ -119,6 +141,7 @@ def aliases(node: Node) -> Sequence[Alias]:
     return found
 
 
+InPlace = Callable[[Node], Iterable[int]]
 Job = Union[Node, Piece, OutputCopy]
 """What becomes a step: a kernel or a copy."""
 

@@ -44,8 +44,13 @@ def plan_variants(graph: Graph, variants: Sequence[ScheduledKernels]) -> tuple[P
     A constant that several variants pack alike is stored once. Scratch has room for what any of them needs.
     Raises as `plan` does.
     """
-    buffers = Buffers.of(graph)
     kernels = [_Kernels.of(graph, scheduled) for scheduled in variants]
+
+    def in_place(node: Node) -> list[int]:
+        allowed = [k.in_place(node) for k in kernels]
+        return sorted(allowed[0].intersection(*allowed[1:]))
+
+    buffers = Buffers.of(graph, in_place)
     jobs = jobs_of(graph, buffers)
     tasks = _tasks(graph, jobs, buffers, kernels)
     sizes = {
@@ -108,17 +113,19 @@ def distinct_kernels(graph: Graph) -> dict[str, Kernel]:
 def _tasks(graph: Graph, jobs: Sequence[Job], buffers: Buffers, variants: Sequence[_Kernels]) -> list[Task]:
     written_by = writers(graph, buffers, jobs)
     tasks: list[Task] = []
-    for job in jobs:
+    readers: dict[int, list[int]] = {}
+    for index, job in enumerate(jobs):
         read = job.inputs if isinstance(job, Node) else (job.source,)
         scratch = max(k.scratch_bytes(job) for k in variants) if isinstance(job, Node) else 0
-        tasks.append(
-            Task(
-                reads=tuple(buffers.number(v) for v in read if not buffers.is_constant(v)),
-                writes=tuple(buffers.number(v) for v in written_values(job)),
-                after=frozenset[int]().union(*(written_by.get(v, ()) for v in read)),
-                scratch=scratch,
-            )
+        reads = tuple(buffers.number(v) for v in read if not buffers.is_constant(v))
+        writes = tuple(buffers.number(v) for v in written_values(job))
+        overwritten = writes if job in buffers.overwriting else ()
+        after = frozenset[int]().union(
+            *(written_by.get(v, ()) for v in read), *(readers.get(number, ()) for number in overwritten)
         )
+        tasks.append(Task(reads, writes, after, scratch))
+        for number in set(reads):
+            readers.setdefault(number, []).append(index)
     return tasks
 
 
@@ -138,6 +145,9 @@ class _Kernels:
                 kernel = Kernel.of(node)
                 of_node[node] = distinct.setdefault(kernel.key, PlannedKernel(kernel, scheduled[kernel.key]))
         return _Kernels(of_node, distinct)
+
+    def in_place(self, node: Node) -> frozenset[int]:
+        return self.of_node[node].scheduled.in_place if node in self.of_node else frozenset()
 
     def scratch_bytes(self, node: Node) -> int:
         return sum(aligned(t.nbytes) for t in self.of_node[node].scheduled.scratch)

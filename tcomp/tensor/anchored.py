@@ -9,7 +9,7 @@ from typing import Any
 
 from tcomp.relay.graph import Node
 from tcomp.relay.types import TensorType
-from tcomp.tensor.epilogue import addend_of, output_axes
+from tcomp.tensor.epilogue import addend_of, epilogue_operands, output_axes
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.loops import (
     Buffer,
@@ -226,8 +226,9 @@ class Anchored:
         make = parallel if self.threaded else loop
         return [make(prod(shape[:rows]), row, "row")], target
 
-    def scheduled(self, statements: Sequence[Statement]) -> Scheduled:
-        """The function that runs `statements`."""
+    def scheduled(self, statements: Sequence[Statement], disjoint: bool = False) -> Scheduled:
+        """The function that runs `statements`; `disjoint` says that they finish each element once."""
         parameters = [*self._input_buffers, *self._scratch, *self._output_buffers]
         scratch = tuple(TensorType(tuple(int(d) for d in b.shape), str(b.dtype)) for b in self._scratch)
-        return Scheduled(function(parameters, sequence(statements)), self.packing, scratch)
+        in_place = epilogue_operands(self.kernel) if disjoint else frozenset[int]()
+        return Scheduled(function(parameters, sequence(statements)), self.packing, scratch, in_place)

@@ -25,7 +25,15 @@ from tcomp.tensor.loops import (
     prefetch_share,
 )
 from tcomp.tensor.primitives import Tiles
-from tcomp.tensor.register_tile import FMA_LATENCY, Index, Point, Reduction, RegisterTile
+from tcomp.tensor.register_tile import (
+    FMA_LATENCY,
+    LAST_LEVEL_BYTES,
+    SECOND_LEVEL_BYTES,
+    Index,
+    Point,
+    Reduction,
+    RegisterTile,
+)
 from tcomp.tvm_api import tirx
 
 MAX_TILE_PIXELS = 28
@@ -114,13 +122,23 @@ def registers_of(conv: Convolution, tile: PixelTile, target: Target, partial_sum
     return sums + _weights(conv, tile, target) + _inputs(conv, tile, target)
 
 
-def direct_cycles(conv: Convolution, tile: PixelTile, target: Target) -> float:
-    """Estimated cycles of the convolution of one image.
+def step_cycles(target: Target, pixels: int, vectors: int, inputs: float, weights: int, far: bool) -> float:
+    """Estimated cycles of one step of a register tile of `pixels` by `vectors`, with so many loads of inputs
+    and of weights, these from beyond the first-level cache where they are `far`.
 
-    A step is bound by FMA ports, FMA latency or load ports. Every load, every instruction and every line of
-    weights from beyond the first-level cache costs a little more, though out of order and prefetched: where
-    another thread shares the core, tiles of more products a load keep more of their speed.
+    It is bound by FMA ports, FMA latency or load ports. Every load, every instruction and every line of far
+    weights costs a little more, though out of order and prefetched: where another thread shares the core,
+    tiles of more products a load keep more of their speed.
     """
+    multiply, loads = max(vectors * pixels / target.fma_ports, FMA_LATENCY), weights + inputs
+    instructions = vectors * pixels + loads + vectors
+    each = 0.1 if _holds_factors(target) else 0.02
+    step = max(multiply, loads / target.load_ports) + 0.1 * loads + each * instructions
+    return step + 0.12 * weights if far else step
+
+
+def direct_cycles(conv: Convolution, tile: PixelTile, target: Target) -> float:
+    """Estimated cycles of the convolution of one image."""
     *outer, height, width = (1, *pixels_of(conv))
     vectors = vectors_of(conv, target) * tile.oc_blocks
     steps = prod(dense_steps(conv))
@@ -131,15 +149,10 @@ def direct_cycles(conv: Convolution, tile: PixelTile, target: Target) -> float:
     )
     room = target.vector_registers - target.spare_registers
     crowded = CROWDED if registers_of(conv, tile, target) > room else 1.0
-    weights = _weights(conv, tile, target)
-    far = weights if is_far(conv, tile.oc_blocks, target) else 0
+    weights, far = _weights(conv, tile, target), is_far(conv, tile.oc_blocks, target)
 
     def one_tile(pixels: int) -> float:
-        multiply = max(vectors * pixels / target.fma_ports, FMA_LATENCY)
-        loads = weights + pixels * inputs
-        instructions = vectors * pixels + loads + vectors
-        each = 0.1 if _holds_factors(target) else 0.02
-        step = max(multiply, loads / target.load_ports) + 0.1 * loads + each * instructions + 0.12 * far
+        step = step_cycles(target, pixels, vectors, pixels * inputs, weights, far)
         return crowded * (steps * step + vectors * pixels + 10) if pixels else 0.0
 
     if tile.height > 1:
@@ -149,6 +162,16 @@ def direct_cycles(conv: Convolution, tile: PixelTile, target: Target) -> float:
         tiles, rest = divmod(width, tile.width)
         row = height * (tiles * one_tile(tile.pixels) + one_tile(rest))
     return prod(outer) * row * -(-conv.out_blocks // tile.oc_blocks)
+
+
+def copy_cycles(conv: Convolution, target: Target) -> float:
+    """Estimated cycles of the padded copy of an image, if there is one: its bytes come and go."""
+    if not conv.is_padded:
+        return 0.0
+    elements = conv.in_channels * prod(conv.needed)
+    rate = LAST_LEVEL_BYTES if inputs_are_far(conv, target) else SECOND_LEVEL_BYTES
+    moving = 2 * elements * numpy_dtype(conv.dtype).itemsize / rate
+    return max(3.0 * elements / target.lanes(conv.dtype), moving)
 
 
 def panel_bytes(conv: Convolution, oc_blocks: int, target: Target) -> int:

@@ -55,6 +55,27 @@ def addend_of(kernel: Kernel, anchor: Node) -> tuple[Node, Value] | None:
     return (reader, others[0]) if is_whole and others and others[0] in kernel.body.inputs else None
 
 
+def epilogue_operands(kernel: Kernel) -> frozenset[int]:
+    """The inputs of the only output's type that elementwise operators alone read, at the output's own index.
+
+    The output may take their memory where each of its elements is stored once, after these reads.
+    """
+    if len(kernel.body.outputs) != 1:
+        return frozenset()
+    (output,) = kernel.body.outputs
+
+    def stays_in_place(value: Value) -> bool:
+        readers = [node for node in kernel.body.nodes if value in node.inputs]
+        return all(
+            OPS[node.op].kind is FusionKind.ELEMENTWISE
+            and all(v.shape == value.shape and stays_in_place(v) for v in node.outputs)
+            for node in readers
+        )
+
+    inputs = enumerate(kernel.body.inputs)
+    return frozenset(i for i, v in inputs if v.type == output.type and stays_in_place(v))
+
+
 def placeholder_index(kernel: Kernel, value: Value) -> int | None:
     """Which kernel input `value` is; None when the body computes it."""
     return next((i for i, v in enumerate(kernel.body.inputs) if v is value), None)

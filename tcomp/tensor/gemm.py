@@ -135,7 +135,7 @@ class GemmNest:
         statements.append(make(pieces, piece, "piece"))
         if plan.parts > 1:
             statements.append(loops.loop(prod(outputs), lambda i: self._add_parts(i, outputs), "output"))
-        return self.anchored.scheduled(statements)
+        return self.anchored.scheduled(statements, self.plan.rows.exact and self.plan.columns.exact)
 
     # Packing
 

@@ -18,7 +18,7 @@ class Tiles:
 
     Every tile is whole and lies inside the axis, so that tiled code needs neither padding nor predicates:
     elements that two tiles cover are computed twice, to the same bits. The tiles' stores must therefore
-    not destroy what another tile reads: an output must not share memory with an operand.
+    not destroy what another tile reads: where they overlap, an output must not share memory with an operand.
     """
 
     extent: int
@@ -41,13 +41,18 @@ class Tiles:
         return Tiles(extent, size, -(-extent // size), extent % size)
 
     @property
+    def disjoint(self) -> bool:
+        """Whether each element is in one tile only."""
+        return self.exact or self.rest > 0
+
+    @property
     def exact(self) -> bool:
-        """Whether no two tiles overlap."""
+        """Whether whole tiles cover the axis without overlapping."""
         return self.count * self.size == self.extent
 
     def base(self, tile: Expression) -> Expression:
         """The first element of a tile, for an `int` or an expression."""
-        if self.exact or self.rest:
+        if self.disjoint:
             return tile * self.size
         last = self.extent - self.size
         return min(tile * self.size, last) if isinstance(tile, int) else te.min(tile * self.size, last)
@@ -55,7 +60,7 @@ class Tiles:
     def locate(self, index: Expression) -> tuple[Expression, Expression]:
         """A tile that covers an element, and the element's place in it."""
         tile = index // self.size
-        return (tile, index % self.size) if self.exact or self.rest else (tile, index - self.base(tile))
+        return (tile, index % self.size) if self.disjoint else (tile, index - self.base(tile))
 
 
 def vector_tile(extent: int, lanes: int, vectors: int) -> Tiles:

@@ -29,6 +29,8 @@ from tcomp.tensor.primitives import Tiles, cut
 from tcomp.tvm_api import tirx
 
 Index = Sequence[Expression]
+SECOND_LEVEL_BYTES, LAST_LEVEL_BYTES = 32, 7
+"""What these caches give a core in a cycle."""
 FMA_LATENCY = 4
 """Cycles until a sum can be added to again: a tile of fewer vectors than this times the ports waits."""
 SIDE = 2
@@ -78,6 +80,11 @@ class RegisterTile:
             sizes[self.squares] //= SIDE
             sizes[-1] *= SIDE
         return tuple(sizes)
+
+    @property
+    def disjoint(self) -> bool:
+        """Whether each element of the output is in one tile only."""
+        return all(axis.disjoint for axis in self.axes)
 
     @property
     def count(self) -> int:

@@ -37,12 +37,15 @@ class Scheduled:
     """A kernel ready for code generation.
 
     `function`'s parameters are the kernel's inputs (packed where `packing` says so), then `scratch`
-    buffers (uninitialised memory that the caller provides), then the outputs.
+    buffers (uninitialised memory that the caller provides), then the outputs. The output may share the memory
+    of any one of the inputs `in_place`, and no other: each of its elements is stored once, after all reads of
+    that input at the same index.
     """
 
     function: PrimFunc
     packing: Mapping[int, Packing] = field(default_factory=dict[int, Packing])
     scratch: tuple[TensorType, ...] = ()
+    in_place: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,12 @@ In two dimensions, a 3x3 convolution of a patch d of (m + 2) x (m + 2) inputs gi
 
     Y = A^T [(G g G^T) * (B^T d B)] A        (* elementwise, g the 3x3 kernel)
 
-with (m + 2)^2 products for each pair of channels instead of 9 m^2: 4/9 of them for m = 2, 1/4 for m = 4.
+with (m + 2)^2 products for each pair of channels instead of 9 m^2: 4/9 of them for m = 2, 1/4 for m = 4. Rows
+and columns may have different m, and m = 1 is the sum of three products: F(2, 3) of the rows alone takes 2/3
+of the products and 4/3 of the weights.
+
+With strides of 2, outputs are a sum over the even inputs, of two products each, and one product of an odd
+input: F(2, 2) of the even ones makes it 5 products for two outputs instead of 6.
 The matrices are those of Toom and Cook (Winograd, "Arithmetic complexity of computations",
 1980; Lavin and Gray, "Fast algorithms for convolutional neural networks", 2015): the polynomials of input
 and kernel are evaluated at `outputs + 1` points and at infinity.
@@ -49,23 +54,17 @@ class Winograd:
     output: Array
     weight: Array
     input: Array
+    stride: int = 1
 
     @property
     def size(self) -> int:
         """Inputs that one application reads, and its multiplications."""
-        return self.outputs + KERNEL - 1
+        return self.stride * (self.outputs - 1) + KERNEL
 
     @property
     def pairs(self) -> range:
         """The first of each pair of rows that belong to points +p and -p."""
         return range(1, self.size - 1, 2)
-
-    def transform_weights(self, weights: Array) -> Array:
-        """`G g G^T` of weights [..., 3, 3]: [..., size, size], rounded once."""
-        flat: Array = weights.astype(np.float64).reshape(-1, KERNEL**2)
-        both: Array = np.einsum("ai,bj->ijab", self.weight, self.weight).reshape(KERNEL**2, -1)
-        wide: Array = np.matmul(flat, both)
-        return wide.astype(weights.dtype).reshape((*weights.shape[:-2], self.size, self.size))
 
     def transform_input(self, x: Sequence[Expression], keep: Keep) -> list[Expression]:
         """`B^T x`, from `size` values to as many; 4 and 12 additions or fused multiply-adds."""
@@ -91,9 +90,72 @@ class Winograd:
         return results
 
 
+class _Direct(Winograd):
+    """One output: the sum of three products."""
+
+    def transform_input(self, x: Sequence[Expression], keep: Keep) -> list[Expression]:
+        return list(x)
+
+    def transform_output(self, x: Sequence[Expression], keep: Keep) -> list[Expression]:
+        first, second, third = x
+        return [first + second + third]
+
+
+class _Strided(Winograd):
+    """Two outputs of stride 2: F(2, 2) of points 0, 1 and infinity for the even inputs, and the odd ones."""
+
+    def transform_input(self, x: Sequence[Expression], keep: Keep) -> list[Expression]:
+        return [x[0] - x[2], x[2], x[2] - x[4], x[1], x[3]]
+
+    def transform_output(self, x: Sequence[Expression], keep: Keep) -> list[Expression]:
+        return [x[0] + x[1] + x[3], x[1] - x[2] + x[4]]
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """F(m, 3) along the columns of an image (`down`), and another one along its rows (`across`)."""
+
+    down: Winograd
+    across: Winograd
+
+    @staticmethod
+    def of(outputs: tuple[int, int], strides: tuple[int, int] = (1, 1)) -> Scheme:
+        """Raises KeyError for an axis without an algorithm of so many outputs and such a stride."""
+        return Scheme(winograd(outputs[0], strides[0]), winograd(outputs[1], strides[1]))
+
+    @property
+    def positions(self) -> int:
+        """Products of a tile for each pair of channels."""
+        return self.down.size * self.across.size
+
+    def transform_weights(self, weights: Array) -> Array:
+        """`G g G^T` of weights [..., 3, 3]: [..., down.size, across.size], rounded once."""
+        flat: Array = weights.astype(np.float64).reshape(-1, KERNEL**2)
+        both: Array = np.einsum("ai,bj->ijab", self.down.weight, self.across.weight).reshape(KERNEL**2, -1)
+        wide: Array = np.matmul(flat, both)
+        return wide.astype(weights.dtype).reshape((*weights.shape[:-2], self.down.size, self.across.size))
+
+
+OUTPUTS: dict[int, tuple[int, ...]] = {1: (1, *PAIRS), 2: (1, 2)}
+"""By stride."""
+
+
 @lru_cache
-def winograd(outputs: int) -> Winograd:
-    """F(outputs, 3) for 2 or 4 outputs."""
+def winograd(outputs: int, stride: int = 1) -> Winograd:
+    """F(outputs, 3), for the numbers of `OUTPUTS`.
+
+    Raises KeyError for another stride, or another number.
+    """
+    if outputs == 1 and stride in OUTPUTS:
+        return _Direct(1, np.ones((1, KERNEL)), np.eye(KERNEL), np.eye(KERNEL), stride)
+    if (outputs, stride) == (2, 2):
+        data = np.array(
+            [[1, 0, -1, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 0, -1], [0, 1, 0, 0, 0], [0, 0, 0, 1, 0]]
+        )
+        weight = np.array([[1, 0, 0], [1, 0, 1], [0, 0, 1], [0, 1, 0], [0, 1, 0]])
+        return _Strided(2, np.array([[1, 1, 0, 1, 0], [0, 1, -1, 0, 1]]), weight, data, stride)
+    if stride != 1:
+        raise KeyError(f"F({outputs}, 3) of stride {stride}")
     points = np.array([0.0, *(sign * p for p in PAIRS[outputs] for sign in (1, -1))])
     size = outputs + KERNEL - 1
     output, weight, data = np.zeros((outputs, size)), np.zeros((size, KERNEL)), np.zeros((size, size))

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 
 from tcomp.target.target import Target
 from tcomp.tensor.convolution import Convolution
-from tcomp.tensor.direct_convolution import CROWDED, PixelTile, registers_of
+from tcomp.tensor.direct_convolution import (
+    CROWDED,
+    PixelTile,
+    registers_of,
+    step_cycles,
+    together,
+    vectors_of,
+)
 from tcomp.tensor.knobs import Config
 from tcomp.tensor.primitives import Tiles
-from tcomp.tensor.register_tile import FMA_LATENCY
-from tcomp.tensor.winograd import PAIRS, winograd
+from tcomp.tensor.register_tile import LAST_LEVEL_BYTES, SECOND_LEVEL_BYTES
+from tcomp.tensor.winograd import OUTPUTS, Scheme
 
 MAX_ROWS = 28
 MAX_OC_BLOCKS = 8
 GROUPS = (8, 12, 16, 20, 28, 36, 49, 64, 84, 112)
 """Sizes of a group to choose from, beside all tiles."""
 PARTS = (1, 2, 4)
+ROWS = (2, 4)
+"""Rows of a tile of pixels."""
+COLUMNS = (0, 1, 2)
+"""Columns of a tile of pixels: 0 for as many as rows, 1 for a convolution that is direct along rows."""
 MIN_ROWS = 4
 """Fewer rows of a register tile share a load of weights only where there are no more tiles."""
 
@@ -34,22 +45,40 @@ class WinogradChoice:
     oc_blocks: int
     parts: int
     prefetch: bool
+    columns: int = 0
 
     @staticmethod
     def of(config: Config) -> WinogradChoice:
         numbers = {name: int(value) for name, value in config.items() if name != "prefetch"}
         return WinogradChoice(**numbers, prefetch=bool(config["prefetch"]))
 
+    @property
+    def pixels(self) -> tuple[int, int]:
+        """Rows and columns of a tile."""
+        return self.outputs, self.columns or self.outputs
 
-def tile_counts(conv: Convolution, outputs: int) -> tuple[int, int]:
+
+def pixel_tiles(strides: Sequence[int] = (1, 1)) -> tuple[tuple[int, int], ...]:
+    """Rows and columns of all tiles of pixels that have a scheme."""
+    down, across = (OUTPUTS[stride] for stride in strides)
+    tiles = ((rows, columns or rows) for rows in ROWS for columns in COLUMNS if columns != rows)
+    return tuple((rows, columns) for rows, columns in tiles if rows in down and columns in across)
+
+
+def scheme_of(conv: Convolution, pixels: tuple[int, int]) -> Scheme:
+    down, across = conv.strides
+    return Scheme.of(pixels, (down, across))
+
+
+def tile_counts(conv: Convolution, pixels: tuple[int, int]) -> tuple[int, int]:
     """Rows and columns of tiles of an image."""
     height, width = conv.out_size
-    return -(-height // outputs), -(-width // outputs)
+    return -(-height // pixels[0]), -(-width // pixels[1])
 
 
-def group_sizes(conv: Convolution, outputs: int) -> tuple[int, ...]:
+def group_sizes(conv: Convolution, pixels: tuple[int, int]) -> tuple[int, ...]:
     """Sizes of a group of tiles, ascending."""
-    tiles = conv.batch * prod(tile_counts(conv, outputs))
+    tiles = conv.batch * prod(tile_counts(conv, pixels))
     return (*(size for size in GROUPS if size < tiles), tiles)
 
 
@@ -60,7 +89,7 @@ def sum_registers(conv: Convolution, rows: int, blocks: int, target: Target) -> 
 
 def register_tiles(conv: Convolution, target: Target) -> Iterator[tuple[int, int]]:
     """Rows and channel blocks whose sums fit beside the weights of one step and a broadcast value."""
-    fewest = min(MIN_ROWS, *(group_sizes(conv, outputs)[0] for outputs in PAIRS))
+    fewest = min(MIN_ROWS, *(group_sizes(conv, pixels)[0] for pixels in pixel_tiles(conv.strides)))
     for blocks in range(1, min(MAX_OC_BLOCKS, conv.out_blocks) + 1):
         for rows in range(fewest, MAX_ROWS + 1):
             registers = sum_registers(conv, rows, blocks, target)
@@ -78,9 +107,9 @@ def default_choices(conv: Convolution, target: Target) -> Iterator[WinogradChoic
     """All that a default may be."""
     parts = PARTS if target.cores > 1 else PARTS[:1]
     return (
-        WinogradChoice(outputs, group, rows, blocks, split, prefetch=True)
-        for outputs in PAIRS
-        for group in group_sizes(conv, outputs)
+        WinogradChoice(height, group, rows, blocks, split, True, 0 if width == height else width)
+        for height, width in pixel_tiles(conv.strides)
+        for group in group_sizes(conv, (height, width))
         for rows, blocks in register_tiles(conv, target)
         for split in parts
         if rows <= group
@@ -90,15 +119,13 @@ def default_choices(conv: Convolution, target: Target) -> Iterator[WinogradChoic
 def winograd_cycles(conv: Convolution, choice: WinogradChoice, target: Target) -> float:
     """Estimated cycles of the whole convolution: products, weights from far caches, transforms."""
     lanes = target.lanes(conv.accumulator)
-    scheme = winograd(choice.outputs)
-    positions = scheme.size**2
-    groups = Tiles.of(conv.batch * prod(tile_counts(conv, choice.outputs)), choice.group)
+    scheme = scheme_of(conv, choice.pixels)
+    positions = scheme.positions
+    groups = Tiles.of(conv.batch * prod(tile_counts(conv, choice.pixels)), choice.group)
     panels = Tiles.of(conv.out_blocks, choice.oc_blocks, choice.parts)
-    in_blocks, vectors = -(-conv.in_channels // lanes), conv.out_block * choice.oc_blocks / lanes
+    in_blocks, vectors = -(-conv.in_channels // lanes), vectors_of(conv, target) * choice.oc_blocks
     channels = conv.reduction_chunks * conv.reduction_chunk
     line = target.vector_bits // 8
-
-    far = vectors * line / 32
     room = target.vector_registers - target.spare_registers
     crowded = CROWDED if sum_registers(conv, choice.rows, choice.oc_blocks, target) > room else 1.0
 
@@ -106,8 +133,9 @@ def winograd_cycles(conv: Convolution, choice: WinogradChoice, target: Target) -
         """Cycles of a register tile."""
         if not rows:
             return 0.0
-        step = max(rows * vectors / target.fma_ports, FMA_LATENCY, (rows + vectors) / target.load_ports, far)
-        step += 0.025 * (rows + vectors) + 0.2 * far
+        inputs = rows / together(conv, target)
+        step = step_cycles(target, rows, vectors, inputs, vectors, far=True)
+        step = max(step, vectors * line / SECOND_LEVEL_BYTES)
         return crowded * channels * step + 2 * rows * vectors + 20
 
     whole, rest = divmod(groups.size, choice.rows)
@@ -116,13 +144,13 @@ def winograd_cycles(conv: Convolution, choice: WinogradChoice, target: Target) -
 
     near = target.cache_bytes[1]
     weights = positions * channels * panels.count * vectors * line
-    streamed = groups.count * weights if weights > near / 2 else 0
+    again = (groups.count - 1) * weights if weights > near / 2 else 0
     held = positions * groups.size * (in_blocks + vectors) * line
     spilled = 3 * groups.count * max(0.0, held - 0.6 * near)
-    load = (streamed + spilled) / target.far_bytes_per_cycle
+    load = weights / target.far_bytes_per_cycle + (again + spilled) / LAST_LEVEL_BYTES
 
     blocks = choice.parts * in_blocks + panels.count * vectors
-    transforms = groups.count * groups.size * blocks * positions * scheme.size
+    transforms = groups.count * groups.size * blocks * positions * (scheme.down.size + scheme.across.size) / 2
     work = groups.count * choice.parts
     idle = -(-work // target.cores) * target.cores / work
-    return (max(multiply, load) + 0.1 * min(multiply, load) + transforms) * idle
+    return (max(multiply, load) + 0.3 * min(multiply, load) + transforms) * idle

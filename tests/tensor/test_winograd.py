@@ -18,9 +18,12 @@ from tcomp.target.target import TARGETS, Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Alternatives, KnobValue
 from tcomp.tensor.template import schedule, template_for
-from tcomp.tensor.winograd import ERRORS, PAIRS, winograd
+from tcomp.tensor.winograd import ERRORS, OUTPUTS, Scheme, winograd
+from tcomp.tensor.winograd_choice import pixel_tiles
 
 NAME = "conv_winograd_cpu"
+AXES = [(outputs, stride) for stride, known in OUTPUTS.items() for outputs in known]
+TILES = [(pixels, stride) for stride in OUTPUTS for pixels in pixel_tiles((stride, stride))]
 ALGORITHMS = [(name, TARGETS[name].lanes()) for name in RUNNABLE]
 
 
@@ -39,26 +42,28 @@ def config_of(kernel: Kernel, target: Target, **knobs: KnobValue) -> dict[str, K
     return {"algorithm": NAME, **space_of(kernel, target).spaces[NAME].default, **knobs}
 
 
-def small_tiles(kernel: Kernel, target: Target, outputs: int) -> dict[str, KnobValue]:
+def small_tiles(kernel: Kernel, target: Target, pixels: tuple[int, int]) -> dict[str, KnobValue]:
     """A config of the smallest group and register tile."""
     space = space_of(kernel, target).spaces[NAME]
     group, rows = (next(k.values for k in space.knobs if k.name == name) for name in ("group", "rows"))
-    tile = config_of(kernel, target, outputs=outputs, rows=rows[0], oc_blocks=1)
+    height, width = pixels
+    columns = 0 if width == height else width
+    tile = config_of(kernel, target, outputs=height, columns=columns, rows=rows[0], oc_blocks=1)
     own = {name: value for name, value in tile.items() if name != "algorithm"}
     return {**tile, "group": next(g for g in group if space.legal({**own, "group": g}) is None)}
 
 
-@pytest.mark.parametrize("outputs", PAIRS)
-def test_transforms_compute_a_convolution(outputs: int) -> None:
-    scheme, generator = winograd(outputs), np.random.default_rng(0)
+@pytest.mark.parametrize(("outputs", "stride"), AXES)
+def test_transforms_compute_a_convolution(outputs: int, stride: int) -> None:
+    scheme, generator = winograd(outputs, stride), np.random.default_rng(0)
     x, kernel = generator.standard_normal(scheme.size), generator.standard_normal(3)
     products = (scheme.weight @ kernel) * (scheme.input @ x)
-    np.testing.assert_allclose(scheme.output @ products, np.correlate(x, kernel, "valid"))
+    np.testing.assert_allclose(scheme.output @ products, np.correlate(x, kernel, "valid")[::stride])
 
 
-@pytest.mark.parametrize("outputs", PAIRS)
-def test_shared_terms_compute_the_same_as_the_matrices(outputs: int) -> None:
-    scheme = winograd(outputs)
+@pytest.mark.parametrize(("outputs", "stride"), AXES)
+def test_shared_terms_compute_the_same_as_the_matrices(outputs: int, stride: int) -> None:
+    scheme = winograd(outputs, stride)
     x = list(np.random.default_rng(1).standard_normal(scheme.size))
     np.testing.assert_allclose(scheme.transform_input(x, lambda v: v), scheme.input @ x, rtol=1e-6)
     np.testing.assert_allclose(scheme.transform_output(x, lambda v: v), scheme.output @ x, rtol=1e-6)
@@ -89,32 +94,33 @@ def test_transforms_take_few_additions(outputs: int, inward: int, outward: int) 
         assert count[0] <= expected, transform
 
 
-def float32_error(outputs: int, channels: int) -> float:
+def float32_error(pixels: tuple[int, int], stride: int, channels: int) -> float:
     """Largest error of a convolution in float32 relative to the largest output, by numpy."""
-    scheme, generator = winograd(outputs), np.random.default_rng(channels)
-    shape = (32, channels, scheme.size, scheme.size)
+    scheme, generator = Scheme.of(pixels, (stride, stride)), np.random.default_rng(channels)
+    down, across = scheme.down, scheme.across
+    shape = (32, channels, down.size, across.size)
     x = np.maximum(generator.standard_normal(shape), 0).astype(np.float32)
     weights = generator.standard_normal((16, channels, 3, 3)).astype(np.float32)
-    into, out = scheme.input.astype(np.float32), scheme.output.astype(np.float32)
-    patches = into @ x @ into.T
+    patches = down.input.astype(np.float32) @ x @ across.input.astype(np.float32).T
     products = np.einsum("tcij,ocij->toij", patches, scheme.transform_weights(weights), optimize=False)
-    found = out @ products @ out.T
+    found = down.output.astype(np.float32) @ products @ across.output.astype(np.float32).T
     expected: Array = np.zeros(found.shape)
     for i in range(3):
         for j in range(3):
-            window = x[:, :, i : i + outputs, j : j + outputs].astype(np.float64)
+            rows, columns = (slice(k, k + stride * n, stride) for k, n in zip((i, j), pixels, strict=True))
+            window = x[:, :, rows, columns].astype(np.float64)
             expected += np.einsum("tcij,oc->toij", window, weights[:, :, i, j].astype(np.float64))
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
 @pytest.mark.parametrize("channels", [64, 512])
-@pytest.mark.parametrize("outputs", PAIRS)
-def test_errors_are_within_what_is_stated(outputs: int, channels: int) -> None:
-    assert float32_error(outputs, channels) <= ERRORS[outputs]
+@pytest.mark.parametrize(("pixels", "stride"), TILES)
+def test_errors_are_within_what_is_stated(pixels: tuple[int, int], stride: int, channels: int) -> None:
+    assert float32_error(pixels, stride, channels) <= ERRORS[pixels[0]]
 
 
 @pytest.mark.parametrize(("name", "block"), ALGORITHMS)
-@pytest.mark.parametrize("outputs", PAIRS)
+@pytest.mark.parametrize(("pixels", "stride"), TILES)
 @pytest.mark.parametrize(
     ("size", "channels", "attrs"),
     [
@@ -128,7 +134,8 @@ def test_errors_are_within_what_is_stated(outputs: int, channels: int) -> None:
 def test_matches_reference(
     name: str,
     block: int,
-    outputs: int,
+    pixels: tuple[int, int],
+    stride: int,
     size: tuple[int, int],
     channels: tuple[int, int],
     attrs: dict[str, object],
@@ -136,8 +143,9 @@ def test_matches_reference(
     """With bias, residual and relu, and two images."""
     target, (outs, ins) = TARGETS[name], channels
     data = (2, -(-ins // block), *size, block)
-    kernel = conv2d(data, (outs, ins, 3, 3), epilogue=True, **layouts(block), **attrs)
-    config = small_tiles(kernel, target, outputs)
+    strides = (stride, stride)
+    kernel = conv2d(data, (outs, ins, 3, 3), epilogue=True, strides=strides, **layouts(block), **attrs)
+    config = small_tiles(kernel, target, pixels)
     assert_matches(kernel, target, {**config, "oc_blocks": min(2, -(-outs // block))})
 
 
@@ -196,11 +204,11 @@ def test_the_union_answers_as_a_space() -> None:
     assert space.cardinality == sum(own.cardinality for own in space.spaces.values())
 
 
-@pytest.mark.parametrize("outputs", PAIRS)
+@pytest.mark.parametrize("pixels", pixel_tiles())
 @pytest.mark.parametrize(("channels", "size"), [(24, 9), (64, 14)])
-def test_operands_of_bfloat16_are_widened(channels: int, size: int, outputs: int) -> None:
+def test_operands_of_bfloat16_are_widened(channels: int, size: int, pixels: tuple[int, int]) -> None:
     kernel, target = pair_conv(channels, size, 32)["bfloat16"], runnable("bfloat16")
-    assert_pairs_match(kernel, target, small_tiles(kernel, target, outputs))
+    assert_pairs_match(kernel, target, small_tiles(kernel, target, pixels))
 
 
 @pytest.mark.parametrize(
@@ -216,7 +224,7 @@ def test_fewer_float32_products_or_faster_ones_of_bfloat16(
 
 def test_kernels_that_only_direct_convolution_serves() -> None:
     target = TARGETS["x86-64-v4"]
-    for attrs in ({"strides": (2, 2)}, {"dilation": (2, 2), "padding": (2,) * 4}):
+    for attrs in ({"strides": (3, 3)}, {"dilation": (2, 2), "padding": (2,) * 4}):
         kernel = conv2d((1, 2, 9, 9, 16), (32, 32, 3, 3), **layouts(16), **attrs)
         assert not template_for(kernel, target).algorithms
     for name in ("float16", "bfloat16"):

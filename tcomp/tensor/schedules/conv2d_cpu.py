@@ -7,7 +7,7 @@ scalar a pixel. A 1x1 convolution without strides runs over the flattened pixels
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import gcd, prod
 
 from tcomp.target.target import Target
@@ -16,6 +16,7 @@ from tcomp.tensor.convolution import Convolution, WeightPanels, dense_steps
 from tcomp.tensor.direct_convolution import (
     DirectProduct,
     PixelTile,
+    copy_cycles,
     default_passes,
     direct_cycles,
     inputs_are_far,
@@ -79,9 +80,8 @@ class Conv2dDirect(Template):
 
         def packed(blocks: int) -> Packed:
             own = [t for t in tiles if t.oc_blocks == blocks]
-            cycles = conv.batch * min(direct_cycles(conv, tile, target) for tile in own)
             default = self._space(conv, target, own).default
-            return Packed(default, cycles, lambda config: config["oc_blocks"] == blocks)
+            return Packed(default, _cycles(conv, own, target), lambda config: config["oc_blocks"] == blocks)
 
         return {(group, blocks): packed(blocks) for blocks in sorted({t.oc_blocks for t in tiles})}
 
@@ -128,7 +128,7 @@ class Conv2dDirect(Template):
 
     def estimate(self, kernel: Kernel, target: Target) -> float:
         conv = _convolution(kernel, target)
-        cycles = conv.batch * min(direct_cycles(conv, tile, target) for tile in pixel_tiles(conv, target))
+        cycles = _cycles(conv, pixel_tiles(conv, target), target)
         return cycles * (_FAR_CHANNELS if conv.in_block == 1 else 1.0)
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
@@ -167,7 +167,7 @@ class Conv2dDirect(Template):
             nest = tile_nest(tile, reduction, finish, anchored.threaded)
         else:
             nest = passes_nest(tile, reduction, finish, anchored.threaded, 2, reduction.extents[0] // passes)
-        return anchored.scheduled([*copies, nest])
+        return anchored.scheduled([*copies, nest], tile.disjoint)
 
 
 def _convolution(kernel: Kernel, target: Target) -> Convolution:
@@ -177,6 +177,12 @@ def _convolution(kernel: Kernel, target: Target) -> Convolution:
     weights = placeholder_index(kernel, kernel.anchor.inputs[1])
     constant = weights is not None and weights in kernel.constant_inputs
     return conv.in_groups(ways_to_sum(target, conv.dtype)) if constant else conv
+
+
+def _cycles(conv: Convolution, tiles: Iterable[PixelTile], target: Target) -> float:
+    """Estimated cycles with the best of `tiles`."""
+    products = min(direct_cycles(conv, tile, target) for tile in tiles)
+    return conv.batch * (products + copy_cycles(conv, target))
 
 
 def _tile_of(config: Config) -> PixelTile:

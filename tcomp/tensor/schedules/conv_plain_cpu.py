@@ -16,6 +16,7 @@ from tcomp.relay.graph import Node
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.convolution import Convolution, accumulator_dtype
+from tcomp.tensor.direct_convolution import copy_cycles
 from tcomp.tensor.epilogue import epilogue_fits
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Ordered, Space
@@ -179,12 +180,9 @@ def _cycles(sums: _Sums, channels: int, vectors: int, target: Target, latency: f
 
 def _copy_cycles(conv: Convolution, target: Target) -> float:
     """Estimated cycles of the copy of the input that precedes the sums; see `_plain`."""
-    elements = conv.batch * conv.in_channels * prod(conv.needed)
     if _gathers(conv):
-        return 2.0 * elements
-    if conv.needed == conv.in_size and not conv.is_padded:
-        return 0.0
-    return 3.0 * elements / target.lanes(conv.dtype)
+        return 2.0 * conv.batch * conv.in_channels * prod(conv.needed)
+    return conv.batch * copy_cycles(conv, target)
 
 
 def _gathers(conv: Convolution) -> bool:
@@ -241,7 +239,7 @@ def _plain(kernel: Kernel, node: Node, tile: RegisterTile, target: Target) -> Sc
 
     reduction = _reduction(conv, sums, data, weights, split_rows)
     nest = tile_nest(tile, reduction, finish, anchored.threaded)
-    return anchored.scheduled([*copies, *weight_copies, nest])
+    return anchored.scheduled([*copies, *weight_copies, nest], tile.disjoint)
 
 
 def _pad(anchored: Anchored, conv: Convolution, lanes: int) -> tuple[list[Statement], Buffer]:

@@ -1,9 +1,9 @@
-"""Winograd convolution on CPUs: 3x3 kernels without strides, blocked input and output.
+"""Winograd convolution on CPUs: 3x3 kernels of strides 1 and 2, blocked input and output.
 
-The output is cut into square tiles of `outputs` x `outputs` pixels. A group of tiles at a time, small enough
-for the second-level cache: the input patch of every tile is transformed to `positions` values a channel, at
-each position a matrix product over the channels follows, and the products are transformed to pixels on
-which the epilogue works. Weights are transformed when they are packed. See `tcomp.tensor.winograd`.
+The output is cut into tiles of `outputs` rows by `columns` (0: as many) pixels. A group of tiles at a time,
+small enough for the second-level cache: the input patch of every tile is transformed to `positions` values a
+channel, at each position a matrix product over the channels follows, and the products are transformed to
+pixels on which the epilogue works. Weights are transformed when they are packed. See `tcomp.tensor.winograd`.
 
 Operands of bfloat16 are widened where they are read: on a CPU that multiplies their pairs faster, this is an
 alternative to products in bfloat16 with fewer, float32 products.
@@ -51,18 +51,26 @@ from tcomp.tensor.register_tile import (
     tile_nest,
 )
 from tcomp.tensor.template import TEMPLATES, Packed, PackedBy, Packing, Scheduled, Template
-from tcomp.tensor.winograd import PAIRS, Keep, Winograd, winograd
+from tcomp.tensor.winograd import OUTPUTS, Keep, Scheme
 from tcomp.tensor.winograd_choice import (
+    COLUMNS,
     PARTS,
     WinogradChoice,
     best_choice,
     default_choices,
     group_sizes,
+    pixel_tiles,
     register_tiles,
+    scheme_of,
     tile_counts,
     winograd_cycles,
 )
 from tcomp.tvm_api import tirx
+
+WORTH = 1.05
+"""How much faster it must be, by estimate, to be worth a larger library."""
+Along = Callable[[Sequence[Expression], Keep], "list[Expression]"]
+"""A transform of values in a row."""
 
 
 class ConvWinograd(Template):
@@ -80,7 +88,8 @@ class ConvWinograd(Template):
         return (
             fits
             and conv.kernel == (3, 3)
-            and conv.strides == conv.dilation == (1, 1)
+            and all(stride in OUTPUTS for stride in conv.strides)
+            and conv.dilation == (1, 1)
             and conv.groups == 1
             and min(conv.in_block, conv.out_block) > 1
             and placeholder_index(kernel, anchor.inputs[1]) in kernel.constant_inputs
@@ -92,7 +101,7 @@ class ConvWinograd(Template):
         best: dict[Hashable, WinogradChoice] = {}
         cycles: dict[Hashable, float] = {}
         for choice in default_choices(conv, target):
-            key, estimated = _packed_by(conv, choice), winograd_cycles(conv, choice, target)
+            key, estimated = _packed_by(conv, choice), WORTH * winograd_cycles(conv, choice, target)
             if estimated < cycles.get(key, inf):
                 best[key], cycles[key] = choice, estimated
 
@@ -104,12 +113,17 @@ class ConvWinograd(Template):
     def space(self, kernel: Kernel, target: Target) -> Space:
         conv = _convolution(kernel)
         best, tiles = best_choice(conv, target), set(register_tiles(conv, target))
-        groups = {outputs: group_sizes(conv, outputs) for outputs in PAIRS}
+        groups = {tile: group_sizes(conv, tile) for tile in pixel_tiles(conv.strides)}
 
         def reason(config: Config) -> str | None:
             chosen = WinogradChoice.of(config)
-            if chosen.group not in groups[chosen.outputs]:
-                return f"there are only {groups[chosen.outputs][-1]} tiles, not a group of {chosen.group}"
+            sizes = groups.get(chosen.pixels)
+            if chosen.columns == chosen.outputs:
+                return "as many columns as rows are `columns` 0"
+            if sizes is None:
+                return f"tiles of {chosen.pixels[0]}x{chosen.pixels[1]} pixels have no scheme for this stride"
+            if chosen.group not in sizes:
+                return f"there are only {sizes[-1]} tiles, not a group of {chosen.group}"
             if (chosen.rows, chosen.oc_blocks) not in tiles or chosen.rows > chosen.group:
                 return (
                     f"register tile {chosen.rows}x{chosen.oc_blocks} needs more than "
@@ -119,7 +133,8 @@ class ConvWinograd(Template):
 
         return Space(
             (
-                Ordered("outputs", tuple(PAIRS), best.outputs),
+                Ordered("outputs", tuple(sorted({rows for rows, _ in groups})), best.outputs),
+                Ordered("columns", COLUMNS, best.columns),
                 Ordered("group", tuple(sorted({g for sizes in groups.values() for g in sizes})), best.group),
                 Ordered("rows", tuple(sorted({rows for rows, _ in tiles})), best.rows),
                 Ordered("oc_blocks", tuple(sorted({blocks for _, blocks in tiles})), best.oc_blocks),
@@ -127,11 +142,12 @@ class ConvWinograd(Template):
                 Choice("prefetch", (False, True), best.prefetch),
             ),
             reason,
+            {"columns": 0},
         )
 
     def estimate(self, kernel: Kernel, target: Target) -> float:
         conv = _convolution(kernel)
-        return winograd_cycles(conv, best_choice(conv, target), target)
+        return WORTH * winograd_cycles(conv, best_choice(conv, target), target)
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         return _Nest(kernel, target, WinogradChoice.of(config)).scheduled()
@@ -146,7 +162,7 @@ def _convolution(kernel: Kernel) -> Convolution:
 
 def _packed_by(conv: Convolution, choice: WinogradChoice) -> Hashable:
     """What decides how weights are packed."""
-    return choice.outputs, Tiles.of(conv.out_blocks, choice.oc_blocks, choice.parts)
+    return choice.pixels, Tiles.of(conv.out_blocks, choice.oc_blocks, choice.parts)
 
 
 class _Nest:
@@ -155,9 +171,9 @@ class _Nest:
     def __init__(self, kernel: Kernel, target: Target, choice: WinogradChoice) -> None:
         assert kernel.anchor is not None
         self.conv = _convolution(kernel)
-        self.scheme: Winograd = winograd(choice.outputs)
-        self.positions = self.scheme.size**2
-        self.tile_counts = tile_counts(self.conv, choice.outputs)
+        self.scheme = scheme_of(self.conv, choice.pixels)
+        self.positions = self.scheme.positions
+        self.tile_counts = tile_counts(self.conv, choice.pixels)
         self.groups = Tiles.of(self.conv.batch * prod(self.tile_counts), choice.group)
         self.panels = Tiles.of(self.conv.out_blocks, choice.oc_blocks, choice.parts)
         self.choice = choice
@@ -200,21 +216,25 @@ class _Nest:
 
         make = parallel if self.anchored.threaded else loop
         nest = make(self.groups.count * self.choice.parts, work, "group")
-        return self.anchored.scheduled([*self.copies, nest])
+        return self.anchored.scheduled([*self.copies, nest], self.groups.exact and self.panels.exact)
 
     def _place(self, tile: Expression) -> tuple[Expression, Expression, Expression]:
         """The image of a tile, and its first output row and column."""
         rows, columns = self.tile_counts
-        outputs = self.scheme.outputs
-        return tile // (rows * columns), tile // columns % rows * outputs, tile % columns * outputs
+        height, width = self.choice.pixels
+        return tile // (rows * columns), tile // columns % rows * height, tile % columns * width
 
     def _load_inputs(self, first: Expression, block: Expression, patches: Buffer) -> Statement:
         """`B^T d B` of the patch of each tile of a group, for one channel block."""
-        conv, size = self.conv, self.scheme.size
+        conv, scheme = self.conv, self.scheme
+        height, width = scheme.down.size, scheme.across.size
 
         def one_tile(t: Expression) -> Statement:
             n, row, column = self._place(first + t)
-            top, left = row - conv.pad_begin[0], column - conv.pad_begin[1]
+            top, left = (
+                at * stride - pad
+                for at, stride, pad in zip((row, column), conv.strides, conv.pad_begin, strict=True)
+            )
 
             def inside(at: Expression, extent: int, reach: int) -> list[Expression]:
                 return [at >= 0, at + reach <= extent]
@@ -228,18 +248,23 @@ class _Nest:
                 return tirx.if_then_else(tirx.all(*known), plain(i, j, lane), tirx.const(0, conv.dtype))
 
             def store(i: Expression, j: Expression, lane: Expression, value: Expression) -> Statement:
-                return tirx.BufferStore(patches, value, [i * size + j, block, t, lane])
+                return tirx.BufferStore(patches, value, [i * width + j, block, t, lane])
 
             def transform(load: Callable[..., Expression]) -> Statement:
                 return loop(
                     conv.in_block // self.in_lanes,
                     lambda v: self._transform(
-                        self.scheme.transform_input, size, self.in_lanes, v, load, store
+                        (scheme.down.transform_input, scheme.across.transform_input),
+                        height,
+                        self.in_lanes,
+                        v,
+                        load,
+                        store,
                     ),
                     "vector",
                 )
 
-            whole = inside(top, conv.in_size[0], size) + inside(left, conv.in_size[1], size)
+            whole = inside(top, conv.in_size[0], height) + inside(left, conv.in_size[1], width)
             return tirx.IfThenElse(tirx.all(*whole), transform(plain), transform(guarded))
 
         return loop(self.groups.size, one_tile, "tile")
@@ -299,18 +324,18 @@ class _Nest:
 
     def _store_outputs(self, first: Expression, panel: Expression, products: Buffer) -> Statement:
         """`A^T m A` of each tile of a group and each channel block of a panel, through the epilogue."""
-        conv, size, outputs = self.conv, self.scheme.size, self.scheme.outputs
-        height, width = conv.out_size
+        conv, scheme = self.conv, self.scheme
+        (height, width), (rows, columns) = conv.out_size, self.choice.pixels
 
         def one_tile(block: Expression, t: Expression) -> Statement:
             n, top, left = self._place(first + t)
 
             def vector(v: Expression) -> Statement:
                 lanes = self.out_lanes
-                keep, results = local((outputs, outputs, lanes), conv.dtype, "results")
+                keep, results = local((rows, columns, lanes), conv.dtype, "results")
 
                 def load(i: Expression, j: Expression, lane: Expression) -> Expression:
-                    return tirx.BufferLoad(products, [i * size + j, block, t, lane])
+                    return tirx.BufferLoad(products, [i * scheme.across.size + j, block, t, lane])
 
                 def store(i: Expression, j: Expression, lane: Expression, value: Expression) -> Statement:
                     return tirx.BufferStore(results, value, [i, j, lane - v * lanes])
@@ -332,12 +357,13 @@ class _Nest:
                             tirx.all(top + i < height, left + j < width), pixel(i, j), None
                         )
 
-                    return unrolled(outputs, lambda i: unrolled(outputs, lambda j: guarded(i, j)))
+                    return unrolled(rows, lambda i: unrolled(columns, lambda j: guarded(i, j)))
 
-                transform = self._transform(self.scheme.transform_output, outputs, lanes, v, load, store)
-                if height % outputs == 0 and width % outputs == 0:
+                both = scheme.down.transform_output, scheme.across.transform_output
+                transform = self._transform(both, rows, lanes, v, load, store)
+                if height % rows == 0 and width % columns == 0:
                     return sequence([keep, transform, pixels(False)])
-                whole = tirx.all(top + outputs <= height, left + outputs <= width)
+                whole = tirx.all(top + rows <= height, left + columns <= width)
                 return sequence([keep, transform, tirx.IfThenElse(whole, pixels(False), pixels(True))])
 
             return loop(conv.out_block // self.out_lanes, vector, "vector")
@@ -350,18 +376,21 @@ class _Nest:
 
     def _transform(
         self,
-        transform: Callable[[Sequence[Expression], Keep], list[Expression]],
+        transforms: tuple[Along, Along],
         results: int,
         lanes: int,
         vector: Expression,
         load: Callable[[Expression, Expression, Expression], Expression],
         store: Callable[[Expression, Expression, Expression, Expression], Statement],
     ) -> Statement:
-        """`transform` along the columns of `load(row, column, lane)`, then along the rows of the result."""
-        size, dtype = self.scheme.size, self.conv.dtype
-        allocate, half = local((results, size, lanes), dtype, "half")
+        """The first of `transforms` down the columns of `load(row, column, lane)`, the other one along the
+        `results` rows of what that makes."""
+        height, width, dtype = self.scheme.down.size, self.scheme.across.size, self.conv.dtype
+        allocate, half = local((results, width, lanes), dtype, "half")
 
         def along(
+            transform: Along,
+            size: int,
             values: Callable[[int, Expression], Expression],
             keep_result: Callable[[int, Expression, Expression], Statement],
         ) -> Statement:
@@ -384,24 +413,28 @@ class _Nest:
 
         def columns(j: Expression) -> Statement:
             return along(
+                transforms[0],
+                height,
                 lambda k, lane: load(k, j, vector * lanes + lane),
                 lambda k, lane, value: tirx.BufferStore(half, value, [k, j, lane]),
             )
 
         def rows(i: Expression) -> Statement:
             return along(
+                transforms[1],
+                width,
                 lambda k, lane: tirx.BufferLoad(half, [i, k, lane]),
                 lambda k, lane, value: store(i, k, vector * lanes + lane, value),
             )
 
-        return sequence([allocate, unrolled(size, columns), unrolled(results, rows)])
+        return sequence([allocate, unrolled(width, columns), unrolled(results, rows)])
 
 
-def _packing(conv: Convolution, scheme: Winograd, channels: Tiles) -> Packing:
+def _packing(conv: Convolution, scheme: Scheme, channels: Tiles) -> Packing:
     """Transformed weights as `[panels, positions, chunks, chunk, panel]`: see `WeightPanels`."""
-    panels = WeightPanels(replace(conv, kernel=(scheme.size, scheme.size)), channels)
-    count, chunks, size, _, chunk, width = panels.shape
-    shape = (count, size * size, chunks, chunk, width)
+    panels = WeightPanels(replace(conv, kernel=(scheme.down.size, scheme.across.size)), channels)
+    count, chunks, _, _, chunk, width = panels.shape
+    shape = (count, scheme.positions, chunks, chunk, width)
 
     def pack(weights: Array) -> Array:
         packed = panels.packing.pack(scheme.transform_weights(weights.astype(conv.dtype)))

@@ -14,7 +14,7 @@ from tcomp.tensor.gemm_plan import Plan
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
 from tcomp.tensor.product import Product
-from tcomp.tensor.register_tile import FMA_LATENCY
+from tcomp.tensor.register_tile import FMA_LATENCY, SECOND_LEVEL_BYTES
 from tcomp.tensor.template import TEMPLATES, Packed, PackedBy, Scheduled, Template
 
 MAX_TILE_ROWS = 30
@@ -24,8 +24,6 @@ MOST_WHOLE_DEPTH = 768
 """Up to this depth the sums of a tile stay in registers from beginning to end."""
 DEFAULT_CHUNK = 512
 """Long enough that moving sums between chunks is little work; a chunk of a panel stays near."""
-SECOND_LEVEL_BYTES = 32
-"""What the second-level cache gives in a cycle."""
 BLOCKS = (0, 1, 2, 4, 8, 16, 32, 64)
 PARTIAL_SUMS = (1, 2, 4, 8)
 PARTS = (1, 2, 4, 8, 16, 32)

@@ -155,7 +155,7 @@ class _Nest:
             nest = passes_nest(tile, reduction, finish, self.threaded, kept=2, steps=self.stretch)
         else:
             nest = tile_nest(tile, reduction, finish, self.threaded)
-        return self.anchored.scheduled([*prepare, *more, nest])
+        return self.anchored.scheduled([*prepare, *more, nest], tile.disjoint)
 
     def _prefetch(
         self, panels: Buffer, own: Callable[[Expression], Expression]
