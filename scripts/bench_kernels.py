@@ -6,7 +6,8 @@ the machine meet all of them: on a core that shares its caches with a neighbour,
 their speed where the peak loop loses nothing. With `--threads` the peak is that of so many cores. Prints,
 for each shape with its template's default config, the best and the median ratio to the peak, and the build
 time; with `--algorithms` a line for each algorithm that the kernel may have, with `--log` another line for
-each kernel with a tuned config, with `--knob NAME=VALUE` one with that knob changed where it may be.
+each kernel with a tuned config, with `--knob NAME=VALUE[,NAME=VALUE...]` one with those knobs changed
+together, where they may be.
 
 Kernels that move more bytes than they compute with, by the measured bandwidth of the memory that holds their
 operands, are marked `memory`: their ratio is to the time that moving takes. The last line is the geometric
@@ -19,7 +20,7 @@ import argparse
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,8 @@ class Variant:
     def every(
         name: str, kernel: Kernel, target: Target, algorithms: bool, records: Records, knobs: Sequence[str]
     ) -> list[Variant]:
-        """The kernel's default, or that of each algorithm on offer, with each of `knobs`; and what `records`
-        know."""
+        """The kernel's default, or that of each algorithm on offer, with each change of `knobs`; and what
+        `records` know."""
         template = template_for(kernel, target)
         offered = {"": template}
         if algorithms and template.algorithms:
@@ -62,9 +63,9 @@ class Variant:
         for suffix, one in offered.items():
             space = one.space(kernel, target)
             found.append(Variant(name + suffix, kernel, one, space.complete(space.default)))
-            for knob in knobs:
-                config = _changed(space, *knob.split("=", 1))
-                found += [Variant(f"{name}{suffix} {knob}", kernel, one, config)] if config else []
+            for change in knobs:
+                config = _changed(space, dict(part.split("=", 1) for part in change.split(",")))
+                found += [Variant(f"{name}{suffix} {change}", kernel, one, config)] if config else []
         record = records.best(kernel, target, device=device_name(target))
         if record:
             config = template.space(kernel, target).complete(record.config)
@@ -72,13 +73,15 @@ class Variant:
         return found
 
 
-def _changed(space: Space, name: str, value: str) -> Config | None:
-    """The default with another value of a knob; None when it has none such or that is not legal."""
-    values = {str(v): v for knob in space.knobs if knob.name == name for v in knob.values}
-    if value not in values:
+def _changed(space: Space, values: Mapping[str, str]) -> Config | None:
+    """The default with other `values`, given as text by knob; None when they are the default's, when a knob
+    has no such value, or when that is not legal."""
+    known = {(knob.name, str(value)): value for knob in space.knobs for value in knob.values}
+    if not all(one in known for one in values.items()):
         return None
-    config = {**space.complete(space.default), name: values[value]}
-    return config if space.legal(config) is None and config != space.complete(space.default) else None
+    default = space.complete(space.default)
+    config = {**default, **{one[0]: known[one] for one in values.items()}}
+    return config if space.legal(config) is None and config != default else None
 
 
 @dataclass
@@ -155,7 +158,11 @@ def main() -> None:
         "--log", type=Path, action="append", default=[], help="tuning logs or folders of them"
     )
     parser.add_argument(
-        "--knob", action="append", default=[], metavar="NAME=VALUE", help="also with this value of a knob"
+        "--knob",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE,...",
+        help="also with other knobs",
     )
     options = parser.parse_args()
     target = replace(host_target(), cores=options.threads)

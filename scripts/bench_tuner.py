@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import sys
 import tempfile
 import time
@@ -110,7 +111,7 @@ def live(model: str, target: str, budget: float, log: Path) -> dict[str, Any]:
     resolved = as_target(target)
     found = tasks(static_kernels(load_model(model, {}), resolved), resolved)
     events: list[tuple[float, Event]] = []
-    started = time.monotonic()
+    started, computed = time.monotonic(), _cpu_seconds()
     options = TuneOptions(
         trials=None,
         time_budget=budget,
@@ -120,16 +121,24 @@ def live(model: str, target: str, budget: float, log: Path) -> dict[str, Any]:
     tune(found, log, options, lambda e: events.append((time.monotonic() - started, e)))
     trials = [t for t, e in events if isinstance(e, TrialDone)]
     done = [e for _, e in events if isinstance(e, TaskDone) and e.seconds and e.default]
+    here, workers = (after - before for after, before in zip(_cpu_seconds(), computed, strict=True))
     best = sum(e.weight * (e.default or 0.0) / e.speedup for e in done)
     return {
         "model": model,
         "tasks": len(found),
         "trials": len(trials),
         "trials_per_second": len(trials) / trials[-1],
+        "cpu_ms_per_trial": {"tuner": here / len(trials) * 1e3, "workers": workers / len(trials) * 1e3},
         "seconds": time.monotonic() - started,
         "kernel_seconds_default": sum(e.weight * (e.default or 0.0) for e in done),
         "kernel_seconds_tuned": best,
     }
+
+
+def _cpu_seconds() -> list[float]:
+    """Of this process, and of the processes that it started and that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return [u.ru_utime + u.ru_stime for u in used]
 
 
 def main() -> None:

@@ -55,6 +55,7 @@ structural_key: Any = _structural.StructuralKey
 structural_map: Any = _structural.structural_map
 structural_mutate: Any = _structural.structural_mutate
 structural_walk: Any = _structural.structural_walk
+walk_result: Any = _structural.WalkResult
 
 Tensor = Any
 """A `te.Tensor`."""

@@ -18,6 +18,7 @@ import bench_kernels
 import bench_searches
 import compare_estimates
 import kernel_cycles
+import trial_cost
 from kernel_shapes import FIXED, KERNELS
 from peers import Peer
 from tcomp.relay.builder import GraphBuilder
@@ -137,9 +138,19 @@ def test_forty_kernels_are_fixed() -> None:
 def test_knobs_are_changed_where_they_may_be() -> None:
     kernel, target = KERNELS["matmul 8x8192x8"](), TARGETS["x86-64-v3"]
     knobs = ["unroll=2", "parts=4", "parts=1", "partial_sums=8", "tile_rows=99", "nonsense=1"]
-    variants = bench_kernels.Variant.every("small", kernel, target, False, Records([]), knobs)
-    assert [v.name for v in variants] == ["small", "small unroll=2", "small parts=4"]
-    assert variants[2].config["parts"] == 4
+    together = ["unroll=2,parts=4", "unroll=2,parts=1", "unroll=2,nonsense=1"]
+    variants = bench_kernels.Variant.every("small", kernel, target, False, Records([]), [*knobs, *together])
+    names = ["unroll=2", "parts=4", "unroll=2,parts=4", "unroll=2,parts=1"]
+    assert [v.name for v in variants] == ["small", *(f"small {n}" for n in names)]
+    assert (variants[3].config["unroll"], variants[3].config["parts"]) == (2, 4)
+
+
+def test_a_trial_costs_time_in_all_its_parts() -> None:
+    task = Task.of(KERNELS["matmul 8x8192x8"](), host_target())
+    cost = trial_cost.measure([task], configs=1)
+    assert cost.trials == 2
+    assert set(cost.seconds) == set(trial_cost.PARTS)
+    assert all(seconds > 0 for seconds in cost.seconds.values())
 
 
 def test_a_search_has_reached_what_it_knew_first() -> None:

@@ -215,13 +215,17 @@ def _chunk_parallel(function: Any) -> Any:
     """Give every parallel loop the same number of iterations, so that the pool can share it piece by piece.
 
     `parallel p in n: f(p)` -> `parallel c in 64: for p in [c * n // 64, (c + 1) * n // 64): f(p)`
+
+    To LLVM a chunk's number is a parameter. Its lowest bits are that number, and say that it is small: LLVM
+    need not search long for a proof that indices do not overflow.
     """
 
     def on_loop(loop: Any) -> Any:
         if int(loop.kind) != tirx.ForKind.PARALLEL or int(loop.extent) == PARALLEL_CHUNKS:
             return loop
         chunk, extent = tirx.Var("chunk", "int32"), int(loop.extent)
-        edges = [(chunk.astype("int64") + i) * extent // PARALLEL_CHUNKS for i in (0, 1)]
+        number = (chunk & (PARALLEL_CHUNKS - 1)).astype("int64")
+        edges = [(number + i) * extent // PARALLEL_CHUNKS for i in (0, 1)]
         begin, end = (loop.min + edge.astype(str(loop.loop_var.ty.dtype)) for edge in edges)
         part = tirx.For(loop.loop_var, begin, end - begin, tirx.ForKind.SERIAL, loop.body)
         return tirx.For(chunk, 0, PARALLEL_CHUNKS, tirx.ForKind.PARALLEL, part)

@@ -64,15 +64,21 @@ class _Trials:
 class CostModel:
     """Learns from every trial it is told; predicts for one task at a time.
 
-    `pretrained` is a booster over `relative_features`, or None to start from nothing.
+    `pretrained` is a booster over `relative_features`, or None to start from nothing. `breathe` is called
+    before everything that takes milliseconds.
     """
 
     def __init__(
-        self, seed: int = 0, features: FeaturesOf = features_of, pretrained: Any | None = None
+        self,
+        seed: int = 0,
+        features: FeaturesOf = features_of,
+        pretrained: Any | None = None,
+        breathe: Callable[[], None] = lambda: None,
     ) -> None:
         self._seed = seed
         self._features_of = features
         self._pretrained = pretrained
+        self._breathe = breathe
         self._features: dict[tuple[str, str], Features] = {}
         self._trials: dict[str, _Trials] = {}
         self._boosters: dict[str, tuple[int, Any]] = {}
@@ -144,6 +150,7 @@ class CostModel:
         """Features of a config; unknown numbers where its template refuses it after all."""
         key = task.key, config_key(config)
         if key not in self._features:
+            self._breathe()
             try:
                 self._features[key] = self._features_of(task, config)
             except Exception:  # TVM raises many kinds. A trial of the config would report it.
@@ -159,6 +166,7 @@ class CostModel:
         """The model called `name`, trained again when the number of its rows is not `size`."""
         trained_on, booster = self._boosters.get(name, (0, None))
         if trained_on != size:
+            self._breathe()
             booster = trained()
             self._boosters[name] = size, booster
         return booster

@@ -8,7 +8,7 @@ dimensions at most the iterations of those loops.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import log2, prod
 from typing import Any
@@ -19,7 +19,7 @@ from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
 from tcomp.tensor.template import Scheduled, schedule
 from tcomp.tuner.task import Task
-from tcomp.tvm_api import s_tir, structural_walk, tirx, tvm
+from tcomp.tvm_api import s_tir, structural_walk, tirx, tvm, walk_result
 
 SERIAL, PARALLEL, VECTORIZED, UNROLLED = range(4)
 """Kinds of loops, in TIR's own numbering."""
@@ -202,14 +202,9 @@ class _Statements:
             self._visit(node.body)
 
     def _store(self, node: Any) -> None:
-        reads: list[_Access] = []
-
-        def collect(load: Any) -> None:
-            reads.append(self._access(load.source, load.indices))
-
-        structural_walk(node.value, (tvm.ir.TensorLoad, collect))
+        reads = tuple(self._access(load.source, load.indices) for load in _loads(node.value))
         write = self._access(node.buffer, node.indices)
-        self.found.append(_Statement(tuple(self.loops), write, tuple(reads)))
+        self.found.append(_Statement(tuple(self.loops), write, reads))
 
     def _access(self, buffer: Any, indices: Any) -> _Access:
         handle = _handle(buffer)
@@ -220,14 +215,46 @@ class _Statements:
 
     def _loops_in(self, expression: Any) -> frozenset[int]:
         if isinstance(expression, tirx.Var):
-            return self.meaning.get(_handle(expression), frozenset())
-        if isinstance(expression, tirx.IntImm):
-            return frozenset()
-        if isinstance(expression, tirx.Add | tirx.Mul):  # Most indices; a walk takes ten times as long.
-            return self._loops_in(expression.a) | self._loops_in(expression.b)
-        variables: list[Any] = []
-        structural_walk(expression, (tirx.Var, variables.append))
-        return frozenset[int]().union(*(self.meaning.get(_handle(v), frozenset()) for v in variables))
+            return self.meaning.get(_handle(expression), _NO_LOOPS)
+        return _NO_LOOPS.union(*map(self._loops_in, _operands(expression)))
+
+
+_NO_LOOPS = frozenset[int]()
+_ARITHMETIC = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.FloorDiv, tirx.FloorMod, tirx.Min, tirx.Max)
+_LOGIC = (tirx.LT, tirx.LE, tirx.GT, tirx.GE, tirx.EQ, tirx.NE, tirx.And, tirx.Or)
+_OPERANDS: dict[type, Callable[[Any], Iterable[Any]]] = {
+    **dict.fromkeys(_ARITHMETIC + _LOGIC, lambda node: (node.a, node.b)),
+    **dict.fromkeys((tirx.Var, tirx.IntImm, tirx.FloatImm), lambda node: ()),
+    tirx.Cast: lambda node: (node.value,),
+    tirx.Broadcast: lambda node: (node.value,),
+    tirx.Ramp: lambda node: (node.base,),
+    tirx.Select: lambda node: (node.condition, node.true_value, node.false_value),
+    tvm.ir.Call: lambda node: node.args,
+    tvm.ir.TensorLoad: lambda node: node.indices,
+}
+
+
+def _operands(expression: Any) -> Iterable[Any]:
+    """What an expression is made of. A walk by TVM takes ten times as long for the usual ones."""
+    known = _OPERANDS.get(expression.__class__)
+    if known is not None:
+        return known(expression)
+    parts: list[Any] = []
+
+    def collect(part: Any) -> Any:
+        parts.append(part)
+        return walk_result.SKIP
+
+    structural_walk(expression, ((tirx.Var, tvm.ir.TensorLoad), collect), order="pre")
+    return parts
+
+
+def _loads(expression: Any) -> Iterator[Any]:
+    """All loads from buffers in an expression, those inside of indices first."""
+    for operand in _operands(expression):
+        yield from _loads(operand)
+    if isinstance(expression, tvm.ir.TensorLoad):
+        yield expression
 
 
 def _handle(node: Any) -> int:

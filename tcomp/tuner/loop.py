@@ -102,7 +102,7 @@ def tune(
     with LogWriter(log) as writer, Interrupts(lambda: report(Stopping())) as interrupts:
         pool = WorkerPool(options.measure, interrupts.check)  # Starts no process before it is used.
         try:
-            costs = model or CostModel(options.seed, pretrained=_pretrained(tasks))
+            costs = model or CostModel(options.seed, pretrained=_pretrained(tasks), breathe=pool.breathe)
             session = _Session(tasks, options, writer, measurer or pool, costs, count, interrupts)
             session.resume(known, priors)
             return session.run()

@@ -14,7 +14,7 @@ from typing import Protocol
 from tcomp.errors import BuildError, DeviceError, TcompError, UsageError
 from tcomp.target.target import Target
 from tcomp.tensor.knobs import Config
-from tcomp.tuner.process import Died, WorkerProcess, available_cores, next_messages
+from tcomp.tuner.process import Died, WorkerProcess, available_cores, messages_within, next_messages
 from tcomp.tuner.records import Check, Status, Times
 from tcomp.tuner.runner import Device, Failed, Measure, Measured, Raced, Rounds, Runner
 from tcomp.tuner.runners.local import LocalRunner
@@ -117,6 +117,10 @@ class WorkerPool:
         self.options = options or MeasureOptions()
         self._tick = tick
         self._processes: list[WorkerProcess] = []
+        self._waiting = deque[Job]()
+        self._running: dict[WorkerProcess, Job] = {}
+        self._ended = deque[tuple[Job, Outcome | TaskError]]()
+        self._best: dict[str, float] = {}
         self._losses = 0
         is_here, several = self.options.runner.is_here, self.options.threads > 1
         # With several threads a kernel needs all the cores, so workers are not bound to one.
@@ -148,36 +152,58 @@ class WorkerPool:
 
         Raises DeviceError when the device is lost and does not come back.
         """
-        waiting, running = deque[Job](), dict[WorkerProcess, Job]()
-        best: dict[str, float] = {}
         try:
             while True:
-                self._assign(waiting, running)
+                self._go_on()
                 # What comes next is thought of while workers are busy, so that they never wait for it.
-                while len(waiting) < self.options.workers and (job := source()) is not None:
-                    waiting.append(job)
-                self._assign(waiting, running)
-                if not running and not waiting:
-                    return
-                self._start_measuring(running, best)
-                for process, message in next_messages(self._busy(), self._tick):
-                    if isinstance(message, Lost):
-                        message = self._lost(process, message, running, waiting)
-                    if message is None or (ended := self._handle(process, message, running)) is None:
-                        continue
-                    yield ended
-                    job, outcome = ended
-                    if isinstance(outcome, TaskError):
-                        hopeless = [j for j in waiting if j.task.key == job.task.key]
-                        waiting = deque(j for j in waiting if j not in hopeless)
-                        yield from ((j, outcome) for j in hopeless)
-                    else:
-                        best[job.task.key] = min(best.get(job.task.key, job.best), outcome.median)
+                while len(self._waiting) < self.options.workers and (job := source()) is not None:
+                    self._waiting.append(job)
+                self._go_on()
+                if not self._ended:
+                    if not self._running and not self._waiting:
+                        return
+                    self._receive(next_messages(self._busy(), self._tick))
+                while self._ended:
+                    yield self._ended.popleft()
+        except DeviceError:
+            while self._ended:
+                yield self._ended.popleft()
+            raise
         finally:
             for process in self._busy():
                 self._discard(process)
             for process in self._processes:  # What was built and not yet measured is forgotten.
                 process.stage = "idle"
+            for left in (self._waiting, self._running, self._ended, self._best):
+                left.clear()
+
+    def breathe(self) -> None:
+        """Let workers go on with what there is to do, for the caller thinks about a job for long.
+
+        What comes of jobs meanwhile is told when the job is there. Raises as `run` does.
+        """
+        self._receive(messages_within([p for p in self._busy() if p in self._running], 0.0))
+        self._go_on()
+
+    def _go_on(self) -> None:
+        self._start_measuring()
+        self._assign()
+
+    def _receive(self, messages: Sequence[tuple[WorkerProcess, object]]) -> None:
+        """Note what `messages` say, and which jobs they end."""
+        for process, message in messages:
+            if isinstance(message, Lost):
+                message = self._lost(process, message)
+            if message is None or (ended := self._handle(process, message, self._running)) is None:
+                continue
+            self._ended.append(ended)
+            job, outcome = ended
+            if isinstance(outcome, TaskError):
+                hopeless = [j for j in self._waiting if j.task.key == job.task.key]
+                self._waiting = deque(j for j in self._waiting if j not in hopeless)
+                self._ended += [(j, outcome) for j in hopeless]
+            else:
+                self._best[job.task.key] = min(self._best.get(job.task.key, job.best), outcome.median)
 
     def measure(self, task: Task, configs: Sequence[Config]) -> Iterator[Outcome]:
         """An outcome for each config, in any order.
@@ -221,18 +247,18 @@ class WorkerPool:
     def _busy(self) -> list[WorkerProcess]:
         return [p for p in self._processes if p.stage not in ("idle", "built")]
 
-    def _assign(self, waiting: deque[Job], running: dict[WorkerProcess, Job]) -> None:
+    def _assign(self) -> None:
         """Give idle processes something to do, starting more of them up to the limit."""
-        if self._needs_all_cores and any(p.stage in ("built", "measuring") for p in running):
+        if self._needs_all_cores and any(p.stage in ("built", "measuring") for p in self._running):
             return  # A kernel of several threads is measured on an otherwise idle machine.
-        jobs = len(running) + len(waiting)
+        jobs = len(self._running) + len(self._waiting)
         while len(self._processes) < min(self.options.workers, jobs):
             self._start()
         for process in self._processes:
-            if process.stage == "idle" and process not in running and waiting:
-                running[process] = waiting.popleft()
-            if process.stage == "idle" and process in running:
-                self._build(process, running[process])
+            if process.stage == "idle" and process not in self._running and self._waiting:
+                self._running[process] = self._waiting.popleft()
+            if process.stage == "idle" and process in self._running:
+                self._build(process, self._running[process])
 
     def _build(self, process: WorkerProcess, job: Job) -> None:
         """The next step towards a built `job`."""
@@ -273,32 +299,30 @@ class WorkerPool:
                 raise ended[1]
         return process
 
-    def _start_measuring(self, running: dict[WorkerProcess, Job], best: Mapping[str, float]) -> None:
-        if self._needs_all_cores and any(p.stage == "building" for p in running):
+    def _start_measuring(self) -> None:
+        if self._needs_all_cores and any(p.stage == "building" for p in self._running):
             return
         limit, places = self.options.trial_seconds, self.options.runner.places
-        free = inf if places is None else places - sum(p.stage == "measuring" for p in running)
-        for process in [p for p in running if p.stage == "built"]:
+        free = inf if places is None else places - sum(p.stage == "measuring" for p in self._running)
+        for process in [p for p in self._running if p.stage == "built"]:
             if free <= 0:
                 return
             free -= 1
-            job = running[process]
-            known = best.get(job.task.key, job.best)
+            job = self._running[process]
+            known = self._best.get(job.task.key, job.best)
             seconds = limit + self.options.runner.overhead_seconds
             request = Measure(limit, self.options.abandon_factor * known, best=known)
             process.send(request, "measuring", seconds)
 
-    def _lost(
-        self, process: WorkerProcess, lost: Lost, running: dict[WorkerProcess, Job], waiting: deque[Job]
-    ) -> Failed | None:
+    def _lost(self, process: WorkerProcess, lost: Lost) -> Failed | None:
         """The job goes back to be tried again, unless that was done before: then it fails."""
         self._count_loss(lost)
-        job = running[process]
+        job = self._running[process]
         if job.attempts + 1 >= MOST_ATTEMPTS:
             return Failed("lost", lost.reason)
-        del running[process]
+        del self._running[process]
         process.stage = "idle"
-        waiting.appendleft(replace(job, attempts=job.attempts + 1))
+        self._waiting.appendleft(replace(job, attempts=job.attempts + 1))
         return None
 
     def _count_loss(self, lost: Lost) -> None:

@@ -148,15 +148,20 @@ def next_messages(
     while True:
         tick()
         left = min(p.seconds_left for p in processes)
-        ready = wait([p.connection for p in processes], timeout=min(left, _POLL_SECONDS))
-        messages: list[tuple[WorkerProcess, object]] = [
-            (p, p.receive()) for p in processes if p.connection in ready
-        ]
-        answered = {p for p, _ in messages}
-        ended = [(p, p.beyond_limits()) for p in processes if p not in answered]
-        messages += [(p, died) for p, died in ended if died is not None]
+        messages = messages_within(processes, min(left, _POLL_SECONDS))
         if messages:
             return messages
+
+
+def messages_within(processes: Sequence[WorkerProcess], seconds: float) -> list[tuple[WorkerProcess, object]]:
+    """What busy `processes` answer within `seconds`, and which of them ended or passed a limit."""
+    ready = wait([p.connection for p in processes], timeout=seconds)
+    messages: list[tuple[WorkerProcess, object]] = [
+        (p, p.receive()) for p in processes if p.connection in ready
+    ]
+    answered = {p for p, _ in messages}
+    ended = [(p, p.beyond_limits()) for p in processes if p not in answered]
+    return messages + [(p, died) for p, died in ended if died is not None]
 
 
 def available_cores() -> list[int | None]:

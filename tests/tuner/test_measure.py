@@ -15,7 +15,7 @@ from fake_template import fake_kernel
 
 from tcomp.errors import BuildError
 from tcomp.target.target import Target
-from tcomp.tuner.measure import Job, MeasureOptions, WorkerPool
+from tcomp.tuner.measure import Job, MeasureOptions, Outcome, WorkerPool
 from tcomp.tuner.task import Task
 
 
@@ -137,3 +137,25 @@ def _runs(process: int) -> bool:
         return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text()
     except FileNotFoundError:
         return False
+
+
+def test_workers_go_on_while_the_next_job_is_thought_of(target: Target, options: MeasureOptions) -> None:
+    task = Task.of(fake_kernel(), target)
+    first, second = ({"work": work, "behaviour": "ok"} for work in (1, 2))
+    jobs = iter([Job(task, first), Job(task, second)])
+    with WorkerPool(replace(options, workers=1)) as pool:
+
+        def think() -> Job | None:
+            job = next(jobs, None)
+            deadline = time.monotonic() + 300
+            while job is not None and job.config == second and not pool._ended:
+                pool.breathe()
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            return job
+
+        outcomes = [outcome for _, outcome in pool.run(think)]
+    assert [(o.status, o.config) for o in outcomes if isinstance(o, Outcome)] == [
+        ("ok", first),
+        ("ok", second),
+    ]

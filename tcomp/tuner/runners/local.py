@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from tcomp.codegen.jit import build_scheduled
+from tcomp.codegen.kernel_runner import KernelRunner
 from tcomp.errors import UsageError
 from tcomp.target.host import require_runnable
 from tcomp.target.target import Target
@@ -27,7 +28,7 @@ from tcomp.tuner.runner import (
     Station,
 )
 from tcomp.tuner.timing import TimedCandidate, TimingStation
-from tcomp.tuner.trial_data import compare
+from tcomp.tuner.trial_data import TrialData, compare
 
 
 @dataclass(frozen=True)
@@ -45,31 +46,36 @@ class LocalRunner(Runner):
         return _LocalStation()
 
 
-class _LocalStation(TimingStation["_LocalCandidate"]):
-    def build(self, prepared: Prepared, config: Config) -> _LocalCandidate:
-        return _LocalCandidate(prepared, config)
+class _LocalStation(TimingStation["LocalCandidate"]):
+    def build(self, prepared: Prepared, config: Config) -> LocalCandidate:
+        scheduled = schedule(prepared.kernel, prepared.target, config)
+        runner = build_scheduled(prepared.kernel, scheduled, prepared.target)
+        runner.require_no_spills()
+        candidate = LocalCandidate(prepared.data, runner)
+        if prepared.target.gpu is None:  # A GPU would have to stop what others measure there.
+            candidate.prepare()
+        return candidate
 
-    def measure(self, candidate: _LocalCandidate, request: Measure) -> Measured | Failed:
+    def measure(self, candidate: LocalCandidate, request: Measure) -> Measured | Failed:
         measured = super().measure(candidate, request)
         if isinstance(measured, Failed):
             return measured
         return replace(measured, conditions={**measured.conditions, **candidate.conditions()})
 
 
-class _LocalCandidate(TimedCandidate):
+class LocalCandidate(TimedCandidate):
     """A built config with its machine code and its arguments."""
 
-    def __init__(self, prepared: Prepared, config: Config) -> None:
-        scheduled = schedule(prepared.kernel, prepared.target, config)
-        self._data = prepared.data
-        self._runner = build_scheduled(prepared.kernel, scheduled, prepared.target)
-        self._runner.require_no_spills()
-        if prepared.target.gpu is None:  # A GPU would have to stop what others measure there.
-            _ = self._arguments
+    def __init__(self, data: TrialData, runner: KernelRunner) -> None:
+        self._data = data
+        self._runner = runner
+
+    def prepare(self) -> None:
+        """Load the machine code and make the arguments; without this the first run does."""
+        _ = self._arguments
 
     @cached_property
     def _arguments(self) -> Sequence[Any]:
-        """Made by the first use, with the machine code loaded."""
         self._runner.load()
         return self._runner.prepare(self._data.inputs)
 
