@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +16,18 @@ import bench_cpu
 import bench_instructions
 import bench_kernels
 import bench_searches
+import compare_estimates
 import kernel_cycles
 import trial_cost
 from kernel_shapes import FIXED, KERNELS
 from peers import Peer
+from tcomp.relay.builder import GraphBuilder
 from tcomp.target.host import host_target
 from tcomp.target.target import TARGETS
+from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.template import template_for
 from tcomp.tuner.lookup import Records
+from tcomp.tuner.records import Check, Record, Times
 from tcomp.tuner.task import Task
 
 RESULT = {
@@ -61,6 +66,26 @@ def test_cycles_are_asked_of_llvm_mca(tag: str, tmp_path: Path) -> None:
     expected = ["loop:", "vfmadd231ps %zmm1, %zmm2, %zmm3", "vmovups 4(%rax), %zmm1", "jne loop"]
     assert (tmp_path / "code").read_text().splitlines() == expected
     assert f"-mcpu={kernel_cycles.TABLES[tag]}" in (tmp_path / "arguments").read_text()
+
+
+def test_estimates_are_added_up_over_a_model() -> None:
+    b, target = GraphBuilder(), TARGETS["cortex-a76"]
+    kernel = Kernel(b.build(b.op("matmul", b.input("x", (96, 256)), b.input("y", (256, 96)))))
+    task = Task.of(kernel, target, weight=3)
+    default = dict(task.space.default)
+    check = Check(0.0, 1e-4)
+    first = Record(
+        task.key, task.label, target.name, target.isa, "simulated", 1, task.template, default, "ok",
+        seconds=Times(2e-3, 2e-3, 0.0, 1), baseline=2e-3, check=check, simulated=True,
+    )  # fmt: skip
+    other = dict(next(iter(task.space.neighbours(default))))
+    second = replace(first, config=other, seconds=Times(1e-3, 1e-3, 0.0, 1))
+    row = compare_estimates.saved("m", [task], Records([first, second])).row()
+    assert row == "| m | 6.00 ms | 3.00 ms | 0.500 | 1 of 1 |"
+    row = compare_estimates.saved("m", [task], Records([first])).row()
+    assert row == "| m | 6.00 ms | 6.00 ms | 1.000 | 0 of 1 |"
+    with pytest.raises(ValueError, match="no estimate of matmul of m"):
+        compare_estimates.saved("m", [task], Records([replace(first, check=None)]))
 
 
 def test_ratios_are_taken_round_by_round() -> None:

@@ -83,7 +83,7 @@ def pruned(records: Iterable[Record], keep: int) -> list[Record]:
                 break
             wanted.append(best.config_key)
             left = [r for r in left if r.config_key != best.config_key]
-        kept += [r for r in group if r.status == "ok" and r.config_key in wanted]
+        kept += [r for r in group if r.is_usable and r.config_key in wanted]
     return kept
 
 

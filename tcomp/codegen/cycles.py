@@ -19,6 +19,7 @@ from functools import cached_property
 
 from tcomp.codegen.emulation import Piece
 from tcomp.codegen.machine_code import EXTENSIONS, INSTRUCTION_SETS, find_llvm_mca, on_stack, table_of
+from tcomp.codegen.table_errors import mended
 from tcomp.errors import BuildError
 from tcomp.target.target import Target
 
@@ -51,6 +52,14 @@ class Block:
 
     begin: int
     end: int
+    is_loop: bool
+
+
+@dataclass(frozen=True)
+class Code:
+    """Straight code, or the body of a loop."""
+
+    texts: tuple[str, ...]
     is_loop: bool
 
 
@@ -114,6 +123,10 @@ class Listing:
     def texts(self, block: Block) -> list[str]:
         return [line.text for line in self.lines[block.begin : block.end]]
 
+    def code(self, block: Block) -> Code:
+        """A block without the names of the places that it jumps to."""
+        return Code(tuple(re.sub(r"\.LBB\w+", ".L", text) for text in self.texts(block)), block.is_loop)
+
     def _starts(self, index: int) -> bool:
         line, before = self.lines[index], self.lines[index - 1]
         return any(self._is_place(name) for name in line.labels) or _ENDS.match(before.text) is not None
@@ -166,23 +179,22 @@ def count_cycles(
     base: int,
     pieces: Sequence[Piece],
     elsewhere: int,
-    target: Target,
-    program: str | None = None,
+    rates: Rates,
 ) -> CycleCount:
     """Cycles of the code of `listing`, which lies at `base`, as executed by `pieces`.
 
-    `elsewhere` instructions were executed outside of it for its sake. `program` is llvm-mca, found if not
-    given. Raises BuildError when there is none or it does not understand the code.
+    `elsewhere` instructions were executed outside of it for its sake. `rates` say what code takes on the
+    core.
     """
     times = _times(listing, base, pieces)
     executed = [(b, times[b.end - 1] if b.is_loop else times[b.begin]) for b in listing.blocks]
     weights = [(b.end - b.begin) * n for b, n in executed]
     total = sum(weights)
     looked_at = [(b, n) for (b, n), w in zip(executed, weights, strict=True) if w > _NEGLIGIBLE * total]
-    costs = _llvm_mca([listing.texts(b) for b, _ in looked_at], target, program or find_llvm_mca())
+    costs = rates([listing.code(b) for b, _ in looked_at])
     cycles, instructions, spills = 0.0, 0, 0
-    for (block, count), (steady, throughput) in zip(looked_at, costs, strict=True):
-        cycles += count * (steady if block.is_loop else throughput)
+    for (block, count), cost in zip(looked_at, costs, strict=True):
+        cycles += count * cost
         instructions += count * (block.end - block.begin)
         if block.is_loop:
             spills += count * len(on_stack(listing.texts(block), listing.machine))
@@ -210,20 +222,44 @@ def _times(listing: Listing, base: int, pieces: Sequence[Piece]) -> list[int]:
     return times
 
 
-def _llvm_mca(codes: Sequence[Sequence[str]], target: Target, program: str) -> list[tuple[float, float]]:
-    """For each piece of code, cycles in the steady state as a loop's body, and reciprocal throughput."""
-    if not codes:
-        return []
-    text: list[str] = []
-    for number, code in enumerate(codes):
-        text += [f"# LLVM-MCA-BEGIN {number}", *code, "# LLVM-MCA-END"]
-    command = [program, f"-mtriple={target.llvm['mtriple']}", f"-mcpu={table_of(target)}"]
-    command += EXTENSIONS.get(target.machine, ())
-    command += [f"-iterations={ITERATIONS}", "-instruction-info=false", "-resource-pressure=false"]
-    done = subprocess.run(command, input="\n".join(text) + "\n", capture_output=True, text=True, check=False)
-    steady = re.findall(r"Total Cycles:\s+(\d+)", done.stdout)
-    throughput = re.findall(r"Block RThroughput:\s+([0-9.]+)", done.stdout)
-    if not len(steady) == len(throughput) == len(codes):
-        reason = next((x for x in done.stderr.splitlines() if "error" in x), f"exit code {done.returncode}")
-        raise BuildError(f"`{' '.join(command)}` counted no cycles: {reason}")
-    return [(int(s) / ITERATIONS, float(t)) for s, t in zip(steady, throughput, strict=True)]
+class Rates:
+    """What llvm-mca says of code on a target's core. It is asked once for the same code.
+
+    `program` is llvm-mca, found if not given; BuildError when there is none.
+    """
+
+    def __init__(self, target: Target, program: str | None = None) -> None:
+        command = [program or find_llvm_mca(), f"-mtriple={target.llvm['mtriple']}"]
+        self._table = table_of(target)
+        self._command = [*command, f"-mcpu={self._table}", *EXTENSIONS.get(target.machine, ())]
+        self._known: dict[Code, float] = {}
+
+    def __call__(self, codes: Sequence[Code]) -> list[float]:
+        """Cycles of each: of a loop, an iteration in the steady state; else the reciprocal throughput.
+
+        Raises BuildError when llvm-mca does not understand the code.
+        """
+        for is_loop in (True, False):
+            unknown = [c for c in dict.fromkeys(codes) if c.is_loop == is_loop and c not in self._known]
+            self._known.update(zip(unknown, self._ask(unknown, is_loop), strict=True))
+        return [self._known[code] for code in codes]
+
+    def _ask(self, codes: Sequence[Code], is_loop: bool) -> list[float]:
+        if not codes:
+            return []
+        text: list[str] = []
+        for number, code in enumerate(codes):
+            text += [f"# LLVM-MCA-BEGIN {number}", *mended(code.texts, self._table), "# LLVM-MCA-END"]
+        # The throughput of straight code is added up from its instructions, and needs no simulation.
+        iterations, wanted = (ITERATIONS, "Total Cycles") if is_loop else (1, "Block RThroughput")
+        command = [*self._command, f"-iterations={iterations}"]
+        command += ["-instruction-info=false", "-resource-pressure=false"]
+        done = subprocess.run(
+            command, input="\n".join(text) + "\n", capture_output=True, text=True, check=False
+        )
+        found = re.findall(rf"{wanted}:\s+([0-9.]+)", done.stdout)
+        if len(found) != len(codes):
+            failure = (x for x in done.stderr.splitlines() if "error" in x)
+            reason = next(failure, f"exit code {done.returncode}")
+            raise BuildError(f"`{' '.join(command)}` counted no cycles: {reason}")
+        return [float(x) / iterations for x in found]

@@ -55,6 +55,19 @@ def find_emulator(target: Target) -> str:
     return path
 
 
+def fixed_addresses() -> list[str]:
+    """What runs a command with its memory at the same addresses every time; nothing where that is forbidden.
+
+    Which lines share a set of a cache depends on addresses.
+    """
+    command = ["setarch", "-R"]
+    try:
+        done = subprocess.run([*command, "true"], capture_output=True, check=False)
+    except OSError:
+        return []
+    return command if done.returncode == 0 else []
+
+
 def vector_options(target: Target) -> list[str]:
     """What gives the emulated CPU vectors of SVE of the target's length; by itself it has longer ones."""
     return ["-cpu", f"max,sve{target.sve_bits}=on"] if target.sve_bits else []
@@ -85,6 +98,7 @@ class InstructionCounter:
         self, target: Target, folder: Path, caches: bool = True, options: Sequence[str] = ()
     ) -> None:
         self._emulator = find_emulator(target)
+        self._prefix = fixed_addresses()
         self._folder = folder
         self._plugin = folder / "emulated.so"
         self._sizes = target.cache_bytes if caches else ()
@@ -105,7 +119,7 @@ class InstructionCounter:
         sizes = (f"l{level}={size}" for level, size in enumerate(self._sizes, start=1))
         plugin = ",".join([str(self._plugin), f"out={counts}", *sizes])
         done = subprocess.run(
-            [self._emulator, *self._cpu, "-plugin", plugin, *self._options, *command],
+            [*self._prefix, self._emulator, *self._cpu, "-plugin", plugin, *self._options, *command],
             cwd=self._folder,
             capture_output=True,
             text=True,

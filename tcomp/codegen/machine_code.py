@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from tcomp.codegen.table_errors import mended
 from tcomp.errors import BuildError
 from tcomp.target.target import Target
 
@@ -208,7 +209,7 @@ def simulated_cycles(
         f"-iterations={ITERATIONS}",
     ]
     command += EXTENSIONS.get(machine, ())
-    text = "\n".join(["loop:", *code]) + "\n"
+    text = "\n".join(["loop:", *mended(code, table)]) + "\n"
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     total = re.search(r"Total Cycles:\s+(\d+)", done.stdout)
     if total is None:

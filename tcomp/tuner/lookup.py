@@ -124,7 +124,7 @@ def best_record(records: Iterable[Record], default: Config, device: str | None =
     count, by their races alone, and win by more than their spread leaves in doubt; before, a config needs
     a margin of `UNVERIFIED` over the default. Races inside the whole model count more than those alone.
     """
-    ok = measured_first(r for r in records if r.status == "ok")
+    ok = measured_first(r for r in records if r.is_usable)
     here = [r for r in ok if r.device == device]
     default_key = config_key(default)
     raced = [r for r in here or ok if r.phase != "trial"]

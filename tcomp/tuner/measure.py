@@ -309,9 +309,10 @@ class WorkerPool:
                 return
             free -= 1
             job = self._running[process]
-            abandon_above = self.options.abandon_factor * self._best.get(job.task.key, job.best)
+            known = self._best.get(job.task.key, job.best)
             seconds = limit + self.options.runner.overhead_seconds
-            process.send(Measure(limit, abandon_above), "measuring", seconds)
+            request = Measure(limit, self.options.abandon_factor * known, best=known)
+            process.send(request, "measuring", seconds)
 
     def _lost(self, process: WorkerProcess, lost: Lost) -> Failed | None:
         """The job goes back to be tried again, unless that was done before: then it fails."""

@@ -90,6 +90,11 @@ class Record:
     conditions: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
+    def is_usable(self) -> bool:
+        """Whether the config ran and gave right numbers; those of a poor estimate were not looked at."""
+        return self.status == "ok" and not (self.simulated and self.check is None)
+
+    @property
     def config_key(self) -> str:
         """The config as canonical text, for equality and sets."""
         return config_key(self.config)

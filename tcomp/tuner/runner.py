@@ -46,10 +46,14 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Measure:
-    """How to time one candidate; above `abandon_above` seconds a run it need not be precise."""
+    """How to time one candidate; above `abandon_above` seconds a run it need not be precise.
+
+    Another one is known to take `best` seconds.
+    """
 
     seconds_limit: float
     abandon_above: float
+    best: float = float("inf")
     minimum_seconds: float = 0.012
     repeats: int = 5
 
@@ -65,10 +69,14 @@ class Rounds:
 
 @dataclass(frozen=True)
 class Measured:
-    """Times of a kernel whose numbers are right, and what the device was like meanwhile."""
+    """Times of a kernel whose numbers are right, and what the device was like meanwhile.
+
+    `check` is None where the numbers were not looked at, which only estimates leave out that are not better
+    than the best.
+    """
 
     seconds: Times
-    check: Check
+    check: Check | None
     conditions: Mapping[str, str] = field(default_factory=dict[str, str])
 
 

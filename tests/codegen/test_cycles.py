@@ -10,7 +10,7 @@ import pytest
 
 from tcomp.codegen import c_abi
 from tcomp.codegen.benchmark import KERNEL
-from tcomp.codegen.cycles import BYTES, Block, Listing, count_cycles, instructions_outside
+from tcomp.codegen.cycles import BYTES, Block, Code, Listing, Rates, count_cycles, instructions_outside
 from tcomp.codegen.emulation import InstructionCounter, Piece, emulator_version
 from tcomp.codegen.machine_code import find_llvm_mca
 from tcomp.codegen.toolchain import find_static_toolchain
@@ -128,7 +128,7 @@ def test_times_and_misses_are_exact(tmp_path: Path) -> None:
         pytest.skip("no aarch64-linux-gnu-gcc")
     subprocess.run([gcc, "-nostdlib", "-static", "loop.s", "-o", "loop"], cwd=tmp_path, check=True)
     found: dict[int, Piece] = {}
-    for level_1 in (16384, 32768):
+    for level_1 in (16384, 32768, 49152):
         target = parse_target(f'{{"tag": "cortex-a76", "cache_bytes": [{level_1}, 65536, 131072]}}')
         folder = tmp_path / str(level_1)
         folder.mkdir()
@@ -138,6 +138,7 @@ def test_times_and_misses_are_exact(tmp_path: Path) -> None:
         found[level_1] = max(done.pieces, key=lambda p: p.times)
     assert found[16384].misses[0] == 5 * found[16384].times
     assert found[32768].misses[0] == 0
+    assert found[49152].misses[0] == 0, "of 192 sets, three are wanted"
     assert found[16384].times == 999
     assert found[16384].misses[1:] == (0, 0), "they stay in the second cache"
 
@@ -153,14 +154,36 @@ def test_loops_count_by_their_chains(tmp_path: Path) -> None:
         Piece(base + 6 * BYTES, 3, 1000, (500, 0, 0)),
         Piece(0x9000, 7, 3),
     ]
-    count = count_cycles(listing, base, pieces, 0, TARGET)
+    count = count_cycles(listing, base, pieces, 0, Rates(TARGET))
     assert count.instructions == 2 + 4 * 4000 + 3 * 1000
     assert 4000 * 2 <= count.core <= 4000 * 5
     assert count.memory == 500 * 64 / 16
     assert count.cycles == count.core
     assert instructions_outside(listing, base, pieces) == 21
     waiting = [Piece(base + 2 * BYTES, 4, 4000, (0, 0, 10000))]
-    assert count_cycles(listing, base, waiting, 0, TARGET).cycles == 10000 * 64 / 4
+    assert count_cycles(listing, base, waiting, 0, Rates(TARGET)).cycles == 10000 * 64 / 4
+
+
+def test_llvm_mca_is_asked_once_for_the_same_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_tools(TARGET)
+    asked: list[str] = []
+    run = subprocess.run
+
+    def counted(command: list[str], **options: str) -> subprocess.CompletedProcess[str]:
+        asked.append(options["input"])
+        return run(command, **options)
+
+    rates = Rates(TARGET)
+    monkeypatch.setattr("tcomp.codegen.cycles.subprocess.run", counted)
+    chain = ("fadd v0.4s, v0.4s, v1.4s", "subs x10, x10, #1", "b.ne .L")
+    codes = [Code(chain, True), Code(chain, False), Code(("nop",), False), Code(chain, True)]
+    first = rates(codes)
+    assert first[0] == first[3] > 1.9 > first[1] > first[2] > 0, (
+        "a sum waits for the last one in a loop alone"
+    )
+    assert [text.count("BEGIN") for text in asked] == [1, 2]
+    assert rates([*codes, Code(("ldr x9, [x8]",), False)])[:4] == first
+    assert [text.count("BEGIN") for text in asked] == [1, 2, 1]
 
 
 def test_missing_tools_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,6 +165,39 @@ def test_choices_and_replay_say_what_was_estimated() -> None:
 
 
 @pytest.mark.slow
+def test_numbers_of_poor_estimates_are_not_computed(tmp_path: Path) -> None:
+    """And what is counted is the same."""
+    require_tools()
+    task = product(A76)
+    prepared = Prepared(task.key, task.kernel, A76, trial_data(task.kernel, 0))
+    station = parse_runner("simulate").open(tmp_path, 1)
+    candidate = station.build(prepared, task.space.default)
+    forever, inputs = float("inf"), tuple(0 * array for array in prepared.data.inputs)
+    first = station.measure(candidate, Measure(10.0, forever))
+    poor = station.measure(candidate, Measure(10.0, forever, best=first.seconds.median))
+    assert poor == replace(first, check=None)
+    better = station.measure(candidate, Measure(10.0, forever, best=1.01 * first.seconds.median))
+    assert better == first
+    assert better.check is not None
+    damaged = replace(prepared, data=replace(prepared.data, inputs=inputs))
+    outcome = station.measure(station.build(damaged, task.space.default), Measure(10.0, forever, best=1.0))
+    assert outcome.status == "wrong"
+
+
+def test_an_estimate_without_numbers_is_never_used(tmp_path: Path) -> None:
+    default, fast = ({"work": w, "behaviour": "ok"} for w in (8, 4))
+    poor = replace(simulated(1e-9, config=fast), check=None)
+    records = [simulated(4e-6, config=default), poor]
+    assert best_record(records, default) == records[0]
+    assert best_record([poor], default) is None
+    assert best_record([record(4e-6, config=default), replace(poor, simulated=False)], default) is not None
+    log = tmp_path / "log.jsonl"
+    write_log(log, records)
+    assert main(["log", "prune", str(log), "--keep", "5"]) == 0
+    assert list(read_log(log).records) == records[:1]
+
+
+@pytest.mark.slow
 def test_a_kernel_may_take_longer_than_a_trial_elsewhere(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

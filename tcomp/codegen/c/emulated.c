@@ -32,6 +32,7 @@ __attribute__((visibility("default"))) int qemu_plugin_version = 1;
 
 #define LEVELS 3
 #define LINE_SHIFT 6
+#define LARGEST_ACCESS 32 /* bytes; those that are sure to stay in a line are not asked for their size */
 #define NO_REGISTERS 0
 #define READS_AND_WRITES 3
 #define ADD 0
@@ -43,18 +44,23 @@ struct piece {
 static struct piece *pieces;
 static FILE *out;
 
-/* Lines of each set, the last used first; one more than their number, 0 being none. */
+/* Lines of each set, the last used first; one more than their number, 0 being none. `mask` is the number of
+ * sets less one where that is a power of two, else 0. */
 struct cache {
-  uint64_t sets;
+  uint64_t sets, mask;
   unsigned ways;
   uint64_t *lines;
 };
 static struct cache caches[LEVELS] = {{.ways = 4}, {.ways = 8}, {.ways = 16}};
+static uint64_t last_line = UINT64_MAX; /* Wanted last: the first of its set in the first cache. */
 
 /* Whether a cache holds a line, which is the last used one of its set afterwards. */
 static bool holds(struct cache *cache, uint64_t line) {
-  uint64_t *set = cache->lines + line % cache->sets * cache->ways, wanted = line + 1, moved = wanted;
-  for (unsigned way = 0; way < cache->ways; way++) {
+  uint64_t index = cache->mask ? line & cache->mask : line % cache->sets;
+  uint64_t *set = cache->lines + index * cache->ways, wanted = line + 1, moved = *set;
+  if (moved == wanted) return true;
+  *set = wanted;
+  for (unsigned way = 1; way < cache->ways; way++) {
     uint64_t here = set[way];
     set[way] = moved;
     if (here == wanted) return true;
@@ -64,14 +70,17 @@ static bool holds(struct cache *cache, uint64_t line) {
 }
 
 static void touch(struct piece *piece, uint64_t line) {
+  if (line == last_line) return;
+  last_line = line;
   for (int level = 0; level < LEVELS && !holds(&caches[level], line); level++) piece->misses[level]++;
 }
 
 static void accessed(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t address, void *piece) {
   uint64_t first = address >> LINE_SHIFT;
-  uint64_t last = (address + (1u << qemu_plugin_mem_size_shift(info)) - 1) >> LINE_SHIFT;
   (void)vcpu;
   touch(piece, first);
+  if (((address + LARGEST_ACCESS - 1) >> LINE_SHIFT) == first) return;
+  uint64_t last = (address + (1u << qemu_plugin_mem_size_shift(info)) - 1) >> LINE_SHIFT;
   if (last != first) touch(piece, last);
 }
 
@@ -106,6 +115,7 @@ static bool make_cache(struct cache *cache, const char *bytes) {
   cache->sets = strtoull(bytes, NULL, 10) >> LINE_SHIFT;
   cache->sets /= cache->ways;
   if (cache->sets == 0) return false;
+  if ((cache->sets & (cache->sets - 1)) == 0) cache->mask = cache->sets - 1;
   cache->lines = calloc(cache->sets * cache->ways, sizeof *cache->lines);
   return cache->lines != NULL;
 }

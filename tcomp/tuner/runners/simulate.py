@@ -11,23 +11,27 @@ registers, waits for its own results or streams from far away; between good sche
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
 from tcomp.codegen import c_abi
+from tcomp.codegen.arithmetic import without_arithmetic
 from tcomp.codegen.benchmark import KERNEL, Argument, Linker, Options, arguments_of, outputs_of
-from tcomp.codegen.cycles import CycleCount, Listing, count_cycles, instructions_outside
+from tcomp.codegen.cycles import CycleCount, Listing, Rates, count_cycles, instructions_outside
 from tcomp.codegen.emulation import EMULATORS, Emulated, InstructionCounter, emulator_version
 from tcomp.codegen.machine_code import find_llvm_mca, table_of
 from tcomp.codegen.toolchain import find_static_toolchain, native_toolchain, static_target
 from tcomp.errors import TargetError, UsageError
+from tcomp.relay.types import FLOATS
 from tcomp.target.target import Target
+from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
 from tcomp.tensor.template import schedule
 from tcomp.tuner.provenance import simulated_device
-from tcomp.tuner.records import Times
+from tcomp.tuner.records import Check, Times
 from tcomp.tuner.runner import (
     RUNNERS,
     Device,
@@ -77,67 +81,91 @@ class SimulateRunner(Runner):
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A program to emulate, with what its code and its schedule say about its time."""
+    """A kernel to emulate: its object, also without arithmetic where that takes the same way, its assembly,
+    and what it is given.
+    """
 
     prepared: Prepared
     target: Target
-    program: Path
+    code: bytes
+    bare: bytes | None
     arguments: tuple[Argument, ...]
     listing: Listing
+
+
+@dataclass(frozen=True)
+class _Tools:
+    """What serves all candidates of a target."""
+
+    linker: Linker
+    counter: InstructionCounter
+    rates: Rates
+    versions: dict[str, str]
 
 
 class _Simulation(Station[_Candidate]):
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._llvm_mca = find_llvm_mca()
-        self._tools: dict[str, tuple[Linker, InstructionCounter, dict[str, str]]] = {}
+        self._tools: dict[str, _Tools] = {}
 
     def build(self, prepared: Prepared, config: Config) -> _Candidate:
         target = static_target(prepared.target)
         scheduled = schedule(prepared.kernel, prepared.target, config)
         arguments = arguments_of(prepared.kernel, scheduled, prepared.data.inputs)
         module = c_abi.build({KERNEL: scheduled.function}, target)
-        linker, _, _ = self._tools_for(target)
-        program = self._folder / "program"
-        linker.link(c_abi.object_of(module), len(arguments), program)
+        code = c_abi.object_of(module)
         listing = Listing.of(str(module.inspect_source("asm")), target.machine)
-        return _Candidate(prepared, target, program, tuple(arguments), listing)
+        bare = without_arithmetic(code, listing) if _computes_floats(prepared.kernel) else None
+        return _Candidate(prepared, target, code, bare, tuple(arguments), listing)
 
     def measure(self, candidate: _Candidate, request: Measure) -> Measured | Failed:
-        _, counter, versions = self._tools_for(candidate.target)
+        """Estimate a candidate, and check its numbers if it is better than the best that is known.
+
+        To compute them takes most of the time that an emulation takes.
+        """
         texts = self._write_data(candidate.arguments)
-        done = self._run(counter, candidate, Options(outputs="outputs", number=-1), texts)
+        versions = self._tools_for(candidate.target).versions
+        if candidate.bare is not None and request.best < inf:
+            estimate = self._count(candidate, candidate.bare, texts)
+            if isinstance(estimate, Failed) or estimate.cycles / CLOCK >= request.best:
+                return estimate if isinstance(estimate, Failed) else _measured(estimate, None, versions)
+        count = self._count(candidate, candidate.code, texts)
+        if isinstance(count, Failed):
+            return count
+        outputs = outputs_of(candidate.prepared.kernel, (self._folder / "outputs").read_bytes())
+        check = compare(candidate.prepared.data, outputs)
+        return wrong(check) if is_wrong(check) else _measured(count, check, versions)
+
+    def _count(self, candidate: _Candidate, code: bytes, texts: Sequence[str]) -> CycleCount | Failed:
+        """Link and run a kernel, whose outputs are in a file afterwards; the cycles that it takes."""
+        tools, listing = self._tools_for(candidate.target), candidate.listing
+        program = self._folder / "program"
+        tools.linker.link(code, len(candidate.arguments), program)
+        command = Options(outputs="outputs", number=-1, seconds=_EMULATION_SECONDS)
+        done = self._run(tools.counter, command.command(f"./{program.name}", texts))
         if isinstance(done, Failed):
             return done
-        kernel = candidate.prepared.kernel
-        outputs = outputs_of(kernel, (self._folder / "outputs").read_bytes())
-        check = compare(candidate.prepared.data, outputs)
-        if is_wrong(check):
-            return wrong(check)
-        listing, target = candidate.listing, candidate.target
         base = int(done.output.split()[0], 16) - listing.symbols[KERNEL]
         elsewhere = 0
         if listing.has_calls:
-            idle = self._run(counter, candidate, Options(number=-1), texts)
+            idle = self._run(tools.counter, replace(command, outputs="-").command(f"./{program.name}", texts))
             if isinstance(idle, Failed):
                 return idle
             outside = (instructions_outside(listing, base, e.pieces) for e in (done, idle))
             elsewhere = max(0, next(outside) - next(outside))
-        count = count_cycles(listing, base, done.pieces, elsewhere, target, self._llvm_mca)
-        seconds = count.cycles / CLOCK
-        return Measured(Times(seconds, seconds, 0.0, 1), check, versions | _conditions(count))
+        return count_cycles(listing, base, done.pieces, elsewhere, tools.rates)
 
     def race(self, candidates: Sequence[_Candidate], request: Rounds) -> Raced | Failed:
         """Estimates do not vary: a race would repeat them."""
         raise UsageError("estimates are not raced")
 
-    def _tools_for(self, target: Target) -> tuple[Linker, InstructionCounter, dict[str, str]]:
+    def _tools_for(self, target: Target) -> _Tools:
         if target.name not in self._tools:
             folder = self._folder / f"tools{len(self._tools)}"
             folder.mkdir()
             versions = {"emulator": emulator_version(target), "table": f"llvm-mca {table_of(target)}"}
-            tools = Linker(target, folder), InstructionCounter(target, self._folder), versions
-            self._tools[target.name] = tools
+            counter = InstructionCounter(target, self._folder)
+            self._tools[target.name] = _Tools(Linker(target, folder), counter, Rates(target), versions)
         return self._tools[target.name]
 
     def _write_data(self, arguments: Sequence[Argument]) -> list[str]:
@@ -150,11 +178,7 @@ class _Simulation(Station[_Candidate]):
             texts.append(argument.text(name))
         return texts
 
-    def _run(
-        self, counter: InstructionCounter, candidate: _Candidate, options: Options, texts: Sequence[str]
-    ) -> Emulated | Failed:
-        limited = replace(options, seconds=_EMULATION_SECONDS)
-        command = limited.command(f"./{candidate.program.name}", texts)
+    def _run(self, counter: InstructionCounter, command: Sequence[str]) -> Emulated | Failed:
         done = counter.run(command, 2 * _EMULATION_SECONDS)  # The program ends itself, unless it cannot.
         if done.status == 0:
             return done
@@ -162,6 +186,16 @@ class _Simulation(Station[_Candidate]):
             return ended_by(-done.status)
         said = (done.errors.strip().splitlines() or [f"exit status {done.status}"])[-1]
         return Failed("run_error", said)
+
+
+def _computes_floats(kernel: Kernel) -> bool:
+    """Whether a kernel computes no integers, which might be places of something."""
+    return all(v.dtype in FLOATS for node in kernel.body.nodes for v in node.outputs)
+
+
+def _measured(count: CycleCount, check: Check | None, versions: Mapping[str, str]) -> Measured:
+    seconds = count.cycles / CLOCK
+    return Measured(Times(seconds, seconds, 0.0, 1), check, {**versions, **_conditions(count)})
 
 
 def _conditions(count: CycleCount) -> dict[str, str]:
