@@ -52,7 +52,7 @@ class Buffers:
     _inside: dict[Value, tuple[Value, int]] = field(default_factory=dict[Value, "tuple[Value, int]"])
 
     @staticmethod
-    def of(graph: Graph, in_place: InPlace = lambda _: ()) -> Buffers:
+    def of(graph: Graph, in_place: InPlace) -> Buffers:
         """`in_place` gives the inputs whose memory the output of a kernel's node may take.
 
         Raises UnsupportedError for a node that is neither a kernel nor an alias.

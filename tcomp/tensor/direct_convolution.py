@@ -14,7 +14,7 @@ from math import gcd, prod
 from tcomp.relay.types import numpy_dtype
 from tcomp.target.target import Target
 from tcomp.tensor.convolution import Convolution, dense_steps
-from tcomp.tensor.lane_factors import LaneFactors, PackedWeights, RowFactors
+from tcomp.tensor.lane_factors import LaneFactors, RowFactors, WeightRows
 from tcomp.tensor.loops import (
     CACHE_LINE,
     Buffer,
@@ -366,7 +366,7 @@ class DirectProduct:
             inputs = LaneFactors.of(tile, pixels, together, conv.dtype, read, weight_steps > 0)
             factors = inputs.factors(steps)
         width = tile.axes[1].size * conv.out_block * conv.side
-        weights = PackedWeights.of(
+        weights = WeightRows.of(
             weight_steps, width, self.weights, lambda point, step: [point.tiles[1], *step]
         )
 

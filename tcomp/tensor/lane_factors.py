@@ -143,7 +143,7 @@ def _distance(one: Expression, other: Expression) -> int | None:
 
 
 @dataclass(frozen=True)
-class PackedWeights:
+class WeightRows:
     """Rows of `width` elements of `panels`, one for each step of a reduction, in the order of the steps.
 
     `row(point, step)` is the index of a row. Where `steps` is not 0, the rows of so many are one load.
@@ -158,9 +158,9 @@ class PackedWeights:
     buffer: Buffer
 
     @staticmethod
-    def of(steps: int, width: int, panels: Buffer, row: Callable[[Point, Index], Index]) -> PackedWeights:
+    def of(steps: int, width: int, panels: Buffer, row: Callable[[Point, Index], Index]) -> WeightRows:
         held = local((max(1, steps), width), str(panels.dtype), "weights")
-        return PackedWeights(steps, width, panels, row, Stream.of("weights"), *held)
+        return WeightRows(steps, width, panels, row, Stream.of("weights"), *held)
 
     def at(self, point: Point, step: Index, place: Expression) -> Expression:
         """An element of a step's row, from memory where rows are not loaded as a stream."""

@@ -107,7 +107,9 @@ def default_choices(conv: Convolution, target: Target) -> Iterator[WinogradChoic
     """All that a default may be."""
     parts = PARTS if target.cores > 1 else PARTS[:1]
     return (
-        WinogradChoice(height, group, rows, blocks, split, True, 0 if width == height else width)
+        WinogradChoice(
+            height, group, rows, blocks, split, prefetch=True, columns=0 if width == height else width
+        )
         for height, width in pixel_tiles(conv.strides)
         for group in group_sizes(conv, (height, width))
         for rows, blocks in register_tiles(conv, target)

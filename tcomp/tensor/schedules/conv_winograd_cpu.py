@@ -28,7 +28,7 @@ from tcomp.tensor.direct_convolution import PixelTile, together, weight_steps
 from tcomp.tensor.epilogue import epilogue_fits, placeholder_index
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
-from tcomp.tensor.lane_factors import LaneFactors, PackedWeights
+from tcomp.tensor.lane_factors import LaneFactors, WeightRows
 from tcomp.tensor.loops import (
     Buffer,
     Expression,
@@ -290,7 +290,7 @@ class _Nest:
         weight_steps = self._weight_steps()
         inputs = LaneFactors.of(tile, (1,), self.together, conv.dtype, read, weight_steps > 0)
         width = self.panels.size * conv.out_block
-        weights = PackedWeights.of(
+        weights = WeightRows.of(
             weight_steps, width, self.weights, lambda point, step: [panel, point.tiles[0], *step]
         )
 
