@@ -217,7 +217,7 @@ def schedule(kernel: Kernel, target: Target, config: Config | None = None) -> Sc
 
     Raises ScheduleError when `config` is not legal for the kernel.
     """
-    template, space = _choices(kernel, target)
+    template, space = choices_for(kernel, target)
     chosen = dict(space.default if config is None else config)
     try:
         space.check(chosen)
@@ -227,7 +227,10 @@ def schedule(kernel: Kernel, target: Target, config: Config | None = None) -> Sc
 
 
 @lru_cache(maxsize=64)
-def _choices(kernel: Kernel, target: Target) -> tuple[Template, Space]:
-    """Who schedules `kernel`, and how: the same for the hundreds of configs that a search looks at."""
+def choices_for(kernel: Kernel, target: Target) -> tuple[Template, Space]:
+    """What schedules `kernel`, and its configs: the same for the hundreds that a search looks at.
+
+    Raises UnsupportedError when no template accepts it.
+    """
     template = template_for(kernel, target)
     return template, template.space(kernel, target)

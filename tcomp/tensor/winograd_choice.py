@@ -131,6 +131,7 @@ def best_choice(conv: Convolution, target: Target) -> WinogradChoice:
 def default_choices(conv: Convolution, target: Target) -> Iterator[WinogradChoice]:
     """All that a default may be."""
     parts = PARTS if target.cores > 1 else PARTS[:1]
+    tiles = tuple(register_tiles(conv, target))
     return (
         WinogradChoice(
             height,
@@ -144,7 +145,7 @@ def default_choices(conv: Convolution, target: Target) -> Iterator[WinogradChoic
         )
         for height, width in pixel_tiles(conv.strides)
         for group in group_sizes(conv, (height, width))
-        for rows, blocks in register_tiles(conv, target)
+        for rows, blocks in tiles
         for split in parts
         if rows <= group
     )

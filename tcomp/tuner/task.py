@@ -11,7 +11,7 @@ from tcomp.relay.graph import Graph
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import ALGORITHM, Config, Space
-from tcomp.tensor.template import template_for
+from tcomp.tensor.template import choices_for
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,9 +35,9 @@ class Task:
 
         Raises UnsupportedError when no template accepts it.
         """
-        template = template_for(kernel, target)
+        template, space = choices_for(kernel, target)
         ids = {name: t.id for name, t in template.algorithms.items()}
-        return Task(kernel, target, template.id, template.space(kernel, target), weight, ids)
+        return Task(kernel, target, template.id, space, weight, ids)
 
     def template_of(self, config: Config) -> str:
         """The id of the template that schedules `config`."""
