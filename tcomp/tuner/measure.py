@@ -99,7 +99,7 @@ class MeasureOptions:
     trial_seconds: float = 10.0
     start_seconds: float = 120.0
     memory_limit: int = 4 * GIB
-    abandon_factor: float = 1.3
+    abandon_factor: float = 1.2
     seed: int = 0
     plugins: tuple[str, ...] = ()
 

@@ -75,6 +75,7 @@ def adaptive_times(candidate: TimedCandidate, request: Measure) -> Times:
     """Time adaptively: enough runs for `minimum_seconds`, again while the spread stays above 5%.
 
     A candidate that is slow in its first two runs gets no more of them. It ran once before, for its numbers.
+    Times that spread are only measured again where the fastest says that the candidate may be the best.
     """
     firsts = candidate.clock(repeat=2)
     fastest = max(min(firsts), 1e-9)
@@ -87,7 +88,7 @@ def adaptive_times(candidate: TimedCandidate, request: Measure) -> Times:
         missing = repeats - len(samples) % repeats
         samples += candidate.clock(missing) if number == 1 else candidate.time(number, missing)
         times = times_of(samples, runs=number * len(samples))
-        steady = times.spread < 0.05 or times.median > request.abandon_above
+        steady = times.spread < 0.05 or times.min > request.best
         if steady or len(samples) >= 3 * repeats:
             return times
 
