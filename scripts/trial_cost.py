@@ -9,6 +9,7 @@ that a busy machine changes little; only timing repeats itself while times sprea
 from __future__ import annotations
 
 import argparse
+import gc
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ from tcomp.codegen.jit import build_scheduled
 from tcomp.tensor.knobs import Config
 from tcomp.tensor.template import schedule
 from tcomp.tuner.features import extract
+from tcomp.tuner.measure import MeasureOptions
 from tcomp.tuner.runner import Measure
 from tcomp.tuner.runners.local import LocalCandidate
 from tcomp.tuner.task import Task, tasks
@@ -86,7 +88,7 @@ class Cost:
             candidate.run()
             candidate.check()
         with self.of("timing"):
-            times = adaptive_times(candidate, Measure(10.0, 1.3 * best))
+            times = adaptive_times(candidate, Measure(10.0, MeasureOptions().abandon_factor * best, best))
         with self.of("features"):
             extract(kernel, schedule(kernel, target, config), target)
         self.trials += 1
@@ -103,6 +105,7 @@ class Cost:
 def measure(found: Sequence[Task], configs: int) -> Cost:
     """Trials of the default config of each task and of `configs` random ones."""
     cost, rng = Cost(), Random(0)
+    gc.freeze()  # As workers do.
     for task in found:
         with cost.of("reference"):
             data = trial_data(task.kernel, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -101,6 +102,7 @@ def tune(
 
     with LogWriter(log) as writer, Interrupts(lambda: report(Stopping())) as interrupts:
         pool = WorkerPool(options.measure, interrupts.check)  # Starts no process before it is used.
+        gc.freeze()  # As in workers: the collector need not look at what is imported again and again.
         try:
             costs = model or CostModel(options.seed, pretrained=_pretrained(tasks), breathe=pool.breathe)
             session = _Session(tasks, options, writer, measurer or pool, costs, count, interrupts)
@@ -111,6 +113,7 @@ def tune(
             message = f"interrupted after {done} trials, all of them are in {log}; to go on: {resume}"
             raise Interrupted(message) from None
         finally:
+            gc.unfreeze()
             pool.close()
 
 
