@@ -27,6 +27,9 @@ MOST_LOSSES = 3
 MOST_ATTEMPTS = 2
 """Times that a config is tried on a device that is lost meanwhile."""
 
+JOBS_AHEAD = 2
+"""Jobs that wait, for each worker: thinking of the next ones takes as long as two or three trials."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -156,7 +159,8 @@ class WorkerPool:
             while True:
                 self._go_on()
                 # What comes next is thought of while workers are busy, so that they never wait for it.
-                while len(self._waiting) < self.options.workers and (job := source()) is not None:
+                ahead = JOBS_AHEAD * self.options.workers
+                while len(self._waiting) < ahead and (job := source()) is not None:
                     self._waiting.append(job)
                 self._go_on()
                 if not self._ended:
