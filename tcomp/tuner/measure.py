@@ -186,7 +186,7 @@ class WorkerPool:
 
         What comes of jobs meanwhile is told when the job is there. Raises as `run` does.
         """
-        self._receive(messages_within([p for p in self._busy() if p in self._running], 0.0))
+        self._receive(messages_within(self._busy(), 0.0))
         self._go_on()
 
     def _go_on(self) -> None:
