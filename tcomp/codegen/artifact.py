@@ -21,7 +21,7 @@ from tcomp.codegen import c_abi, freestanding
 from tcomp.codegen.bench_case import BenchCase, bench_sources
 from tcomp.codegen.bundle import check_place, install_bundle, write_bundle
 from tcomp.codegen.check import check_object
-from tcomp.codegen.cuda.model_code import DeviceKernel, device_kernel, image_source
+from tcomp.codegen.cuda import model_code as cuda
 from tcomp.codegen.describe import description, description_source
 from tcomp.codegen.link import (
     RUNTIME,
@@ -296,10 +296,11 @@ def _generate_cuda(
 
         def one(
             index: int, program: Program = program, target: Target = target, number: int = number
-        ) -> DeviceKernel:
+        ) -> cuda.DeviceKernel:
             planned = program.kernels[index]
             try:
-                return device_kernel(planned.scheduled, kernel_symbol(program, index, number), target, folder)
+                symbol = kernel_symbol(program, index, number)
+                return cuda.device_kernel(planned.scheduled, symbol, target, folder)
             except BuildError as error:
                 raise BuildError(f"{error}; kernel {planned.kernel.key}") from error
 
@@ -375,8 +376,8 @@ def _sources(
         sources = [model, about, *(SOURCES / name for name in RUNTIME)]
         if codes[0].is_cuda:
             images = folder / "images.S"
-            images.write_text(image_source([kernel for code in codes for kernel in code.device]))
-            sources += [images, SOURCES / "cuda.c"]
+            images.write_text(cuda.image_source([kernel for code in codes for kernel in code.device]))
+            sources += [images, *(SOURCES / name for name in cuda.RUNTIME)]
     if embed and codes[0].program.weights_bytes:
         assembly = folder / "embedded.S"
         assembly.write_text(weights_source("weights"))

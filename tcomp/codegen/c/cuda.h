@@ -25,6 +25,15 @@ typedef struct {
   int32_t exact;      /* whether it runs on no other capability */
 } tcomp_cuda_image;
 
+typedef struct {
+  int32_t stream;
+  int32_t first_wait, wait_count; /* of tcomp_cuda_waits */
+  int32_t is_awaited;             /* by steps of other streams */
+} tcomp_cuda_step_info;
+
+extern const tcomp_cuda_step_info tcomp_cuda_steps[]; /* of tcomp_model */
+extern const int32_t tcomp_cuda_waits[];              /* steps of other streams that must have ended */
+extern const int32_t tcomp_cuda_stream_count;
 extern const tcomp_cuda_image tcomp_cuda_images[];
 extern const tcomp_cuda_launch_info tcomp_cuda_launches[];
 extern const tcomp_cuda_map_info tcomp_cuda_maps[];
@@ -38,8 +47,8 @@ int32_t tcomp_cuda_launch(const tcomp_frame *frame, int32_t first, int32_t count
                           int32_t argument_count);
 int32_t tcomp_cuda_copy(const tcomp_frame *frame, void *to, const void *from, size_t bytes);
 
-/* Around the work of a step, to time it where the run is profiled. */
-int32_t tcomp_cuda_begin(const tcomp_frame *frame);
+/* Around the work of a step: its stream, what it waits for, its time where the run is profiled. */
+int32_t tcomp_cuda_begin(const tcomp_frame *frame, int32_t step);
 int32_t tcomp_cuda_end(const tcomp_frame *frame, int32_t step);
 
 #endif

@@ -9,14 +9,16 @@ from pathlib import Path
 
 from tcomp.codegen.cuda.device_code import Launch, device_code
 from tcomp.codegen.cuda.nvcc import Cubin, compile_cubin
+from tcomp.plan.program import Program
 from tcomp.target.target import Target
 from tcomp.target.tile_map import DRIVER_SWIZZLES, DRIVER_TYPES, TileMap
 from tcomp.tensor.template import Scheduled
 
+RUNTIME = ("cuda.c", "cuda_run.c", "cuda_driver.c")
 STEP = (
-    "#define STEP(number, call)                                            \\",
-    "  if (tcomp_pool_is_cancelled(f->pool) || tcomp_cuda_begin(f) != 0 || \\",
-    "      (call) != 0 || tcomp_cuda_end(f, number) != 0)                  \\",
+    "#define STEP(number, call)                                                    \\",
+    "  if (tcomp_pool_is_cancelled(f->pool) || tcomp_cuda_begin(f, number) != 0 || \\",
+    "      (call) != 0 || tcomp_cuda_end(f, number) != 0)                          \\",
     "    return number;",
     "",
 )
@@ -56,7 +58,7 @@ def image_source(kernels: Sequence[DeviceKernel]) -> str:
     return "\n".join([*lines, '    .section .note.GNU-stack,"",%progbits', ""])
 
 
-def source(variants: Sequence[Sequence[DeviceKernel]]) -> list[str]:
+def source(variants: Sequence[Sequence[DeviceKernel]], program: Program) -> list[str]:
     """C of the tables in cuda.h, and the function of each kernel. `variants` have the kernels of each."""
     kernels = [kernel for variant in variants for kernel in variant]
     launches = [(image, launch) for image, kernel in enumerate(kernels) for launch in kernel.launches]
@@ -80,12 +82,23 @@ def source(variants: Sequence[Sequence[DeviceKernel]]) -> list[str]:
         *(_launch(*line) for line in table),
         "    {0},",
         "};",
+        *_steps(program),
     ]
     first = 0
     for kernel in kernels:
         lines += _function(kernel, first)
         first += len(kernel.launches)
     return lines
+
+
+def _steps(program: Program) -> list[str]:
+    """In which stream each step is, and what it waits for."""
+    return [
+        "const tcomp_cuda_step_info tcomp_cuda_steps[] = {",
+        *(["    {0},"] * (len(program.steps) + 1)),
+        "};",
+        "const int32_t tcomp_cuda_waits[] = {0}, tcomp_cuda_stream_count = 1;",
+    ]
 
 
 def _image(kernel: DeviceKernel) -> str:
