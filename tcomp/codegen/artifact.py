@@ -147,7 +147,8 @@ def compile_variants(
         scheduled = [_schedule_all(graph, v.target, v.config_of) for v in variants]
         scheduled = [{**one, **{key: scheduled[-1][key] for key in cold}} for one in scheduled]
     with clock.measure("plan"):
-        programs = plan_variants(graph, scheduled)
+        gpus = [v.target.gpu for v in variants if v.target.gpu is not None]
+        programs = plan_variants(graph, scheduled, gpus)
     embed, weights_bytes = weights == "embed", programs[0].weights_bytes
     if embed and weights_bytes > _EMBED_LIMIT:
         raise BuildError(f"{weights_bytes} bytes of weights are too many to embed; use separate weights")

@@ -16,7 +16,7 @@ from tcomp.codegen.toolchain import native_toolchain
 from tcomp.errors import ArtifactError
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.evaluate import evaluate
-from tcomp.relay.graph import Graph
+from tcomp.relay.graph import Graph, Value
 from tcomp.relay.types import Array
 from tcomp.runtime import load
 from tcomp.runtime.model import Model
@@ -131,6 +131,31 @@ def test_a_large_input_is_copied_in_pieces(gpu: Target, tmp_path: Path) -> None:
     for seed in range(2):
         x = np.random.default_rng(seed).standard_normal((3, 400, 300)).astype(np.float32)
         np.testing.assert_array_equal(model(x)[0], np.maximum(x, 0))
+
+
+def branches() -> Graph:
+    """A block as of Inception: four ways of small convolutions, joined, and a way around them."""
+    g, rng = GraphBuilder("branches"), np.random.default_rng(0)
+
+    def conv(x: Value, kernel: int) -> Value:
+        weight = (rng.standard_normal((8, 8, kernel, kernel)) / (8 * kernel)).astype(np.float32)
+        return g.op("relu", g.op("conv2d", x, g.constant(weight), padding=(kernel // 2,) * 4))
+
+    x = conv(g.input("x", (1, 8, 5, 6)), 1)
+    pooled = g.op("max_pool2d", x, kernel=(3, 3), padding=(1,) * 4)
+    joined = g.op("concat", conv(x, 1), conv(conv(x, 1), 3), conv(pooled, 1), axis=1)
+    return g.build(g.op("concat", g.op("exp", joined), x, axis=1))
+
+
+def test_branches_are_parts_of_a_graph_side_by_side(gpu: Target, tmp_path: Path) -> None:
+    """The emulated GPU does what was recorded last first, where nothing orders it."""
+    report = compile_graph(api.optimize(branches(), gpu), gpu, tmp_path / "branches.so")
+    assert report.program.streams > 1
+    model = load(tmp_path / "branches.so")
+    for seed in range(2):
+        x = np.random.default_rng(seed).standard_normal((1, 8, 5, 6)).astype(np.float32)
+        np.testing.assert_allclose(model(x)[0], evaluate(branches(), [x])[0], **TOLERANCE)
+    assert all(step.seconds > 0 for step in model.profile(x))
 
 
 def test_in_c(path: Path, tmp_path: Path) -> None:

@@ -93,11 +93,19 @@ def source(variants: Sequence[Sequence[DeviceKernel]], program: Program) -> list
 
 def _steps(program: Program) -> list[str]:
     """In which stream each step is, and what it waits for."""
+    waits = [step for turn in program.turns for step in turn.waits]
+    firsts = accumulate((len(turn.waits) for turn in program.turns), initial=0)
+    lines = [
+        f"    {{{turn.stream}, {first}, {len(turn.waits)}, {int(number in waits)}}},"
+        for number, (turn, first) in enumerate(zip(program.turns, firsts, strict=False))
+    ]
     return [
         "const tcomp_cuda_step_info tcomp_cuda_steps[] = {",
-        *(["    {0},"] * (len(program.steps) + 1)),
+        *lines,
+        "    {0},",
         "};",
-        "const int32_t tcomp_cuda_waits[] = {0}, tcomp_cuda_stream_count = 1;",
+        f"const int32_t tcomp_cuda_waits[] = {{{', '.join(map(str, [*waits, 0]))}}};",
+        f"const int32_t tcomp_cuda_stream_count = {program.streams};",
     ]
 
 

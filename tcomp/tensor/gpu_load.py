@@ -1,0 +1,39 @@
+"""How much of a GPU a kernel takes, and for how long, coarsely: enough to tell what may run beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from tcomp.target.target import Gpu
+from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, clock, memory_cycles
+from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.template import Scheduled
+from tcomp.tensor.threads import grid_and_block, launches_of
+
+
+@dataclass(frozen=True)
+class Load:
+    """Cycles that work takes alone, and the share of the multiprocessors, at most 1, that it keeps busy."""
+
+    cycles: float
+    share: float
+
+
+def load_of(kernel: Kernel, scheduled: Scheduled, gpu: Gpu) -> Load:
+    """The load of a kernel: its share is that of the launch with the most blocks.
+
+    A block keeps a multiprocessor busy, and what is busy works at the rate of data sheets.
+    """
+    launches = launches_of(scheduled.function)
+    blocks = max(prod(grid_and_block(one)[0]) for one in launches)
+    share = min(1.0, blocks / gpu.processors)
+    dtype = kernel.anchor.inputs[0].dtype if kernel.anchor is not None else "float32"
+    rate = gpu.flops.get(dtype, gpu.flops["float32"])
+    work = max(kernel.flops * clock(gpu) / rate, memory_cycles(gpu, kernel.nbytes))
+    return Load(LAUNCH_CYCLES * len(launches) + work / share, share)
+
+
+def copy_load(nbytes: int, gpu: Gpu) -> Load:
+    """The load of a copy within the device's memory."""
+    return Load(LAUNCH_CYCLES + memory_cycles(gpu, 2 * nbytes), 1.0)
