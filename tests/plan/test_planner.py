@@ -143,7 +143,9 @@ def in_streams(program: Program, rng: np.random.Generator) -> list[int]:
     return done
 
 
-def for_gpu(graph: Graph, blocks: int, scratch: tuple[TensorType, ...] = (), in_place: bool = False) -> Program:
+def for_gpu(
+    graph: Graph, blocks: int, scratch: tuple[TensorType, ...] = (), in_place: bool = False
+) -> Program:
     """As `planned`, of kernels with so many blocks for a GPU of four multiprocessors."""
     gpu = replace(ARCHITECTURES["sm_80"], processors=4)
     some = SimpleNamespace(body=launch((blocks,), (32,), lambda block, thread: tirx.Evaluate(0)))
