@@ -72,7 +72,7 @@ Step = Union[Run, Copy]
 
 @dataclass(frozen=True)
 class Turn:
-    """When a step of a GPU is done: after those before it in its `stream`, and after steps `waits` of others."""
+    """When a GPU does a step: after those before it in its `stream`, and after steps `waits` of others."""
 
     stream: int = 0
     waits: tuple[int, ...] = ()

@@ -79,7 +79,7 @@ class Registers:
 def _facts(part: Any) -> tuple[int, int, int, float]:
     """Blocks, threads of one, its bytes of shared memory, registers of a thread's arrays."""
     grid, block = grid_and_block(part)
-    nbytes = dict.fromkeys(("shared", DYNAMIC_SHARED, "local"), 0)
+    nbytes: dict[str, int] = {"shared": 0, DYNAMIC_SHARED: 0, "local": 0}
 
     def on_allocation(allocation: Any) -> None:
         buffer = allocation.buffer

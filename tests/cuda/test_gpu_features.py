@@ -18,15 +18,9 @@ from tcomp.tuner.measure import MeasureOptions, WorkerPool
 from tcomp.tuner.task import Task
 
 TILE = {
-    "tile_m": 64,
-    "tile_n": 128,
-    "tile_k": 8,
-    "thread_m": 8,
-    "thread_n": 8,
-    "stages": 2,
-    "split": 1,
-    "vector": 4,
-}
+    "tile_m": 64, "tile_n": 128, "tile_k": 8, "thread_m": 8, "thread_n": 8,
+    "stages": 2, "split": 1, "vector": 4,
+}  # fmt: skip
 """128 threads with 64 sums; two stages of 8 rows, with padding, of (64 + 4) + (128 + 4) numbers."""
 
 

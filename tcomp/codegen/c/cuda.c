@@ -14,10 +14,8 @@
 
 #define MAJOR 75 /* CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR */
 #define MINOR 76
-#define LARGE_SHARED 8   /* CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES */
 #define NON_BLOCKING 1   /* CU_STREAM_NON_BLOCKING */
 #define NO_TIMING 2      /* CU_EVENT_DISABLE_TIMING */
-#define FROM_256_BYTES 3 /* CU_TENSOR_MAP_L2_PROMOTION_L2_256B */
 
 tcomp_status tcomp_cuda_fail(char *text, tcomp_status status, const char *format, ...) {
   va_list arguments;
@@ -79,10 +77,7 @@ static tcomp_status load_code(tcomp_device *device, char *text) {
     const tcomp_cuda_launch_info *launch = &tcomp_cuda_launches[i];
     if (launch->image < device->first_image || launch->image >= device->end_image) continue;
     handle module = device->modules[launch->image - device->first_image];
-    TRY(launch->symbol, tcomp_cuda.module_function(&device->functions[i], module, launch->symbol));
-    if (launch->dynamic_shared_bytes > 0)
-      TRY(launch->symbol, tcomp_cuda.function_attribute(device->functions[i], LARGE_SHARED,
-                                                  (int)launch->dynamic_shared_bytes));
+    TRY(launch->symbol, tcomp_cuda_find(launch, module, &device->functions[i]));
   }
   return TCOMP_OK;
 }
@@ -220,29 +215,12 @@ static int32_t note(const tcomp_frame *frame, const char *what, int code) {
   return code;
 }
 
-static int encode(const tcomp_cuda_map_info *info, const void *const *arguments, tensor_map *map) {
-  static const uint32_t every[TCOMP_CUDA_MAP_RANK] = {1, 1, 1};
-  address tensor = (address)(uintptr_t)arguments[info->parameter];
-  return tcomp_cuda.encode_map(map, info->type, TCOMP_CUDA_MAP_RANK, tensor, info->extents, info->strides, info->box,
-                               every, 0, info->swizzle, FROM_256_BYTES, 0);
-}
-
-/* Maps are made of the pointers that a launch has. A graph keeps them, and is recorded again for other pointers. */
 int32_t tcomp_cuda_launch(const tcomp_frame *frame, int32_t first, int32_t count, const void *const *arguments,
                           int32_t argument_count) {
-  tensor_map maps[tcomp_cuda_most_maps + 1];
-  void *addresses[argument_count + tcomp_cuda_most_maps + 1];
-  for (int32_t i = 0; i < argument_count; i++) addresses[i] = (void *)&arguments[i];
+  tcomp_device *device = frame->device;
   for (int32_t i = first; i < first + count; i++) {
     const tcomp_cuda_launch_info *launch = &tcomp_cuda_launches[i];
-    const uint32_t *g = launch->grid, *b = launch->block;
-    for (int32_t j = 0; j < launch->map_count; j++) {
-      int code = encode(&tcomp_cuda_maps[launch->first_map + j], arguments, &maps[j]);
-      if (code != 0) return note(frame, launch->symbol, code);
-      addresses[argument_count + j] = &maps[j];
-    }
-    int code = tcomp_cuda.launch(frame->device->functions[i], g[0], g[1], g[2], b[0], b[1], b[2],
-                                 launch->dynamic_shared_bytes, frame->device->current, addresses, NULL);
+    int code = tcomp_cuda_start(launch, device->functions[i], device->current, arguments, argument_count);
     if (code != 0) return note(frame, launch->symbol, code);
   }
   return 0;

@@ -34,6 +34,7 @@ typedef struct {
   F(release_memory, "cuMemFree_v2", (address))                                                              \
   F(upload, "cuMemcpyHtoDAsync_v2", (address, const void *, size_t, handle))                                \
   F(download, "cuMemcpyDtoHAsync_v2", (void *, address, size_t, handle))                                    \
+  F(fill, "cuMemsetD8Async", (address, unsigned char, size_t, handle))                                      \
   F(move, "cuMemcpyDtoDAsync_v2", (address, address, size_t, handle))                                       \
   F(allocate_locked, "cuMemHostAlloc", (void **, size_t, unsigned))                                         \
   F(release_locked, "cuMemFreeHost", (void *))                                                              \
