@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from tcomp.relay.types import numpy_dtype
+from tcomp.relay.types import numpy_dtype, stored_as
 from tcomp.target.target import Gpu
 from tcomp.tensor.gpu_rates import clock
 from tcomp.tensor.knobs import Config, Ordered, Space
@@ -76,7 +76,7 @@ class WgmmaPlan(TiledProduct):
 
     @property
     def itemsize(self) -> int:
-        return numpy_dtype(self.dtype).itemsize
+        return numpy_dtype(stored_as(self.dtype)).itemsize
 
     @property
     def block_depth(self) -> int:

@@ -137,6 +137,14 @@ static unsigned emulated_swizzle(unsigned address, unsigned span) {
   return address ^ (address >> 3 & (span - 1) & ~15u);
 }
 
+// To the nearest number of tf32: what CUTLASS relies on copies to do (sm90_mma_tma_gmma_ss_warpspecialized.hpp).
+static void emulated_round(unsigned char *place) {
+  uint32_t bits;
+  memcpy(&bits, place, 4);
+  if ((bits >> 23 & 255) == 255) return;
+  bits = (bits + 0x1000) & ~0x1fffu;
+  memcpy(place, &bits, 4);
+}
 static void emulated_copy_tile(const CUtensorMap &map, unsigned to, unsigned barrier, const std::vector<int> &at,
                                unsigned blocks) {
   unsigned number = 1;
@@ -163,7 +171,8 @@ static void emulated_copy_tile(const CUtensorMap &map, unsigned to, unsigned bar
         unsigned address = to + i * map.itemsize;
         unsigned char *place = emulated_at(map.swizzle ? emulated_swizzle(address, map.swizzle) : address, map.itemsize, rank);
         if (inside) memcpy(place, from, map.itemsize);
-        else memset(place, 0, map.itemsize);
+        if (inside && map.rounds) emulated_round(place);
+        if (!inside) memset(place, 0, map.itemsize);
       }
       emulated_barrier *done = emulated_barrier_at(barrier, rank);
       done->bytes -= bytes;
@@ -179,7 +188,7 @@ struct emulated_product {
   const void *instruction;
   uint64_t a, b;
   unsigned columns, depth, itemsize;
-  char type;  // h: float16, b: bfloat16, i: int8
+  char type;  // h: float16, b: bfloat16, t: tf32, i: int8
   bool accumulate, transpose_a, transpose_b;
   std::vector<uint32_t *> registers;
   std::shared_ptr<std::vector<uint32_t>> sums;  // what the registers will hold
@@ -214,6 +223,14 @@ static float emulated_element(const emulated_product &product, uint64_t matrix, 
   const unsigned char *place = emulated_at(address & 0x3ffff, size, emulated_rank());
   if (product.type == 'i') return *(const int8_t *)place;
   if (product.type == 'h') return *(const __half *)place;
+  if (product.type == 't') {
+    uint32_t bits;
+    memcpy(&bits, place, 4);
+    bits &= ~0x1fffu;
+    float read;
+    memcpy(&read, &bits, 4);
+    return read;
+  }
   return *(const __nv_bfloat16 *)place;
 }
 
@@ -342,15 +359,16 @@ static void multiply(const emulated_instruction &one, emulated_register *registe
   const auto &m = one.modifiers;
   if (sscanf(m.at(4).c_str(), "m%un%uk%u", &rows, &columns, &depth) != 3 || rows != 64 || columns % 8 || columns > 256)
     emulated_fail("a product of a shape that there is not");
-  bool is_int = m.at(5) == "s32", is_half = m.at(6) == "f16";
-  if (m.at(6) != m.at(7) || (is_int ? m.at(6) != "s8" : m.at(5) != "f32" || (!is_half && m.at(6) != "bf16")))
+  bool is_int = m.at(5) == "s32", is_half = m.at(6) == "f16", is_tf32 = m.at(6) == "tf32";
+  bool is_known = is_int ? m.at(6) == "s8" : m.at(5) == "f32" && (is_half || is_tf32 || m.at(6) == "bf16");
+  if (m.at(6) != m.at(7) || !is_known)
     emulated_fail(("a product that is not emulated: " + one.name).c_str());
   emulated_product product = {&one};
   product.columns = columns;
   product.depth = depth;
-  product.itemsize = is_int ? 1 : 2;
-  product.type = is_int ? 'i' : is_half ? 'h' : 'b';
-  if (depth * product.itemsize != 32 || one.operands.size() != (is_int ? 4 : 8) ||
+  product.itemsize = is_int ? 1 : is_tf32 ? 4 : 2;
+  product.type = is_int ? 'i' : is_tf32 ? 't' : is_half ? 'h' : 'b';
+  if (depth * product.itemsize != 32 || one.operands.size() != (is_int ? 4 : is_tf32 ? 6 : 8) ||
       one.operands[0].items.size() != columns / 2)
     emulated_fail("a product with wrong operands");
   auto at = [&](unsigned i) { return value(one.operands[i], registers, locals); };
@@ -359,6 +377,8 @@ static void multiply(const emulated_instruction &one, emulated_register *registe
   product.accumulate = at(3);
   if (!is_int) {
     if (at(4) != 1 || at(5) != 1) emulated_fail("a product with a sign");
+  }
+  if (!is_int && !is_tf32) {
     product.transpose_a = at(6);
     product.transpose_b = at(7);
   }

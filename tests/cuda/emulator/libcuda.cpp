@@ -213,6 +213,7 @@ API int cuTensorMapEncodeTiled(CUtensorMap *map, int type, unsigned rank, void *
     return INVALID_VALUE;
   CUtensorMap made = {EMULATED_TENSOR_MAP, (uint16_t)SIZES[type], (uint8_t)rank, (uint8_t)SWIZZLES[swizzle],
                       (char *)address};
+  made.rounds = type == 11;
   uint64_t line = (uint64_t)box[0] * made.itemsize;
   if (line % 16 || (swizzle && line > made.swizzle)) return INVALID_VALUE;
   for (unsigned i = 0; i < rank; i++) {
