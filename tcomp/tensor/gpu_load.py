@@ -23,7 +23,7 @@ class Load:
 def load_of(kernel: Kernel, scheduled: Scheduled, gpu: Gpu) -> Load:
     """The load of a kernel: multiprocessors idle while it begins, and where there is no block for them.
 
-    Those with a block work at the rate of data sheets. Of several launches, the one with the most blocks counts.
+    Those with a block work at the rate of data sheets. Of launches, the one with the most blocks counts.
     """
     launches = launches_of(scheduled.function)
     blocks = max(prod(grid_and_block(one)[0]) for one in launches)
