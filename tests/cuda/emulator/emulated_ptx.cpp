@@ -182,6 +182,42 @@ static void emulated_copy_tile(const CUtensorMap &map, unsigned to, unsigned bar
   if (blocks >> emulated_cluster_size) emulated_fail("a copy to a block that the cluster does not have");
 }
 
+// ---- copies of chunks by threads: in shared memory when they were waited for, and seen by products after a fence ----
+
+struct emulated_chunk { unsigned to; const char *from; unsigned bytes; };
+struct emulated_chunks {
+  unsigned cluster;
+  std::vector<emulated_chunk> open, waited_for;
+  std::vector<std::vector<emulated_chunk>> groups;
+};
+static emulated_chunks &emulated_own_chunks() {
+  static emulated_chunks of[EMULATED_CLUSTER * 1024];
+  emulated_chunks &own = of[emulated_current];
+  if (own.cluster != emulated_clusters) own = {emulated_clusters, {}, {}, {}};
+  return own;
+}
+static void emulated_copy_chunk(unsigned to, const char *from, unsigned size, unsigned bytes) {
+  if (size != 16 || (bytes != 0 && bytes != 16) || to % 16 != 0 || (bytes != 0 && (uintptr_t)from % 16 != 0))
+    emulated_fail("a chunk that is not 16 bytes, or not aligned to them");
+  memset(emulated_at(to, 16, emulated_rank()), 0xff, 16);
+  emulated_own_chunks().open.push_back({to, from, bytes});
+}
+static void emulated_wait_for_chunks(unsigned pending) {
+  emulated_chunks &own = emulated_own_chunks();
+  while (own.groups.size() > pending) {
+    own.waited_for.insert(own.waited_for.end(), own.groups.front().begin(), own.groups.front().end());
+    own.groups.erase(own.groups.begin());
+  }
+}
+static void emulated_show_chunks() {
+  for (auto &chunk : emulated_own_chunks().waited_for) {
+    unsigned char *place = emulated_at(chunk.to, 16, emulated_rank());
+    memset(place, 0, 16);
+    memcpy(place, chunk.from, chunk.bytes);
+  }
+  emulated_own_chunks().waited_for.clear();
+}
+
 // ---- products ----
 
 struct emulated_product {
@@ -412,7 +448,15 @@ static void execute(const emulated_instruction &one, emulated_register *register
       if (unready[i].thread == emulated_current) unready.erase(unready.begin() + i);
     return;
   }
-  if (is("fence.proxy.async.shared::cta")) return;
+  if (is("fence.proxy.async.shared::cta")) return emulated_show_chunks();
+  if (is("cp.async.cg.shared.global"))
+    return emulated_copy_chunk((unsigned)at(0), (const char *)at(1), (unsigned)at(2), (unsigned)at(3));
+  if (is("cp.async.commit_group")) {
+    emulated_chunks &own = emulated_own_chunks();
+    own.groups.push_back(std::move(own.open));
+    return own.open.clear();
+  }
+  if (is("cp.async.wait_group")) return emulated_wait_for_chunks(at(0));
   if (is("mbarrier.arrive.shared::cta.b64")) return emulated_arrive(at(1), emulated_rank(), 0);
   if (is("mbarrier.arrive.release.cluster.shared::cluster.b64")) {
     auto [rank, address] = emulated_in_cluster(at(1));

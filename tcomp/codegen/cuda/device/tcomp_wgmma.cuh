@@ -55,6 +55,24 @@ __device__ __forceinline__ void tcomp_copy_tile(unsigned shared, unsigned long l
                : "memory");
 }
 
+// ---- copies of 16 bytes: each thread asks for some, and waits for its own ----
+
+// Copies 16 bytes from global to shared memory; zeros where not `inside`.
+__device__ __forceinline__ void tcomp_gather_chunk(unsigned shared, const void *global, bool inside) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(inside ? 16 : 0)
+               : "memory");
+}
+// The copies since the last commit are one group.
+__device__ __forceinline__ void tcomp_gathers_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits until only the last PENDING groups may be unfinished.
+template <int PENDING> __device__ __forceinline__ void tcomp_gathers_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+// Products see what this thread has waited for, once it has arrived at a barrier.
+__device__ __forceinline__ void tcomp_gathers_are_seen() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
 // ---- clusters: blocks that reach each other's shared memory, in which all have the same layout ----
 
 // As tcomp_copy_tile, to the same place and barrier of each block of the cluster that has a bit in `blocks`.
