@@ -5,17 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from device_programs import ends_the_process
 from mma_kernels import assert_computes, conv, in_blocks
 from test_conv_mma import KERNELS as OTHERS
 from test_conv_mma import P
 from test_matmul_wgmma import HOPPER, SMALL
 
 from tcomp.codegen.cuda.device_code import device_code
+from tcomp.codegen.cuda.jit import CudaKernelRunner
 from tcomp.codegen.cuda.nvcc import compile_cubin
 from tcomp.errors import ScheduleError
 from tcomp.target.target import TARGETS
 from tcomp.tensor.template import TEMPLATES, schedule, template_for
 from tcomp.tensor.wgmma_plan import WgmmaPlan
+from tcomp.tuner.trial_data import trial_data
 
 TEMPLATE = "conv_wgmma_cuda"
 KERNELS = {name: kernel for name, kernel in OTHERS.items() if "tf32" not in name} | {
@@ -56,6 +59,26 @@ def test_stages(knobs: dict[str, int]) -> None:
     assert HOPPER.gpu is not None
     few = replace(HOPPER, gpu=replace(HOPPER.gpu, processors=1))
     assert_computes(KERNELS["many channels"], few, TEMPLATE, {**SMALL, **knobs})
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("tcomp_gathers_wait<1>()", "tcomp_gathers_wait<2>()"),
+        pytest.param("tcomp_gathers_are_seen()", "tcomp_gathers_commit()", marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.usefixtures("gpu")
+def test_waits_and_fences_are_needed(right: str, wrong: str, capfd: pytest.CaptureFixture[str]) -> None:
+    kernel = KERNELS["many channels"]
+    scheduled = TEMPLATES[TEMPLATE].apply(kernel, HOPPER, {**SMALL, "stages": 3})
+    code = device_code(scheduled.function, "kernel", HOPPER)
+    assert right in code.source
+    changed = replace(code, source=code.source.replace(right, wrong))
+    cubin = compile_cubin(changed.source, "sm_90a")
+    runner = CudaKernelRunner(kernel, HOPPER, scheduled, changed, cubin)
+    assert ends_the_process(lambda: runner(trial_data(kernel, 0).inputs))
+    assert "a product begins before it sees what threads have copied" in capfd.readouterr().err
 
 
 def test_clusters_are_for_tiles() -> None:

@@ -5,6 +5,7 @@
 // What hardware does on its own is seen as late as it may be, and what it will overwrite is lost at once.
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 
 #include "cuda.h"
@@ -190,17 +191,26 @@ struct emulated_chunks {
   std::vector<emulated_chunk> open, waited_for;
   std::vector<std::vector<emulated_chunk>> groups;
 };
+static std::set<std::pair<unsigned, unsigned>> emulated_unseen_chunks;  // block of the cluster, address
 static emulated_chunks &emulated_own_chunks() {
   static emulated_chunks of[EMULATED_CLUSTER * 1024];
   emulated_chunks &own = of[emulated_current];
   if (own.cluster != emulated_clusters) own = {emulated_clusters, {}, {}, {}};
   return own;
 }
+// Fails where a product begins to read 64 lines of 128 bytes of which a chunk is not seen yet: it reads them later here.
+static void emulated_require_chunks(unsigned begin) {
+  unsigned first = begin - begin % 1024;
+  auto unseen = emulated_unseen_chunks.lower_bound({emulated_rank(), first});
+  if (unseen != emulated_unseen_chunks.end() && *unseen < std::pair{emulated_rank(), first + 64 * 128})
+    emulated_fail("a product begins before it sees what threads have copied");
+}
 static void emulated_copy_chunk(unsigned to, const char *from, unsigned size, unsigned bytes) {
   if (size != 16 || (bytes != 0 && bytes != 16) || to % 16 != 0 || (bytes != 0 && (uintptr_t)from % 16 != 0))
     emulated_fail("a chunk that is not 16 bytes, or not aligned to them");
   memset(emulated_at(to, 16, emulated_rank()), 0xff, 16);
   emulated_own_chunks().open.push_back({to, from, bytes});
+  emulated_unseen_chunks.insert({emulated_rank(), to});
 }
 static void emulated_wait_for_chunks(unsigned pending) {
   emulated_chunks &own = emulated_own_chunks();
@@ -214,6 +224,7 @@ static void emulated_show_chunks() {
     unsigned char *place = emulated_at(chunk.to, 16, emulated_rank());
     memset(place, 0, 16);
     memcpy(place, chunk.from, chunk.bytes);
+    emulated_unseen_chunks.erase({emulated_rank(), chunk.to});
   }
   emulated_own_chunks().waited_for.clear();
 }
@@ -311,6 +322,7 @@ static void emulated_begin_product(emulated_product product) {
   mine[0] = product.a;
   mine[1] = product.b;
   __syncwarp();
+  emulated_require_chunks((product.a & 0x3fff) << 4);
   if (first[0] != mine[0] || first[1] != mine[1]) emulated_fail("the threads of a warp multiply different matrices");
   __syncwarp();
   own.groups.push_back(own.open);
