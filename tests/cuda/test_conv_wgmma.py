@@ -21,11 +21,11 @@ from tcomp.tensor.wgmma_plan import WgmmaPlan
 from tcomp.tuner.trial_data import trial_data
 
 TEMPLATE = "conv_wgmma_cuda"
-KERNELS = {name: kernel for name, kernel in OTHERS.items() if "tf32" not in name} | {
+KERNELS = {name: kernel for name, kernel in OTHERS.items() if TEMPLATES[TEMPLATE].accepts(kernel, HOPPER)} | {
     "many channels": conv((1, 12, 5, 5, 8), (70, 96, 3, 3), True, padding=P, **in_blocks(8, 8)),
     "bfloat16": conv((1, 2, 5, 5, 8), (8, 16, 3, 3), dtype="bfloat16", padding=P, **in_blocks(8, 8)),
 }
-FEW = ("many channels", "plain")
+FEW = ("many channels", "dilated, plain to blocks")
 """Those that are always tested: g++ takes long for each."""
 LAYERS = {
     "3x3": conv((32, 16, 28, 28, 8), (128, 128, 3, 3), True, padding=P, **in_blocks(8, 8)),
@@ -79,6 +79,12 @@ def test_waits_and_fences_are_needed(right: str, wrong: str, capfd: pytest.Captu
     runner = CudaKernelRunner(kernel, HOPPER, scheduled, changed, cubin)
     assert ends_the_process(lambda: runner(trial_data(kernel, 0).inputs))
     assert "a product begins before it sees what threads have copied" in capfd.readouterr().err
+
+
+def test_what_is_left_to_others() -> None:
+    for name in ("plain", "tf32"):
+        assert template_for(OTHERS[name], HOPPER).id == "conv_mma_cuda@1"
+        assert not TEMPLATES[TEMPLATE].accepts(OTHERS[name], HOPPER)
 
 
 def test_clusters_are_for_tiles() -> None:
