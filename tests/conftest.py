@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 from hypothesis import settings
+from rpc_servers import Servers
 
 settings.register_profile("tcomp", deadline=None, max_examples=100)
 settings.load_profile("tcomp")
@@ -17,3 +21,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if zoo:
         config.hook.pytest_deselected(items=zoo)
         items[:] = [item for item in items if item not in zoo]
+
+
+@pytest.fixture
+def servers(tmp_path: Path) -> Iterator[Servers]:
+    running = Servers(tmp_path)
+    yield running
+    running.close()

@@ -115,6 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
         "variants": list(compiled.choices),
         "kernels": len(program.kernels),
         "steps": len(program.steps),
+        "streams": program.streams,
         "tuned": choices.tuned,
         "simulated": len(choices.simulated),
         "default": len(choices.missing),
@@ -129,7 +130,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(facts))
         return 0
     alone = f", {choices}" if len(compiled.choices) == 1 else ""
-    print(f"{report.library}: {size_text(report.library_bytes)}, {len(program.steps)} steps{alone}")
+    streams = f" in {program.streams} streams" if program.streams > 1 else ""
+    print(f"{report.library}: {size_text(report.library_bytes)}, {len(program.steps)} steps{streams}{alone}")
     for name, chosen in compiled.choices.items() if not alone else ():
         print(f"{name}: {chosen}")
     if compiled.precision:

@@ -21,7 +21,7 @@ from tcomp.codegen import c_abi, freestanding
 from tcomp.codegen.bench_case import BenchCase, bench_sources
 from tcomp.codegen.bundle import check_place, install_bundle, write_bundle
 from tcomp.codegen.check import check_object
-from tcomp.codegen.cuda.model_code import DeviceKernel, device_kernel, image_source
+from tcomp.codegen.cuda import model_code as cuda
 from tcomp.codegen.describe import description, description_source
 from tcomp.codegen.link import (
     RUNTIME,
@@ -147,7 +147,8 @@ def compile_variants(
         scheduled = [_schedule_all(graph, v.target, v.config_of) for v in variants]
         scheduled = [{**one, **{key: scheduled[-1][key] for key in cold}} for one in scheduled]
     with clock.measure("plan"):
-        programs = plan_variants(graph, scheduled)
+        gpus = [v.target.gpu for v in variants if v.target.gpu is not None]
+        programs = plan_variants(graph, scheduled, gpus)
     embed, weights_bytes = weights == "embed", programs[0].weights_bytes
     if embed and weights_bytes > _EMBED_LIMIT:
         raise BuildError(f"{weights_bytes} bytes of weights are too many to embed; use separate weights")
@@ -296,10 +297,11 @@ def _generate_cuda(
 
         def one(
             index: int, program: Program = program, target: Target = target, number: int = number
-        ) -> DeviceKernel:
+        ) -> cuda.DeviceKernel:
             planned = program.kernels[index]
             try:
-                return device_kernel(planned.scheduled, kernel_symbol(program, index, number), target, folder)
+                symbol = kernel_symbol(program, index, number)
+                return cuda.device_kernel(planned.scheduled, symbol, target, folder)
             except BuildError as error:
                 raise BuildError(f"{error}; kernel {planned.kernel.key}") from error
 
@@ -375,8 +377,8 @@ def _sources(
         sources = [model, about, *(SOURCES / name for name in RUNTIME)]
         if codes[0].is_cuda:
             images = folder / "images.S"
-            images.write_text(image_source([kernel for code in codes for kernel in code.device]))
-            sources += [images, SOURCES / "cuda.c"]
+            images.write_text(cuda.image_source([kernel for code in codes for kernel in code.device]))
+            sources += [images, *(SOURCES / name for name in cuda.RUNTIME)]
     if embed and codes[0].program.weights_bytes:
         assembly = folder / "embedded.S"
         assembly.write_text(weights_source("weights"))

@@ -83,7 +83,7 @@ def kernel_arguments(kernel: Kernel, scheduled: Scheduled, arrays: Sequence[Arra
 
     Raises InputError when `arrays` differ from the kernel's inputs in count, shape or dtype.
     """
-    arguments = [_to_tensor(array, device) for array in packed_inputs(kernel, scheduled, arrays)]
+    arguments = [to_tensor(array, device) for array in packed_inputs(kernel, scheduled, arrays)]
     outputs = [v.type for v in kernel.body.outputs]
     return arguments + [_empty(t, device) for t in (*scheduled.scratch, *outputs)]
 
@@ -92,7 +92,8 @@ def _empty(type_: TensorType, device: Any) -> Any:
     return tvm.runtime.empty(type_.static_shape, type_.dtype, device)
 
 
-def _to_tensor(array: Array, device: Any) -> Any:
+def to_tensor(array: Array, device: Any) -> Any:
+    """A tensor on TVM's `device` with the elements of `array`."""
     tensor = tvm.runtime.empty(array.shape, array.dtype.name, device)
     if array.size:
         tensor.copyfrom(np.ascontiguousarray(array).reshape(array.shape))

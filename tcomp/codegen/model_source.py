@@ -73,7 +73,11 @@ def model_source(
             *_stamp(),
             "extern const char tcomp_about[];",
             "",
-            *(cuda.source([v.device for v in variants]) if program_is_cuda else prototypes(variants)),
+            *(
+                cuda.source([v.device for v in variants], program)
+                if program_is_cuda
+                else prototypes(variants)
+            ),
             *(["extern const char tcomp_weights[];"] if weights != "NULL" else []),
             "",
             *_tensors("inputs", program.inputs),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tcomp.plan.arena import place
+from tcomp.plan.arena import live_bytes, place
 from tcomp.plan.buffers import Buffers, Job, OutputCopy, Piece, jobs_of, writers, written_values
 from tcomp.plan.order import Task, choose_order, lifetimes
 from tcomp.plan.program import (
@@ -21,9 +21,13 @@ from tcomp.plan.program import (
     ScheduledKernels,
     Step,
     Tensor,
+    Turn,
     aligned,
 )
+from tcomp.plan.streams import branched, choose_streams
 from tcomp.relay.graph import Constant, Graph, Node, Value
+from tcomp.target.target import Gpu
+from tcomp.tensor.gpu_load import Load, copy_load, load_of
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.template import Packing
 
@@ -38,10 +42,13 @@ def plan(graph: Graph, scheduled: ScheduledKernels) -> Program:
     return plan_variants(graph, [scheduled])[0]
 
 
-def plan_variants(graph: Graph, variants: Sequence[ScheduledKernels]) -> tuple[Program, ...]:
+def plan_variants(
+    graph: Graph, variants: Sequence[ScheduledKernels], gpus: Sequence[Gpu] = ()
+) -> tuple[Program, ...]:
     """One program for each of `variants`, which schedule the same kernels. Order, arena, weights are common.
 
     A constant that several variants pack alike is stored once. Scratch has room for what any of them needs.
+    On `gpus`, of the variants, steps that leave room on all of them run beside others.
     Raises as `plan` does.
     """
     kernels = [_Kernels.of(graph, scheduled) for scheduled in variants]
@@ -58,9 +65,10 @@ def plan_variants(graph: Graph, variants: Sequence[ScheduledKernels]) -> tuple[P
         for base, number in buffers.numbers.items()
         if base not in buffers.direct and base in graph.producers
     }
-    ordering = choose_order(tasks, sizes)
-    spans, owners = lifetimes(tasks, ordering.order, sizes)
-    arena = place(spans)
+    streams = choose_streams(tasks, _loads(jobs, kernels, gpus)) if gpus and jobs else None
+    order = choose_order(tasks, sizes).order if streams is None else streams.order
+    spans, owners = lifetimes(tasks, order, sizes)
+    arena = place(spans if streams is None else branched(spans, owners, tasks, streams))
     places = {
         owner: Place("arena", at)
         for owner, at in zip(owners, arena.offsets, strict=True)
@@ -73,7 +81,7 @@ def plan_variants(graph: Graph, variants: Sequence[ScheduledKernels]) -> tuple[P
     }
     constants = _Constants()
     memory = _Memory(buffers, places, constants)
-    ordered = [jobs[index] for index in ordering.order]
+    ordered = [jobs[index] for index in order]
     steps = [_steps(ordered, one, memory, scratch) for one in kernels]
     return tuple(
         Program(
@@ -84,11 +92,24 @@ def plan_variants(graph: Graph, variants: Sequence[ScheduledKernels]) -> tuple[P
             steps=of_variant,
             constants=tuple(constants.entries),
             arena_bytes=arena.nbytes,
-            live_bytes=ordering.live_bytes,
+            live_bytes=live_bytes(spans),
             weights_bytes=constants.end,
+            turns=(Turn(),) * len(jobs) if streams is None else streams.turns,
         )
         for one, of_variant in zip(kernels, steps, strict=True)
     )
+
+
+def _loads(jobs: Sequence[Job], variants: Sequence[_Kernels], gpus: Sequence[Gpu]) -> list[Load]:
+    """The load of each job: the largest of what it is on the GPUs."""
+    loads: list[Load] = []
+    for job in jobs:
+        of_job = [
+            kernels.load(job, gpu) if isinstance(job, Node) else copy_load(job.source.type.nbytes, gpu)
+            for kernels, gpu in zip(variants, gpus, strict=True)
+        ]
+        loads.append(Load(max(one.cycles for one in of_job), max(one.share for one in of_job)))
+    return loads
 
 
 def _steps(
@@ -151,6 +172,10 @@ class _Kernels:
 
     def scratch_bytes(self, node: Node) -> int:
         return sum(aligned(t.nbytes) for t in self.of_node[node].scheduled.scratch)
+
+    def load(self, node: Node, gpu: Gpu) -> Load:
+        planned = self.of_node[node]
+        return load_of(planned.kernel, planned.scheduled, gpu)
 
     def index(self, node: Node) -> int:
         return list(self.distinct).index(self.of_node[node].kernel.key)

@@ -71,6 +71,18 @@ Step = Union[Run, Copy]
 
 
 @dataclass(frozen=True)
+class Turn:
+    """When a GPU does a step: after those before it in its `stream`, and after steps `waits` of others."""
+
+    stream: int = 0
+    waits: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        waits = f" after {', '.join(map(str, self.waits))}" if self.waits else ""
+        return f"[stream {self.stream}{waits}] "
+
+
+@dataclass(frozen=True)
 class PlannedKernel:
     """A kernel that one or more steps call."""
 
@@ -96,6 +108,7 @@ class Program:
     """A model ready for code generation.
 
     `live_bytes` is the largest sum of tensors alive at one step in this order: no arena can be smaller.
+    `turns` are those of the steps, all in one stream but on GPUs.
     """
 
     name: str
@@ -107,6 +120,12 @@ class Program:
     arena_bytes: int
     live_bytes: int
     weights_bytes: int
+    turns: tuple[Turn, ...] = ()
+
+    @property
+    def streams(self) -> int:
+        """How many streams the steps are in."""
+        return max((turn.stream for turn in self.turns), default=0) + 1
 
     def label(self, step: Step) -> str:
         """How profiles and messages name `step`."""
@@ -120,7 +139,9 @@ class Program:
         ]
         lines += [f"  input[{i}] {t.name}: {t.type}" for i, t in enumerate(self.inputs)]
         lines += [f"  output[{i}] {t.name}: {t.type}" for i, t in enumerate(self.outputs)]
-        lines += [f"  {number}: {self._text(step)}" for number, step in enumerate(self.steps)]
+        turns = map(str, self.turns) if self.streams > 1 else [""] * len(self.steps)
+        numbered = enumerate(zip(self.steps, turns, strict=True))
+        lines += [f"  {number}: {turn}{self._text(step)}" for number, (step, turn) in numbered]
         return "\n".join(lines)
 
     def _text(self, step: Step) -> str:

@@ -72,6 +72,7 @@ _FUNCTIONS: dict[str, tuple[object, tuple[object, ...]]] = {
     "tcomp_create": (ctypes.c_int, (ctypes.POINTER(COptions), ctypes.POINTER(_CONTEXT))),
     "tcomp_variant": (ctypes.c_char_p, (_CONTEXT,)),
     "tcomp_run": (ctypes.c_int, _BUFFERS),
+    "tcomp_enqueue": (ctypes.c_int, (*_BUFFERS, ctypes.c_void_p)),
     "tcomp_profile": (ctypes.c_int, (*_BUFFERS, ctypes.POINTER(ctypes.c_uint64), ctypes.c_int32)),
     "tcomp_set_threads": (ctypes.c_int, (_CONTEXT, ctypes.c_int32)),
     "tcomp_threads": (ctypes.c_int32, (_CONTEXT,)),

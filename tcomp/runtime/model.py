@@ -80,20 +80,18 @@ class Model:
 
         Raises InputError when an array does not fit, or an output cannot be written.
         """
-        checked = self._arguments(inputs, {})
-        if len(outputs) != len(self.outputs):
-            raise InputError(
-                f"model `{self.name}` has {len(self.outputs)} outputs; {len(outputs)} arrays given"
-            )
-        written: list[AnyArray] = []
-        for index, (info, value) in enumerate(zip(self.outputs, outputs, strict=True)):
-            where = f"output {index} `{info.name}`"
-            array = self._on_gpu(where, value) or value
-            _check(where, info, array)
-            if not (array.writeable if isinstance(array, GpuArray) else array.flags.writeable):
-                raise InputError(f"{where} is a read-only array; give a writable one")
-            written.append(array)
-        self._run(checked, written)
+        self._run(self._arguments(inputs, {}), self._writable(outputs))
+
+    def enqueue(self, inputs: Sequence[Any], outputs: Sequence[Any], stream: int) -> None:
+        """Put a run into a CUDA stream, such as `torch.cuda.current_stream().cuda_stream`, and do not wait.
+
+        Arrays are in the memory of the GPU that the model runs on, or numpy's in page-locked memory. They
+        must be there until the run has ended; what writes or reads them comes before or after it in `stream`.
+        Raises InputError when an array does not fit, or an output cannot be written.
+        """
+        read, written = self._arguments(inputs, {}), self._writable(outputs)
+        call = self._alive(), _buffers(read), len(read), _buffers(written), len(written)
+        self._check_status(self._library.tcomp_enqueue(*call, stream))
 
     def time(self, *arrays: Any, number: int = 1, repeat: int = 5, **named: Any) -> list[float]:
         """Seconds of one run, averaged over `number` runs, `repeat` times; the first run is not counted."""
@@ -185,6 +183,22 @@ class Model:
             _check(where, info, array)
             checked.append(array)
         return checked
+
+    def _writable(self, outputs: Sequence[Any]) -> list[AnyArray]:
+        """Checked arrays for the outputs."""
+        if len(outputs) != len(self.outputs):
+            raise InputError(
+                f"model `{self.name}` has {len(self.outputs)} outputs; {len(outputs)} arrays given"
+            )
+        written: list[AnyArray] = []
+        for index, (info, value) in enumerate(zip(self.outputs, outputs, strict=True)):
+            where = f"output {index} `{info.name}`"
+            array = self._on_gpu(where, value) or value
+            _check(where, info, array)
+            if not (array.writeable if isinstance(array, GpuArray) else array.flags.writeable):
+                raise InputError(f"{where} is a read-only array; give a writable one")
+            written.append(array)
+        return written
 
     def _call_of(self, inputs: Sequence[AnyArray], outputs: Sequence[AnyArray]) -> tuple[Any, ...]:
         """Arguments of `tcomp_run`; valid while the arrays live."""

@@ -55,9 +55,7 @@ def require_gpu(gpu: Gpu, name: str) -> None:
     """
     found = driver()
     major, minor = found.attribute(Attribute.MAJOR), found.attribute(Attribute.MINOR)
-    here = 10 * major + minor
-    exact = gpu.arch.endswith("a")
-    if here != gpu.capability if exact else here // 10 != gpu.capability // 10 or here < gpu.capability:
+    if not gpu.runs_on(10 * major + minor):
         raise TargetError(
             f"code for target `{name}` is for {gpu.arch}, and {found.name} has compute capability "
             f"{major}.{minor}; name the target `cuda`, or compile here and run there"

@@ -63,6 +63,12 @@ class Gpu:
         """The compute capability as a number: 80 for 8.0."""
         return int(self.arch.removeprefix("sm_").rstrip("a"))
 
+    def runs_on(self, capability: int) -> bool:
+        """Whether machine code for this architecture runs on GPUs of `capability`."""
+        if self.arch.endswith("a"):
+            return capability == self.capability
+        return capability // 10 == self.capability // 10 and capability >= self.capability
+
 
 @dataclass(frozen=True)
 class Target:

@@ -19,8 +19,8 @@ def expressions(index: Index) -> list[Expression]:
     return [constant(i) if isinstance(i, int) else i for i in index]
 
 
-class Matrices(Protocol):
-    """`[*batch, rows, depth] x [*batch, depth, columns]`, and what becomes of the result."""
+class Sums(Protocol):
+    """The sums `[*batch, rows, columns]` of a product, and what becomes of them."""
 
     @property
     def anchored(self) -> Anchored: ...
@@ -31,11 +31,20 @@ class Matrices(Protocol):
     @property
     def columns(self) -> int: ...
     @property
-    def depth(self) -> int: ...
-    @property
     def accumulator(self) -> str:
         """The type that sums are kept in."""
         ...
+
+    def store(self, batch: Index, row: Expression, column: Expression, value: Expression) -> Statement:
+        """Store what follows from the sum `value` into the outputs."""
+        ...
+
+
+class Matrices(Sums, Protocol):
+    """`[*batch, rows, depth] x [*batch, depth, columns]`, and what becomes of the result."""
+
+    @property
+    def depth(self) -> int: ...
 
     def left(self, elements: Elements, batch: Index, row: Expression, k: Expression) -> Expression:
         """An element of the left operand; what it needs before comes into `elements`."""
@@ -43,10 +52,6 @@ class Matrices(Protocol):
 
     def right(self, elements: Elements, batch: Index, k: Expression, column: Expression) -> Expression:
         """An element of the right operand."""
-        ...
-
-    def store(self, batch: Index, row: Expression, column: Expression, value: Expression) -> Statement:
-        """Store what follows from the sum `value` into the outputs."""
         ...
 
 

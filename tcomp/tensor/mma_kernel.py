@@ -6,6 +6,7 @@ Operands that are not in memory as it needs them, sums of parts of the depth, wh
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -22,6 +23,7 @@ from tcomp.tensor.mma_nest import Store
 from tcomp.tensor.mma_plan import CAPABILITY, DTYPES, Parts, chunk_elements
 from tcomp.tensor.template import Scheduled
 from tcomp.tensor.threads import digits, spread
+from tcomp.tensor.totals import Totals
 from tcomp.tvm_api import tirx
 
 Index = Callable[[Expression, Expression, Expression], Sequence[Any]]
@@ -93,6 +95,36 @@ def padded(
     return tirx.Select(position < extent, inside, tirx.const(0, dtype))
 
 
+@dataclass(frozen=True)
+class _Sums:
+    """The sums of a plan, which the anchor's output has where `index(batch, row, column)` says."""
+
+    anchored: Anchored
+    plan: Parts
+    index: Index
+
+    @property
+    def batch(self) -> tuple[int, ...]:
+        return (self.plan.batch,)
+
+    @property
+    def rows(self) -> int:
+        return self.plan.rows
+
+    @property
+    def columns(self) -> int:
+        return self.plan.columns
+
+    @property
+    def accumulator(self) -> str:
+        return accumulator_dtype(self.plan.dtype)
+
+    def store(
+        self, batch: Sequence[Any], row: Expression, column: Expression, value: Expression
+    ) -> Statement:
+        return self.anchored.finish(self.index(batch[0], row, column), value)
+
+
 def schedule_mma(
     anchored: Anchored,
     plan: Parts,
@@ -106,32 +138,16 @@ def schedule_mma(
     `vector` sums of neighbouring columns lie side by side in every output. `nest(store, vector)` is the
     launch that multiplies, and stores so many neighbours at once.
     """
-    if plan.splits == 1:
+    totals = Totals(_Sums(anchored, plan, index), plan.splits)
 
-        def finish(
-            part: Expression, batch: Expression, row: Expression, column: Expression, value: Expression
-        ) -> Statement:
-            return anchored.finish(index(batch, row, column), value)
-
-        return anchored.scheduled([*before, nest(finish, vector)])
-    shape = (plan.batch, plan.rows, plan.columns)
-    parts = anchored.add_scratch((plan.splits, *shape), accumulator_dtype(plan.dtype), "parts")
-
-    def keep(
+    def store(
         part: Expression, batch: Expression, row: Expression, column: Expression, value: Expression
     ) -> Statement:
-        return tirx.BufferStore(parts, value, [part, batch, row, column])
+        return totals.store(part, [batch], row, column, value)
 
-    def add(number: Expression) -> Statement:
-        at = digits(number, shape)
-        total = tirx.BufferLoad(parts, [0, *at])
-        for part in range(1, plan.splits):
-            total = total + tirx.BufferLoad(parts, [part, *at])
-        variable = tirx.Var("total", str(parts.dtype))
-        return in_order([tirx.Bind(variable, total), anchored.finish(index(*at), variable)])
-
-    multiply = nest(keep, 2 if plan.columns % 2 == 0 else 1)
-    return anchored.scheduled([*before, multiply, spread(prod(shape), _THREADS, add)])
+    if plan.splits > 1:
+        vector = 2 if plan.columns % 2 == 0 else 1
+    return anchored.scheduled([*before, nest(store, vector), *totals.launches()])
 
 
 def stored_in_vectors(kernel: Kernel, columns: int) -> bool:

@@ -16,7 +16,7 @@ from tcomp.tensor.gemm import constant_right, fits
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.loops import Elements, Expression, Statement, constant
 from tcomp.tensor.mma_kernel import as_factors, factor_dtype, materialize, multiplies, padded
-from tcomp.tensor.mma_nest import MmaOperand
+from tcomp.tensor.mma_operand import MmaOperand
 from tcomp.tensor.mma_plan import chunk_elements
 from tcomp.tensor.product import Product
 from tcomp.tensor.template import Packing

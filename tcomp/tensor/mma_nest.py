@@ -9,17 +9,12 @@ Steps of a block:
    Chunks that are computed (`Filling`) are loaded before the first multiplications of a step, and stored
    before that barrier.
 3. The sums are stored from registers, two neighbours of a row at a time.
-
-A stage holds lines of chunks. Chunk c of line l lies at c ^ (l mod 8), so that the 8 lines of a matrix, and
-the chunks that 8 threads copy, lie in different banks. As many lines of less than 8 chunks as fill 128 bytes
-count as one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 from tcomp.relay.types import stored_as
 from tcomp.tensor.convolution import accumulator_dtype
@@ -34,126 +29,32 @@ from tcomp.tensor.loops import (
     written_out,
 )
 from tcomp.tensor.mma_fragments import Fragments
+from tcomp.tensor.mma_operand import ChunkCopies, MmaOperand, Place, swizzle
 from tcomp.tensor.mma_plan import MATRIX, MmaPlan
 from tcomp.tensor.threads import digits, dynamic_shared, launch, synchronize
 from tcomp.tvm_api import tirx
 
 Store = Callable[[Expression, Expression, Expression, Expression, Expression], Statement]
 """Of one sum: part of the depth, batch, row, column, value."""
-Place = Callable[[Expression], Expression]
-"""The address of a chunk of a stage, by its number."""
-
-
-class Filling(Protocol):
-    """How chunks that are computed get into a stage: they are loaded, and unpacked some time later."""
-
-    @property
-    def allocations(self) -> Sequence[Statement]:
-        """Of registers."""
-        ...
-
-    def fetch(self, number: int, row: Expression, k: Expression, inside: Expression) -> Statement:
-        """Load what the thread's chunk `number`, of (row, k), is made of; it is zero where not `inside`."""
-        ...
-
-    def put(self, number: int, target: Expression) -> Statement:
-        """Make chunk `number` and store it at the address `target`."""
-        ...
 
 
 @dataclass(frozen=True)
-class MmaOperand:
-    """An operand in memory as `[batch, rows, depth]`, where columns of the right one count as rows.
-
-    Chunks run along the depth, or along rows where not `by_depth`. `index` gives where (batch, row, k) lies
-    in `buffer`, `inside` whether it exists at all; what does not is zero.
-    """
-
-    buffer: Buffer
-    index: Callable[[Expression, Expression, Expression], Sequence[Any]]
-    by_depth: bool = True
-    inside: Callable[[Expression, Expression], Sequence[Expression]] = lambda row, k: ()
-    is_rounded: bool = False
-    """Whether float32 numbers are of tf32 already, where these are multiplied."""
-    filling: Filling | None = None
-    """What makes chunks that are not copied as they are."""
-
-
-@dataclass(frozen=True)
-class _Side:
+class _Side(ChunkCopies):
     """One operand as the threads of a block see it.
 
-    `begin` is where it begins in a stage, in chunks; `first` the first row of the block's tile; `warp` the
-    number of the thread's warp along its rows. `halves_swapped` says which bit of the thread's number tells
-    the halves of a 16x16 piece apart along the depth: 16, or 8 where swapped.
+    `warp` is the number of the thread's warp along its rows. `halves_swapped` says which bit of the thread's
+    number tells the halves of a 16x16 piece apart along the depth: 16, or 8 where swapped.
     """
 
-    operand: MmaOperand
     plan: MmaPlan
-    begin: int
-    rows: int
-    block_rows: int
     warp_rows: int
     halves_swapped: bool
-    batch: Expression
-    first: Expression
     warp: Expression
-    thread: Expression
-
-    @property
-    def chunks(self) -> int:
-        """Of a line."""
-        return self.plan.depth_chunks if self.operand.by_depth else self.block_rows // self.plan.chunk
 
     @property
     def pieces(self) -> int:
         """Of 16 rows, of a warp."""
         return self.warp_rows // 16
-
-    def _chunks_at(self, depth: Expression) -> Iterator[tuple[int, Expression, Expression, Expression]]:
-        """Number, (row, k) and whether it exists, of this thread's chunks of the step from `depth` on."""
-        plan = self.plan
-        chunk = tirx.floormod(self.thread, self.chunks)
-        for number in range(self.block_rows * plan.depth_chunks // plan.threads):
-            along = chunk * plan.chunk
-            row, k = (self._line(number), along) if self.operand.by_depth else (along, self._line(number))
-            row, k = row + self.first, k + depth
-            conditions = list(self.operand.inside(row, k))
-            if self.rows % self.block_rows:
-                conditions.insert(0, row < self.rows)
-            if plan.depth % (plan.steps * plan.block_depth):
-                conditions.insert(0, k < plan.depth)
-            yield number, row, k, tirx.all(*conditions) if conditions else tirx.const(1, "bool")
-
-    def _line(self, number: int) -> Expression:
-        return tirx.floordiv(self.thread, self.chunks) + number * self.plan.threads // self.chunks
-
-    def _target(self, stage: Place, number: int) -> Expression:
-        """The address of this thread's chunk `number` of a step."""
-        line, chunk = self._line(number), tirx.floormod(self.thread, self.chunks)
-        place = line * self.chunks + tirx.bitwise_xor(chunk, swizzle(line, self.chunks))
-        return stage(place + self.begin)
-
-    def copies(self, stage: Place, depth: Expression) -> list[Statement]:
-        """This thread's share of the copies, or loads, of the step that begins at `depth`."""
-        statements: list[Statement] = []
-        for number, row, k, inside in self._chunks_at(depth):
-            if self.operand.filling is not None:
-                statements.append(self.operand.filling.fetch(number, row, k, inside))
-                continue
-            source = tirx.address_of(
-                tirx.BufferLoad(self.operand.buffer, list(self.operand.index(self.batch, row, k)))
-            )
-            statements.append(_call("tcomp_copy_async", self._target(stage, number), source, inside))
-        return statements
-
-    def puts(self, stage: Place) -> list[Statement]:
-        """Store what `copies` loaded, where it has to be computed."""
-        filling = self.operand.filling
-        if filling is None:
-            return []
-        count = self.block_rows * self.plan.depth_chunks // self.plan.threads
-        return [filling.put(number, self._target(stage, number)) for number in range(count)]
 
     def load(self, into: Buffer, which: int, stage: Place, k: int) -> Statement:
         """Load the warp's pieces of the `k`-th two chunks of depth into set `which` of `into`."""
@@ -179,12 +80,6 @@ class _Side:
             return sequence([loads, _call("tcomp_round_tf32", registers)]) if rounds else loads
 
         return sequence([piece(i) for i in range(self.pieces)])
-
-
-def swizzle(line: Expression, chunks: int) -> Expression:
-    """What the numbers of the chunks of `line`, `chunks` a line, are exclusive-ored with."""
-    lines = max(1, MATRIX // chunks)
-    return tirx.floormod(tirx.floordiv(line, lines), min(chunks, MATRIX))
 
 
 def grouped(number: Expression, tiles: tuple[int, int], group: int) -> tuple[Expression, Expression]:
@@ -228,12 +123,12 @@ class MmaNest:
         warp_row, warp_column = digits(tirx.floordiv(thread, 32), plan.warps)
         first_row, first_column = row_tile * plan.block_rows, column_tile * plan.block_columns
         left = _Side(
-            self.left, plan, 0, plan.rows, plan.block_rows, plan.warp_rows, False,
-            batch, first_row, warp_row, thread,
+            self.left, plan, 0, plan.rows, plan.block_rows, batch, first_row, thread,
+            plan.warp_rows, False, warp_row,
         )  # fmt: skip
         right = _Side(
             self.right, plan, plan.block_rows * plan.depth_chunks, plan.columns, plan.block_columns,
-            plan.warp_columns, True, batch, first_column, warp_column, thread,
+            batch, first_column, thread, plan.warp_columns, True, warp_column,
         )  # fmt: skip
         row, column = first_row + warp_row * plan.warp_rows, first_column + warp_column * plan.warp_columns
         allocate, sums = local(

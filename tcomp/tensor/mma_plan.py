@@ -119,6 +119,11 @@ class MmaPlan(TiledProduct):
         return self.warps[0] * self.warps[1] * Gpu.warp
 
     @property
+    def copy_threads(self) -> int:
+        """That share the copies of a step: all."""
+        return self.threads
+
+    @property
     def steps(self) -> int:
         """Of the depth of one part."""
         return -(-self.depth // (self.block_depth * self.splits))

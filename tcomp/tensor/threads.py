@@ -7,15 +7,18 @@ gets all parameters of the function.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from tcomp.tensor.loops import Buffer, Expression, Statement, constant, under
-from tcomp.tvm_api import tirx, tvm
+from tcomp.tvm_api import PrimFunc, structural_walk, tirx, tvm
 
 Body = Callable[[Sequence[Expression], Sequence[Expression]], Statement]
+Extents = tuple[int, int, int]
 
 _THREAD_INDEX = 1
 """TVM's `IterVar::kThreadIndex`."""
 _AXES = "xyz"
+_EXTENT = "thread_extent"
 DYNAMIC_SHARED = "shared.dyn"
 """The scope of shared memory whose size is given at launch."""
 
@@ -33,9 +36,27 @@ def launch(grid: Sequence[int], block: Sequence[int], body: Body) -> Statement:
         axis = tirx.IterVar(tvm.ir.Range(0, extent), variable, _THREAD_INDEX, tag)
         value = variable if extent > 1 else constant(0)
         inner = under(variable, constant(extent), lambda _: level((*index, value)))
-        return tirx.AttrStmt(axis, "thread_extent", constant(extent), inner)
+        return tirx.AttrStmt(axis, _EXTENT, constant(extent), inner)
 
     return level(())
+
+
+def launches_of(function: PrimFunc) -> list[Statement]:
+    """The launches of a scheduled function, in order."""
+    return list(function.body.seq) if isinstance(function.body, tirx.SeqStmt) else [function.body]
+
+
+def grid_and_block(part: Statement) -> tuple[Extents, Extents]:
+    """Blocks of a launch and threads of a block, along x, y and z."""
+    extents = {f"{of}.{axis}": 1 for of in ("blockIdx", "threadIdx") for axis in _AXES}
+
+    def on_attribute(statement: Any) -> None:
+        if statement.attr_key == _EXTENT:
+            extents[str(statement.node.thread_tag)] = int(statement.value)
+
+    structural_walk(part, [(tirx.AttrStmt, on_attribute)])
+    x, y, z, *block = extents.values()
+    return (x, y, z), (block[0], block[1], block[2])
 
 
 def shared(shape: Sequence[int], dtype: str, name: str) -> tuple[Statement, Buffer]:

@@ -6,7 +6,7 @@ from math import prod
 
 from tcomp.tensor.alignment import anywhere, vector_lanes
 from tcomp.tensor.loops import Expression, Statement, vectorized
-from tcomp.tensor.matrices import Index, Matrices
+from tcomp.tensor.matrices import Index, Sums
 from tcomp.tensor.threads import digits, spread
 from tcomp.tvm_api import tirx
 
@@ -17,23 +17,23 @@ _LANES = 4
 class Totals:
     """The sums of a product whose depth is summed up in `split` parts."""
 
-    def __init__(self, matrices: Matrices, split: int) -> None:
-        self._matrices, self._split = matrices, split
+    def __init__(self, sums: Sums, split: int) -> None:
+        self._sums, self._split = sums, split
         if split > 1:
-            shape = (split, *matrices.batch, matrices.rows, matrices.columns)
-            self._parts = matrices.anchored.add_scratch(shape, matrices.accumulator, "parts")
+            shape = (split, *sums.batch, sums.rows, sums.columns)
+            self._parts = sums.anchored.add_scratch(shape, sums.accumulator, "parts")
 
     def store(
         self, part: Expression, batch: Index, row: Expression, column: Expression, value: Expression
     ) -> Statement:
         """Leave the sum `value` of a part."""
         if self._split == 1:
-            return self._matrices.store(batch, row, column, value)
+            return self._sums.store(batch, row, column, value)
         return tirx.BufferStore(self._parts, value, [part, *batch, row, column])
 
     def lanes(self, most: int) -> int:
         """How many columns can be stored at once, a power of two up to `most`."""
-        m = self._matrices
+        m = self._sums
         value = tirx.const(0, m.accumulator)
 
         def lanes(index: Index) -> int:
@@ -46,7 +46,7 @@ class Totals:
         """What adds the parts, in order: bits do not depend on which came first."""
         if self._split == 1:
             return []
-        m = self._matrices
+        m = self._sums
 
         def total(batch: Index, row: Expression, column: Expression) -> Statement:
             first, *others = (self._parts[(part, *batch, row, column)] for part in range(self._split))

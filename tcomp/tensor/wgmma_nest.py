@@ -9,6 +9,9 @@ step after the other, as soon as their stage is free. The others are consumers. 
 Blocks of a cluster have the same columns. Each copies a part of the right operand to all of them, so a stage
 is empty when the consumers of all have left it, and each warp arrives in every block.
 
+Where there are no tiles of the left operand (`WgmmaPlan.gathers`), as in convolutions, all threads of the
+producer copy it by chunks of 16 bytes, wait for their own, and arrive at `full`.
+
 Consumers keep the products of one step under way while they begin those of the next, so they give back a
 stage one step later. The phases of barriers go on over all tiles of the output that a block takes, so the
 producer fetches the next one's operands while consumers store sums.
@@ -22,26 +25,25 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
 from tcomp.target.target import Gpu
 from tcomp.target.tile_map import TileMap
 from tcomp.tensor.convolution import accumulator_dtype
 from tcomp.tensor.loops import Buffer, Expression, Statement, constant, local, loop, sequence
 from tcomp.tensor.mma_fragments import Fragments
-from tcomp.tensor.mma_nest import MmaOperand, Store, grouped
+from tcomp.tensor.mma_nest import Store, grouped
+from tcomp.tensor.mma_operand import ChunkCopies, MmaOperand
 from tcomp.tensor.mma_plan import CHUNK_BYTES
 from tcomp.tensor.threads import digits, dynamic_shared, launch, synchronize
 from tcomp.tensor.tiles import address_of_map, in_clusters, map_variable, with_map
 from tcomp.tensor.warps import WARP, from_first_lane
 from tcomp.tensor.wgmma_plan import (
     BARRIER_BYTES,
-    CONSUMER_REGISTERS,
     DEPTH_BYTES,
     GROUP_THREADS,
     INSTRUCTION_BYTES,
     INSTRUCTION_ROWS,
-    PRODUCER_REGISTERS,
     WgmmaPlan,
 )
 from tcomp.tvm_api import tirx
@@ -127,6 +129,13 @@ class _Side:
 
 
 @dataclass(frozen=True)
+class _Gathered(ChunkCopies):
+    """Chunks in the order of the 128-byte swizzle, at places that are addresses in shared memory."""
+
+    copy: ClassVar[str] = "tcomp_gather_chunk"
+
+
+@dataclass(frozen=True)
 class _Shared:
     """Where barriers and tiles of a stage are: addresses in shared memory."""
 
@@ -180,7 +189,7 @@ class WgmmaNest:
             return self._block(left, right, block[0], threads[0])
 
         result = launch((grid,), (plan.threads,), block)
-        for side in (right, left):
+        for side in (right,) if plan.gathers else (right, left):
             result = with_map(side.map, side.operand.buffer, side.tiles, result)
         return in_clusters(plan.cluster, result)
 
@@ -193,14 +202,16 @@ class WgmmaNest:
         # Taken from a warp's first thread, so that what depends on it is known to be the same for the warp.
         group = tirx.Var("warp_group", "int32")
         own_group = from_first_lane(tirx.floordiv(thread, GROUP_THREADS))
-        one = tirx.floormod(thread, GROUP_THREADS) < 1
-        produce = tirx.IfThenElse(
-            one, self._each_tile(block, lambda t: self._produce(t, shared, left, right)), None
-        )
+        number = tirx.floormod(thread, GROUP_THREADS)
+        if plan.gathers:
+            produce = self._each_tile(block, lambda t: self._gather(t, shared, right, number))
+        else:
+            tiles = self._each_tile(block, lambda t: self._produce(t, shared, left, right))
+            produce = tirx.IfThenElse(number < 1, tiles, None)
         consume = self._each_tile(block, lambda t: self._consume(t, shared, left, right, group, thread))
         give, take = (
             [_call(f"tcomp_{verb}_registers<{count}>")] if plan.shares_registers else []
-            for verb, count in (("give", PRODUCER_REGISTERS), ("take", CONSUMER_REGISTERS))
+            for verb, count in zip(("give", "take"), plan.shared_registers, strict=True)
         )
         alone = plan.cluster == 1
         wait = _call("tcomp_cluster_wait")
@@ -224,8 +235,9 @@ class WgmmaNest:
         warps = plan.consumers * GROUP_THREADS // WARP * plan.cluster
         statements: list[Statement] = []
         for stage in range(plan.stages):
-            statements.append(_call("tcomp_barrier_init", shared.full(constant(stage)), constant(1)))
-            statements.append(_call("tcomp_barrier_init", shared.empty(constant(stage)), constant(warps)))
+            full, empty = shared.full(constant(stage)), shared.empty(constant(stage))
+            statements.append(_call("tcomp_barrier_init", full, constant(plan.arrivals)))
+            statements.append(_call("tcomp_barrier_init", empty, constant(warps)))
         return sequence([*statements, _call("tcomp_barriers_are_ready")])
 
     def _each_tile(self, block: Expression, body: Callable[[_Tile], Statement]) -> Statement:
@@ -259,13 +271,55 @@ class WgmmaNest:
                 [
                     # Before its first use a stage is free: the phase before the first counts as over.
                     _call("tcomp_barrier_wait", shared.empty(stage), 1 - parity),
-                    _call("tcomp_barrier_expect", full, constant(plan.stage_bytes)),
+                    _call("tcomp_barrier_expect", full, constant(plan.copied_bytes)),
                     *left.copies(place, full, tile, tile.row, k),
                     *right.copies(place, full, tile, tile.column, k),
                 ]
             )
 
         return loop(plan.steps, one, "step")
+
+    def _gather(self, tile: _Tile, shared: _Shared, right: _Side, number: Expression) -> Statement:
+        """As `_produce`, by all threads of the group: thread `number` copies its chunks of the left operand.
+
+        Each waits for its own copies of a step when those of the next ones are under way.
+        """
+        plan = self.plan
+        copies = _Gathered(self.left, plan, 0, plan.rows, plan.block_rows, tile.batch, tile.row, number)
+
+        def have_arrived(step: Expression) -> Statement:
+            return _call("tcomp_barrier_arrive", shared.full(self._stage(tile.turn * plan.steps + step)[0]))
+
+        def one(step: Expression) -> Statement:
+            stage, parity = self._stage(tile.turn * plan.steps + step)
+            k = (tile.part * plan.steps + step) * plan.block_depth
+            full, place = shared.full(stage), shared.tiles(stage)
+            expect = _call("tcomp_barrier_expect", full, constant(plan.copied_bytes))
+            tiles = sequence([expect, *right.copies(place, full, tile, tile.column, k)])
+            arrived = [
+                _call(f"tcomp_gathers_wait<{plan.ahead}>"),
+                _call("tcomp_gathers_are_seen"),
+                have_arrived(step - plan.ahead),
+            ]
+            return sequence(
+                [
+                    _call("tcomp_barrier_wait", shared.empty(stage), 1 - parity),
+                    tirx.IfThenElse(number < 1, tiles, None),
+                    *copies.copies(lambda chunk: place + chunk * CHUNK_BYTES, k),
+                    _call("tcomp_gathers_commit"),
+                    tirx.IfThenElse(step >= plan.ahead, sequence(arrived), None),
+                ]
+            )
+
+        last = min(plan.ahead, plan.steps)
+        return sequence(
+            [
+                loop(plan.steps, one, "step"),
+                _call("tcomp_gathers_wait<0>"),
+                _call("tcomp_gathers_are_seen"),
+                *(have_arrived(constant(plan.steps - last + i)) for i in range(last)),
+            ]
+        )
 
     def _consume(
         self,

@@ -11,18 +11,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from tcomp.relay.types import numpy_dtype
+from tcomp.relay.types import numpy_dtype, stored_as
 from tcomp.target.target import Gpu
 from tcomp.tensor.gpu_rates import clock
 from tcomp.tensor.knobs import Config, Ordered, Space
 from tcomp.tensor.mma_plan import (
     BLOCK_CYCLES,
     CACHE_BYTES,
+    CHUNK_BYTES,
     GROUPS,
     SHARED_BYTES,
     SPLITS,
     TiledProduct,
     adding_cycles,
+    chunk_elements,
 )
 
 ARCH = "sm_90a"
@@ -46,8 +48,9 @@ MOST_SUMS, SUMS_WITH_WORK = 128, 96
 """Of a thread; of a default's, where more than a little is computed of each sum before it is stored."""
 _OTHER_REGISTERS = 48
 """Addresses, conditions and counters of a thread, and what follows the sums."""
-PRODUCER_REGISTERS, CONSUMER_REGISTERS = 40, 232
-"""Where three groups have all registers of a multiprocessor: 3 * 168 before they share them anew."""
+PRODUCER_REGISTERS, GATHERER_REGISTERS = (40, 232), (72, 216)
+"""And those of the consumers, where three groups have all registers of a multiprocessor: 3 * 168 before they
+share them anew."""
 _DEFAULT_BLOCKS = (
     (128, 256, 2), (256, 128, 2), (128, 192, 2), (128, 128, 2), (64, 256, 1), (128, 128, 1), (128, 64, 2),
     (64, 128, 1), (64, 64, 1),
@@ -56,6 +59,8 @@ _LATENCY = 1000
 """Cycles from asking for a tile until it is multiplied."""
 _STEP_CYCLES = 20
 """Of a step's barriers."""
+_CHUNK_CYCLES = 24 / 128
+"""Of the instructions that find and copy a chunk, of which a multiprocessor starts those of 128 threads."""
 _TILE_CYCLES = 500
 """Of a tile of the output, beside its stores."""
 
@@ -73,10 +78,46 @@ class WgmmaPlan(TiledProduct):
     group: int = 8
     cluster: int = 1
     """Blocks, of neighbouring rows of tiles, each of which copies a part of the right operand to all."""
+    gathers: bool = False
+    """Whether the threads of the producer copy the left operand by chunks, as there are no tiles of it."""
+
+    @property
+    def chunk(self) -> int:
+        """Elements of a chunk."""
+        return chunk_elements(self.dtype)
+
+    @property
+    def depth_chunks(self) -> int:
+        return DEPTH_BYTES // CHUNK_BYTES
+
+    @property
+    def copy_threads(self) -> int:
+        """That share the copies by chunks of a step."""
+        return GROUP_THREADS
+
+    @property
+    def ahead(self) -> int:
+        """Steps whose copies by chunks are under way when those of another are waited for."""
+        return self.stages - 2
+
+    @property
+    def arrivals(self) -> int:
+        """At the barrier of a full stage: who announces copied bytes, and all who copy chunks."""
+        return 1 + (self.copy_threads if self.gathers else 0)
+
+    @property
+    def copied_bytes(self) -> int:
+        """That are announced for a step."""
+        return self.stage_bytes - (self.block_rows * DEPTH_BYTES if self.gathers else 0)
+
+    @property
+    def shared_registers(self) -> tuple[int, int]:
+        """Of a thread of the producer and of one of a consumer, where they share all."""
+        return GATHERER_REGISTERS if self.gathers else PRODUCER_REGISTERS
 
     @property
     def itemsize(self) -> int:
-        return numpy_dtype(self.dtype).itemsize
+        return numpy_dtype(stored_as(self.dtype)).itemsize
 
     @property
     def block_depth(self) -> int:
@@ -145,6 +186,8 @@ class WgmmaPlan(TiledProduct):
             return f"{self.sums} sums of a thread; it has registers for {MOST_SUMS}"
         if self.shared_bytes > gpu.block_shared_bytes:
             return f"{self.shared_bytes} bytes of shared memory; a block has {gpu.block_shared_bytes}"
+        if self.gathers and self.cluster > 1:
+            return f"clusters of {self.cluster} blocks, of which each copies pixels of its own"
         if self.tiles[0] % self.cluster or self.group % self.cluster:
             rows = f"{self.tiles[0]} rows of tiles in groups of {self.group}"
             return f"{rows} are no whole clusters of {self.cluster}"
@@ -162,7 +205,13 @@ class WgmmaPlan(TiledProduct):
         multiply = operations * gpu.processors * clock(gpu) / gpu.flops[self.dtype]
         read = instructions * (INSTRUCTION_ROWS + self.block_columns) * INSTRUCTION_BYTES
         fetched = (self.block_rows + self.block_columns / self.cluster) * DEPTH_BYTES
-        busy = max(multiply, (read + self.stage_bytes) / SHARED_BYTES, fetched / CACHE_BYTES)
+        chunks = self.block_rows * self.depth_chunks if self.gathers else 0
+        busy = max(
+            multiply,
+            (read + self.stage_bytes) / SHARED_BYTES,
+            fetched / CACHE_BYTES,
+            chunks * _CHUNK_CYCLES,
+        )
         resident = min(self.resident(gpu), -(-self.all_tiles // gpu.processors))
         step = max(resident * (busy + _STEP_CYCLES), _LATENCY / (self.stages - 1))
         stored = resident * self.block_rows * self.block_columns * self.itemsize / CACHE_BYTES
@@ -172,31 +221,39 @@ class WgmmaPlan(TiledProduct):
 
 
 def default_wgmma_plan(
-    dtype: str, extents: tuple[int, int, int, int], gpu: Gpu, most_sums: int = MOST_SUMS
+    dtype: str,
+    extents: tuple[int, int, int, int],
+    gpu: Gpu,
+    most_sums: int = MOST_SUMS,
+    gathers: bool = False,
 ) -> WgmmaPlan:
     """The plan of the fewest estimated cycles for (batch, rows, columns, depth)."""
-    plans = (plan for plan in _defaults(dtype, extents, gpu) if plan.sums <= most_sums)
+    plans = (plan for plan in _defaults(dtype, extents, gpu, gathers) if plan.sums <= most_sums)
     return min(plans, key=lambda plan: plan.cycles(gpu))
 
 
-def _defaults(dtype: str, extents: tuple[int, int, int, int], gpu: Gpu) -> Iterator[WgmmaPlan]:
+def _defaults(dtype: str, extents: tuple[int, int, int, int], gpu: Gpu, gathers: bool) -> Iterator[WgmmaPlan]:
     for block in _DEFAULT_BLOCKS:
         for stages in (4, 3, 6):
-            plan = WgmmaPlan(dtype, *extents, *block, stages)
+            plan = WgmmaPlan(dtype, *extents, *block, stages, gathers=gathers)
             splits = (replace(plan, splits=n) for n in SPLITS)
             yield from (split for split in splits if split.complaint(gpu) is None)
 
 
-def wgmma_space(dtype: str, extents: tuple[int, int, int, int], gpu: Gpu, most_sums: int) -> Space:
+def wgmma_space(
+    dtype: str, extents: tuple[int, int, int, int], gpu: Gpu, most_sums: int, gathers: bool = False
+) -> Space:
     """The knobs of plans of a product, by the names of the plan's fields."""
-    best = default_wgmma_plan(dtype, extents, gpu, most_sums)
+    best = default_wgmma_plan(dtype, extents, gpu, most_sums, gathers)
     values = {
         "block_rows": _BLOCK_ROWS, "block_columns": _BLOCK_COLUMNS, "consumers": _CONSUMERS,
         "stages": _STAGES, "splits": SPLITS, "group": GROUPS, "cluster": _CLUSTERS,
     }  # fmt: skip
     knobs = tuple(Ordered(name, of, int(getattr(best, name))) for name, of in values.items())
-    return Space(knobs, lambda config: wgmma_plan_of(dtype, extents, config).complaint(gpu))
+    return Space(knobs, lambda config: wgmma_plan_of(dtype, extents, config, gathers).complaint(gpu))
 
 
-def wgmma_plan_of(dtype: str, extents: tuple[int, int, int, int], config: Config) -> WgmmaPlan:
-    return WgmmaPlan(dtype, *extents, **{name: int(value) for name, value in config.items()})
+def wgmma_plan_of(
+    dtype: str, extents: tuple[int, int, int, int], config: Config, gathers: bool = False
+) -> WgmmaPlan:
+    return WgmmaPlan(dtype, *extents, **{name: int(value) for name, value in config.items()}, gathers=gathers)

@@ -10,11 +10,11 @@ thousands of candidates a second and takes over once the task has trials enough.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.resources import files
-from math import inf, isfinite, log2
+from math import inf, isfinite, isnan, log2
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,8 @@ from tcomp.relay.types import Array
 from tcomp.target.target import Target
 from tcomp.tensor.knobs import Config
 from tcomp.tuner.estimate import estimate
-from tcomp.tuner.features import NAMES, features_of
+from tcomp.tuner.features import features_of, names_of
+from tcomp.tuner.gpu_features import Registers
 from tcomp.tuner.records import config_key
 from tcomp.tuner.task import Task
 
@@ -80,11 +81,18 @@ class CostModel:
         self._pretrained = pretrained
         self._breathe = breathe
         self._features: dict[tuple[str, str], Features] = {}
+        self._registers = Registers()
         self._trials: dict[str, _Trials] = {}
         self._boosters: dict[str, tuple[int, Any]] = {}
 
-    def tell(self, task: Task, config: Config, seconds: float) -> None:
-        """`config` of `task` took `seconds`, infinite when it failed."""
+    def tell(
+        self, task: Task, config: Config, seconds: float, conditions: Mapping[str, str] | None = None
+    ) -> None:
+        """`config` of `task` took `seconds`, infinite when it failed, under `conditions` as in records."""
+        key = task.key, config_key(config)
+        self._registers.tell(key, conditions or {})
+        if key in self._features:
+            self._registers.learn(key, self._features[key])
         trials = self._trials.setdefault(task.key, _Trials(task))
         trials.knobs.append(task.space.encode(config))
         trials.seconds.append(seconds)
@@ -154,8 +162,10 @@ class CostModel:
             try:
                 self._features[key] = self._features_of(task, config)
             except Exception:  # TVM raises many kinds. A trial of the config would report it.
-                self._features[key] = (float("nan"),) * len(NAMES)
-        return self._features[key]
+                self._features[key] = (float("nan"),) * len(names_of(task.target))
+            self._registers.learn(key, self._features[key])
+        known, gpu = self._features[key], task.target.gpu
+        return known if gpu is None or isnan(known[-1]) else self._registers.complete(key, known, gpu)
 
     def _train(
         self, groups: list[Group], parameters: dict[str, Any], rounds: int = _ROUNDS, start: Any | None = None

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from tcomp.target.target import Gpu, Target
 from tcomp.tensor.register_tile import FMA_LATENCY
-from tcomp.tuner.features import NAMES
+from tcomp.tuner.features import names_of
 
 BYTES_PER_CYCLE = {"l1_bytes_per_flop": 48.0, "l2_bytes_per_flop": 12.0, "l3_bytes_per_flop": 4.0}
 """What enters L1 from L2, L2 from L3, and L3 from memory; generous for every x86 core since 2015."""
@@ -24,7 +24,7 @@ _CYCLES_A_LOAD = 4
 
 def estimate(features: Sequence[float], target: Target) -> float:
     """Cycles of one run, a lower bound of sorts. `features` are those of `features_of`."""
-    value = {name: 2.0**feature for name, feature in zip(NAMES, features, strict=True)}
+    value = {name: 2.0**feature for name, feature in zip(names_of(target), features, strict=True)}
     if target.gpu is not None:
         return _estimate_on_gpu(value, target.gpu)
     lanes = min(target.lanes(), max(1.0, value["vectorized"]))

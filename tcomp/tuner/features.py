@@ -18,6 +18,7 @@ from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
 from tcomp.tensor.template import Scheduled, schedule
+from tcomp.tuner.gpu_features import GPU_NAMES, gpu_features
 from tcomp.tuner.task import Task
 from tcomp.tvm_api import s_tir, structural_walk, tirx, tvm, walk_result
 
@@ -33,6 +34,11 @@ NAMES = (
     *(f"working_set_{i}" for i in range(WORKING_SET_DEPTHS)),
     "l1_bytes_per_flop", "l2_bytes_per_flop", "l3_bytes_per_flop",
 )  # fmt: skip
+
+
+def names_of(target: Target) -> tuple[str, ...]:
+    """The names of features of kernels for `target`."""
+    return NAMES if target.gpu is None else (*NAMES, *GPU_NAMES)
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,7 @@ class _Statement:
 
 
 def features_of(task: Task, config: Config) -> tuple[float, ...]:
-    """The features of a task's kernel under `config`, named by `NAMES`. No code is generated.
+    """The features of a task's kernel under `config`, named by `names_of` its target. No code is generated.
 
     Raises ScheduleError for a config that cannot be scheduled.
     """
@@ -103,7 +109,12 @@ def features_of(task: Task, config: Config) -> tuple[float, ...]:
 
 
 def extract(kernel: Kernel, scheduled: Scheduled, target: Target) -> tuple[float, ...]:
-    """The features of a scheduled kernel, named by `NAMES`."""
+    """The features of a scheduled kernel, named by `names_of(target)`."""
+    of_loops = _loop_features(kernel, scheduled, target)
+    return of_loops if target.gpu is None else (*of_loops, *gpu_features(scheduled.function, target.gpu))
+
+
+def _loop_features(kernel: Kernel, scheduled: Scheduled, target: Target) -> tuple[float, ...]:
     statements = _Statements().collect(scheduled.function.body)
     if not statements:
         return (0.0,) * len(NAMES)

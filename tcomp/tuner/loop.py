@@ -331,7 +331,7 @@ class _Session:
 
     def _learn(self, state: TaskState, record: Record) -> None:
         state.strategy.tell(record.config, record.median)
-        self.model.tell(state.task, record.config, record.median)
+        self.model.tell(state.task, record.config, record.median, record.conditions)
         state.best = min(state.best, record.median)
         if record.config_key == state.default_key and record.seconds is not None:
             state.default = record.median

@@ -26,7 +26,7 @@ from tcomp.relay.printer import print_graph
 from tcomp.target.target import TARGETS, Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Alternatives, Choice, Config, KnobValue, Ordered, Space
-from tcomp.tuner.features import NAMES
+from tcomp.tuner.features import names_of
 from tcomp.tuner.measure import Job, Outcome, Source
 from tcomp.tuner.records import Check, Times, config_key
 from tcomp.tuner.runner import Device
@@ -122,7 +122,7 @@ def _to_json(table: Table) -> Iterator[Any]:
         "weight": task.weight,
         "device": table.device,
         **(several if union is space else {"knobs": knobs[""]}),
-        "features": NAMES,
+        "features": names_of(task.target),
         "rows": len(table.rows),
     }
     for row in table.rows.values():
@@ -140,7 +140,7 @@ def _knob_to_json(knob: Any) -> dict[str, Any]:
 
 
 def _from_json(path: Path, head: dict[str, Any], lines: Sequence[Any]) -> Table:
-    if tuple(head["features"]) != NAMES:
+    if tuple(head["features"]) != names_of(TARGETS[head["target"]]):
         raise RecordError(f"{path} has features of another version of tcomp; measure the tables again")
     kernel = Kernel(parse_graph(head["relay"], source=str(path)), frozenset(head["constants"]))
     space = _space_from_json(head)

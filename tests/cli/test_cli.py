@@ -98,6 +98,7 @@ def test_graph_to_library(model: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert sources >= {"Mlp.kt", "mlp_jni.c", "Mlp.swift"}
     assert facts["library_bytes"] == library.stat().st_size
     assert facts["arena_bytes"] >= facts["arena_lower_bound"]
+    assert facts["streams"] == 1
     assert {p.name for p in tmp_path.iterdir()} >= {"mlp.so", "mlp.h", "tcomp.h"} | sources
     assert main(["run", str(library), "-o", str(outputs)]) == 0
     (scores,) = np.load(outputs).values()

@@ -68,6 +68,8 @@ static void no_context(void) {
   SAYS(NULL, "tcomp_run: context is NULL")
   CHECK(tcomp_profile(NULL, &input, 1, good, 4, nanoseconds, 1) == TCOMP_ERROR_ARGUMENT)
   SAYS(NULL, "tcomp_profile: context is NULL")
+  CHECK(tcomp_enqueue(NULL, &input, 1, good, 4, NULL) == TCOMP_ERROR_ARGUMENT)
+  SAYS(NULL, "tcomp_enqueue: context is NULL")
   CHECK(tcomp_cancel(NULL) == TCOMP_ERROR_ARGUMENT)
   SAYS(NULL, "tcomp_cancel: context is NULL")
   CHECK(tcomp_set_threads(NULL, 1) == TCOMP_ERROR_ARGUMENT)
@@ -162,6 +164,8 @@ int main(void) {
   counts_and_pointers();
   places();
   CHECK(tcomp_set_threads(context, -1) == TCOMP_ERROR_ARGUMENT)
+  CHECK(tcomp_enqueue(context, &input, 1, good, 4, NULL) == TCOMP_ERROR_ARGUMENT)
+  SAYS(context, "the library runs on the CPU, which has no streams; call tcomp_run")
   for (size_t i = 0; i < CHAIN_INPUT0_ELEMENTS; i++) x[i] = 2;
   CHECK(tcomp_run(context, &input, 1, good, 4) == TCOMP_OK)
   CHECK(out1[0] == 1 && out2[0] == -1 && out3[5] == 2 && out0[0] > 5.43f && out0[0] < 5.44f)

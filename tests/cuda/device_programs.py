@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -40,8 +40,12 @@ def run(
 
 def dies(source: str, *arguments: object, **options: object) -> bool:
     """Whether the emulated GPU ends the process that runs this; it says why on standard error."""
-    fork = multiprocessing.get_context("fork")
-    process = fork.Process(target=run, args=(source, *arguments), kwargs=options)
+    return ends_the_process(lambda: run(source, *arguments, **options))  # pyright: ignore
+
+
+def ends_the_process(program: Callable[[], object]) -> bool:
+    """Whether the emulated GPU ends the process that runs `program`; it says why on standard error."""
+    process = multiprocessing.get_context("fork").Process(target=program)
     process.start()
     process.join()
     return process.exitcode != 0

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from ctypes import c_void_p
 from pathlib import Path
 
 import numpy as np
 import pytest
+from device_arrays import OnGpu
 
 from tcomp import api
 from tcomp.cli import main
@@ -178,30 +178,6 @@ def test_fast_products_take_float16(gpu: Target, tmp_path: Path) -> None:
     compile_graph(graph, gpu, tmp_path / "fast.so")
     (expected,) = evaluate(network(), [image()])
     np.testing.assert_allclose(load(tmp_path / "fast.so")(image())[0], expected, atol=1e-3)
-
-
-class OnGpu:
-    """An array in the memory of the emulated GPU, as other libraries show theirs."""
-
-    def __init__(self, array: Array, stream: int | None = None, **changes: object) -> None:
-        self.pointer = driver().allocate(array.nbytes)
-        self.shape, self.dtype = array.shape, array.dtype
-        driver().to_device(self.pointer, array.ctypes.data_as(c_void_p), array.nbytes)
-        facts = {
-            "shape": array.shape,
-            "typestr": array.dtype.str,
-            "data": (self.pointer, False),
-            "version": 3,
-        }
-        self.__cuda_array_interface__ = {**facts, "strides": None, "stream": stream, **changes}
-
-    def __del__(self) -> None:
-        driver().free(self.pointer)
-
-    def read(self) -> Array:
-        array = np.empty(self.shape, self.dtype)
-        driver().to_host(array.ctypes.data_as(c_void_p), self.pointer, array.nbytes)
-        return array
 
 
 @pytest.mark.parametrize("stream", [None, 1])

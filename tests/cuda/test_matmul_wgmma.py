@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from mma_kernels import assert_computes, matmul
 
+from tcomp.codegen.jit import build_scheduled
+from tcomp.relay.evaluate import evaluate
 from tcomp.target.target import TARGETS
+from tcomp.tensor.template import TEMPLATES
 from tcomp.tensor.wgmma_plan import WgmmaPlan
 
 TEMPLATE = "matmul_wgmma_cuda"
@@ -48,6 +52,15 @@ KERNELS = {
     "computed operands": (matmul((20, 32), (32, 24), prologue="relu"), {}),
     "float32 sums": (matmul((20, 32), (32, 24), "bias", out_dtype="float32"), {}),
     "bfloat16": (matmul((40, 64), (64, 40), "bias", "relu", dtype="bfloat16"), {}),
+    "tf32": (
+        matmul((70, 76), (76, 130), "bias", "relu", dtype="float32", multiply_as="tf32"), {"stages": 3},
+    ),
+    "tf32, packed": (
+        matmul((40, 130), (130, 33), dtype="float32", multiply_as="tf32", constant=True), {"splits": 2},
+    ),
+    "tf32, rows along memory": (
+        matmul((40, 36), (40, 24), transpose_a=True, dtype="float32", multiply_as="tf32"), {},
+    ),
     "int8": (matmul((70, 288), (288, 130), dtype="int8", out_dtype="int32"), {"block_columns": 192}),
     "int8, packed": (
         matmul((40, 300), (300, 33), dtype="int8", out_dtype="int32", constant=True), {"splits": 2},
@@ -55,7 +68,7 @@ KERNELS = {
 }  # fmt: skip
 FEW = (
     "two consumers, wide", "ragged", "rows and columns along memory", "batch", "parts of the depth",
-    "two blocks share columns",
+    "two blocks share columns", "tf32",
 )  # fmt: skip
 """Those that are always tested: g++ takes long for each."""
 HOPPER = TARGETS["cuda:sm_90a"]
@@ -68,6 +81,20 @@ HOPPER = TARGETS["cuda:sm_90a"]
 def test_numbers(name: str) -> None:
     kernel, knobs = KERNELS[name]
     assert_computes(kernel, HOPPER, TEMPLATE, {**SMALL, **knobs})
+
+
+@pytest.mark.usefixtures("gpu")
+def test_tf32_is_the_nearest_number() -> None:
+    """Copies round, and what is packed is rounded before."""
+    kernel = matmul((20, 32), (32, 24), dtype="float32", multiply_as="tf32", constant=True)
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(v.type.static_shape).astype(np.float32) for v in kernel.body.inputs]
+    arrays[0][7, 9] = np.inf
+    scheduled = TEMPLATES[TEMPLATE].apply(kernel, HOPPER, SMALL)
+    (found,) = build_scheduled(kernel, scheduled, HOPPER)(arrays)
+    (expected,) = evaluate(kernel.body, arrays)
+    assert np.isinf(expected[7]).all()
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.usefixtures("gpu")

@@ -148,7 +148,7 @@ def test_tensor_cores_are_the_default_where_the_gpu_has_them() -> None:
 
     float32 = matmul((64, 64), (64, 64), dtype="float32")
     assert name(LARGE["matmul"], "cuda:sm_80") == "matmul_mma_cuda"
-    assert name(LARGE["conv"], "cuda:sm_90a") == "conv_mma_cuda"
+    assert name(LARGE["conv"], "cuda:sm_90") == "conv_mma_cuda"
     assert "mma" not in name(LARGE["matmul"], "cuda:sm_75")
     assert "mma" not in name(float32, "cuda:sm_80")
 

@@ -7,8 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cuda_kernels import KERNELS
+from device_arrays import OnGpu, Stream, page_locked
 from op_samples import arrays_of, check, graph_of_sample, makes_kernels
 from test_cuda_models import TOLERANCE, image, network
+from test_streams import branches
+from test_wgmma_instructions import copied_as_tf32
 
 from tcomp import api
 from tcomp.codegen.artifact import compile_graph
@@ -16,6 +19,7 @@ from tcomp.codegen.jit import build_kernel
 from tcomp.errors import DeviceError
 from tcomp.relay.evaluate import evaluate
 from tcomp.relay.op import OPS, Op
+from tcomp.relay.types import rounded_to_tf32
 from tcomp.runtime import load
 from tcomp.target.cuda_driver import driver
 from tcomp.target.parse import parse_target
@@ -61,3 +65,32 @@ def test_model_equals_the_reference(card: Target, tmp_path: Path) -> None:
         (expected,) = evaluate(network(), [image(seed)])
         np.testing.assert_allclose(model(image(seed))[0], expected, **TOLERANCE)
     assert all(step.seconds > 0 for step in model.profile(image()))
+
+
+def test_branches_and_streams(card: Target, tmp_path: Path) -> None:
+    """Streams of a graph, two runs of one context in two streams of the caller's, page-locked memory."""
+    library = tmp_path / "branches.so"
+    report = compile_graph(api.optimize(branches(), card), card, library)
+    assert report.program.streams > 1
+    model = load(library)
+    rng = np.random.default_rng(0)
+    inputs = [rng.standard_normal((1, 8, 5, 6)).astype(np.float32) for _ in range(3)]
+    expected = [evaluate(branches(), [x])[0] for x in inputs]
+    streams = Stream(), Stream()
+    first, second = OnGpu(np.zeros_like(expected[0])), page_locked(np.zeros_like(expected[1]))
+    given = OnGpu(inputs[0]), page_locked(inputs[1])
+    for _ in range(3):
+        model.enqueue([given[0]], [first], int(streams[0]))
+        model.enqueue([given[1]], [second], int(streams[1]))
+    np.testing.assert_allclose(model(inputs[2])[0], expected[2], **TOLERANCE)
+    for stream in streams:
+        stream.wait()
+    np.testing.assert_allclose(first.read(), expected[0], **TOLERANCE)
+    np.testing.assert_allclose(second, expected[1], **TOLERANCE)
+
+
+def test_copies_round_to_tf32(card: Target) -> None:
+    if card.isa != "sm_90a":
+        pytest.skip(f"{card.description} has no copies of tiles")
+    tensor = np.random.default_rng(0).standard_normal((1, 16, 32)).astype(np.float32)
+    np.testing.assert_array_equal(copied_as_tf32(tensor), rounded_to_tf32(tensor).reshape(-1))

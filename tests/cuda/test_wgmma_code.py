@@ -26,6 +26,7 @@ LARGE = {
     "epilogue, columns along memory": matmul((4096, 1024), (1024, 4096), "bias", "gelu", "residual"),
     "ragged": matmul((5000, 1000), (1000, 1000), "bias", "relu"),
     "int8": matmul((2048, 4096), (4096, 2048), dtype="int8", out_dtype="int32", constant=True),
+    "tf32": matmul((4096, 4096), (4096, 4096), "bias", dtype="float32", multiply_as="tf32", constant=True),
     "long": matmul((256, 16384), (16384, 256), dtype="bfloat16", constant=True),
 }
 

@@ -12,7 +12,7 @@ import pytest
 from device_programs import dies, run, small_integers
 
 from tcomp.codegen.cuda.nvcc import compile_cubin
-from tcomp.relay.types import Array, numpy_dtype
+from tcomp.relay.types import Array, numpy_dtype, rounded_to_tf32, stored_as
 from tcomp.target.target import Target
 from tcomp.target.tile_map import TileMap
 
@@ -71,6 +71,20 @@ def test_tiles_are_copied(at: tuple[int, int, int], swizzle: int, gpu: Target) -
             np.testing.assert_array_equal(chunks[line, place], expected[line, chunk])
 
 
+def copied_as_tf32(tensor: Array) -> Array:
+    """What a copy makes of float32 numbers `[1, 16, 32]`."""
+    map_ = TileMap("tf32", (32, 16, 1), (128, 2048), (32, 16, 1), swizzle=0)
+    source, out = COPY.format(bytes=16 * LINE, at="0, 0, 0"), np.zeros(16 * 32, "uint32")
+    (lines,) = run(source, [tensor], [out], arch="sm_90a", shared_bytes=SHARED, maps=[(0, map_)])
+    return lines.view("float32")
+
+
+def test_copies_round_to_tf32(gpu: Target) -> None:
+    tensor = np.random.default_rng(0).standard_normal((1, 16, 32)).astype(np.float32)
+    tensor[0, 3, 4] = -np.inf
+    np.testing.assert_array_equal(copied_as_tf32(tensor), rounded_to_tf32(tensor).reshape(-1))
+
+
 PRODUCT = """
 #include <cuda_fp16.h>
 #include <cuda_bf16.h>
@@ -116,10 +130,10 @@ def product(
     dtype: str, columns: int, transpose_a: int = 0, transpose_b: int = 0, **parts: object
 ) -> tuple[tuple[str, list[Array], list[Array]], dict[str, Any], Array]:
     """What to run for a product of 64 rows over 128 bytes of depth, how, and its result."""
-    itemsize = 1 if dtype == "int8" else 2
+    itemsize = numpy_dtype(stored_as(dtype)).itemsize
     depth, sum_dtype = LINE // itemsize, "int32" if dtype == "int8" else "float32"
     a, b = small_integers((64, depth), 0), small_integers((depth, columns), 1)
-    element = np.dtype("int8") if dtype == "int8" else numpy_dtype(dtype)
+    element = numpy_dtype(stored_as(dtype))
     arrays = [
         np.ascontiguousarray(matrix).astype(element)
         for matrix in (a.T if transpose_a else a, b if transpose_b else b.T)
@@ -152,6 +166,7 @@ def product(
         *(("float16", columns, 0, 0) for columns in COLUMNS),
         *(("float16", 128, *flags) for flags in ((0, 1), (1, 0), (1, 1))),
         ("bfloat16", 64, 0, 0), ("bfloat16", 256, 1, 1), ("int8", 64, 0, 0), ("int8", 192, 0, 0),
+        ("tf32", 64, 0, 0), ("tf32", 256, 0, 0),
     ],
 )  # fmt: skip
 def test_tiles_multiply(dtype: str, columns: int, transpose_a: int, transpose_b: int, gpu: Target) -> None:
@@ -210,7 +225,7 @@ def test_what_hangs_or_is_undefined_is_refused(
 @pytest.mark.slow
 @pytest.mark.usefixtures("real_nvcc")
 def test_nvcc_takes_every_instruction() -> None:
-    for dtype in ("float16", "bfloat16", "int8"):
+    for dtype in ("float16", "bfloat16", "tf32", "int8"):
         for columns in COLUMNS:
             (source, *_), _, _ = product(dtype, columns)
             assert compile_cubin(source, "sm_90a").resources["kernel"].spilled_bytes == 0

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_cuda_models import OnGpu
+from device_arrays import OnGpu
 from test_matmul_wgmma import HOPPER, TEMPLATE
 
 from tcomp import api

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,8 +20,11 @@ from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.evaluate import evaluate
 from tcomp.relay.graph import Graph, Value
 from tcomp.relay.types import Array, TensorType, numpy_dtype
+from tcomp.target.cuda import ARCHITECTURES
 from tcomp.tensor.epilogue import epilogue_operands
 from tcomp.tensor.template import Packing, Scheduled
+from tcomp.tensor.threads import launch
+from tcomp.tvm_api import tirx
 
 
 def planned(graph: Graph, scratch: tuple[TensorType, ...] = (), in_place: bool = False) -> Program:
@@ -34,8 +39,8 @@ def planned(graph: Graph, scratch: tuple[TensorType, ...] = (), in_place: bool =
     )
 
 
-def simulate(program: Program, inputs: Sequence[Array]) -> list[Array]:
-    """Run the program's steps on numpy memory; scratch is filled with garbage."""
+def simulate(program: Program, inputs: Sequence[Array], order: Sequence[int] | None = None) -> list[Array]:
+    """Run the program's steps, in `order`, on numpy memory; scratch is filled with garbage."""
     spaces: dict[str, Array] = {
         "arena": np.full(program.arena_bytes, 0xA5, np.uint8),
         "weights": np.zeros(program.weights_bytes, np.uint8),
@@ -56,7 +61,8 @@ def simulate(program: Program, inputs: Sequence[Array]) -> list[Array]:
     def view(place: Place, type_: TensorType) -> Array:
         return memory(place, type_.nbytes).view(numpy_dtype(type_.dtype)).reshape(type_.static_shape)
 
-    for step in program.steps:
+    for number in range(len(program.steps)) if order is None else order:
+        step = program.steps[number]
         if isinstance(step, Copy):
             memory(step.destination, step.nbytes)[:] = memory(step.source, step.nbytes)
             continue
@@ -123,6 +129,80 @@ def test_programs_compute_what_graphs_do(graph: Graph, scratch: tuple[TensorType
     for found, expected in zip(simulate(program, inputs), evaluate(graph, inputs), strict=True):
         np.testing.assert_array_equal(found, expected)
     assert program.live_bytes <= program.arena_bytes
+
+
+def in_streams(program: Program, rng: np.random.Generator) -> list[int]:
+    """The program's steps in one of the orders that streams and waits allow."""
+    left = {s: [i for i, t in enumerate(program.turns) if t.stream == s] for s in range(program.streams)}
+    done: list[int] = []
+    while any(left.values()):
+        firsts = [steps[0] for steps in left.values() if steps]
+        ready = [i for i in firsts if set(program.turns[i].waits) <= set(done)]
+        done.append(int(rng.choice(ready)))
+        left[program.turns[done[-1]].stream].pop(0)
+    return done
+
+
+def for_gpu(
+    graph: Graph, blocks: int, scratch: tuple[TensorType, ...] = (), in_place: bool = False
+) -> Program:
+    """As `planned`, of kernels with so many blocks for a GPU of four multiprocessors."""
+    gpu = replace(ARCHITECTURES["sm_80"], processors=4)
+    some = SimpleNamespace(body=launch((blocks,), (32,), lambda block, thread: tirx.Evaluate(0)))
+    scheduled = {
+        key: Scheduled(some, {}, scratch, epilogue_operands(kernel) if in_place else frozenset())
+        for key, kernel in distinct_kernels(graph).items()
+    }
+    return plan_variants(graph, [scheduled], [gpu])[0]
+
+
+@settings(deadline=None)
+@given(
+    graphs(), st.sampled_from(((), (TensorType((5,)), TensorType((100,))))), st.booleans(), st.integers(0, 99)
+)
+def test_streams_compute_what_graphs_do_in_any_order(
+    graph: Graph, scratch: tuple[TensorType, ...], in_place: bool, seed: int
+):
+    rng = np.random.default_rng(seed)
+    inputs = [rng.standard_normal(v.type.static_shape, np.float32) for v in graph.inputs]
+    program = for_gpu(graph, 1, scratch, in_place)
+    found = simulate(program, inputs, in_streams(program, rng))
+    for one, expected in zip(found, evaluate(graph, inputs), strict=True):
+        np.testing.assert_array_equal(one, expected)
+
+
+def test_branches_share_no_memory():
+    """Two chains, whose intermediate results would take turns in the memory of one order."""
+    builder = GraphBuilder("chains")
+    ends = [builder.input(name, (64,)) for name in "xy"]
+    for op in ("relu", "exp", "neg", "tanh"):
+        ends = [builder.add(fused(op, end)).output for end in ends]
+    graph = builder.build(builder.add(fused("sub", *ends)).output)
+    program, rng = for_gpu(graph, 1), np.random.default_rng(0)
+    inputs = [rng.standard_normal(64, np.float32) for _ in "xy"]
+    for _ in range(10):
+        (found,) = simulate(program, inputs, in_streams(program, rng))
+        np.testing.assert_array_equal(found, evaluate(graph, inputs)[0])
+
+
+def test_a_chain_has_one_stream():
+    builder = GraphBuilder("line")
+    value = builder.input("x", (64,))
+    for _ in range(3):
+        value = builder.add(fused("exp", value)).output
+    program = for_gpu(builder.build(value), blocks=1)
+    assert (program.streams, str(program.turns[2])) == (1, "[stream 0] ")
+
+
+def test_branches_run_side_by_side_where_there_is_room():
+    program = for_gpu(diamond(), blocks=1)
+    assert [str(turn) for turn in program.turns] == [
+        "[stream 0] ", "[stream 1] ", "[stream 0] ", "[stream 1] ", "[stream 0 after 3] ",
+    ]  # fmt: skip
+    assert "  4: [stream 0 after 3] k2 mul(" in str(program)
+    large = 1 << 20  # Four multiprocessors are busy with so many numbers, and one is not.
+    assert for_gpu(diamond(large), blocks=1).streams == 2
+    assert for_gpu(diamond(large), blocks=4).streams == 1
 
 
 def test_constants_packed_alike_are_stored_once():

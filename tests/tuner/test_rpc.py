@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import signal
 import socket
 import struct
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_template import fake_kernel
+from rpc_servers import Servers, needs_servers, runner_of
 
 from tcomp.cli import main
 from tcomp.codegen.toolchain import find_toolchain
@@ -34,14 +31,7 @@ from tcomp.tuner.rpc_tracker import RpcTracker, within
 from tcomp.tuner.runner import parse_runner
 from tcomp.tuner.runners.rpc import RpcRunner
 from tcomp.tuner.task import Task
-from tcomp.tvm_api import rpc, rpc_protocol
-
-NEEDED = ("cloudpickle", "psutil", "tornado")
-"""What TVM's tracker and server import beyond TVM."""
-needs_servers = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in NEEDED),
-    reason=f"TVM's RPC tracker and server need {', '.join(NEEDED)}: pip install 'tcomp[rpc]'",
-)
+from tcomp.tvm_api import rpc_protocol
 
 
 @contextmanager
@@ -140,69 +130,6 @@ ARM_PYTHON = Path(__file__).resolve().parents[2] / "build" / "arm64-python" / "p
 """What `scripts/arm64_python.py` makes."""
 
 
-class Servers:
-    """A tracker and processes of `tvm.exec.rpc_server`, all on this machine."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self.port = self._start("tracker", "tvm.exec.rpc_tracker")
-
-    def add(self, key: str, python: str = sys.executable) -> int:
-        """Start a server; answers its port once it is registered."""
-        arguments = ["--key", key, "--tracker", f"127.0.0.1:{self.port}"]
-        name = f"server{len(self._processes)}"
-        port = self._start(name, "tvm.exec.rpc_server", *arguments, python=python)
-        self._wait(lambda: port in self._registered())
-        return port
-
-    def _registered(self) -> list[int]:
-        servers = rpc.connect_tracker("127.0.0.1", self.port).summary()["server_info"]
-        return [server["addr"][1] for server in servers]
-
-    def kill(self, port: int) -> None:
-        process = next(p for name, p in self._processes.items() if name.endswith(f":{port}"))
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-    def close(self) -> None:
-        for name in reversed(self._processes):
-            self.kill(int(name.rpartition(":")[2]))
-
-    def _start(self, name: str, module: str, *arguments: str, python: str = sys.executable) -> int:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        place = ["--host", "127.0.0.1", "--port", str(port), "--port-end", str(port + 1)]
-        with (self._folder / f"{name}.log").open("wb") as log:
-            self._processes[f"{name}:{port}"] = subprocess.Popen(
-                [python, "-m", module, *place, *arguments],
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        if module.endswith("tracker"):
-            self._wait(lambda: RpcTracker("127.0.0.1", port).list_keys() == [])
-        return port
-
-    def _wait(self, ready: Callable[[], bool], seconds: float = 300) -> None:
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            with suppress(DeviceError):
-                if ready():
-                    return
-            time.sleep(0.2)
-        logs = {path.name: path.read_text()[-500:] for path in self._folder.glob("*.log")}
-        pytest.fail(f"no answer within {seconds} s: {logs}")
-
-
-@pytest.fixture
-def servers(tmp_path: Path) -> Iterator[Servers]:
-    running = Servers(tmp_path)
-    yield running
-    running.close()
-
-
 @contextmanager
 def vanishing_server(tracker_port: int, key: str) -> Generator[list[bytes], None, None]:
     """A server that is gone, with all it listens on, as soon as a session has begun; lists the requests."""
@@ -238,10 +165,6 @@ def vanishing_server(tracker_port: int, key: str) -> Generator[list[bytes], None
         with suppress(OSError):
             listener.shutdown(socket.SHUT_RDWR)
     thread.join(10)
-
-
-def runner_of(servers: Servers, key: str = "board") -> RpcRunner:
-    return RpcRunner("127.0.0.1", servers.port, key, wait_seconds=30, move_seconds=4)
 
 
 @needs_servers

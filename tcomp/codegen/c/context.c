@@ -331,8 +331,10 @@ static tcomp_status check_overlaps(tcomp_context *context, const tcomp_buffer *i
   return TCOMP_OK;
 }
 
+/* `stream` is NULL, or where a handle of the device's stream is that the run goes to. */
 static tcomp_status run_locked(tcomp_context *context, const tcomp_buffer *inputs, int32_t input_count,
-                               const tcomp_buffer *outputs, int32_t output_count, uint64_t *nanoseconds) {
+                               const tcomp_buffer *outputs, int32_t output_count, uint64_t *nanoseconds,
+                               void *const *stream) {
   void *input_pointers[tcomp_model.input_count + 1], *output_pointers[tcomp_model.output_count + 1];
   tcomp_status status = take_pointers(context, "input", tcomp_model.inputs, tcomp_model.input_count, inputs,
                                       input_count, input_pointers);
@@ -345,7 +347,10 @@ static tcomp_status run_locked(tcomp_context *context, const tcomp_buffer *input
                        nanoseconds,    context->pool,    context->device};
   tcomp_pool *before = tcomp_pool_enter(context->pool);
   int32_t failed = -1;
-  if (context->device != NULL)
+  if (stream != NULL)
+    status = tcomp_model.backend->enqueue(context->device, context->variant, &frame, *stream, &failed,
+                                          context->error);
+  else if (context->device != NULL)
     status = tcomp_model.backend->run(context->device, context->variant, &frame, &failed, context->error);
   else
     failed = context->variant->run(&frame);
@@ -365,7 +370,7 @@ API tcomp_status tcomp_run(tcomp_context *context, const tcomp_buffer *inputs, i
                            const tcomp_buffer *outputs, int32_t output_count) {
   if (context == NULL) return no_context("tcomp_run");
   pthread_mutex_lock(&context->lock);
-  tcomp_status status = run_locked(context, inputs, input_count, outputs, output_count, NULL);
+  tcomp_status status = run_locked(context, inputs, input_count, outputs, output_count, NULL, NULL);
   pthread_mutex_unlock(&context->lock);
   return status;
 }
@@ -380,7 +385,21 @@ API tcomp_status tcomp_profile(tcomp_context *context, const tcomp_buffer *input
     status = fail(context->error, TCOMP_ERROR_ARGUMENT, "nanoseconds must have %d entries",
                   tcomp_model.step_count);
   else
-    status = run_locked(context, inputs, input_count, outputs, output_count, nanoseconds);
+    status = run_locked(context, inputs, input_count, outputs, output_count, nanoseconds, NULL);
+  pthread_mutex_unlock(&context->lock);
+  return status;
+}
+
+API tcomp_status tcomp_enqueue(tcomp_context *context, const tcomp_buffer *inputs, int32_t input_count,
+                               const tcomp_buffer *outputs, int32_t output_count, void *stream) {
+  if (context == NULL) return no_context("tcomp_enqueue");
+  pthread_mutex_lock(&context->lock);
+  tcomp_status status;
+  if (context->device == NULL)
+    status = fail(context->error, TCOMP_ERROR_ARGUMENT,
+                  "the library runs on the CPU, which has no streams; call tcomp_run");
+  else
+    status = run_locked(context, inputs, input_count, outputs, output_count, NULL, &stream);
   pthread_mutex_unlock(&context->lock);
   return status;
 }
@@ -411,4 +430,5 @@ const tcomp_api tcomp_functions = {
     tcomp_error,
     tcomp_destroy,
     tcomp_variant,
+    tcomp_enqueue,
 };

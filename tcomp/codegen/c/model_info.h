@@ -38,6 +38,9 @@ typedef struct {
    * *step as `run` of the variant answers. */
   tcomp_status (*run)(tcomp_device *device, const tcomp_variant_info *variant, const tcomp_frame *frame,
                       int32_t *step, char *text);
+  /* As `run`, in a stream of the caller's and without waiting for the end. */
+  tcomp_status (*enqueue)(tcomp_device *device, const tcomp_variant_info *variant, const tcomp_frame *frame,
+                          void *stream, int32_t *step, char *text);
 } tcomp_backend;
 
 #define TCOMP_ERROR_BYTES 512

@@ -24,7 +24,7 @@
 extern "C" {
 #endif
 
-#define TCOMP_ABI_VERSION 2
+#define TCOMP_ABI_VERSION 3
 
 typedef enum {
   TCOMP_OK = 0,
@@ -137,6 +137,15 @@ const char *tcomp_variant(const tcomp_context *context);
 tcomp_status tcomp_run(tcomp_context *context, const tcomp_buffer *inputs, int32_t input_count,
                        const tcomp_buffer *outputs, int32_t output_count);
 
+/* Version 3. As tcomp_run for a model on a GPU, in a stream of the caller's (CUstream or cudaStream_t; NULL is
+ * the default stream) and without waiting: returns when the run is in the stream. Tensors are in the GPU's
+ * memory at multiples of 16 bytes, or in page-locked memory of the CPU. They and the stream must be there until
+ * the run has ended, which the caller asks of the stream. Runs of one context come one after the other, in
+ * whichever streams. What goes wrong on the GPU meanwhile is told by later calls, of the driver or of this
+ * library. A stream that is captured is refused, and so is a library for CPUs. */
+tcomp_status tcomp_enqueue(tcomp_context *context, const tcomp_buffer *inputs, int32_t input_count,
+                           const tcomp_buffer *outputs, int32_t output_count, void *stream);
+
 /* As tcomp_run; adds the nanoseconds of each step to nanoseconds[0 .. tcomp_step_count() - 1]. */
 tcomp_status tcomp_profile(tcomp_context *context, const tcomp_buffer *inputs, int32_t input_count,
                            const tcomp_buffer *outputs, int32_t output_count, uint64_t *nanoseconds,
@@ -185,6 +194,9 @@ typedef struct {
   const char *(*error)(const tcomp_context *context);
   void (*destroy)(tcomp_context *context);
   const char *(*variant)(const tcomp_context *context);
+  /* Version 3. */
+  tcomp_status (*enqueue)(tcomp_context *context, const tcomp_buffer *inputs, int32_t input_count,
+                          const tcomp_buffer *outputs, int32_t output_count, void *stream);
 } tcomp_api;
 
 #ifdef __cplusplus

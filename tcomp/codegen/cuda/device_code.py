@@ -15,7 +15,7 @@ from tcomp.relay.types import numpy_dtype
 from tcomp.target.target import Target
 from tcomp.target.tile_map import TileMap
 from tcomp.tensor.intrinsics import dtype_of
-from tcomp.tensor.threads import DYNAMIC_SHARED
+from tcomp.tensor.threads import DYNAMIC_SHARED, grid_and_block, launches_of
 from tcomp.tensor.tiles import CLUSTER, TILES, tile_map_of
 from tcomp.tvm_api import (
     PrimFunc,
@@ -33,8 +33,6 @@ _DEVICE_FUNCTION = re.compile(r"\btcomp_\w+")
 """A function of a header."""
 _DEVICE_KERNEL = 2
 """`calling_conv` of a function that the driver launches."""
-_EXTENT = "thread_extent"
-_AXES = tuple(f"{of}.{axis}" for of in ("blockIdx", "threadIdx") for axis in "xyz")
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ def device_code(function: PrimFunc, symbol: str, target: Target) -> DeviceCode:
 
     Raises BuildError when TVM refuses it.
     """
-    parts = list(function.body.seq) if isinstance(function.body, tirx.SeqStmt) else [function.body]
+    parts = launches_of(function)
     symbols = [symbol if len(parts) == 1 else f"{symbol}_{number}" for number in range(len(parts))]
     module = {
         tvm.ir.GlobalVar(name): _device_function(function, part, name, target)
@@ -186,24 +184,19 @@ def _offset(indices: Sequence[Any], shape: Sequence[Any]) -> Any:
 def _launch(function: PrimFunc, symbol: str, part: Any) -> Launch:
     part, maps, _ = _launch_facts(part)
     numbers = {repr(b.__chandle__()): number for number, b in enumerate(function.params)}
-    extents = dict.fromkeys(_AXES, 1)
     shared_bytes: list[int] = []
-
-    def on_attribute(statement: Any) -> None:
-        if statement.attr_key == _EXTENT:
-            extents[str(statement.node.thread_tag)] = int(statement.value)
 
     def on_allocation(allocation: Any) -> None:
         if str(allocation.buffer.scope()) == DYNAMIC_SHARED:
             itemsize = numpy_dtype(str(allocation.buffer.dtype)).itemsize
             shared_bytes.append(prod(int(d) for d in allocation.buffer.shape) * itemsize)
 
-    structural_walk(part, [(tirx.AttrStmt, on_attribute), (tirx.AllocBuffer, on_allocation)])
-    x, y, z, *block = extents.values()
+    structural_walk(part, [(tirx.AllocBuffer, on_allocation)])
+    grid, block = grid_and_block(part)
     return Launch(
         symbol,
-        (x, y, z),
-        (block[0], block[1], block[2]),
+        grid,
+        block,
         sum(shared_bytes),
         tuple((numbers[repr(buffer.__chandle__())], tiles) for _, buffer, tiles in maps),
     )

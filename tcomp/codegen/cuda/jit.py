@@ -91,11 +91,16 @@ class CudaKernelRunner(KernelRunner):
         if self.cubin.losses:
             raise BuildError(self.cubin.losses[0])
 
-    def conditions(self) -> Mapping[str, str]:
+    @property
+    def taken(self) -> Mapping[str, str]:
+        """Registers of a thread and shared memory of a block, of each launch."""
         taken = [(self.cubin.resources[one.symbol], one.dynamic_shared_bytes) for one in self.code.launches]
         registers = ", ".join(str(one.registers) for one, _ in taken)
         shared = ", ".join(str(one.shared_bytes + dynamic) for one, dynamic in taken)
-        return {"registers": registers, "shared memory": f"{shared} B", **gpu_state()}
+        return {"registers": registers, "shared memory": f"{shared} B"}
+
+    def conditions(self) -> Mapping[str, str]:
+        return {**self.taken, **gpu_state()}
 
     def prepare(self, arrays: Sequence[Array]) -> list[Memory]:
         device, arguments = driver(), list[Memory]()

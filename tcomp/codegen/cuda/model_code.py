@@ -9,14 +9,18 @@ from pathlib import Path
 
 from tcomp.codegen.cuda.device_code import Launch, device_code
 from tcomp.codegen.cuda.nvcc import Cubin, compile_cubin
+from tcomp.plan.program import Program
 from tcomp.target.target import Target
 from tcomp.target.tile_map import DRIVER_SWIZZLES, DRIVER_TYPES, TileMap
 from tcomp.tensor.template import Scheduled
 
+LAUNCHING = ("cuda_launch.c", "cuda_driver.c")
+"""What starts kernels that generated tables describe."""
+RUNTIME = ("cuda.c", "cuda_run.c", *LAUNCHING)
 STEP = (
-    "#define STEP(number, call)                                            \\",
-    "  if (tcomp_pool_is_cancelled(f->pool) || tcomp_cuda_begin(f) != 0 || \\",
-    "      (call) != 0 || tcomp_cuda_end(f, number) != 0)                  \\",
+    "#define STEP(number, call)                                                    \\",
+    "  if (tcomp_pool_is_cancelled(f->pool) || tcomp_cuda_begin(f, number) != 0 || \\",
+    "      (call) != 0 || tcomp_cuda_end(f, number) != 0)                          \\",
     "    return number;",
     "",
 )
@@ -56,36 +60,62 @@ def image_source(kernels: Sequence[DeviceKernel]) -> str:
     return "\n".join([*lines, '    .section .note.GNU-stack,"",%progbits', ""])
 
 
-def source(variants: Sequence[Sequence[DeviceKernel]]) -> list[str]:
-    """C of the tables in cuda.h, and the function of each kernel. `variants` have the kernels of each."""
-    kernels = [kernel for variant in variants for kernel in variant]
+def launch_tables(kernels: Sequence[DeviceKernel]) -> list[str]:
+    """C of the tables in cuda_launch.h."""
     launches = [(image, launch) for image, kernel in enumerate(kernels) for launch in kernel.launches]
     maps = [one for _, launch in launches for one in launch.maps]
     first_maps = accumulate((len(launch.maps) for _, launch in launches), initial=0)
     table = [(*launch, first) for launch, first in zip(launches, first_maps, strict=False)]
-    ends = [sum(map(len, variants[:index])) for index in range(len(variants) + 1)]
-    lines = [f"extern const char {kernel.symbol}_image[];" for kernel in kernels]
-    # C has no arrays of length 0.
-    lines += ["const tcomp_cuda_image tcomp_cuda_images[] = {", *map(_image, kernels), "    {0},", "};"]
-    lines += [
+    return [
+        *(f"extern const char {kernel.symbol}_image[];" for kernel in kernels),
+        "const tcomp_cuda_image tcomp_cuda_images[] = {",
+        *map(_image, kernels),
+        "    {0},",  # C has no arrays of length 0.
+        "};",
         f"const int32_t tcomp_cuda_launch_count = {len(launches)}, tcomp_cuda_map_count = {len(maps)};",
-        "const int32_t tcomp_cuda_most_maps = "
-        f"{max((len(launch.maps) for _, launch in launches), default=0)};",
         "const tcomp_cuda_map_info tcomp_cuda_maps[] = {",
         *(_map(number, tiles) for number, tiles in maps),
         "    {0},",
         "};",
-        f"const int32_t tcomp_cuda_variant_images[] = {{{', '.join(map(str, ends))}}};",
         "const tcomp_cuda_launch_info tcomp_cuda_launches[] = {",
         *(_launch(*line) for line in table),
         "    {0},",
         "};",
+    ]
+
+
+def source(variants: Sequence[Sequence[DeviceKernel]], program: Program) -> list[str]:
+    """C of the tables in cuda.h, and the function of each kernel. `variants` have the kernels of each."""
+    kernels = [kernel for variant in variants for kernel in variant]
+    ends = [sum(map(len, variants[:index])) for index in range(len(variants) + 1)]
+    lines = [
+        *launch_tables(kernels),
+        f"const int32_t tcomp_cuda_variant_images[] = {{{', '.join(map(str, ends))}}};",
+        *_steps(program),
     ]
     first = 0
     for kernel in kernels:
         lines += _function(kernel, first)
         first += len(kernel.launches)
     return lines
+
+
+def _steps(program: Program) -> list[str]:
+    """In which stream each step is, and what it waits for."""
+    waits = [step for turn in program.turns for step in turn.waits]
+    firsts = accumulate((len(turn.waits) for turn in program.turns), initial=0)
+    lines = [
+        f"    {{{turn.stream}, {first}, {len(turn.waits)}, {int(number in waits)}}},"
+        for number, (turn, first) in enumerate(zip(program.turns, firsts, strict=False))
+    ]
+    return [
+        "const tcomp_cuda_step_info tcomp_cuda_steps[] = {",
+        *lines,
+        "    {0},",
+        "};",
+        f"const int32_t tcomp_cuda_waits[] = {{{', '.join(map(str, [*waits, 0]))}}};",
+        f"const int32_t tcomp_cuda_stream_count = {program.streams};",
+    ]
 
 
 def _image(kernel: DeviceKernel) -> str:

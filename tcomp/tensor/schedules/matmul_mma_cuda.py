@@ -9,7 +9,8 @@ from tcomp.tensor.knobs import Config, Space
 from tcomp.tensor.loops import Statement
 from tcomp.tensor.mma_kernel import schedule_mma, stored_in_vectors
 from tcomp.tensor.mma_matrices import MmaMatrices, is_product
-from tcomp.tensor.mma_nest import MmaOperand, mma_launch
+from tcomp.tensor.mma_nest import mma_launch
+from tcomp.tensor.mma_operand import MmaOperand
 from tcomp.tensor.mma_plan import MmaPlan, estimated_cycles, plan_of, plan_space
 from tcomp.tensor.schedules.matmul_cuda import MatmulCuda
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template

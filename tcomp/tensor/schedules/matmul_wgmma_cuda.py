@@ -8,7 +8,7 @@ from tcomp.tensor.gpu_rates import memory_cycles
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Space
 from tcomp.tensor.loops import Statement
-from tcomp.tensor.mma_kernel import factor_dtype, schedule_mma, stored_in_vectors
+from tcomp.tensor.mma_kernel import schedule_mma, stored_in_vectors
 from tcomp.tensor.mma_matrices import MmaMatrices, is_product
 from tcomp.tensor.schedules.matmul_cuda import MatmulCuda
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
@@ -27,7 +27,7 @@ _LIGHT = {"add", "mul", "relu", "cast", "reshape"}
 
 
 class MatmulWgmmaCuda(Template):
-    """Products of float16 and bfloat16 with float32 sums, of int8 with int32 ones, by groups of warps.
+    """Products of float16, bfloat16 and tf32 with float32 sums, of int8 with int32 ones, by groups of warps.
 
     Steps: pack a constant right operand as [columns, depth]; bring operands of which no tiles can be copied
     into memory so; multiply; add parts of the depth where there are several.
@@ -40,7 +40,7 @@ class MatmulWgmmaCuda(Template):
     def accepts(self, kernel: Kernel, target: Target) -> bool:
         if target.gpu is None or target.gpu.arch != ARCH or not is_product(kernel, target):
             return False
-        return factor_dtype(kernel) != "tf32" and PackedWeights.of(kernel) is None
+        return PackedWeights.of(kernel) is None
 
     def space(self, kernel: Kernel, target: Target) -> Space:
         assert target.gpu is not None

@@ -10,21 +10,17 @@ import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import monotonic
 from typing import Any, TypeVar
 
-from tcomp.codegen.c_abi import build, object_of
-from tcomp.codegen.jit import ENTRY, kernel_arguments
-from tcomp.codegen.link import link_plugin
 from tcomp.codegen.toolchain import find_toolchain
 from tcomp.errors import DeviceError, TargetError, UsageError
 from tcomp.target.target import Target
-from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
-from tcomp.tensor.template import Scheduled, schedule
-from tcomp.tuner.records import Check
+from tcomp.tuner.rpc_candidates import CpuCandidate, GpuCandidate, RpcCandidate, last_line, require_remote_gpu
 from tcomp.tuner.rpc_tracker import RpcTracker, within
 from tcomp.tuner.runner import (
     RUNNERS,
@@ -38,8 +34,7 @@ from tcomp.tuner.runner import (
     Runner,
     Station,
 )
-from tcomp.tuner.timing import TimedCandidate, TimingStation
-from tcomp.tuner.trial_data import TrialData, compare
+from tcomp.tuner.timing import TimingStation
 from tcomp.tvm_api import rpc, rpc_error, rpc_timeout
 
 _WAIT_SECONDS = 60.0
@@ -76,13 +71,16 @@ class RpcRunner(Runner):
                 f"no server with key `{self.key}` at the tracker {self.host}:{self.port}; {found}: "
                 f"start `python -m tvm.exec.rpc_server --tracker {self.host}:{self.port} --key {self.key}`"
             )
-        machine = _Board(self, _CONNECT_SECONDS).machine()
+        board = _Board(self, _CONNECT_SECONDS)
+        machine = board.machine()
         for target in targets:
             if machine not in ("", target.machine):
                 raise TargetError(
                     f"`{target.name}` is for {target.machine}, servers of key `{self.key}` are {machine}; "
                     "give their target with --target"
                 )
+            if target.gpu is not None:
+                board.require_gpu(target)
         return Device(self.key)
 
     def open(self, folder: Path, threads: int) -> Station[Any]:
@@ -117,6 +115,11 @@ class _Board:
             architecture = str(triple()).split("-")[0]
         return "arm" if architecture.startswith("arm") else architecture
 
+    def require_gpu(self, target: Target) -> None:
+        """Raise TargetError when the server has no GPU that runs code for `target`."""
+        with TemporaryDirectory(prefix="tcomp-rpc-") as folder, within(_CONNECT_SECONDS, self.name):
+            require_remote_gpu(self.session, target, Path(folder))
+
     def listens(self) -> bool:
         """Whether the server is there: then a session that ended was ended by what ran in it."""
         try:
@@ -129,35 +132,34 @@ class _Board:
 _Result = TypeVar("_Result")
 
 
-class _RpcStation(TimingStation["_RpcCandidate"]):
+class _RpcStation(TimingStation[RpcCandidate]):
     def __init__(self, runner: RpcRunner, folder: Path, threads: int) -> None:
         self._runner = runner
         self._folder = folder
         self._threads = threads
         self._board: _Board | None = None
 
-    def build(self, prepared: Prepared, config: Config) -> _RpcCandidate:
-        scheduled = schedule(prepared.kernel, prepared.target, config)
-        module = build({"kernel": scheduled.function}, prepared.target, packed=ENTRY, tensors="dltensors")
-        compiled, library = self._folder / "kernel.o", self._folder / "kernel.so"
-        compiled.write_bytes(object_of(module))
-        link_plugin(find_toolchain(prepared.target), [compiled], library, self._folder)
-        return _RpcCandidate(prepared.kernel, scheduled, prepared.data, library.read_bytes())
+    def build(self, prepared: Prepared, config: Config) -> RpcCandidate:
+        kind = CpuCandidate if prepared.target.gpu is None else GpuCandidate
+        return kind.build(prepared, config, self._folder)
 
     def conditions(self) -> Mapping[str, str]:
         return {} if self._board is None else {"server": self._board.name}
 
-    def measure(self, candidate: _RpcCandidate, request: Measure) -> Measured | Failed:
+    def measure(self, candidate: RpcCandidate, request: Measure) -> Measured | Failed:
         timed = super().measure
-        return self._on_a_board([candidate], request.seconds_limit, lambda: timed(candidate, request))
+        measured = self._on_a_board([candidate], request.seconds_limit, lambda: timed(candidate, request))
+        if isinstance(measured, Failed):
+            return measured
+        return replace(measured, conditions={**candidate.conditions(), **measured.conditions})
 
-    def race(self, candidates: Sequence[_RpcCandidate], request: Rounds) -> Raced | Failed:
+    def race(self, candidates: Sequence[RpcCandidate], request: Rounds) -> Raced | Failed:
         timed = super().race
         seconds = request.seconds_limit * len(candidates)
         return self._on_a_board(candidates, seconds, lambda: timed(candidates, request))
 
     def _on_a_board(
-        self, candidates: Sequence[_RpcCandidate], seconds: float, work: Callable[[], _Result]
+        self, candidates: Sequence[RpcCandidate], seconds: float, work: Callable[[], _Result]
     ) -> _Result | Failed:
         """What `work` answers with the candidates loaded on one board, which may take `seconds`."""
         limit = seconds + self._runner.move_seconds
@@ -173,7 +175,7 @@ class _RpcStation(TimingStation["_RpcCandidate"]):
         except rpc_error:
             raise  # The server is well, the candidate is not.
         except RuntimeError as error:
-            reason = f"the session on {board.name} ended: {_last_line(error)}"
+            reason = f"the session on {board.name} ended: {last_line(error)}"
             if board.listens():
                 return Failed("crash", reason)
             raise DeviceError(reason) from error
@@ -181,47 +183,6 @@ class _RpcStation(TimingStation["_RpcCandidate"]):
             for candidate in candidates:
                 candidate.unload()
             self._board = None
-
-
-class _RpcCandidate(TimedCandidate):
-    """A library with one kernel, and what it has on a board while it is there."""
-
-    def __init__(self, kernel: Kernel, scheduled: Scheduled, data: TrialData, library: bytes) -> None:
-        self._kernel = kernel
-        self._scheduled = scheduled
-        self._data = data
-        self._library = library
-        self._remote: Any = None
-        self._device: Any = None
-        self._arguments: list[Any] = []
-
-    def load(self, session: Any, name: str) -> None:
-        session.upload(bytearray(self._library), name)
-        self._remote, self._device = session.load_module(name), session.cpu(0)
-        inputs = self._data.inputs
-        self._arguments = kernel_arguments(self._kernel, self._scheduled, inputs, self._device)
-
-    def unload(self) -> None:
-        self._remote, self._device, self._arguments = None, None, []
-
-    def run(self) -> None:
-        self._remote[ENTRY](*self._arguments)
-
-    def check(self) -> Check:
-        first_output = len(self._arguments) - len(self._data.expected)
-        return compare(self._data, [t.numpy() for t in self._arguments[first_output:]])
-
-    def time(self, number: int, repeat: int) -> list[float]:
-        evaluator = self._remote.time_evaluator(ENTRY, self._device, number=number, repeat=repeat)
-        return [float(seconds) for seconds in evaluator(*self._arguments).results]
-
-    def clock(self, repeat: int) -> list[float]:
-        """Seconds measured on the board, where the clock of this machine would count the network."""
-        return self.time(1, repeat)
-
-
-def _last_line(error: RuntimeError) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 def _parse(text: str) -> Runner:

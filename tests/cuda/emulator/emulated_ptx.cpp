@@ -5,6 +5,7 @@
 // What hardware does on its own is seen as late as it may be, and what it will overwrite is lost at once.
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 
 #include "cuda.h"
@@ -137,6 +138,14 @@ static unsigned emulated_swizzle(unsigned address, unsigned span) {
   return address ^ (address >> 3 & (span - 1) & ~15u);
 }
 
+// To the nearest number of tf32: what CUTLASS relies on copies to do (sm90_mma_tma_gmma_ss_warpspecialized.hpp).
+static void emulated_round(unsigned char *place) {
+  uint32_t bits;
+  memcpy(&bits, place, 4);
+  if ((bits >> 23 & 255) == 255) return;
+  bits = (bits + 0x1000) & ~0x1fffu;
+  memcpy(place, &bits, 4);
+}
 static void emulated_copy_tile(const CUtensorMap &map, unsigned to, unsigned barrier, const std::vector<int> &at,
                                unsigned blocks) {
   unsigned number = 1;
@@ -163,7 +172,8 @@ static void emulated_copy_tile(const CUtensorMap &map, unsigned to, unsigned bar
         unsigned address = to + i * map.itemsize;
         unsigned char *place = emulated_at(map.swizzle ? emulated_swizzle(address, map.swizzle) : address, map.itemsize, rank);
         if (inside) memcpy(place, from, map.itemsize);
-        else memset(place, 0, map.itemsize);
+        if (inside && map.rounds) emulated_round(place);
+        if (!inside) memset(place, 0, map.itemsize);
       }
       emulated_barrier *done = emulated_barrier_at(barrier, rank);
       done->bytes -= bytes;
@@ -173,13 +183,59 @@ static void emulated_copy_tile(const CUtensorMap &map, unsigned to, unsigned bar
   if (blocks >> emulated_cluster_size) emulated_fail("a copy to a block that the cluster does not have");
 }
 
+// ---- copies of chunks by threads: in shared memory when they were waited for, and seen by products after a fence ----
+
+struct emulated_chunk { unsigned to; const char *from; unsigned bytes; };
+struct emulated_chunks {
+  unsigned cluster;
+  std::vector<emulated_chunk> open, waited_for;
+  std::vector<std::vector<emulated_chunk>> groups;
+};
+static std::set<std::pair<unsigned, unsigned>> emulated_unseen_chunks;  // block of the cluster, address
+static emulated_chunks &emulated_own_chunks() {
+  static emulated_chunks of[EMULATED_CLUSTER * 1024];
+  emulated_chunks &own = of[emulated_current];
+  if (own.cluster != emulated_clusters) own = {emulated_clusters, {}, {}, {}};
+  return own;
+}
+// Fails where a product begins to read 64 lines of 128 bytes of which a chunk is not seen yet: it reads them later here.
+static void emulated_require_chunks(unsigned begin) {
+  unsigned first = begin - begin % 1024;
+  auto unseen = emulated_unseen_chunks.lower_bound({emulated_rank(), first});
+  if (unseen != emulated_unseen_chunks.end() && *unseen < std::pair{emulated_rank(), first + 64 * 128})
+    emulated_fail("a product begins before it sees what threads have copied");
+}
+static void emulated_copy_chunk(unsigned to, const char *from, unsigned size, unsigned bytes) {
+  if (size != 16 || (bytes != 0 && bytes != 16) || to % 16 != 0 || (bytes != 0 && (uintptr_t)from % 16 != 0))
+    emulated_fail("a chunk that is not 16 bytes, or not aligned to them");
+  memset(emulated_at(to, 16, emulated_rank()), 0xff, 16);
+  emulated_own_chunks().open.push_back({to, from, bytes});
+  emulated_unseen_chunks.insert({emulated_rank(), to});
+}
+static void emulated_wait_for_chunks(unsigned pending) {
+  emulated_chunks &own = emulated_own_chunks();
+  while (own.groups.size() > pending) {
+    own.waited_for.insert(own.waited_for.end(), own.groups.front().begin(), own.groups.front().end());
+    own.groups.erase(own.groups.begin());
+  }
+}
+static void emulated_show_chunks() {
+  for (auto &chunk : emulated_own_chunks().waited_for) {
+    unsigned char *place = emulated_at(chunk.to, 16, emulated_rank());
+    memset(place, 0, 16);
+    memcpy(place, chunk.from, chunk.bytes);
+    emulated_unseen_chunks.erase({emulated_rank(), chunk.to});
+  }
+  emulated_own_chunks().waited_for.clear();
+}
+
 // ---- products ----
 
 struct emulated_product {
   const void *instruction;
   uint64_t a, b;
   unsigned columns, depth, itemsize;
-  char type;  // h: float16, b: bfloat16, i: int8
+  char type;  // h: float16, b: bfloat16, t: tf32, i: int8
   bool accumulate, transpose_a, transpose_b;
   std::vector<uint32_t *> registers;
   std::shared_ptr<std::vector<uint32_t>> sums;  // what the registers will hold
@@ -214,6 +270,14 @@ static float emulated_element(const emulated_product &product, uint64_t matrix, 
   const unsigned char *place = emulated_at(address & 0x3ffff, size, emulated_rank());
   if (product.type == 'i') return *(const int8_t *)place;
   if (product.type == 'h') return *(const __half *)place;
+  if (product.type == 't') {
+    uint32_t bits;
+    memcpy(&bits, place, 4);
+    bits &= ~0x1fffu;
+    float read;
+    memcpy(&read, &bits, 4);
+    return read;
+  }
   return *(const __nv_bfloat16 *)place;
 }
 
@@ -258,6 +322,7 @@ static void emulated_begin_product(emulated_product product) {
   mine[0] = product.a;
   mine[1] = product.b;
   __syncwarp();
+  emulated_require_chunks((product.a & 0x3fff) << 4);
   if (first[0] != mine[0] || first[1] != mine[1]) emulated_fail("the threads of a warp multiply different matrices");
   __syncwarp();
   own.groups.push_back(own.open);
@@ -342,15 +407,16 @@ static void multiply(const emulated_instruction &one, emulated_register *registe
   const auto &m = one.modifiers;
   if (sscanf(m.at(4).c_str(), "m%un%uk%u", &rows, &columns, &depth) != 3 || rows != 64 || columns % 8 || columns > 256)
     emulated_fail("a product of a shape that there is not");
-  bool is_int = m.at(5) == "s32", is_half = m.at(6) == "f16";
-  if (m.at(6) != m.at(7) || (is_int ? m.at(6) != "s8" : m.at(5) != "f32" || (!is_half && m.at(6) != "bf16")))
+  bool is_int = m.at(5) == "s32", is_half = m.at(6) == "f16", is_tf32 = m.at(6) == "tf32";
+  bool is_known = is_int ? m.at(6) == "s8" : m.at(5) == "f32" && (is_half || is_tf32 || m.at(6) == "bf16");
+  if (m.at(6) != m.at(7) || !is_known)
     emulated_fail(("a product that is not emulated: " + one.name).c_str());
   emulated_product product = {&one};
   product.columns = columns;
   product.depth = depth;
-  product.itemsize = is_int ? 1 : 2;
-  product.type = is_int ? 'i' : is_half ? 'h' : 'b';
-  if (depth * product.itemsize != 32 || one.operands.size() != (is_int ? 4 : 8) ||
+  product.itemsize = is_int ? 1 : is_tf32 ? 4 : 2;
+  product.type = is_int ? 'i' : is_tf32 ? 't' : is_half ? 'h' : 'b';
+  if (depth * product.itemsize != 32 || one.operands.size() != (is_int ? 4 : is_tf32 ? 6 : 8) ||
       one.operands[0].items.size() != columns / 2)
     emulated_fail("a product with wrong operands");
   auto at = [&](unsigned i) { return value(one.operands[i], registers, locals); };
@@ -359,6 +425,8 @@ static void multiply(const emulated_instruction &one, emulated_register *registe
   product.accumulate = at(3);
   if (!is_int) {
     if (at(4) != 1 || at(5) != 1) emulated_fail("a product with a sign");
+  }
+  if (!is_int && !is_tf32) {
     product.transpose_a = at(6);
     product.transpose_b = at(7);
   }
@@ -392,7 +460,15 @@ static void execute(const emulated_instruction &one, emulated_register *register
       if (unready[i].thread == emulated_current) unready.erase(unready.begin() + i);
     return;
   }
-  if (is("fence.proxy.async.shared::cta")) return;
+  if (is("fence.proxy.async.shared::cta")) return emulated_show_chunks();
+  if (is("cp.async.cg.shared.global"))
+    return emulated_copy_chunk((unsigned)at(0), (const char *)at(1), (unsigned)at(2), (unsigned)at(3));
+  if (is("cp.async.commit_group")) {
+    emulated_chunks &own = emulated_own_chunks();
+    own.groups.push_back(std::move(own.open));
+    return own.open.clear();
+  }
+  if (is("cp.async.wait_group")) return emulated_wait_for_chunks(at(0));
   if (is("mbarrier.arrive.shared::cta.b64")) return emulated_arrive(at(1), emulated_rank(), 0);
   if (is("mbarrier.arrive.release.cluster.shared::cluster.b64")) {
     auto [rank, address] = emulated_in_cluster(at(1));

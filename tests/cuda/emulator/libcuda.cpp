@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "include/cuda.h"
+#include "streams.h"
 
 #define API extern "C" __attribute__((visibility("default")))
 enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_IMAGE = 200, NO_BINARY = 209,
@@ -28,28 +29,17 @@ struct Function {
   int dynamic_shared, count, cluster;
   const int *sizes;  // of the parameters, in bytes
 };
-struct Event { double seconds; };
-using Graph = std::vector<std::function<void()>>;
-static Graph *recording;  // of the stream that is captured
-
-// Does `work` now, or when the graph that is recorded is launched.
-static int perform(std::function<void()> work) {
-  if (recording != nullptr) recording->push_back(std::move(work));
-  else work();
-  return OK;
-}
-
 static std::map<uintptr_t, std::pair<char *, size_t>> buffers;
+static std::map<uintptr_t, size_t> locked;  // pages of the CPU's memory
 static size_t allocated;
 
 static long setting(const char *name, long otherwise) {
   const char *text = getenv(name);
   return text == nullptr ? otherwise : atol(text);
 }
-static double now() {
-  timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return t.tv_sec + t.tv_nsec * 1e-9;
+static bool is_locked(const void *pointer) {
+  auto after = locked.upper_bound((uintptr_t)pointer);
+  return after != locked.begin() && (uintptr_t)pointer < (--after)->first + after->second;
 }
 
 API int cuInit(unsigned) { return setting("EMULATED_DEVICES", 1) ? OK : NO_DEVICE; }
@@ -74,11 +64,13 @@ API int cuCtxGetCurrent(void **context) { *context = nullptr; return OK; }
 API int cuCtxGetDevice(int *device) { *device = 0; return OK; }
 API int cuCtxPushCurrent_v2(void *) { return OK; }
 API int cuCtxPopCurrent_v2(void **context) { *context = nullptr; return OK; }
-API int cuCtxSynchronize() { return OK; }
+API int cuCtxSynchronize() { finish_all(); return OK; }
 API int cuGetErrorString(int code, const char **text) {
   static const std::map<int, const char *> TEXTS = {{1, "invalid argument"}, {2, "out of memory"},
       {100, "no CUDA-capable device is detected"}, {200, "device kernel image is invalid"},
-      {209, "no kernel image is available for execution on the device"}, {500, "named symbol not found"}};
+      {209, "no kernel image is available for execution on the device"}, {500, "named symbol not found"},
+      {900, "operation not permitted when stream is capturing"}, {904, "capturing stream has unjoined work"},
+      {905, "dependency created on uncaptured work in another stream"}};
   *text = TEXTS.count(code) ? TEXTS.at(code) : "unrecognized error code";
   return OK;
 }
@@ -98,25 +90,47 @@ API int cuMemAlloc_v2(void **pointer, size_t bytes) {
 API int cuMemFree_v2(void *pointer) {
   auto found = buffers.find((uintptr_t)pointer);
   if (found == buffers.end()) return INVALID_VALUE;
+  finish_all();
   munmap(found->second.first, found->second.second);
   allocated -= found->second.second - 4096;
   buffers.erase(found);
   return OK;
 }
-API int cuMemHostAlloc(void **pointer, size_t bytes, unsigned) { return (*pointer = malloc(bytes)) ? OK : OUT_OF_MEMORY; }
-API int cuMemFreeHost(void *pointer) { free(pointer); return OK; }
-API int cuMemcpyHtoD_v2(void *to, const void *from, size_t bytes) { memcpy(to, from, bytes); return OK; }
-API int cuMemcpyDtoH_v2(void *to, const void *from, size_t bytes) { memcpy(to, from, bytes); return OK; }
-API int cuMemcpyHtoDAsync_v2(void *to, const void *from, size_t bytes, void *) {
-  return perform([=] { memcpy(to, from, bytes); });
+API int cuMemHostAlloc(void **pointer, size_t bytes, unsigned) {
+  if ((*pointer = malloc(bytes)) == nullptr) return OUT_OF_MEMORY;
+  memset(*pointer, 0xa5, bytes);
+  locked[(uintptr_t)*pointer] = bytes;
+  return OK;
 }
-API int cuMemcpyDtoHAsync_v2(void *to, const void *from, size_t bytes, void *) {
-  return perform([=] { memcpy(to, from, bytes); });
+API int cuMemFreeHost(void *pointer) {
+  if (locked.erase((uintptr_t)pointer) == 0) return INVALID_VALUE;
+  finish_all();
+  free(pointer);
+  return OK;
 }
-API int cuMemcpyDtoDAsync_v2(void *to, const void *from, size_t bytes, void *) {
-  return perform([=] { memmove(to, from, bytes); });
+API int cuMemcpyHtoD_v2(void *to, const void *from, size_t bytes) { finish(legacy_stream.last); memcpy(to, from, bytes); return OK; }
+API int cuMemcpyDtoH_v2(void *to, const void *from, size_t bytes) { finish(legacy_stream.last); memcpy(to, from, bytes); return OK; }
+// Pages that are not locked are read at once, and written before the call returns.
+API int cuMemcpyHtoDAsync_v2(void *to, const void *from, size_t bytes, void *stream) {
+  std::vector<char> now;
+  if (!is_locked(from)) now.assign((const char *)from, (const char *)from + bytes);
+  perform(stream, [=] { memcpy(to, now.empty() ? from : now.data(), bytes); });
+  return OK;
+}
+API int cuMemcpyDtoHAsync_v2(void *to, const void *from, size_t bytes, void *stream) {
+  finish(is_locked(to) ? nullptr : perform(stream, [=] { memcpy(to, from, bytes); }));
+  if (is_locked(to)) perform(stream, [=] { memcpy(to, from, bytes); });
+  return OK;
+}
+API int cuMemcpyDtoDAsync_v2(void *to, const void *from, size_t bytes, void *stream) {
+  perform(stream, [=] { memmove(to, from, bytes); });
+  return OK;
 }
 API int cuPointerGetAttribute(void *value, int which, void *pointer) {
+  if (which == 2 && is_locked(pointer)) {
+    *(unsigned *)value = 1;
+    return OK;
+  }
   auto after = buffers.upper_bound((uintptr_t)pointer);
   if (which != 2 || after == buffers.begin()) return INVALID_VALUE;
   auto &[start, mapped] = *--after;
@@ -124,7 +138,10 @@ API int cuPointerGetAttribute(void *value, int which, void *pointer) {
   *(unsigned *)value = 2;
   return OK;
 }
-API int cuMemsetD8Async(void *to, unsigned char value, size_t bytes, void *) { memset(to, value, bytes); return OK; }
+API int cuMemsetD8Async(void *to, unsigned char value, size_t bytes, void *stream) {
+  perform(stream, [=] { memset(to, value, bytes); });
+  return OK;
+}
 
 API int cuModuleLoadData(void **module, const void *image) {
   const unsigned char *elf = (const unsigned char *)image;
@@ -143,7 +160,7 @@ API int cuModuleLoadData(void **module, const void *image) {
   *module = new Module{library};
   return OK;
 }
-API int cuModuleUnload(void *module) { delete (Module *)module; return OK; }
+API int cuModuleUnload(void *module) { finish_all(); delete (Module *)module; return OK; }
 API int cuModuleGetFunction(void **function, void *module, const char *name) {
   void *library = ((Module *)module)->library;
   auto block = (void (*)(void **))dlsym(library, (std::string(name) + "_block").c_str());
@@ -162,7 +179,7 @@ API int cuFuncSetAttribute(void *function, int which, int value) {
 }
 
 API int cuLaunchKernel(void *handle, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
-                       unsigned shared, void *, void **arguments, void **) {
+                       unsigned shared, void *stream, void **arguments, void **) {
   Function *function = (Function *)handle;
   unsigned limit = function->dynamic_shared > 48 << 10 ? function->dynamic_shared : 48 << 10;
   if (gx == 0 || gy == 0 || gz == 0 || gy > 65535 || gz > 65535 || bx * by * bz > 1024 || bz > 64 || shared > limit || gx % function->cluster != 0)
@@ -170,7 +187,7 @@ API int cuLaunchKernel(void *handle, unsigned gx, unsigned gy, unsigned gz, unsi
   std::vector<std::vector<char>> values;
   for (int i = 0; i < function->count; i++)
     values.emplace_back((char *)arguments[i], (char *)arguments[i] + function->sizes[i]);
-  return perform([=]() mutable {
+  perform(stream, [=]() mutable {
     std::vector<void *> places;
     for (auto &value : values) places.push_back(value.data());
     *function->grid_size = {gx, gy, gz};
@@ -182,6 +199,7 @@ API int cuLaunchKernel(void *handle, unsigned gx, unsigned gy, unsigned gz, unsi
           function->block(places.data());
         }
   });
+  return OK;
 }
 
 // As the driver's reference says, of tensors without interleaving.
@@ -195,6 +213,7 @@ API int cuTensorMapEncodeTiled(CUtensorMap *map, int type, unsigned rank, void *
     return INVALID_VALUE;
   CUtensorMap made = {EMULATED_TENSOR_MAP, (uint16_t)SIZES[type], (uint8_t)rank, (uint8_t)SWIZZLES[swizzle],
                       (char *)address};
+  made.rounds = type == 11;
   uint64_t line = (uint64_t)box[0] * made.itemsize;
   if (line % 16 || (swizzle && line > made.swizzle)) return INVALID_VALUE;
   for (unsigned i = 0; i < rank; i++) {
@@ -210,27 +229,35 @@ API int cuTensorMapEncodeTiled(CUtensorMap *map, int type, unsigned rank, void *
   return OK;
 }
 
-API int cuStreamCreate(void **stream, unsigned) { *stream = (void *)2; return OK; }
-API int cuStreamDestroy_v2(void *) { return OK; }
-API int cuStreamSynchronize(void *) { return OK; }
-API int cuEventCreate(void **event, unsigned) { *event = new Event{0}; return OK; }
-API int cuEventDestroy_v2(void *event) { delete (Event *)event; return OK; }
-API int cuEventRecord(void *event, void *) { ((Event *)event)->seconds = now(); return OK; }
-API int cuEventSynchronize(void *) { return OK; }
+API int cuStreamCreate(void **stream, unsigned) {
+  *stream = new Stream;
+  streams.insert((Stream *)*stream);
+  return OK;
+}
+API int cuStreamDestroy_v2(void *stream) {
+  finish(stream_of(stream)->last);
+  streams.erase((Stream *)stream);
+  delete (Stream *)stream;
+  return OK;
+}
+API int cuStreamSynchronize(void *stream) { finish(stream_of(stream)->last); return OK; }
+API int cuStreamWaitEvent(void *stream, void *event, unsigned) { return wait(stream, (Event *)event); }
+API int cuStreamIsCapturing(void *stream, int *status) { *status = stream_of(stream)->capture != nullptr; return OK; }
+API int cuEventCreate(void **event, unsigned) { *event = new Event; return OK; }
+API int cuEventDestroy_v2(void *event) { finish(((Event *)event)->task); delete (Event *)event; return OK; }
+API int cuEventRecord(void *event, void *stream) { record((Event *)event, stream); return OK; }
+API int cuEventSynchronize(void *event) { finish(((Event *)event)->task); return OK; }
 API int cuEventElapsedTime(float *milliseconds, void *begin, void *end) {
   *milliseconds = (float)((((Event *)end)->seconds - ((Event *)begin)->seconds) * 1e3);
   return OK;
 }
 
-API int cuStreamBeginCapture_v2(void *, int) { recording = new Graph; return OK; }
-API int cuStreamEndCapture(void *, void **graph) { *graph = recording; recording = nullptr; return OK; }
+API int cuStreamBeginCapture_v2(void *stream, int) { return begin_capture(stream); }
+API int cuStreamEndCapture(void *stream, void **graph) { return end_capture(stream, graph); }
 API int cuGraphInstantiateWithFlags(void **executable, void *graph, unsigned long long) {
-  *executable = new Graph(*(Graph *)graph);
+  *executable = new Executable{std::make_shared<Graph>(*(Graph *)graph)};
   return OK;
 }
-API int cuGraphLaunch(void *executable, void *) {
-  for (auto &work : *(Graph *)executable) work();
-  return OK;
-}
+API int cuGraphLaunch(void *executable, void *stream) { return launch_graph((Executable *)executable, stream); }
 API int cuGraphDestroy(void *graph) { delete (Graph *)graph; return OK; }
-API int cuGraphExecDestroy(void *executable) { delete (Graph *)executable; return OK; }
+API int cuGraphExecDestroy(void *executable) { destroy_executable((Executable *)executable); return OK; }

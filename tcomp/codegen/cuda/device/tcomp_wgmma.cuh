@@ -55,6 +55,24 @@ __device__ __forceinline__ void tcomp_copy_tile(unsigned shared, unsigned long l
                : "memory");
 }
 
+// ---- copies of 16 bytes: each thread asks for some, and waits for its own ----
+
+// Copies 16 bytes from global to shared memory; zeros where not `inside`.
+__device__ __forceinline__ void tcomp_gather_chunk(unsigned shared, const void *global, bool inside) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(inside ? 16 : 0)
+               : "memory");
+}
+// The copies since the last commit are one group.
+__device__ __forceinline__ void tcomp_gathers_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits until only the last PENDING groups may be unfinished.
+template <int PENDING> __device__ __forceinline__ void tcomp_gathers_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+// Products see what this thread has waited for, once it has arrived at a barrier.
+__device__ __forceinline__ void tcomp_gathers_are_seen() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
 // ---- clusters: blocks that reach each other's shared memory, in which all have the same layout ----
 
 // As tcomp_copy_tile, to the same place and barrier of each block of the cluster that has a bit in `blocks`.
@@ -157,9 +175,19 @@ template <int PENDING> __device__ __forceinline__ void tcomp_products_wait() {
                  : TCOMP_##COUNT(TCOMP_INT, sums)                                                                       \
                  : "l"(a), "l"(b), "r"(accumulate));                                                                    \
   }
+// Of float32, whose last 13 bits the instruction leaves out: copies round to what it takes.
+#define TCOMP_PRODUCT_32(NAME, N, COUNT, A, B, P)                                                                       \
+  template <int TRANSPOSE_A, int TRANSPOSE_B>                                                                           \
+  __device__ __forceinline__ void NAME(float *sums, unsigned long long a, unsigned long long b, int accumulate) {       \
+    static_assert(TRANSPOSE_A == 0 && TRANSPOSE_B == 0, "the depth of tf32 lies along memory");                         \
+    asm volatile(TCOMP_PRODUCT("wgmma.mma_async.sync.aligned.m64n" #N "k8.f32.tf32.tf32", COUNT, A, B, P, ", 1, 1")     \
+                 : TCOMP_##COUNT(TCOMP_FLOAT, sums)                                                                     \
+                 : "l"(a), "l"(b), "r"(accumulate));                                                                    \
+  }
 #define TCOMP_PRODUCTS(N, COUNT, A, B, P, TA, TB)                                                                       \
   TCOMP_PRODUCT_16(tcomp_product_float16_##N, "f16", N, COUNT, A, B, P, TA, TB)                                         \
   TCOMP_PRODUCT_16(tcomp_product_bfloat16_##N, "bf16", N, COUNT, A, B, P, TA, TB)                                       \
+  TCOMP_PRODUCT_32(tcomp_product_tf32_##N, N, COUNT, A, B, P)                                                           \
   TCOMP_PRODUCT_8(tcomp_product_int8_##N, N, COUNT, A, B, P)
 TCOMP_PRODUCTS(64, 32, "%32", "%33", "%34", "%35", "%36")
 TCOMP_PRODUCTS(128, 64, "%64", "%65", "%66", "%67", "%68")

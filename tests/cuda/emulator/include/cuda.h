@@ -10,7 +10,7 @@ struct alignas(64) CUtensorMap {
   uint64_t strides[4];  // in bytes; that of the first axis is an element
   uint32_t extents[5];
   uint16_t box[5], steps[5];
-  uint64_t unused[1];
+  uint32_t rounds;  // float32 numbers to tf32
 };
 static_assert(sizeof(CUtensorMap) == 128, "the size of the driver's");
 enum : uint32_t { EMULATED_TENSOR_MAP = 0x7e4503a9 };
