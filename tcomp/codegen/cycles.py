@@ -6,7 +6,7 @@
 
 A loop's steady state knows its chains of dependent instructions; other code is taken to overlap with what is
 around it. Every jump is foreseen, and loads of what was just stored do not wait. Beside that stands a
-roofline of the memory: lines that the caches did not hold, at `BYTES_PER_CYCLE`. The longer of both counts.
+roofline of the memory: lines that the caches did not hold, at `Target.bytes_per_cycle`. The longer counts.
 """
 
 from __future__ import annotations
@@ -32,8 +32,6 @@ _NEGLIGIBLE = 0.002
 _ENDS = re.compile(r"(b|bl|blr|br|ret|b[lx]x?|cbn?z|tbn?z|b\.?(eq|ne|hs|lo|mi|pl|hi|ls|ge|lt|gt|le|cs|cc))\b")
 """Instructions that end straight code."""
 LINE_BYTES = 64
-BYTES_PER_CYCLE = (16.0, 8.0, 4.0)
-"""What enters L1 from L2, L2 from L3, and L3 from memory, on a mobile core."""
 _DATA = {".byte": 1, ".short": 2, ".hword": 2, ".long": 4, ".word": 4, ".inst": 4, ".xword": 8, ".quad": 8}
 
 
@@ -183,8 +181,8 @@ def count_cycles(
 ) -> CycleCount:
     """Cycles of the code of `listing`, which lies at `base`, as executed by `pieces`.
 
-    `elsewhere` instructions were executed outside of it for its sake. `rates` say what code takes on the
-    core.
+    `elsewhere` instructions were executed outside of it for its sake. `rates` say what code and memory take
+    on the core.
     """
     times = _times(listing, base, pieces)
     executed = [(b, times[b.end - 1] if b.is_loop else times[b.begin]) for b in listing.blocks]
@@ -201,8 +199,8 @@ def count_cycles(
     if instructions:
         cycles *= total / instructions
     inside = [p for p in pieces if base <= p.address < base + listing.size]
-    lines = [sum(p.misses[level] for p in inside) for level in range(len(BYTES_PER_CYCLE))]
-    memory = max(n * LINE_BYTES / rate for n, rate in zip(lines, BYTES_PER_CYCLE, strict=True))
+    lines = [sum(p.misses[level] for p in inside) for level in range(len(rates.bytes_per_cycle))]
+    memory = max(n * LINE_BYTES / rate for n, rate in zip(lines, rates.bytes_per_cycle, strict=True))
     return CycleCount(cycles + elsewhere, memory, total + elsewhere, spills)
 
 
@@ -225,11 +223,14 @@ def _times(listing: Listing, base: int, pieces: Sequence[Piece]) -> list[int]:
 class Rates:
     """What llvm-mca says of code on a target's core. It is asked once for the same code.
 
+    `bytes_per_cycle` are the target's.
+
     `program` is llvm-mca, found if not given; BuildError when there is none.
     """
 
     def __init__(self, target: Target, program: str | None = None) -> None:
         command = [program or find_llvm_mca(), f"-mtriple={target.llvm['mtriple']}"]
+        self.bytes_per_cycle = target.bytes_per_cycle
         self._table = table_of(target)
         self._command = [*command, f"-mcpu={self._table}", *EXTENSIONS.get(target.machine, ())]
         self._known: dict[Code, float] = {}

@@ -27,8 +27,6 @@ from tcomp.tensor.loops import (
 from tcomp.tensor.primitives import Tiles
 from tcomp.tensor.register_tile import (
     FMA_LATENCY,
-    LAST_LEVEL_BYTES,
-    SECOND_LEVEL_BYTES,
     Index,
     Point,
     Reduction,
@@ -231,7 +229,8 @@ def copy_cycles(conv: Convolution, target: Target) -> float:
     if not conv.is_padded:
         return 0.0
     elements = conv.in_channels * prod(conv.needed)
-    rate = LAST_LEVEL_BYTES if inputs_are_far(conv, target) else SECOND_LEVEL_BYTES
+    second_level, last_level, _ = target.bytes_per_cycle
+    rate = last_level if inputs_are_far(conv, target) else second_level
     moving = 2 * elements * numpy_dtype(conv.dtype).itemsize / rate
     return max(3.0 * elements / target.lanes(conv.dtype), moving)
 
