@@ -100,11 +100,16 @@ class Core:
     fma_ports: int
     """128-bit multiply-adds that start in a cycle."""
     description: str
-    in_order: bool = False
+    load_cycles: float = 0.0
+    """See `Target`: of loops of convolutions, by `codegen.in_order`. Cores that have it execute in order."""
     sve_bits: int = 0
     """The length of SVE's vectors that code is for; 0 where it is for NEON's."""
     same_as: str = ""
     """The core by LLVM's name, where this is another way to write code for it."""
+
+    @property
+    def in_order(self) -> bool:
+        return self.load_cycles > 0
 
     @property
     def fast_dtype(self) -> str | None:
@@ -118,11 +123,11 @@ class Core:
 CORES: Mapping[str, Core] = {
     "cortex-a53": Core(
         "armv8-a", frozenset({"neon"}), (32 * KIB, 128 * KIB, 128 * KIB), 1.6, 1,
-        "in order, 2014: small cores of older phones, Raspberry Pi 3", in_order=True,
+        "in order, 2014: small cores of older phones, Raspberry Pi 3", load_cycles=2.6,
     ),
     "cortex-a55": Core(
         "armv8.2-a", _8_2, (32 * KIB, 128 * KIB, 512 * KIB), 3.3, 1, "in order, 2018: small cores of phones",
-        in_order=True,
+        load_cycles=1.6,
     ),
     "cortex-a72": Core(
         "armv8-a", frozenset({"neon"}), (32 * KIB, 256 * KIB, 256 * KIB), 2.9, 1, "2016: Raspberry Pi 4"
@@ -197,6 +202,7 @@ def on_core(system: Target, name: str) -> Target:
         llvm=llvm,
         vector_bits=bits,
         fma_ports=core.fma_ports * system.vector_bits // bits,
+        load_cycles=core.load_cycles,
         register_lists=not core.in_order and not core.sve_bits,
         features=core.features,
         fast_dtype=core.fast_dtype,

@@ -96,6 +96,11 @@ class Target:
     """
     register_lists: bool = False
     """Whether one load of up to four vector registers costs no more than as many loads of one."""
+    load_cycles: float = 0.0
+    """Cycles by which each load of a vector delays products on a core that executes in order.
+
+    Vectors are loaded in two halves there, which start beside products where whole ones do not.
+    """
     spare_registers: int = 0
     """Vector registers that default tiles leave: LLVM loads ahead for cores that execute in order."""
     fast_dtype: str | None = None
@@ -114,6 +119,11 @@ class Target:
     def variant(self) -> str:
         """What tells it from the other targets of one library: its name without the system."""
         return self.name.rpartition("+")[2]
+
+    @property
+    def half_loads(self) -> bool:
+        """Whether vectors are loaded in two halves."""
+        return self.load_cycles > 0
 
     @property
     def machine(self) -> str:

@@ -168,12 +168,12 @@ def step_cycles(
 
     It is bound by FMA ports, FMA latency or load ports. Every load, every instruction and every line of far
     weights costs a little more, though out of order and prefetched: where another thread shares the core,
-    tiles of more products a load keep more of their speed. Where loads are of several registers, `streamed`
-    instructions load and count.
+    tiles of more products a load keep more of their speed. On cores in order each load delays products. Where
+    loads are of several registers, `streamed` instructions load and count.
     """
     multiply, loads = max(vectors * pixels / target.fma_ports, FMA_LATENCY), weights + inputs
     instructions = vectors * pixels + (loads + vectors if streamed is None else streamed)
-    a_load = 0.1 if streamed is None else 0.02
+    a_load = max(target.load_cycles, 0.1 if streamed is None else 0.02)
     each = 0.1 if _holds_factors(target) else 0.02
     step = max(multiply, loads / target.load_ports) + a_load * loads + each * instructions
     return step + 0.12 * weights if far else step
