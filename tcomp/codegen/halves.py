@@ -12,13 +12,14 @@ cycle, it puts loads side by side.
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 from tcomp.target.target import Target
 from tcomp.tensor.intrinsics import dtype_of, lanes_of, llvm_vector
 from tcomp.tvm_api import structural_map, structural_walk, tirx, tvm
 
-_BITS = 128
+_BITS, _REGISTERS = 128, 32
 _LLVM = {16: "half", 32: "float", 64: "double"}
 """By bits of an element, LLVM's type of floats."""
 _NAME = "tcomp_halves"
@@ -35,17 +36,18 @@ def with_functions(function: Any) -> Any:
     held: set[Any] = set()
 
     def on_buffer(statement: Any) -> None:
-        held.add(statement.buffer)
+        bits = prod(int(extent) for extent in statement.buffer.shape) * _bits(str(statement.buffer.dtype))
+        if bits <= _REGISTERS * _BITS:
+            held.add(statement.buffer)
 
     structural_walk(function.body, (tirx.AllocBuffer, on_buffer))
 
     def on_load(node: Any) -> Any:
-        dtype = tvm.runtime.DataType(dtype_of(node))
         *outer, index = node.indices
-        if node.source in held or not _is_dense(index) or dtype.bits * lanes_of(node) != _BITS:
+        if node.source in held or not _is_dense(index) or _bits(dtype_of(node)) != _BITS:
             return node
         name = f"{_NAME}_{dtype_of(node)}"
-        definitions[name] = _text(name, dtype)
+        definitions[name] = _text(name, tvm.runtime.DataType(dtype_of(node)))
         first = tirx.address_of(tirx.BufferLoad(node.source, [*outer, index.base]))
         return tirx.call_extern(dtype_of(node), name, first)
 
@@ -61,6 +63,12 @@ def with_functions(function: Any) -> Any:
     for text in definitions.values():
         body = tirx.AttrStmt("default", "pragma_import_llvm", text, body)
     return function.with_body(body) if definitions else function
+
+
+def _bits(dtype: str) -> int:
+    """Of an element, or of a vector."""
+    found = tvm.runtime.DataType(dtype)
+    return int(found.bits * found.lanes)
 
 
 def _is_dense(index: Any) -> bool:
