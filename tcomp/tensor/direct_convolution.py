@@ -162,20 +162,23 @@ def step_cycles(
     weights: int,
     far: bool,
     streamed: float | None = None,
+    is_spread: bool = False,
 ) -> float:
     """Estimated cycles of one step of a register tile of `pixels` by `vectors`, with so many loads of inputs
     and of weights, these from beyond the first-level cache where they are `far`.
 
     It is bound by FMA ports, FMA latency or load ports. Every load, every instruction and every line of far
     weights costs a little more, though out of order and prefetched: where another thread shares the core,
-    tiles of more products a load keep more of their speed. On cores in order each load delays products. Where
-    loads are of several registers, `streamed` instructions load and count.
+    tiles of more products a load keep more of their speed. On cores in order each load delays products, by half
+    as long where inputs are numbers, each `is_spread` over a vector. Where loads are of several registers,
+    `streamed` instructions load and count.
     """
     multiply, loads = max(vectors * pixels / target.fma_ports, FMA_LATENCY), weights + inputs
     instructions = vectors * pixels + (loads + vectors if streamed is None else streamed)
-    a_load = max(target.load_cycles, 0.1 if streamed is None else 0.02)
+    a_load = 0.1 if streamed is None else 0.02
+    delay = target.load_cycles * (weights + inputs / (2 if is_spread else 1))
     each = 0.1 if _holds_factors(target) else 0.02
-    step = max(multiply, loads / target.load_ports) + a_load * loads + each * instructions
+    step = max(multiply, loads / target.load_ports) + max(a_load * loads, delay) + each * instructions
     return step + 0.12 * weights if far else step
 
 
@@ -194,10 +197,11 @@ def direct_cycles(conv: Convolution, tile: PixelTile, target: Target) -> float:
     weights, far = _weights(conv, tile, target), is_far(conv, tile.oc_blocks, target)
 
     streamed = weight_steps(conv, tile, target) > 0
+    is_spread = row_lanes(conv, target) == together(conv, target) == 1
 
     def one_tile(pixels: int) -> float:
         counted = _stream_instructions(conv, tile, pixels, target) if streamed else None
-        step = step_cycles(target, pixels, vectors, pixels * inputs, weights, far, counted)
+        step = step_cycles(target, pixels, vectors, pixels * inputs, weights, far, counted, is_spread)
         return crowded * (steps * step + vectors * pixels + 10) if pixels else 0.0
 
     if tile.height > 1:
