@@ -169,7 +169,7 @@ def step_cycles(
 
     It is bound by FMA ports, FMA latency or load ports. Every load, every instruction and every line of far
     weights costs a little more, though out of order and prefetched: where another thread shares the core,
-    tiles of more products a load keep more of their speed. On cores in order each load delays products, by half
+    tiles of more products a load keep more of their speed. On cores in order each load delays products, half
     as long where inputs are numbers, each `is_spread` over a vector. Where loads are of several registers,
     `streamed` instructions load and count.
     """

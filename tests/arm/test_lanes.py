@@ -71,7 +71,10 @@ KERNELS = {
 @pytest.mark.parametrize("core", ["cortex-a76", "cortex-a55"])
 @pytest.mark.parametrize("name", KERNELS)
 def test_hot_loops_multiply_by_lanes(name: str, core: str) -> None:
-    """Few instructions but products; no factor is broadcast; registers suffice. A vector in halves takes three."""
+    """Few instructions but products; no factor is broadcast; registers suffice.
+
+    A vector in halves takes three.
+    """
     target = parse_target(core)
     loop = hot_loop(build_kernel(KERNELS[name], target).source(), target.machine)
     products = [text for text in loop if text.startswith("fmla")]
