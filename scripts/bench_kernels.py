@@ -7,7 +7,8 @@ their speed where the peak loop loses nothing. With `--threads` the peak is that
 for each shape with its template's default config, the best and the median ratio to the peak, and the build
 time; with `--algorithms` a line for each algorithm that the kernel may have, with `--log` another line for
 each kernel with a tuned config, with `--knob NAME=VALUE[,NAME=VALUE...]` one with those knobs changed
-together, where they may be.
+together, where they may be. With `--far` the constants of a kernel come from memory, as a model's weights
+do, its inputs from the caches: runs take copies of the constants in turns.
 
 Kernels that move more bytes than they compute with, by the measured bandwidth of the memory that holds their
 operands, are marked `memory`: their ratio is to the time that moving takes. The last line is the geometric
@@ -38,6 +39,10 @@ from tcomp.tensor.knobs import Config, Space
 from tcomp.tensor.template import Template, template_for
 from tcomp.tuner.lookup import Records
 from tcomp.tuner.provenance import device_name
+from tcomp.tvm_api import tvm
+
+FAR_BYTES = 256 * 1024 * 1024
+"""More than a last-level cache holds."""
 
 
 @dataclass(frozen=True)
@@ -93,26 +98,31 @@ class Timed:
     build_seconds: float
     moving: float
     """Seconds to move its operands and results, from the memory that holds them all."""
-    arguments: Sequence[Any] = ()
+    arguments: Sequence[Sequence[Any]] = ()
+    """Of runs in turns: they differ in the constants."""
     number: int = 1
     rates: list[float] = field(default_factory=list)
     ratios: list[float] = field(default_factory=list)
     """Of a rate to the peak measured around it, or to that of moving where moving takes longer."""
 
     @staticmethod
-    def build(variant: Variant, target: Target, machine: Machine) -> Timed:
-        """With the variant's config."""
+    def build(variant: Variant, target: Target, machine: Machine, far_bytes: int = 0) -> Timed:
+        """With the variant's config, and constants of `far_bytes` and more in all."""
         name, kernel = variant.name, variant.kernel
         begin = time.perf_counter()
         scheduled = variant.template.apply(kernel, target, variant.config)
         runner = build_scheduled(kernel, scheduled, target)
-        moving = machine.stream(kernel.nbytes, kernel.nbytes)
+        moving = machine.stream(kernel.nbytes, max(kernel.nbytes, far_bytes))
         timed = Timed(name, runner, time.perf_counter() - begin, moving)
         generator = np.random.default_rng(0)
-        timed.arguments = timed.runner.prepare(
-            [generator.standard_normal(v.type.static_shape).astype(v.dtype) for v in kernel.body.inputs]
-        )
-        timed.number = max(1, int(2e-3 / min(timed.runner.time_prepared(timed.arguments, 1, 3))))
+        inputs = [generator.standard_normal(v.type.static_shape).astype(v.dtype) for v in kernel.body.inputs]
+        once = runner.prepare(inputs)
+        constants = [once[i] for i in sorted(kernel.constant_inputs)]
+        size = sum(c.numpy().nbytes for c in constants)
+        copies = -(-far_bytes // size) if size else 0
+        timed.arguments = [once, *(_other_constants(kernel, once) for _ in range(copies))]
+        if not copies:
+            timed.number = max(1, int(2e-3 / min(runner.time_prepared(once, 1, 3))))
         return timed
 
     @property
@@ -126,7 +136,11 @@ class Timed:
     def measure(self, peak: Callable[[], float]) -> float:
         """One more time between two of the peak; the better of these."""
         before = peak()
-        seconds = min(self.runner.time_prepared(self.arguments, self.number, 1))
+        arguments = self.arguments[len(self.rates) % len(self.arguments)]
+        if len(self.arguments) > 1:  # Once: a run before it would bring its constants near.
+            (seconds,) = self.runner.clock_prepared(arguments, 1)
+        else:
+            seconds = min(self.runner.time_prepared(arguments, self.number, 1))
         top = max(before, peak())
         self.rates.append(self.flops / seconds)
         self.ratios.append(max(self.flops / top, self.moving) / seconds)
@@ -145,6 +159,16 @@ class Timed:
         )
 
 
+def _other_constants(kernel: Kernel, arguments: Sequence[Any]) -> list[Any]:
+    """The arguments with copies of the kernel's constants."""
+
+    def copy(tensor: Any) -> Any:
+        other = tvm.runtime.empty(tensor.shape, tensor.dtype, tensor.device)
+        return other.copyfrom(tensor)
+
+    return [copy(a) if i in kernel.constant_inputs else a for i, a in enumerate(arguments)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -153,6 +177,7 @@ def main() -> None:
     parser.add_argument("--fixed", action="store_true", help="of the 40 shapes whose mean is followed")
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--far", action="store_true", help="constants from memory, not the caches")
     parser.add_argument("--algorithms", action="store_true", help="each algorithm that a kernel may have")
     parser.add_argument(
         "--log", type=Path, action="append", default=[], help="tuning logs or folders of them"
@@ -176,8 +201,9 @@ def main() -> None:
         parser.error(f"no kernel's name has {' or '.join(options.names)} in it")
     records = Records.load(options.log)
     rate, machine = multiply_add_rate(), measure_machine(options.threads)
+    far_bytes = FAR_BYTES if options.far else 0
     kernels = [
-        Timed.build(variant, target, machine)
+        Timed.build(variant, target, machine, far_bytes)
         for name, kernel in chosen.items()
         for variant in Variant.every(name, kernel, target, options.algorithms, records, options.knob)
     ]

@@ -40,6 +40,9 @@ MAX_OC_BLOCKS = 8
 CROWDED = 1.3
 """Times as long where a tile takes registers that it should leave (`Target.spare_registers`)."""
 
+FAR_LINE = 0.4
+"""Cycles that a line of weights from the second-level cache adds to a step."""
+
 
 @dataclass(frozen=True)
 class PixelTile:
@@ -179,7 +182,8 @@ def step_cycles(
     delay = target.load_cycles * (weights + inputs / (2 if is_spread else 1))
     each = 0.1 if _holds_factors(target) else 0.02
     step = max(multiply, loads / target.load_ports) + max(a_load * loads, delay) + each * instructions
-    return step + 0.12 * weights if far else step
+    lines = weights * target.vector_bits / 8 / CACHE_LINE
+    return step + FAR_LINE * lines if far else step
 
 
 def direct_cycles(conv: Convolution, tile: PixelTile, target: Target) -> float:
@@ -194,7 +198,8 @@ def direct_cycles(conv: Convolution, tile: PixelTile, target: Target) -> float:
     )
     room = target.vector_registers - target.spare_registers
     crowded = CROWDED if registers_of(conv, tile, target) > room else 1.0
-    weights, far = _weights(conv, tile, target), is_far(conv, tile.oc_blocks, target)
+    weights = _weights(conv, tile, target)
+    far = panel_bytes(conv, tile.oc_blocks, target) > target.cache_bytes[0]
 
     streamed = weight_steps(conv, tile, target) > 0
     is_spread = row_lanes(conv, target) == together(conv, target) == 1
@@ -271,14 +276,16 @@ def walk_order(conv: Convolution, tile: PixelTile, target: Target) -> str:
 
 
 def default_passes(conv: Convolution, tile: PixelTile, target: Target, choices: Sequence[int]) -> int:
-    """In how many parts to walk over the weights of a panel, so that two fit the second-level cache: the one
-    that all pixels are multiplied with and the next one, which arrives meanwhile."""
+    """In how many parts to walk over the weights of a panel, so that half of the second-level cache holds two
+    parts: the one that all pixels are multiplied with and the next one, which arrives meanwhile. Where the
+    whole panel does not fit, the channels of the input that a part is multiplied with have to, as well."""
     panel = panel_bytes(conv, tile.oc_blocks, target)
-    room = 0.75 * target.cache_bytes[1]
+    room = target.cache_bytes[1] // 2
     walks = -(-prod(pixels_of(conv)) // tile.pixels)
     if target.by_lane or walks == 1 or 2 * panel <= room:
         return 1
-    return next((n for n in choices if 2 * panel <= n * room), choices[-1])
+    inputs = conv.in_channels * prod(conv.needed) * numpy_dtype(conv.dtype).itemsize
+    return next((n for n in choices if 2 * panel + inputs <= n * room), choices[-1])
 
 
 def register_tile(

@@ -431,7 +431,7 @@ class GemmNest:
 
         def steps(i: Expression) -> Statement:
             def some(group: Expression) -> Statement:
-                k = i * plan.unroll + group * together
+                k = plan.step_at(place.chunk, i, group * together)
                 parts: list[Statement] = []
                 for u in range(together):
                     for operand in loaded:

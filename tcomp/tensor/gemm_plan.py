@@ -41,6 +41,8 @@ class Plan:
     """Sums of an element that a tile keeps side by side, of every so many steps each; divides `unroll`."""
     parts: int
     """Pieces of the depth that are summed up apart from one another, and then in order."""
+    apart: bool
+    """Whether the steps that are written out are of as many contiguous parts of a chunk, not side by side."""
 
     @staticmethod
     def of(product: Product, target: Target, config: Config) -> Plan:
@@ -65,6 +67,7 @@ class Plan:
             bool(config["parallel"]),
             int(config["partial_sums"]),
             _parts(-(-product.depth // chunk), parts),
+            bool(config["apart"]),
         )
 
     @property
@@ -100,6 +103,12 @@ class Plan:
     def depth_of(self, chunk: Expression) -> Expression:
         """How long a chunk is."""
         return _rest(self.depth, self.chunk, chunk)
+
+    def step_at(self, chunk: Expression, iteration: Expression, place: Expression) -> Expression:
+        """Of the steps of a chunk, the one that is written out at `place` of an iteration over them."""
+        if self.apart:
+            return place * (self.depth_of(chunk) // self.unroll) + iteration
+        return iteration * self.unroll + place
 
     def chunks_in(self, part: Expression) -> Expression:
         """How many chunks a part has."""

@@ -298,6 +298,17 @@ def local(shape: Sequence[int], dtype: str, name: str) -> tuple[Statement, Buffe
     return tirx.AllocBuffer(buffer), buffer
 
 
+def aligned_stack(lanes: int, dtype: str) -> Statement:
+    """What makes LLVM align the stack for vectors that it spills.
+
+    It decides whether the stack is aligned before it knows of spills, by the variables that must lie there;
+    later it takes any place, and then spills of 64 bytes straddle two cache lines. A prefetch keeps a
+    variable on the stack, and is all that this costs.
+    """
+    keep, place = local((1,), f"{dtype}x{lanes}", "on_stack")
+    return sequence([keep, prefetch(place, [0])])
+
+
 class Elements:
     """Elements of tensors at symbolic indices.
 

@@ -312,50 +312,51 @@ def passes_nest(
         own = outer.numbers(number)
         keep, partial = local([inner_count * tile.size], reduction.dtype, "partial")
 
-        def tiles(body: Callable[[Point, Expression], Statement]) -> Statement:
-            """`body(first element, first partial sum)` for each tile of the walk."""
+        def tiles(body: Callable[[RegisterTile, Point, Expression], Statement]) -> Statement:
+            """`body(tile, first element, first partial sum)` for each tile of the walk."""
 
             def one_tile(walked: Expression) -> Statement:
                 numbers = [own[a] if a in outer.order else n for a, n in enumerate(inner.numbers(walked))]
-                return body(tile.first(numbers), walked * tile.size)
+                first = tile.first(numbers)
+                return tile.or_rest(first, lambda part: body(part, first, walked * tile.size))
 
             return loop(inner_count, one_tile, "tile")
 
-        def clear(first: Point, begin: Expression) -> Statement:
+        def clear(part: RegisterTile, first: Point, begin: Expression) -> Statement:
             return _positions(
-                tile,
+                part,
                 first,
                 lambda point, at: tirx.BufferStore(partial, reduction.start_of(point), [begin + at]),
             )
 
-        def advance(done: Expression) -> Callable[[Point, Expression], Statement]:
-            def body(first: Point, begin: Expression) -> Statement:
+        def advance(done: Expression) -> Callable[[RegisterTile, Point, Expression], Statement]:
+            def body(part: RegisterTile, first: Point, begin: Expression) -> Statement:
                 one_pass = replace(reduction, extents=(steps, *reduction.extents[1:]))
                 if reduction.short is not None:
                     return _short_steps(
-                        tile, one_pass, reduction.short, first, (partial, begin), done * steps
+                        part, one_pass, reduction.short, first, (partial, begin), done * steps
                     )
-                allocation, sums = local([tile.size], reduction.dtype, "sums")
+                allocation, sums = local([part.size], reduction.dtype, "sums")
 
                 def move(target: Any, source: Any, shifts: tuple[Expression, Expression]) -> Statement:
                     return _positions(
-                        tile,
+                        part,
                         first,
                         lambda _, at: tirx.BufferStore(
                             target, tirx.BufferLoad(source, [at + shifts[1]]), [at + shifts[0]]
                         ),
                     )
 
-                work = _plain_steps(tile, one_pass, first, sums, done * steps)
+                work = _plain_steps(part, one_pass, first, sums, done * steps)
                 return sequence(
                     [allocation, move(sums, partial, (0, begin)), work, move(partial, sums, (begin, 0))]
                 )
 
             return body
 
-        def end(first: Point, begin: Expression) -> Statement:
+        def end(part: RegisterTile, first: Point, begin: Expression) -> Statement:
             return _finished(
-                tile,
+                part,
                 first,
                 partial,
                 begin,

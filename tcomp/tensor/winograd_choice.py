@@ -26,6 +26,8 @@ MAX_OC_BLOCKS = 8
 GROUPS = (8, 12, 16, 20, 28, 36, 49, 64, 84, 112)
 """Sizes of a group to choose from, beside all tiles."""
 PARTS = (1, 2, 4)
+PASSES = (1, 2, 4, 8)
+"""Into how many parts of the channels a product is cut; those of `pass_counts` for a convolution."""
 ROWS = (2, 4)
 """Rows of a tile of pixels."""
 COLUMNS = (0, 1, 2)
@@ -45,6 +47,7 @@ class WinogradChoice:
     parts: int
     prefetch: bool
     columns: int = 0
+    passes: int = 1
 
     @staticmethod
     def of(config: Config) -> WinogradChoice:
@@ -81,6 +84,28 @@ def group_sizes(conv: Convolution, pixels: tuple[int, int]) -> tuple[int, ...]:
     return (*(size for size in GROUPS if size < tiles), tiles)
 
 
+def pass_counts(conv: Convolution) -> tuple[int, ...]:
+    """Numbers of passes that divide the channels."""
+    return tuple(passes for passes in PASSES if conv.reduction_chunks % passes == 0)
+
+
+def default_passes(conv: Convolution, oc_blocks: int, walks: int, target: Target) -> int:
+    """In how many parts to walk over the weights of a position and a panel, so that a part stays in half of
+    the first-level cache while `walks` register tiles are multiplied with it. A panel that fits as a whole
+    is not cut: sums go to memory between passes."""
+    panel = _position_bytes(conv, oc_blocks, target)
+    near, counts = target.cache_bytes[0], pass_counts(conv)
+    if target.by_lane or walks == 1 or panel <= near:
+        return 1
+    return next((n for n in counts if panel <= n * near // 2), counts[-1])
+
+
+def _position_bytes(conv: Convolution, oc_blocks: int, target: Target) -> int:
+    """Of the weights of so many channel blocks at one position."""
+    channels = conv.reduction_chunks * conv.reduction_chunk
+    return channels * vectors_of(conv, target) * oc_blocks * target.vector_bits // 8
+
+
 def sum_registers(conv: Convolution, rows: int, blocks: int, target: Target) -> int:
     """Of the sums of a tile, the weights of one step, and its inputs: see `registers_of`."""
     return registers_of(conv, PixelTile(1, rows, blocks), target)
@@ -107,7 +132,14 @@ def default_choices(conv: Convolution, target: Target) -> Iterator[WinogradChoic
     parts = PARTS if target.cores > 1 else PARTS[:1]
     return (
         WinogradChoice(
-            height, group, rows, blocks, split, prefetch=True, columns=0 if width == height else width
+            height,
+            group,
+            rows,
+            blocks,
+            split,
+            prefetch=True,
+            columns=0 if width == height else width,
+            passes=default_passes(conv, blocks, -(-group // rows), target),
         )
         for height, width in pixel_tiles(conv.strides)
         for group in group_sizes(conv, (height, width))
@@ -136,10 +168,12 @@ def winograd_cycles(conv: Convolution, choice: WinogradChoice, target: Target) -
         if not rows:
             return 0.0
         inputs = rows / together(conv, target)
-        step = step_cycles(target, rows, vectors, inputs, vectors, far=True)
-        step = max(step, vectors * line / second_level)
-        return crowded * channels * step + 2 * rows * vectors + 20
+        step = step_cycles(target, rows, vectors, inputs, vectors, far)
+        step = max(step, vectors * line / second_level) if far else step
+        return crowded * channels * step + 2 * choice.passes * rows * vectors + 20
 
+    part = _position_bytes(conv, choice.oc_blocks, target) / choice.passes
+    far = choice.passes == 1 or part > target.cache_bytes[0] / 2
     whole, rest = divmod(groups.size, choice.rows)
     products = whole * product(choice.rows) + product(rest)
     multiply = groups.count * panels.count * positions * products
@@ -155,4 +189,4 @@ def winograd_cycles(conv: Convolution, choice: WinogradChoice, target: Target) -
     transforms = groups.count * groups.size * blocks * positions * (scheme.down.size + scheme.across.size) / 2
     work = groups.count * choice.parts
     idle = -(-work // target.cores) * target.cores / work
-    return (max(multiply, load) + 0.3 * min(multiply, load) + transforms) * idle
+    return (max(multiply, load) + 0.2 * min(multiply, load) + transforms) * idle

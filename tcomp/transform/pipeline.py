@@ -19,6 +19,7 @@ from tcomp.transform.layout import BlockChannels
 from tcomp.transform.lower_quantized import LowerQuantized
 from tcomp.transform.lower_resize import LowerResize
 from tcomp.transform.merge_matmuls import MergeMatmuls
+from tcomp.transform.merge_sums import MergeSums
 from tcomp.transform.pass_ import Pass
 from tcomp.transform.precision import Precision, factor_dtype, lowering
 from tcomp.transform.recognize import RecognizeActivations, RecognizeAttention, RecognizeNorms
@@ -71,7 +72,8 @@ def _arrangement(target: Target, dtype: str | None) -> tuple[Pass, ...]:
     blocks = (BlockChannels.for_isa(replace(target, fast_dtype=dtype)), CommonSubexpressions())
     if target.gpu is not None:  # Blocks are for tensor cores, which take no float32 as it is.
         return (*(blocks if dtype else ()), FuseOps(alignment=target.vector_bits // 8))
-    return (*blocks, FuseOps(near_bytes=0 if dtype else target.cache_bytes[1], cores=target.cores))
+    sums = MergeSums(block=target.lanes(), most_bytes=2 * target.cache_bytes[1])
+    return (sums, *blocks, FuseOps(near_bytes=0 if dtype else target.cache_bytes[1], cores=target.cores))
 
 
 def run_passes(graph: Graph, passes: Iterable[Pass], observe: Observe | None = None) -> Graph:

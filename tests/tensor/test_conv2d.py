@@ -188,7 +188,7 @@ def test_weights_of_the_next_pass_are_fetched(target: Target, passes: int) -> No
 
 
 def test_passes_of_large_panels_share_the_second_level_cache() -> None:
-    """ResNet-50's last 3x3 convolution with stride has panels of 0.9 MB; its pointwise ones of 0.3 MB."""
+    """ResNet-50's last 3x3 convolution with stride: a panel has 0.9 MB, the pixels 0.5; pointwise, 0.1 MB."""
     target = TARGETS["icelake-server"]
 
     def passes(size: int) -> object:
@@ -199,7 +199,7 @@ def test_passes_of_large_panels_share_the_second_level_cache() -> None:
         space = TEMPLATES["conv_direct_cpu"].space(kernel, target)
         return space.complete(space.default)["passes"]
 
-    assert (passes(3), passes(1)) == (2, 1)
+    assert (passes(3), passes(1)) == (4, 1)
 
 
 def test_sums_stay_in_registers() -> None:

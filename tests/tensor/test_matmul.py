@@ -178,6 +178,8 @@ def test_uneven_blocks_match_reference(blocking: tuple[int, int, int]) -> None:
 SPLIT = [
     {"partial_sums": 2, "unroll": 4},
     {"partial_sums": 8, "unroll": 8, "tile_rows": 1},
+    {"partial_sums": 4, "unroll": 8, "tile_rows": 1, "apart": True},
+    {"unroll": 4, "chunk": 64, "parts": 2, "apart": True},
     {"parts": 2, "chunk": 64},
     {"parts": 4, "parallel": True},
     {"parts": 8, "chunk": 64, "partial_sums": 2, "unroll": 2, "parallel": True, "row_block": 1},
@@ -192,6 +194,17 @@ def test_split_sums_match_reference(shape: tuple[int, ...], knobs: Config) -> No
     kernel = matmul((*batch, rows, depth), (*batch, depth, columns), "bias", "gelu")
     default = template_for(kernel, AVX2).space(kernel, AVX2).default
     assert_matches(kernel, AVX2.name, {**default, "tile_rows": 2, "tile_vectors": 1, **knobs})
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "constant", "apart"),
+    [(1, 1000, True, True), (3, 1000, True, True), (1, 1000, False, False), (128, 1000, True, False)],
+)
+def test_few_rows_read_constants_as_several_streams(
+    rows: int, columns: int, constant: bool, apart: bool
+) -> None:
+    kernel = matmul((rows, 1024), (1024, columns), constant=constant)
+    assert template_for(kernel, AVX2).space(kernel, AVX2).default.get("apart", False) == apart
 
 
 def test_threads_do_not_change_split_sums() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from test_conv2d import assert_matches, conv2d
 from test_conv_pairs import assert_matches as assert_pairs_match
 from test_conv_pairs import conv as pair_conv
 
+from tcomp.codegen.jit import build_kernel
 from tcomp.errors import ScheduleError
 from tcomp.relay.types import Array
 from tcomp.target.target import TARGETS, Target
@@ -159,6 +161,41 @@ def test_random_configs_match(name: str, block: int) -> None:
     for _ in range(4):
         own = space.spaces[NAME].random(generator)
         assert_matches(kernel, target, {"algorithm": NAME, **own})
+
+
+@pytest.mark.parametrize("passes", [2, 4])
+@pytest.mark.parametrize(("name", "block"), ALGORITHMS)
+def test_passes_over_parts_of_the_channels_match(name: str, block: int, passes: int) -> None:
+    """Register tiles with a rest, and chunks of one step where a block is all channels of a chunk."""
+    target = TARGETS[name]
+    kernel = conv2d(
+        (1, 4, 10, 10, block), (3 * block, 4 * block, 3, 3), epilogue=True, padding=(1,) * 4, **layouts(block)
+    )
+    config = config_of(kernel, target, outputs=2, columns=0, group=25, rows=4, oc_blocks=2, passes=passes)
+    assert_matches(kernel, target, config)
+
+
+def test_a_panel_that_stays_in_the_nearest_cache_is_walked_once() -> None:
+    target = TARGETS["x86-64-v4"]
+    few, many = (
+        conv2d((1, n // 16, 14, 14, 16), (n, n, 3, 3), padding=(1,) * 4, **layouts(16)) for n in (64, 512)
+    )
+    assert space_of(few, target).spaces[NAME].default.get("passes", 1) == 1
+    assert space_of(many, target).spaces[NAME].default.get("passes", 1) > 1
+
+
+@pytest.mark.parametrize("name", ["x86-64-v3", "x86-64-v4"])
+def test_spilled_vectors_do_not_straddle_cache_lines(name: str) -> None:
+    """Transforms of 6x6 values spill, and each spill at an unaligned place costs as much as two."""
+    target = TARGETS[name]
+    block, width = target.lanes(), {"x86-64-v3": 32, "x86-64-v4": 64}[name]
+    kernel = conv2d((1, 2, 12, 12, block), (32, 2 * block, 3, 3), padding=(1,) * 4, **layouts(block))
+    config = config_of(kernel, target, outputs=4, columns=0, group=9, rows=4, oc_blocks=1)
+    lines = build_kernel(kernel, target, config).source().splitlines()
+    places = [re.search(r"(\d*)\(%rsp\)", line) for line in lines if re.search("%[yz]mm", line)]
+    assert [p for p in places if p], "nothing is spilled: the test is void"
+    assert all(int(p[1] or 0) % width == 0 for p in places if p)
+    assert any(re.search(r"andq\s+\$-\d+, %rsp", line) for line in lines)
 
 
 def blocked_3x3() -> Kernel:

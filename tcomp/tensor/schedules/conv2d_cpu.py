@@ -243,7 +243,7 @@ def _reduction(
         if len(step) == 1:
             fetches = far_inputs or steps == 1
             return product.inputs_ahead(tile, first, step[0], within=steps == 1) if fetches else []
-        near = product.weights_ahead(first, step, distance, steps) if far or steps == 1 else []
+        near = product.weights_ahead(first, step, distance, steps) if far else []
         return [*near, *product.next_pass_ahead(tile, first, step, passes)] if next_panel else near
 
     return product.reduction(

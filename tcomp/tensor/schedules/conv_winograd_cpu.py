@@ -33,6 +33,7 @@ from tcomp.tensor.loops import (
     Buffer,
     Expression,
     Statement,
+    aligned_stack,
     local,
     loop,
     parallel,
@@ -48,6 +49,7 @@ from tcomp.tensor.register_tile import (
     Point,
     Reduction,
     RegisterTile,
+    passes_nest,
     tile_nest,
 )
 from tcomp.tensor.template import TEMPLATES, Packed, PackedBy, Packing, Scheduled, Template
@@ -59,6 +61,7 @@ from tcomp.tensor.winograd_choice import (
     best_choice,
     default_choices,
     group_sizes,
+    pass_counts,
     pixel_tiles,
     register_tiles,
     scheme_of,
@@ -140,9 +143,10 @@ class ConvWinograd(Template):
                 Ordered("oc_blocks", tuple(sorted({blocks for _, blocks in tiles})), best.oc_blocks),
                 Ordered("parts", PARTS, best.parts),
                 Choice("prefetch", (False, True), best.prefetch),
+                Ordered("passes", pass_counts(conv), best.passes),
             ),
             reason,
-            {"columns": 0},
+            {"columns": 0, "passes": 1},
         )
 
     def estimate(self, kernel: Kernel, target: Target) -> float:
@@ -198,9 +202,9 @@ class _Nest:
         def work(number: Expression) -> Statement:
             part, group = number // self.groups.count, number % self.groups.count
             first = self.groups.base(group)
-            keep, patches = local((self.positions, in_blocks, size, conv.in_block), conv.dtype, "patches")
+            keep, patches = local((in_blocks, self.positions, size, conv.in_block), conv.dtype, "patches")
             keep_products, products = local(
-                (self.positions, self.panels.size, size, conv.out_block), conv.dtype, "products"
+                (self.panels.size, self.positions, size, conv.out_block), conv.dtype, "products"
             )
 
             def panel(p: Expression) -> Statement:
@@ -210,9 +214,9 @@ class _Nest:
                 )
 
             inputs = loop(in_blocks, lambda b: self._load_inputs(first, b, patches), "block")
-            return sequence(
-                [keep, keep_products, inputs, loop(self.panels.count // self.choice.parts, panel, "panel")]
-            )
+            panels = loop(self.panels.count // self.choice.parts, panel, "panel")
+            aligned = aligned_stack(self.target.lanes(conv.dtype), conv.dtype)
+            return sequence([aligned, keep, keep_products, inputs, panels])
 
         make = parallel if self.anchored.threaded else loop
         nest = make(self.groups.count * self.choice.parts, work, "group")
@@ -248,7 +252,7 @@ class _Nest:
                 return tirx.if_then_else(tirx.all(*known), plain(i, j, lane), tirx.const(0, conv.dtype))
 
             def store(i: Expression, j: Expression, lane: Expression, value: Expression) -> Statement:
-                return tirx.BufferStore(patches, value, [i * width + j, block, t, lane])
+                return tirx.BufferStore(patches, value, [block, i * width + j, t, lane])
 
             def transform(load: Callable[..., Expression]) -> Statement:
                 return loop(
@@ -283,7 +287,7 @@ class _Nest:
             position, row, *_ = point.index
             channel = step[0] * conv.reduction_chunk + step[1]
             return tirx.BufferLoad(
-                patches, [position, channel // conv.in_block, row, channel % conv.in_block]
+                patches, [channel // conv.in_block, position, row, channel % conv.in_block]
             )
 
         tile = RegisterTile.of(axes, range(len(axes)), self.out_lanes)
@@ -300,7 +304,7 @@ class _Nest:
 
         def finish(index: Index, value: Expression) -> Statement:
             position, row, block, lane = index
-            return tirx.BufferStore(products, value, [position, block, row, lane])
+            return tirx.BufferStore(products, value, [block, position, row, lane])
 
         steps = (conv.reduction_chunks, conv.reduction_chunk)
 
@@ -321,6 +325,9 @@ class _Nest:
             factors=inputs.factors(steps),
             weights=weights.factors,
         )
+        if self.choice.passes > 1:
+            steps = conv.reduction_chunks // self.choice.passes
+            return passes_nest(tile, reduction, finish, threaded=False, kept=1, steps=steps)
         return tile_nest(tile, reduction, finish, threaded=False)
 
     def _weight_steps(self) -> int:
@@ -351,7 +358,7 @@ class _Nest:
                 keep, results = local((rows, columns, lanes), conv.dtype, "results")
 
                 def load(i: Expression, j: Expression, lane: Expression) -> Expression:
-                    return tirx.BufferLoad(products, [i * scheme.across.size + j, block, t, lane])
+                    return tirx.BufferLoad(products, [block, i * scheme.across.size + j, t, lane])
 
                 def store(i: Expression, j: Expression, lane: Expression, value: Expression) -> Statement:
                     return tirx.BufferStore(results, value, [i, j, lane - v * lanes])

@@ -24,6 +24,8 @@ MOST_WHOLE_DEPTH = 768
 """Up to this depth the sums of a tile stay in registers from beginning to end."""
 DEFAULT_CHUNK = 512
 """Long enough that moving sums between chunks is little work; a chunk of a panel stays near."""
+MOST_ROWS_APART = 8
+"""Up to so many rows wait for constants from memory, of which several streams bring more than one."""
 BLOCKS = (0, 1, 2, 4, 8, 16, 32, 64)
 PARTIAL_SUMS = (1, 2, 4, 8)
 PARTS = (1, 2, 4, 8, 16, 32)
@@ -90,6 +92,9 @@ class MatmulCpu(Template):
         constant = constant_right(kernel) is not None
         shared = target.cores > 1 and kernel.flops >= PARALLEL_FLOPS
         row_block, group = _blocking(product, target, rows, vectors, shared)
+        few = product.rows <= min(rows, MOST_ROWS_APART)
+        apart = constant and few and vectors > 1 and not target.by_lane
+        unroll = unrolls[-1] if apart else max(_written_out(product, target, rows), partial_sums)
 
         def reason(config: Config) -> str | None:
             tile = int(config["tile_rows"]), int(config["tile_vectors"])
@@ -104,7 +109,7 @@ class MatmulCpu(Template):
             (
                 Ordered("tile_rows", tuple(sorted({r for r, _ in tiles})), rows),
                 Ordered("tile_vectors", tuple(sorted({v for _, v in tiles})), vectors),
-                Ordered("unroll", unrolls, max(_written_out(product, target, rows), partial_sums)),
+                Ordered("unroll", unrolls, unroll),
                 Ordered("chunk", CHUNKS, _chunk(product)),
                 Ordered("row_block", BLOCKS, row_block),
                 Ordered("group", BLOCKS, group),
@@ -112,13 +117,14 @@ class MatmulCpu(Template):
                 Choice(
                     "pack_right", (False,) if constant else (False, True), _packs_right(kernel, product, rows)
                 ),
-                Choice("prefetch", (False, True), constant),
+                Choice("prefetch", (False, True), constant and not apart),
                 Choice("parallel", (False, True), shared),
                 Ordered("partial_sums", PARTIAL_SUMS, partial_sums),
                 Ordered("parts", PARTS, _parts(product, target, rows, vectors) if shared else 1),
+                Choice("apart", (False,) if target.by_lane else (False, True), apart),
             ),
             reason,
-            {"partial_sums": 1, "parts": 1},
+            {"partial_sums": 1, "parts": 1, "apart": False},
         )
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
