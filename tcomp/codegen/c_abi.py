@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any, Literal
 
-from tcomp.codegen import sve
+from tcomp.codegen import halves, sve
 from tcomp.codegen.macho import MachO
 from tcomp.codegen.unrolling import bind_bases, needs_simplification
 from tcomp.errors import BuildError
@@ -34,6 +34,8 @@ _NAMES_EXTREMES = "tcomp.names_extremes"
 """Attribute of functions for CPUs that have LLVM's `maximum` and `minimum`."""
 _SVE_BITS = "tcomp.sve_bits"
 """Attribute of functions in vectors of SVE: their length."""
+_HALF_LOADS = "tcomp.half_loads"
+"""Attribute of functions whose vectors are loaded in halves."""
 _PIPELINE = "tcomp_plain_c"
 _OPT_LEVEL = 1
 """Of LLVM. Templates vectorise and unroll themselves: levels 2 and 3 take a fifth more of a build's time,
@@ -108,6 +110,7 @@ def build(
         plain = to_c_abi(with_instructions(function, target), None if packed else symbol)
         names_extremes = target.machine != "x86_64"
         plain = plain.with_attr(_NAMES_EXTREMES, True) if names_extremes else plain
+        plain = plain.with_attr(_HALF_LOADS, True) if target.half_loads else plain
         module[variable] = plain.with_attr(_SVE_BITS, target.sve_bits) if target.sve_bits else plain
         if packed is not None:
             module[tvm.ir.GlobalVar(packed)] = packed_entry(function, variable, packed, tensors)
@@ -168,7 +171,9 @@ def needed_features(target: Target) -> list[str]:
 
 def _tvm_target(target: Target) -> Any:
     core = str(target.llvm.get("mcpu"))
-    own = {"mcpu": _COMPILED_AS[core]} if core in _COMPILED_AS else {}
+    own: dict[str, Any] = {"mcpu": _COMPILED_AS[core]} if core in _COMPILED_AS else {}
+    attributes = [*target.llvm.get("mattr", ()), *halves.llvm_attributes(target)]
+    own |= {"mattr": attributes} if attributes else {}
     return tvm.target.Target({"opt-level": _OPT_LEVEL, **target.llvm, **own, **sve.llvm_target(target)})
 
 
@@ -258,6 +263,10 @@ def _name_sve_operations(function: Any) -> Any:
     return function if bits is None else sve.with_functions(function, int(bits))
 
 
+def _load_halves(function: Any) -> Any:
+    return halves.with_functions(function) if _HALF_LOADS in function.attrs else function
+
+
 def _return_zero(function: Any) -> Any:
     return function.with_body(tirx.SeqStmt([function.body, tirx.Return(tirx.const(0, "int32"))]))
 
@@ -313,6 +322,7 @@ def _pipeline() -> tuple[Any, Any, Any]:
                 tirx.transform.LowerTVMBuiltin(),
                 _map_plain("NameExtremes", _name_extremes),
                 _map_plain("NameSveOperations", _name_sve_operations),
+                _map_plain("LoadHalves", _load_halves),
                 _map_plain("ReturnZero", _return_zero),
                 _map_plain("ChunkParallel", _chunk_parallel),
                 tirx.transform.LowerIntrin(),

@@ -1,12 +1,14 @@
-"""Cycles of a kernel that was emulated: how often each instruction ran, times what llvm-mca says of its code.
+"""Cycles of a kernel that was emulated: how often each instruction ran, times what its code takes.
 
     cycles = sum over innermost loops of  iterations * cycles of an iteration in the steady state
            + sum over other straight code of  times * its reciprocal throughput
            + instructions elsewhere (the C library, the thread pool), one cycle each
 
-A loop's steady state knows its chains of dependent instructions; other code is taken to overlap with what is
-around it. Every jump is foreseen, and loads of what was just stored do not wait. Beside that stands a
-roofline of the memory: lines that the caches did not hold, at `BYTES_PER_CYCLE`. The longer of both counts.
+What code takes is llvm-mca's word, but for cores that execute in order (`codegen.in_order`): there, other
+straight code waits for its own results. A loop's steady state knows its chains of dependent instructions;
+elsewhere other code is taken to overlap with what is around it. Every jump is foreseen, and loads of what
+was just stored do not wait. Beside that stands a roofline of the memory: lines that the caches did not hold,
+at `Target.bytes_per_cycle`. The longer counts.
 """
 
 from __future__ import annotations
@@ -17,9 +19,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from tcomp.codegen import in_order
 from tcomp.codegen.emulation import Piece
 from tcomp.codegen.machine_code import EXTENSIONS, INSTRUCTION_SETS, find_llvm_mca, on_stack, table_of
-from tcomp.codegen.table_errors import mended
 from tcomp.errors import BuildError
 from tcomp.target.target import Target
 
@@ -32,8 +34,6 @@ _NEGLIGIBLE = 0.002
 _ENDS = re.compile(r"(b|bl|blr|br|ret|b[lx]x?|cbn?z|tbn?z|b\.?(eq|ne|hs|lo|mi|pl|hi|ls|ge|lt|gt|le|cs|cc))\b")
 """Instructions that end straight code."""
 LINE_BYTES = 64
-BYTES_PER_CYCLE = (16.0, 8.0, 4.0)
-"""What enters L1 from L2, L2 from L3, and L3 from memory, on a mobile core."""
 _DATA = {".byte": 1, ".short": 2, ".hword": 2, ".long": 4, ".word": 4, ".inst": 4, ".xword": 8, ".quad": 8}
 
 
@@ -183,8 +183,8 @@ def count_cycles(
 ) -> CycleCount:
     """Cycles of the code of `listing`, which lies at `base`, as executed by `pieces`.
 
-    `elsewhere` instructions were executed outside of it for its sake. `rates` say what code takes on the
-    core.
+    `elsewhere` instructions were executed outside of it for its sake. `rates` say what code and memory take
+    on the core.
     """
     times = _times(listing, base, pieces)
     executed = [(b, times[b.end - 1] if b.is_loop else times[b.begin]) for b in listing.blocks]
@@ -201,8 +201,8 @@ def count_cycles(
     if instructions:
         cycles *= total / instructions
     inside = [p for p in pieces if base <= p.address < base + listing.size]
-    lines = [sum(p.misses[level] for p in inside) for level in range(len(BYTES_PER_CYCLE))]
-    memory = max(n * LINE_BYTES / rate for n, rate in zip(lines, BYTES_PER_CYCLE, strict=True))
+    lines = [sum(p.misses[level] for p in inside) for level in range(len(rates.bytes_per_cycle))]
+    memory = max(n * LINE_BYTES / rate for n, rate in zip(lines, rates.bytes_per_cycle, strict=True))
     return CycleCount(cycles + elsewhere, memory, total + elsewhere, spills)
 
 
@@ -223,14 +223,17 @@ def _times(listing: Listing, base: int, pieces: Sequence[Piece]) -> list[int]:
 
 
 class Rates:
-    """What llvm-mca says of code on a target's core. It is asked once for the same code.
+    """What code takes on a target's core, by llvm-mca or `in_order`. It is asked once for the same code.
 
+    `bytes_per_cycle` are the target's; `source` says whose word it is.
     `program` is llvm-mca, found if not given; BuildError when there is none.
     """
 
     def __init__(self, target: Target, program: str | None = None) -> None:
         command = [program or find_llvm_mca(), f"-mtriple={target.llvm['mtriple']}"]
+        self.bytes_per_cycle = target.bytes_per_cycle
         self._table = table_of(target)
+        self.source = f"{'in order' if self._table in in_order.CORES else 'llvm-mca'} {self._table}"
         self._command = [*command, f"-mcpu={self._table}", *EXTENSIONS.get(target.machine, ())]
         self._known: dict[Code, float] = {}
 
@@ -247,9 +250,12 @@ class Rates:
     def _ask(self, codes: Sequence[Code], is_loop: bool) -> list[float]:
         if not codes:
             return []
+        if self._table in in_order.CORES:
+            cycles = in_order.loop_cycles if is_loop else in_order.straight_cycles
+            return [cycles(code.texts, self._table) for code in codes]
         text: list[str] = []
         for number, code in enumerate(codes):
-            text += [f"# LLVM-MCA-BEGIN {number}", *mended(code.texts, self._table), "# LLVM-MCA-END"]
+            text += [f"# LLVM-MCA-BEGIN {number}", *code.texts, "# LLVM-MCA-END"]
         # The throughput of straight code is added up from its instructions, and needs no simulation.
         iterations, wanted = (ITERATIONS, "Total Cycles") if is_loop else (1, "Block RThroughput")
         command = [*self._command, f"-iterations={iterations}"]

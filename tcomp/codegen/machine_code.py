@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tcomp.codegen.table_errors import mended
+from tcomp.codegen import in_order
 from tcomp.errors import BuildError
 from tcomp.target.target import Target
 
@@ -196,10 +196,12 @@ def table_of(target: Target) -> str:
 def simulated_cycles(
     instructions: Sequence[str], machine: str, table: str, triple: str, program: str | None = None
 ) -> float:
-    """Cycles of an iteration in the steady state, by llvm-mca's table of a core.
+    """Cycles of an iteration in the steady state, by llvm-mca's table of a core, or `in_order` for its cores.
 
     Raises BuildError when there is no llvm-mca, or it does not understand the instructions.
     """
+    if table in in_order.CORES:
+        return in_order.loop_cycles(instructions, table)
     jump = INSTRUCTION_SETS[machine].jump
     code = [re.sub(rf"^({jump}) \.LBB\w+", r"\1 loop", text) for text in instructions]
     command = [
@@ -209,7 +211,7 @@ def simulated_cycles(
         f"-iterations={ITERATIONS}",
     ]
     command += EXTENSIONS.get(machine, ())
-    text = "\n".join(["loop:", *mended(code, table)]) + "\n"
+    text = "\n".join(["loop:", *code]) + "\n"
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     total = re.search(r"Total Cycles:\s+(\d+)", done.stdout)
     if total is None:

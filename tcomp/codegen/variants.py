@@ -58,6 +58,7 @@ def graph_target(targets: Sequence[Target]) -> Target:
         first,
         name=",".join(target.name for target in targets),
         cache_bytes=tuple(map(min, zip(*(target.cache_bytes for target in targets), strict=True))),
+        bytes_per_cycle=tuple(map(min, zip(*(target.bytes_per_cycle for target in targets), strict=True))),
         cores=max(target.cores for target in targets),
         features=first.features.intersection(*(target.features for target in others)),
         fast_dtype=first.fast_dtype if agreed else None,

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from tcomp.target.target import TARGETS, Target
 
 KIB, MIB = 1024, 1024 * 1024
+_SECOND_LEVEL, _SECOND_LEVEL_IN_ORDER, _LAST_LEVEL = 32.0, 16.0, 8.0
+"""Bytes that a core gets in a cycle from L2, in order or not, and from L3, where memory gives no more."""
 
 _8_2 = frozenset({"neon", "dotprod", "fullfp16"})
 _8_6 = _8_2 | {"bf16", "i8mm"}
@@ -27,6 +29,7 @@ _ARM64 = Target(
     vector_bits=128,
     vector_registers=32,
     cache_bytes=(32 * KIB, 256 * KIB, 512 * KIB),
+    bytes_per_cycle=(_SECOND_LEVEL, _LAST_LEVEL, 2.9),
     by_lane=True,
     features=frozenset({"neon"}),
     description="every 64-bit ARM CPU, on Linux with glibc 2.28 or newer",
@@ -71,6 +74,7 @@ SYSTEMS: Mapping[str, Target] = {
             name="arm64-apple",
             llvm={**_ARM64.llvm, "mtriple": "arm64-apple-macosx11.0.0"},
             cache_bytes=(64 * KIB, 1 * MIB, 1 * MIB),
+            bytes_per_cycle=(_SECOND_LEVEL, 16.0, 16.0),
             fma_ports=4,
             description="every Mac with a CPU of Apple's; for iOS give the mtriple arm64-apple-ios13.0.0",
         ),
@@ -80,19 +84,32 @@ SYSTEMS: Mapping[str, Target] = {
 
 @dataclass(frozen=True)
 class Core:
-    """One kind of core. `cache_bytes` is L1 data, L2 and a core's share of what lies behind it."""
+    """One kind of core. `cache_bytes` is L1 data, L2 and a core's share of what lies behind it.
+
+    `memory_per_cycle` are the bytes that one core reads and writes in a cycle in tinymembench's memcpy of
+    32 MiB, on the slowest of the boards in the results of sbc-bench
+    (https://github.com/ThomasKaiser/sbc-bench, Sorted-Results.md): Raspberry Pi 3 B+, 4 B and 5 B; ODROID-C4;
+    Jetson AGX Orin; Snapdragon 8cx Gen 3; Ampere Altra, also for Neoverse V1, which is not among them. Others
+    copy up to twice as fast (Cortex-A76: 5.0 to 9.2). What waits for memory gains nothing from more products.
+    """
 
     isa: str
     features: frozenset[str]
     cache_bytes: tuple[int, int, int]
+    memory_per_cycle: float
     fma_ports: int
     """128-bit multiply-adds that start in a cycle."""
     description: str
-    in_order: bool = False
+    load_cycles: float = 0.0
+    """See `Target`: of loops of convolutions, by `codegen.in_order`. Cores that have it execute in order."""
     sve_bits: int = 0
     """The length of SVE's vectors that code is for; 0 where it is for NEON's."""
     same_as: str = ""
     """The core by LLVM's name, where this is another way to write code for it."""
+
+    @property
+    def in_order(self) -> bool:
+        return self.load_cycles > 0
 
     @property
     def fast_dtype(self) -> str | None:
@@ -105,28 +122,35 @@ class Core:
 
 CORES: Mapping[str, Core] = {
     "cortex-a53": Core(
-        "armv8-a", frozenset({"neon"}), (32 * KIB, 128 * KIB, 128 * KIB), 1,
-        "in order, 2014: small cores of older phones, Raspberry Pi 3", in_order=True,
+        "armv8-a", frozenset({"neon"}), (32 * KIB, 128 * KIB, 128 * KIB), 1.6, 1,
+        "in order, 2014: small cores of older phones, Raspberry Pi 3", load_cycles=2.6,
     ),
     "cortex-a55": Core(
-        "armv8.2-a", _8_2, (32 * KIB, 128 * KIB, 512 * KIB), 1, "in order, 2018: small cores of phones",
-        in_order=True,
+        "armv8.2-a", _8_2, (32 * KIB, 128 * KIB, 512 * KIB), 3.3, 1, "in order, 2018: small cores of phones",
+        load_cycles=1.6,
     ),
     "cortex-a72": Core(
-        "armv8-a", frozenset({"neon"}), (32 * KIB, 256 * KIB, 256 * KIB), 1, "2016: Raspberry Pi 4"
+        "armv8-a", frozenset({"neon"}), (32 * KIB, 256 * KIB, 256 * KIB), 2.9, 1, "2016: Raspberry Pi 4"
     ),
     "cortex-a76": Core(
-        "armv8.2-a", _8_2, (64 * KIB, 512 * KIB, 512 * KIB), 2, "2019: large cores of phones, Raspberry Pi 5"
+        "armv8.2-a", _8_2, (64 * KIB, 512 * KIB, 512 * KIB), 5.0, 2,
+        "2019: large cores of phones, Raspberry Pi 5",
     ),
-    "cortex-a78": Core("armv8.2-a", _8_2, (32 * KIB, 512 * KIB, 1 * MIB), 2, "2021: large cores of phones"),
-    "cortex-x2": Core("armv9-a", _8_6, (64 * KIB, 1 * MIB, 2 * MIB), 4, "2022: the largest core of phones"),
-    "neoverse-n1": Core("armv8.2-a", _8_2, (64 * KIB, 1 * MIB, 1 * MIB), 2, "2019: Graviton 2, Ampere Altra"),
+    "cortex-a78": Core(
+        "armv8.2-a", _8_2, (32 * KIB, 512 * KIB, 1 * MIB), 9.0, 2, "2021: large cores of phones"
+    ),
+    "cortex-x2": Core(
+        "armv9-a", _8_6, (64 * KIB, 1 * MIB, 2 * MIB), 12.0, 4, "2022: the largest core of phones"
+    ),
+    "neoverse-n1": Core(
+        "armv8.2-a", _8_2, (64 * KIB, 1 * MIB, 1 * MIB), 7.0, 2, "2019: Graviton 2, Ampere Altra"
+    ),
     "neoverse-v1-neon": Core(
-        "armv8.4-a", _8_6, (64 * KIB, 1 * MIB, 1 * MIB), 4, "2021: Graviton 3, without SVE",
+        "armv8.4-a", _8_6, (64 * KIB, 1 * MIB, 1 * MIB), 7.0, 4, "2021: Graviton 3, without SVE",
         same_as="neoverse-v1",
     ),
     "neoverse-v1": Core(
-        "armv8.4-a+sve256", _8_6 | {"sve"}, (64 * KIB, 1 * MIB, 1 * MIB), 4,
+        "armv8.4-a+sve256", _8_6 | {"sve"}, (64 * KIB, 1 * MIB, 1 * MIB), 7.0, 4,
         "2021: Graviton 3, SVE in vectors of 256 bits", sve_bits=256,
     ),
 }  # fmt: skip
@@ -155,11 +179,14 @@ def on_core(system: Target, name: str) -> Target:
     A 32-bit system keeps its own instruction set, whatever else the core has.
     """
     core = CORES[name]
+    second_level = _SECOND_LEVEL_IN_ORDER if core.in_order else _SECOND_LEVEL
+    memory = core.memory_per_cycle
     found = replace(
         system,
         name=f"{system.name}+{name}",
         llvm={**system.llvm, "mcpu": core.same_as or name},
         cache_bytes=core.cache_bytes,
+        bytes_per_cycle=(second_level, max(_LAST_LEVEL, memory), memory),
         fma_ports=core.fma_ports,
         spare_registers=_SPARE if core.in_order else 0,
         description=f"{core.description}, on {system.name}",
@@ -175,6 +202,7 @@ def on_core(system: Target, name: str) -> Target:
         llvm=llvm,
         vector_bits=bits,
         fma_ports=core.fma_ports * system.vector_bits // bits,
+        load_cycles=core.load_cycles,
         register_lists=not core.in_order and not core.sve_bits,
         features=core.features,
         fast_dtype=core.fast_dtype,

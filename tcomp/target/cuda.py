@@ -28,6 +28,7 @@ def cuda_target(name: str, gpu: Gpu, description: str, host: Mapping[str, str] =
         vector_bits=_VECTOR_BITS,
         vector_registers=gpu.thread_registers,
         cache_bytes=(gpu.shared_bytes, gpu.l2_bytes, gpu.l2_bytes),
+        bytes_per_cycle=(0.0, 0.0, 0.0),  # Those of a CPU; a GPU's rates are its own.
         cores=gpu.processors,
         fast_dtype="float16" if "float16" in gpu.flops else None,
         description=description,

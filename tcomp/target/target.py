@@ -76,7 +76,8 @@ class Target:
 
     `isa` names the instruction set that schedules and records are keyed by (`x86-64-v4`): a record made
     on one CPU of an `isa` builds and is correct on every other. `cache_bytes` is L1 data, L2, and this
-    core's share of L3, in bytes.
+    core's share of L3, in bytes; `bytes_per_cycle` is what one core gets in a cycle, with prefetches, from
+    L2, from L3 and from memory.
     """
 
     name: str
@@ -88,13 +89,12 @@ class Target:
     vector_bits: int
     vector_registers: int
     cache_bytes: tuple[int, int, int]
+    bytes_per_cycle: tuple[float, float, float]
     cores: int = 1
     fma_ports: int = 2
     """Multiply-adds of whole vectors that start in a cycle."""
     load_ports: int = 2
     """Loads of whole vectors, and of a number into all lanes of one, that start in a cycle."""
-    far_bytes_per_cycle: float = 7.0
-    """What one core gets of weights from beyond its second-level cache, with prefetches."""
     by_lane: bool = False
     """Whether a multiply-add takes one lane of a register as factor for all lanes.
 
@@ -102,6 +102,11 @@ class Target:
     """
     register_lists: bool = False
     """Whether one load of up to four vector registers costs no more than as many loads of one."""
+    load_cycles: float = 0.0
+    """Cycles by which each load of a vector delays products on a core that executes in order.
+
+    Vectors are loaded in two halves there, which start beside products where whole ones do not.
+    """
     spare_registers: int = 0
     """Vector registers that default tiles leave: LLVM loads ahead for cores that execute in order."""
     fast_dtype: str | None = None
@@ -120,6 +125,11 @@ class Target:
     def variant(self) -> str:
         """What tells it from the other targets of one library: its name without the system."""
         return self.name.rpartition("+")[2]
+
+    @property
+    def half_loads(self) -> bool:
+        """Whether vectors are loaded in two halves."""
+        return self.load_cycles > 0
 
     @property
     def machine(self) -> str:

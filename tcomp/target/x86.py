@@ -16,6 +16,7 @@ _V3 = Target(
     vector_bits=256,
     vector_registers=16,
     cache_bytes=(32 * KIB, 512 * KIB, 2 * MIB),
+    bytes_per_cycle=(32.0, 7.0, 7.0),
     features=frozenset({"avx2", "fma", "f16c"}),
     description="AVX2 and FMA: Haswell, Zen 1 and newer",
 )
@@ -31,8 +32,8 @@ _V4 = Target(
     },
     vector_bits=512,
     vector_registers=32,
-    far_bytes_per_cycle=4.0,  # Of memory: a model's weights are mostly too many for the last-level cache.
     cache_bytes=(32 * KIB, 1 * MIB, 2 * MIB),
+    bytes_per_cycle=(32.0, 7.0, 4.0),
     features=frozenset({"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl"}),
     description="AVX-512: Skylake-SP, Ice Lake, Zen 4 and newer",
 )

@@ -27,8 +27,6 @@ from tcomp.tensor.loops import (
 from tcomp.tensor.primitives import Tiles
 from tcomp.tensor.register_tile import (
     FMA_LATENCY,
-    LAST_LEVEL_BYTES,
-    SECOND_LEVEL_BYTES,
     Index,
     Point,
     Reduction,
@@ -167,20 +165,23 @@ def step_cycles(
     weights: int,
     far: bool,
     streamed: float | None = None,
+    is_spread: bool = False,
 ) -> float:
     """Estimated cycles of one step of a register tile of `pixels` by `vectors`, with so many loads of inputs
     and of weights, these from beyond the first-level cache where they are `far`.
 
     It is bound by FMA ports, FMA latency or load ports. Every load, every instruction and every line of far
     weights costs a little more, though out of order and prefetched: where another thread shares the core,
-    tiles of more products a load keep more of their speed. Where loads are of several registers, `streamed`
-    instructions load and count.
+    tiles of more products a load keep more of their speed. On cores in order each load delays products, half
+    as long where inputs are numbers, each `is_spread` over a vector. Where loads are of several registers,
+    `streamed` instructions load and count.
     """
     multiply, loads = max(vectors * pixels / target.fma_ports, FMA_LATENCY), weights + inputs
     instructions = vectors * pixels + (loads + vectors if streamed is None else streamed)
     a_load = 0.1 if streamed is None else 0.02
+    delay = target.load_cycles * (weights + inputs / (2 if is_spread else 1))
     each = 0.1 if _holds_factors(target) else 0.02
-    step = max(multiply, loads / target.load_ports) + a_load * loads + each * instructions
+    step = max(multiply, loads / target.load_ports) + max(a_load * loads, delay) + each * instructions
     lines = weights * target.vector_bits / 8 / CACHE_LINE
     return step + FAR_LINE * lines if far else step
 
@@ -201,10 +202,11 @@ def direct_cycles(conv: Convolution, tile: PixelTile, target: Target) -> float:
     far = panel_bytes(conv, tile.oc_blocks, target) > target.cache_bytes[0]
 
     streamed = weight_steps(conv, tile, target) > 0
+    is_spread = row_lanes(conv, target) == together(conv, target) == 1
 
     def one_tile(pixels: int) -> float:
         counted = _stream_instructions(conv, tile, pixels, target) if streamed else None
-        step = step_cycles(target, pixels, vectors, pixels * inputs, weights, far, counted)
+        step = step_cycles(target, pixels, vectors, pixels * inputs, weights, far, counted, is_spread)
         return crowded * (steps * step + vectors * pixels + 10) if pixels else 0.0
 
     if tile.height > 1:
@@ -236,7 +238,8 @@ def copy_cycles(conv: Convolution, target: Target) -> float:
     if not conv.is_padded:
         return 0.0
     elements = conv.in_channels * prod(conv.needed)
-    rate = LAST_LEVEL_BYTES if inputs_are_far(conv, target) else SECOND_LEVEL_BYTES
+    second_level, last_level, _ = target.bytes_per_cycle
+    rate = last_level if inputs_are_far(conv, target) else second_level
     moving = 2 * elements * numpy_dtype(conv.dtype).itemsize / rate
     return max(3.0 * elements / target.lanes(conv.dtype), moving)
 

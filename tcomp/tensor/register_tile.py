@@ -29,8 +29,6 @@ from tcomp.tensor.primitives import Tiles, cut
 from tcomp.tvm_api import tirx
 
 Index = Sequence[Expression]
-SECOND_LEVEL_BYTES, LAST_LEVEL_BYTES = 32, 7
-"""What these caches give a core in a cycle."""
 FMA_LATENCY = 4
 """Cycles until a sum can be added to again: a tile of fewer vectors than this times the ports waits."""
 SIDE = 2

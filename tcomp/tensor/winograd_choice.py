@@ -19,7 +19,6 @@ from tcomp.tensor.direct_convolution import (
 )
 from tcomp.tensor.knobs import Config
 from tcomp.tensor.primitives import Tiles
-from tcomp.tensor.register_tile import LAST_LEVEL_BYTES, SECOND_LEVEL_BYTES
 from tcomp.tensor.winograd import OUTPUTS, Scheme
 
 MAX_ROWS = 28
@@ -161,6 +160,7 @@ def winograd_cycles(conv: Convolution, choice: WinogradChoice, target: Target) -
     in_blocks, vectors = -(-conv.in_channels // lanes), vectors_of(conv, target) * choice.oc_blocks
     channels = conv.reduction_chunks * conv.reduction_chunk
     line = target.vector_bits // 8
+    second_level, last_level, memory = target.bytes_per_cycle
     room = target.vector_registers - target.spare_registers
     crowded = CROWDED if sum_registers(conv, choice.rows, choice.oc_blocks, target) > room else 1.0
 
@@ -170,7 +170,7 @@ def winograd_cycles(conv: Convolution, choice: WinogradChoice, target: Target) -
             return 0.0
         inputs = rows / together(conv, target)
         step = step_cycles(target, rows, vectors, inputs, vectors, far)
-        step = max(step, vectors * line / SECOND_LEVEL_BYTES) if far else step
+        step = max(step, vectors * line / second_level) if far else step
         return crowded * channels * step + 2 * choice.passes * rows * vectors + 20
 
     part = _position_bytes(conv, choice.oc_blocks, target) / choice.passes
@@ -184,7 +184,7 @@ def winograd_cycles(conv: Convolution, choice: WinogradChoice, target: Target) -
     again = (groups.count - 1) * weights if weights > near / 2 else 0
     held = positions * groups.size * (in_blocks + vectors) * line
     spilled = 3 * groups.count * max(0.0, held - 0.6 * near)
-    load = weights / target.far_bytes_per_cycle + (again + spilled) / LAST_LEVEL_BYTES
+    load = weights / memory + (again + spilled) / last_level
 
     blocks = choice.parts * in_blocks + panels.count * vectors
     transforms = groups.count * groups.size * blocks * positions * (scheme.down.size + scheme.across.size) / 2

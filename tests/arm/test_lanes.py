@@ -71,13 +71,17 @@ KERNELS = {
 @pytest.mark.parametrize("core", ["cortex-a76", "cortex-a55"])
 @pytest.mark.parametrize("name", KERNELS)
 def test_hot_loops_multiply_by_lanes(name: str, core: str) -> None:
-    """Few instructions but products; no factor is broadcast; registers suffice."""
+    """Few instructions but products; no factor is broadcast; registers suffice.
+
+    A vector in halves takes three.
+    """
     target = parse_target(core)
     loop = hot_loop(build_kernel(KERNELS[name], target).source(), target.machine)
     products = [text for text in loop if text.startswith("fmla")]
     assert all(".s[" in text for text in products)
     assert not on_stack(loop, target.machine)
-    assert len(loop) < 1.4 * multiply_adds(loop, target.machine) / target.lanes()
+    most = 2.2 if target.half_loads else 1.4
+    assert len(loop) < most * multiply_adds(loop, target.machine) / target.lanes()
 
 
 def part_of_peak(kernel: Kernel, target: Target) -> float:

@@ -16,6 +16,15 @@ def test_tags(tag: str):
     assert parse_target(tag) is TARGETS[tag]
 
 
+def test_near_caches_are_no_slower_than_far_ones():
+    """Estimates and the simulator take these rates as they are."""
+    for target in (t for t in TARGETS.values() if t.gpu is None):
+        second_level, last_level, memory = target.bytes_per_cycle
+        assert second_level >= last_level >= memory > 0, target.name
+    assert parse_target("raspberry-pi-3").bytes_per_cycle == (16.0, 8.0, 1.6)
+    assert parse_target("arm64-android+cortex-a76").bytes_per_cycle[2] == 5.0
+
+
 def test_llvm_is_the_host():
     assert parse_target("llvm").isa.startswith("x86-64-")
 

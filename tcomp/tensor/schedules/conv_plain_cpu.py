@@ -171,7 +171,7 @@ def _cycles(sums: _Sums, channels: int, vectors: int, target: Target, latency: f
 
     def one_tile(rows: int) -> float:
         step = max(rows * used / target.fma_ports, latency, (rows + used) / target.load_ports)
-        step += 0.1 * (rows * used + rows + used)
+        step += 0.1 * (rows * used + rows + used) + target.load_cycles * (rows / 2 + used)
         return sums.steps * step + 2 * rows * used + 20 if rows else 0.0
 
     tiles, rest = divmod(sums.out_channels, min(channels, sums.out_channels))

@@ -14,7 +14,7 @@ from tcomp.tensor.gemm_plan import Plan
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
 from tcomp.tensor.product import Product
-from tcomp.tensor.register_tile import FMA_LATENCY, SECOND_LEVEL_BYTES
+from tcomp.tensor.register_tile import FMA_LATENCY
 from tcomp.tensor.template import TEMPLATES, Packed, PackedBy, Scheduled, Template
 
 MAX_TILE_ROWS = 30
@@ -196,7 +196,7 @@ def _cycles(product: Product, target: Target, rows: int, vectors: int) -> float:
     # A panel comes from the second-level cache; broadcasts from the first.
     load = max(
         (_factor_loads(product, target, rows) + vectors) / target.load_ports,
-        vectors * target.vector_bits / 8 / SECOND_LEVEL_BYTES,
+        vectors * target.vector_bits / 8 / target.bytes_per_cycle[0],
     )
     # Loads that fit beside the multiplications still cost: what shares the core wants their ports too.
     step = max(multiply, load) + 0.5 * load

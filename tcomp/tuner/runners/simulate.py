@@ -2,7 +2,7 @@
 
     seconds = max(core cycles, memory cycles) / 2 GHz
 
-Core cycles are exact counts of executed instructions under qemu, times what llvm-mca says of the code; memory
+Core cycles are exact counts of executed instructions under qemu, times what the code takes; memory
 cycles are a roofline of the lines that caches of the target's sizes miss in that run (`codegen/cycles.py`).
 Not looked at are the delay of a miss that nothing hides, prefetching too early or too late, translation of
 addresses, jumps that are not foreseen, and loads of what was just stored. So estimates reject what spills
@@ -163,9 +163,9 @@ class _Simulation(Station[_Candidate]):
         if target.name not in self._tools:
             folder = self._folder / f"tools{len(self._tools)}"
             folder.mkdir()
-            versions = {"emulator": emulator_version(target), "table": f"llvm-mca {table_of(target)}"}
-            counter = InstructionCounter(target, self._folder)
-            self._tools[target.name] = _Tools(Linker(target, folder), counter, Rates(target), versions)
+            counter, rates = InstructionCounter(target, self._folder), Rates(target)
+            versions = {"emulator": emulator_version(target), "table": rates.source}
+            self._tools[target.name] = _Tools(Linker(target, folder), counter, rates, versions)
         return self._tools[target.name]
 
     def _write_data(self, arguments: Sequence[Argument]) -> list[str]:
