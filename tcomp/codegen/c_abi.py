@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 from tcomp.codegen import halves, sve
 from tcomp.codegen.macho import MachO
-from tcomp.codegen.unrolling import bind_bases, needs_simplification
 from tcomp.errors import BuildError
 from tcomp.target.host import CHECKED_FEATURES
 from tcomp.target.target import Target
@@ -279,33 +278,27 @@ def _lower_blocks(module: Any, context: Any) -> Any:
     return lower_blocks(module) if found else module
 
 
-def _simplify_unrolled(module: Any, context: Any) -> Any:
-    """Unroll loops now where that leaves something to simplify; others are unrolled last."""
-    if not any(_is_plain(f) and needs_simplification(f) for f in module.functions.values()):
-        return module
-    return tvm.ir.transform.Sequential([tirx.transform.UnrollLoop(), tirx.transform.StmtSimplify()])(module)
-
-
 def _pipeline() -> tuple[Any, Any, Any]:
     """The part of TVM's stock lowering that concerns loops, with what plain C functions need after it.
 
     Stock lowering has two dozen passes more, for the threads and memory of a GPU and for what templates leave
     out anyway. They change nothing in the code of CPU kernels, and take a third of the time of all passes.
-    Common subexpressions are left to LLVM, which shares fewer and so spills less; bases of addresses are not.
-    Loops that are to be unrolled stay loops to the end, so that passes see a tenth of the expressions.
+    Common subexpressions are left to LLVM, which shares fewer and so spills less.
     """
     _, _, finish_device = tirx.compilation_pipeline.get_tir_pipeline("default")
     lower = tvm.ir.transform.Sequential(
         [
             tvm.transform.module_pass(_lower_blocks, opt_level=0, name="LowerBlocks"),
+            s_tir.transform.StmtSimplify(),
             s_tir.transform.LowerOpaqueBlock(),
             tirx.transform.FlattenBuffer(),
             tirx.transform.BF16ComputeLegalize(),
             tirx.transform.NarrowDataType(32),
             tirx.transform.VectorizeLoop(True),
             tirx.transform.StorageRewrite(),
+            tirx.transform.UnrollLoop(),
+            s_tir.transform.RenormalizeSplitPattern(),
             tirx.transform.StmtSimplify(),
-            tvm.transform.module_pass(_simplify_unrolled, opt_level=0, name="SimplifyUnrolled"),
             s_tir.transform.RewriteUnsafeSelect(),
             tirx.transform.VerifyMemory(),
             tirx.transform.AnnotateEntryFunc(),
@@ -327,8 +320,6 @@ def _pipeline() -> tuple[Any, Any, Any]:
                 _map_plain("ChunkParallel", _chunk_parallel),
                 tirx.transform.LowerIntrin(),
                 _map_plain("NameExtremesOfFunctions", _name_extremes_of_functions),
-                _map_plain("BindBases", bind_bases),
-                tirx.transform.UnrollLoop(),
             ]
         )
 
