@@ -87,10 +87,10 @@ class Core:
     """One kind of core. `cache_bytes` is L1 data, L2 and a core's share of what lies behind it.
 
     `memory_per_cycle` are the bytes that one core reads and writes in a cycle in tinymembench's memcpy of
-    32 MiB, on the slowest of the boards in the results of sbc-bench
+    32 MiB, on a slow one of the boards of its kind in the results of sbc-bench
     (https://github.com/ThomasKaiser/sbc-bench, Sorted-Results.md): Raspberry Pi 3 B+, 4 B and 5 B; ODROID-C4;
     Jetson AGX Orin; Snapdragon 8cx Gen 3; Ampere Altra, also for Neoverse V1, which is not among them. Others
-    copy up to twice as fast (Cortex-A76: 5.0 to 9.2). What waits for memory gains nothing from more products.
+    copy up to twice as fast (Cortex-A76: 4.4 to 10). What waits for memory gains nothing from more products.
     """
 
     isa: str
