@@ -15,26 +15,13 @@ from typing import ClassVar
 import numpy as np
 
 from tcomp.relay.attributes import integers
-from tcomp.relay.graph import Attr, Constant, Graph, Node, Value
-from tcomp.relay.layouts import PLAIN
+from tcomp.relay.graph import Constant, Graph, Node, Value
+from tcomp.relay.op import OPS
 from tcomp.relay.pattern import op, operand
 from tcomp.relay.rewrite import Match, Rule, rewrite
 from tcomp.relay.types import Array
 from tcomp.transform.pass_ import Pass, declare_pass
 from tcomp.transform.rules.scales import per_channel
-
-_ATTRS: dict[str, Attr] = {
-    "strides": (1, 1),
-    "padding": (0, 0, 0, 0),
-    "dilation": (1, 1),
-    "groups": 1,
-    "data_layout": PLAIN,
-    "out_layout": PLAIN,
-    "out_dtype": "",
-    "multiply_as": "",
-    "pad_value": 0,
-}
-"""Of a convolution over single pixels."""
 
 
 @declare_pass
@@ -63,7 +50,7 @@ class MergeSums(Pass):
             return None
         weights = np.concatenate([s.weights for s in found], axis=1)
         joined = match.op("concat", *inputs, axis=1)
-        result = match.op("conv2d", joined, match.constant(weights, found[0].data.dtype), **_ATTRS)
+        result = match.op("conv2d", joined, match.constant(weights, found[0].data.dtype))
         biases = [s.bias for s in found if s.bias is not None]
         if not biases:
             return result
@@ -87,26 +74,22 @@ class _Summand:
 
     @staticmethod
     def of(match: Match, value: Value) -> _Summand | None:
-        bias, node = None, _read_once(match, value)
+        node, added = _read_once(match, value), None
         if node is not None and node.op == "add":
-            value, other = node.inputs if isinstance(node.inputs[1], Constant) else reversed(node.inputs)
-            if not isinstance(other, Constant) or value.type != node.output.type:
-                return None
-            bias = per_channel(other.data, value.type.rank, 1, value.type.static_shape[1])
-            if bias is None:
+            value, added = node.inputs if isinstance(node.inputs[1], Constant) else reversed(node.inputs)
+            if not isinstance(added, Constant) or value.type != node.output.type:
                 return None
             node = _read_once(match, value)
-        if node is None or node.op != "conv2d":
+        if node is None or node.op != "conv2d" or {**node.attrs, "strides": (1, 1)} != OPS["conv2d"].attrs:
             return None
         data, weight = node.inputs
-        if (
-            {**node.attrs, "strides": (1, 1)} != _ATTRS
-            or not isinstance(weight, Constant)
-            or weight.type.static_shape[2:] != (1, 1)
-        ):
+        if not isinstance(weight, Constant) or weight.type.static_shape[2:] != (1, 1):
             return None
         is_made = match.editor.producer(data) is not None
         if not is_made or not data.type.is_static or data.type.static_shape[0] != 1:
+            return None
+        bias = None if added is None else per_channel(added.data, 4, 1, len(weight.data))
+        if added is not None and bias is None:
             return None
         return _Summand(data, integers(node.attrs, "strides", 2), weight.data, bias)
 
