@@ -19,8 +19,23 @@ PRODUCTS_A_SAVED_BYTE = 6
 BYTES_A_REPEATED_PRODUCT = 2
 """What the time of one repeated multiplication is worth in bytes of traffic, with AVX2; less with AVX-512."""
 
+PIECES = (1, 2, 4, 8, 16)
+"""Numbers of pieces to choose from, beside the default."""
 MOST_REPEATED_ROWS = 0.04
 """Share of the hidden rows that may be computed twice for the sake of threads that may not exist."""
+
+
+def pieces_of_rows(rows: int, hidden_rows: int, kept_rows: int, batch: int, cores: int) -> int:
+    """Into how many pieces of neighbouring rows each image is cut, where two neighbours both read `kept_rows`
+    of the hidden ones.
+
+    So many that no core is idle, and more while few rows are computed twice: the machine that runs the kernel
+    may have more cores than the target tells.
+    """
+    pieces = -(-cores // batch)
+    while 2 * pieces <= rows and (2 * pieces - 1) * kept_rows <= MOST_REPEATED_ROWS * hidden_rows:
+        pieces *= 2
+    return min(pieces, rows)
 
 
 @dataclass(frozen=True)
@@ -71,16 +86,9 @@ class ConvChain:
         return replace(stage, batch=1, in_size=size, out_size=size)
 
     def pieces(self, cores: int) -> int:
-        """Into how many pieces of neighbouring rows each image is cut.
-
-        So many that no core is idle, and more while few rows are computed twice: the machine that runs the
-        kernel may have more cores than the target tells.
-        """
+        """Into how many pieces of neighbouring rows each image is cut: see `pieces_of_rows`."""
         rows, hidden_rows = self.project.out_size[0], self.expand.out_size[0]
-        pieces = -(-cores // self.project.batch)
-        while 2 * pieces <= rows and (2 * pieces - 1) * self.kept_rows <= MOST_REPEATED_ROWS * hidden_rows:
-            pieces *= 2
-        return min(pieces, rows)
+        return pieces_of_rows(rows, hidden_rows, self.kept_rows, self.project.batch, cores)
 
     def pays(self, near_bytes: int, cores: int) -> bool:
         """Whether one kernel is worth more than three on cores with a second-level cache of `near_bytes`.

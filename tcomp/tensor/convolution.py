@@ -214,7 +214,9 @@ class Convolution:
         """Position in the padded input that output position `out` reads at kernel position `tap`."""
         return [o * s + k * d for o, s, k, d in zip(out, self.strides, tap, self.dilation, strict=True)]
 
-    def padded_input(self, anchored: Anchored, lanes: int, phases: int = 1) -> tuple[list[Statement], Buffer]:
+    def padded_input(
+        self, anchored: Anchored, lanes: int, phases: int = 1, stage: int = -1
+    ) -> tuple[list[Statement], Buffer]:
         """The input with its padding around it, and the statements that copy it where that is necessary.
 
         A copy has rows in so many `phases`, each of which lies side by side.
@@ -222,7 +224,7 @@ class Convolution:
         blocks = [0] if self.in_block > 1 else []
         dtype = self.accumulator if self.sums is None else self.dtype
         return anchored.copy(
-            anchored.operands[0],
+            anchored.stages[stage].operands[0],
             [0, 0, *self.pad_begin, *blocks],
             [0, 0, *self.pad_end, *blocks],
             tirx.const(self.pad_value, dtype),

@@ -94,6 +94,18 @@ def anchors_of(body: Graph) -> tuple[Node, ...]:
     return tuple(n for n in body.nodes if OPS[n.op].kind in ANCHOR_KINDS)
 
 
+def only_elementwise_between(kernel: Kernel, first: Node, second: Node) -> bool:
+    """Whether `second` alone reads what `first` makes, with nothing but elementwise work between them."""
+    made: set[Value] = {first.output}
+    for node in kernel.body.nodes:
+        if node is second or made.isdisjoint(node.inputs):
+            continue
+        if OPS[node.op].kind is not FusionKind.ELEMENTWISE or node.output.shape != first.output.shape:
+            return False
+        made |= set(node.outputs)
+    return second.inputs[0] in made and made.isdisjoint(kernel.body.outputs)
+
+
 def _cost(node: Node) -> Cost:
     return OPS[node.op].cost_of([v.type for v in node.inputs], node.attrs, [v.type for v in node.outputs])
 

@@ -7,8 +7,8 @@ post-dominator; a group grows forward from post-dominator to post-dominator and 
 whose readers are all members.
 
 1. Contractions, then reductions, take the elementwise nodes behind them (epilogue), and what widens int8
-   operands of these. Pointwise, depthwise and
-   pointwise convolutions that alone read one another are one group where the tensors between them are large.
+   operands of these. Pointwise, depthwise and pointwise convolutions that alone read one another are one
+   group where the tensors between them are large, and so are convolutions and the max pooling behind them.
 2. Reductions take the elementwise nodes in front of them (prologue), which each row reads once. Contractions
    that can take the slices and transposes of rows in front of them, what unpacks their weights, and a
    transpose behind them.
@@ -32,6 +32,7 @@ from tcomp.relay.builder import make_node
 from tcomp.relay.graph import Constant, Graph, Node, Value
 from tcomp.relay.op import OPS, FusionKind
 from tcomp.tensor.conv_chain import ConvChain
+from tcomp.tensor.conv_pool import ConvPool
 from tcomp.transform.pass_ import Pass, declare_pass
 
 _INJECTIVE = (FusionKind.ELEMENTWISE, FusionKind.MOVEMENT)
@@ -101,6 +102,7 @@ class _Grouping:
         if self._options.near_bytes:
             for node in nodes:
                 self._chain(node)
+                self._pooled(node)
         for node in nodes:
             if _kind(node) is FusionKind.REDUCTION:
                 self._grow_backward(
@@ -200,9 +202,24 @@ class _Grouping:
             for group in groups[:-1]:
                 self._join(groups[-1], group)
 
+    def _pooled(self, pool: Node) -> None:
+        """Join the group of the convolution that `pool` alone reads, where one kernel is faster."""
+        conv = self._anchor_before(pool)
+        chain = None if conv is None else ConvPool.of((conv, pool))
+        if conv is None or chain is None or not isinstance(conv.inputs[1], Constant):
+            return
+        group = self._group_of[conv]
+        if len(group) + len(self._group_of[pool]) > self._options.max_depth:
+            return
+        if chain.pays(self._options.near_bytes, self._options.cores):
+            self._join(self._group_of[pool], group)
+
     def _anchor_before(self, anchor: Node) -> Node | None:
-        """The convolution whose group makes what `anchor`, a convolution by constant weights, alone reads."""
-        if anchor.op != "conv2d" or not isinstance(anchor.inputs[1], Constant):
+        """The convolution whose group makes what `anchor` alone reads: a convolution by constant weights, or
+        a pooling."""
+        if anchor.op != "max_pool2d" and (
+            anchor.op != "conv2d" or not isinstance(anchor.inputs[1], Constant)
+        ):
             return None
         data = anchor.inputs[0]
         producer = self._graph.producers.get(data)

@@ -73,7 +73,7 @@ class Conv2dDirect(Template):
 
     def space(self, kernel: Kernel, target: Target) -> Space:
         conv = _convolution(kernel, target)
-        return self._space(conv, target, list(pixel_tiles(conv, target)))
+        return direct_space(conv, target, list(pixel_tiles(conv, target)))
 
     def packings(self, kernel: Kernel, target: Target) -> PackedBy:
         """Panels of as many channel blocks as the register tile has."""
@@ -83,52 +83,10 @@ class Conv2dDirect(Template):
 
         def packed(blocks: int) -> Packed:
             own = [t for t in tiles if t.oc_blocks == blocks]
-            default = self._space(conv, target, own).default
+            default = direct_space(conv, target, own).default
             return Packed(default, _cycles(conv, own, target), lambda config: config["oc_blocks"] == blocks)
 
         return {(group, blocks): packed(blocks) for blocks in sorted({t.oc_blocks for t in tiles})}
-
-    def _space(self, conv: Convolution, target: Target, tiles: Sequence[PixelTile]) -> Space:
-        best = min(tiles, key=lambda tile: direct_cycles(conv, tile, target))
-        legal = set(tiles)
-
-        def reason(config: Config) -> str | None:
-            tile, sums = _tile_of(config), int(config["partial_sums"])
-            if int(config["passes"]) > 1 and config["order"] != "weights":
-                return "passes are over the weights of a panel: they need the order `weights`"
-            if int(config["unroll"]) % sums:
-                return f"{sums} partial sums do not share {config['unroll']} steps evenly"
-            if sums > 1 and int(config["passes"]) > 1:
-                return f"{sums} partial sums are of a single pass"
-            too_many = sums > 1 and registers_of(conv, tile, target, sums) > target.vector_registers
-            if tile not in legal or too_many:
-                return (
-                    f"register tile {tile.height}x{tile.width}x{tile.oc_blocks} breaks a row or a group, or "
-                    f"needs more than {target.vector_registers} vector registers"
-                )
-            return None
-
-        partial_sums = _partial_sums(conv, best, target)
-        order = walk_order(conv, best, target)
-        passes = default_passes(conv, best, target, _passes(conv)) if order == "weights" else 1
-        unroll = max(_unroll(conv, best, target), together(conv, target), partial_sums)
-        written_row = row_lanes(conv, target) > 1 or input_phases(conv, target) > 1
-        return Space(
-            (
-                Ordered("tile_height", tuple(sorted({t.height for t in tiles})), best.height),
-                Ordered("tile_width", tuple(sorted({t.width for t in tiles})), best.width),
-                Ordered("oc_blocks", tuple(sorted({t.oc_blocks for t in tiles})), best.oc_blocks),
-                Choice("order", ("weights", "pixels"), order),
-                Ordered("unroll", _unrolls(conv), unroll),
-                Choice("unroll_kernel", (False, True), written_row),
-                Ordered("prefetch", PREFETCH_STEPS, 32),
-                Ordered("partial_sums", PARTIAL_SUMS if conv.sums is None else (1,), partial_sums),
-                Choice("next_panel", (False, True), not target.by_lane),
-                Ordered("passes", _passes(conv), passes),
-            ),
-            reason,
-            {"partial_sums": 1, "next_panel": False, "passes": 1},
-        )
 
     def estimate(self, kernel: Kernel, target: Target) -> float:
         conv = _convolution(kernel, target)
@@ -141,7 +99,7 @@ class Conv2dDirect(Template):
         conv = _convolution(kernel, target)
         lanes = target.lanes(conv.sum_dtype)
         passes = int(config["passes"])
-        tile = register_tile(conv, _tile_of(config), str(config["order"]), lanes, with_rest=passes == 1)
+        tile = register_tile(conv, tile_of(config), str(config["order"]), lanes, with_rest=passes == 1)
         panels = WeightPanels(conv, tile.axes[1])
         weights = placeholder_index(kernel, kernel.anchor.inputs[1])
         constant = weights is not None and weights in kernel.constant_inputs
@@ -163,7 +121,7 @@ class Conv2dDirect(Template):
             return anchored.start(_output_index(conv, index))
 
         product = DirectProduct(conv, data, packed, place_in_phases(phases), phases)
-        reduction = _reduction(product, tile, config, target, start if with_addends else None)
+        reduction = direct_reduction(product, tile, config, target, start if with_addends else None)
 
         def finish(index: Sequence[Expression], value: Expression) -> Statement:
             return anchored.finish(_output_index(conv, index), value)
@@ -173,6 +131,50 @@ class Conv2dDirect(Template):
         else:
             nest = passes_nest(tile, reduction, finish, anchored.threaded, 2, reduction.extents[0] // passes)
         return anchored.scheduled([*copies, nest], tile.disjoint)
+
+
+def direct_space(conv: Convolution, target: Target, tiles: Sequence[PixelTile]) -> Space:
+    """The knobs of register tiles out of `tiles`."""
+    best = min(tiles, key=lambda tile: direct_cycles(conv, tile, target))
+    legal = set(tiles)
+
+    def reason(config: Config) -> str | None:
+        tile, sums = tile_of(config), int(config["partial_sums"])
+        if int(config["passes"]) > 1 and config["order"] != "weights":
+            return "passes are over the weights of a panel: they need the order `weights`"
+        if int(config["unroll"]) % sums:
+            return f"{sums} partial sums do not share {config['unroll']} steps evenly"
+        if sums > 1 and int(config["passes"]) > 1:
+            return f"{sums} partial sums are of a single pass"
+        too_many = sums > 1 and registers_of(conv, tile, target, sums) > target.vector_registers
+        if tile not in legal or too_many:
+            return (
+                f"register tile {tile.height}x{tile.width}x{tile.oc_blocks} breaks a row or a group, or "
+                f"needs more than {target.vector_registers} vector registers"
+            )
+        return None
+
+    partial_sums = _partial_sums(conv, best, target)
+    order = walk_order(conv, best, target)
+    passes = default_passes(conv, best, target, _passes(conv)) if order == "weights" else 1
+    unroll = max(_unroll(conv, best, target), together(conv, target), partial_sums)
+    written_row = row_lanes(conv, target) > 1 or input_phases(conv, target) > 1
+    return Space(
+        (
+            Ordered("tile_height", tuple(sorted({t.height for t in tiles})), best.height),
+            Ordered("tile_width", tuple(sorted({t.width for t in tiles})), best.width),
+            Ordered("oc_blocks", tuple(sorted({t.oc_blocks for t in tiles})), best.oc_blocks),
+            Choice("order", ("weights", "pixels"), order),
+            Ordered("unroll", _unrolls(conv), unroll),
+            Choice("unroll_kernel", (False, True), written_row),
+            Ordered("prefetch", PREFETCH_STEPS, 32),
+            Ordered("partial_sums", PARTIAL_SUMS if conv.sums is None else (1,), partial_sums),
+            Choice("next_panel", (False, True), not target.by_lane),
+            Ordered("passes", _passes(conv), passes),
+        ),
+        reason,
+        {"partial_sums": 1, "next_panel": False, "passes": 1},
+    )
 
 
 def _convolution(kernel: Kernel, target: Target) -> Convolution:
@@ -190,7 +192,8 @@ def _cycles(conv: Convolution, tiles: Iterable[PixelTile], target: Target) -> fl
     return conv.batch * (products + copy_cycles(conv, target))
 
 
-def _tile_of(config: Config) -> PixelTile:
+def tile_of(config: Config) -> PixelTile:
+    """The register tile that `config` names."""
     return PixelTile(int(config["tile_height"]), int(config["tile_width"]), int(config["oc_blocks"]))
 
 
@@ -226,13 +229,14 @@ def _unroll(conv: Convolution, tile: PixelTile, target: Target) -> int:
     return max(u for u in _unrolls(conv) if u == 1 or u * step <= UNROLLED_PRODUCTS)
 
 
-def _reduction(
+def direct_reduction(
     product: DirectProduct,
     tile: RegisterTile,
     config: Config,
     target: Target,
     start: Callable[[Index], Expression] | None,
 ) -> Reduction:
+    """The sums of `tile` as `config` has them."""
     distance, unroll, passes = (int(config[name]) for name in ("prefetch", "unroll", "passes"))
     steps = gcd(together(product.conv, target), unroll)
     far = is_far(product.conv, int(config["oc_blocks"]), target)
@@ -254,7 +258,7 @@ def _reduction(
         ahead if distance else None,
         int(config["partial_sums"]),
         row_lanes(product.conv, target) if config["unroll_kernel"] and int(config["tile_height"]) == 1 else 1,
-        weight_steps(product.conv, _tile_of(config), target, int(config["partial_sums"])),
+        weight_steps(product.conv, tile_of(config), target, int(config["partial_sums"])),
         start,
     )
 

@@ -16,11 +16,9 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise, product
 from math import gcd
 
-from tcomp.relay.graph import Node, Value
-from tcomp.relay.op import OPS, FusionKind
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import Anchored
-from tcomp.tensor.conv_chain import ConvChain
+from tcomp.tensor.conv_chain import PIECES, ConvChain
 from tcomp.tensor.convolution import Convolution, WeightPanels
 from tcomp.tensor.depthwise_rows import DepthwiseRows, pack_depthwise, tile_widths
 from tcomp.tensor.direct_convolution import (
@@ -35,15 +33,13 @@ from tcomp.tensor.direct_convolution import (
     weight_steps,
 )
 from tcomp.tensor.epilogue import epilogue_fits, placeholder_index
-from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.kernel import Kernel, only_elementwise_between
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
 from tcomp.tensor.loops import Buffer, Expression, Statement, constant, local, loop, parallel, sequence
 from tcomp.tensor.primitives import Tiles
 from tcomp.tensor.register_tile import Index, Point, RegisterTile, tile_nest
 from tcomp.tensor.template import TEMPLATES, Packed, PackedBy, Packing, Scheduled, Template
 from tcomp.tvm_api import tirx
-
-PIECES = (1, 2, 4, 8, 16)
 
 
 class ConvChainCpu(Template):
@@ -61,7 +57,7 @@ class ConvChainCpu(Template):
             all(index in kernel.constant_inputs for index in weights)
             and len(set(weights)) == len(weights)
             and placeholder_index(kernel, anchors[0].inputs[0]) is not None
-            and all(_passes_on(kernel, *pair) for pair in pairwise(anchors))
+            and all(only_elementwise_between(kernel, *pair) for pair in pairwise(anchors))
         )
 
     def space(self, kernel: Kernel, target: Target) -> Space:
@@ -132,18 +128,6 @@ def _chain(kernel: Kernel) -> ConvChain:
     chain = ConvChain.of(kernel.anchors)
     assert chain is not None
     return chain
-
-
-def _passes_on(kernel: Kernel, first: Node, second: Node) -> bool:
-    """Whether `second` alone reads what `first` makes, with nothing but elementwise work between them."""
-    made: set[Value] = {first.output}
-    for node in kernel.body.nodes:
-        if node is second or made.isdisjoint(node.inputs):
-            continue
-        if OPS[node.op].kind is not FusionKind.ELEMENTWISE or node.output.shape != first.output.shape:
-            return False
-        made |= set(node.outputs)
-    return second.inputs[0] in made and made.isdisjoint(kernel.body.outputs)
 
 
 def _tiles(row: Convolution, target: Target) -> list[PixelTile]:

@@ -8,10 +8,9 @@ only pixels at the left and right border need a loop of their own.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from math import prod
 
-from tcomp.relay.attributes import flag, integers, text
+from tcomp.relay.attributes import text
 from tcomp.relay.graph import Node
 from tcomp.relay.layouts import channel_block
 from tcomp.target.target import Target
@@ -36,6 +35,7 @@ from tcomp.tensor.loops import (
     vectorized,
 )
 from tcomp.tensor.lower import lower_body, placeholders
+from tcomp.tensor.pool_windows import pool_window
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
 from tcomp.tvm_api import Tensor, te, tirx
 
@@ -43,35 +43,6 @@ _PARALLEL_BYTES = 1 << 16
 """Kernels that touch fewer bytes run on the calling thread: waking others costs more."""
 _UNROLLED_TAPS = 7
 _POOLS = tuple(f"{kind}_pool{rank}d" for kind in ("max", "avg") for rank in (1, 2, 3))
-
-
-@dataclass(frozen=True)
-class Taps:
-    """The window on one axis: position `p` reads `p * stride + tap * dilation - begin` for each tap."""
-
-    extent: int
-    positions: int
-    kernel: int
-    stride: int
-    dilation: int
-    begin: int
-
-    @property
-    def interior(self) -> tuple[int, int]:
-        """The positions [first, end) whose taps all lie inside."""
-        first = min(-(-self.begin // self.stride), self.positions)
-        reach = (self.kernel - 1) * self.dilation
-        last = (self.extent - 1 - reach + self.begin) // self.stride
-        return first, max(first, min(last + 1, self.positions))
-
-    def inside(self, position: Expression) -> tuple[Expression, Expression]:
-        """The taps [first, end) of `position` that lie inside."""
-        if self.interior == (0, self.positions):
-            return constant(0), constant(self.kernel)
-        start = position * self.stride - self.begin
-        first = tirx.max(tirx.floordiv(self.dilation - 1 - start, self.dilation), 0)
-        end = tirx.min(tirx.floordiv(self.extent - 1 - start, self.dilation) + 1, self.kernel)
-        return tirx.min(first, self.kernel), tirx.max(end, 0)
 
 
 class PoolCpu(Template):
@@ -93,11 +64,11 @@ class PoolCpu(Template):
         and ends a row, and gather their elements where there are strides."""
         node = kernel.anchor
         assert node is not None
-        taps = prod(axis.kernel for axis in _window(node))
+        taps = prod(axis.kernel for axis in pool_window(node))
         lanes, shape = target.lanes(accumulator_dtype(node.output.dtype)), node.output.type.static_shape
         if channel_block(text(node.attrs, "data_layout")) is not None:
             return prod(shape[:-1]) * -(-shape[-1] // lanes) * (0.6 * taps + 1)
-        vector = 1.0 if _window(node)[-1].stride == 1 else 2.2
+        vector = 1.0 if pool_window(node)[-1].stride == 1 else 2.2
         return prod(shape[:-1]) * taps * (1.5 + vector * shape[-1] / lanes)
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
@@ -110,8 +81,8 @@ class _PoolNest:
         assert node is not None
         self.node = node
         self.kernel = kernel
-        self.axes = _window(node)
-        self.count_axes = _window(node, counted=True)
+        self.axes = pool_window(node)
+        self.count_axes = pool_window(node, counted=True)
         self.dtype = accumulator_dtype(node.output.dtype)
         self.shape = node.output.type.static_shape
         self.block = channel_block(text(node.attrs, "data_layout"))
@@ -278,28 +249,6 @@ def _every_other(buffer: Buffer, index: Sequence[Expression], lanes: int) -> Exp
         tirx.BufferLoad(buffer, [*outer, tirx.Ramp(start + shift, 1, lanes)]) for shift in (0, lanes - 1)
     ]
     return tirx.Shuffle(halves, [*range(0, lanes, 2), *range(lanes + 1, 2 * lanes, 2)])
-
-
-def _window(node: Node, counted: bool = False) -> list[Taps]:
-    """The window on each axis; `counted` asks for the taps that an average counts, padding maybe included."""
-    kernel = integers(node.attrs, "kernel")
-    rank = len(kernel)
-    padding, strides = integers(node.attrs, "padding"), integers(node.attrs, "strides")
-    dilation = integers(node.attrs, "dilation")
-    extents = node.inputs[0].type.static_shape[2:]
-    positions = node.output.type.static_shape[2:]
-    include = counted and "count_include_pad" in node.attrs and flag(node.attrs, "count_include_pad")
-    return [
-        Taps(
-            extents[i] + (padding[i] + padding[rank + i] if include else 0),
-            positions[i],
-            kernel[i],
-            strides[i],
-            dilation[i],
-            0 if include else padding[i],
-        )
-        for i in range(rank)
-    ]
 
 
 TEMPLATES.register(PoolCpu.name, PoolCpu())
