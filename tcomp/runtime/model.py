@@ -194,6 +194,10 @@ class Model:
         for index, (info, value) in enumerate(zip(self.outputs, outputs, strict=True)):
             where = f"output {index} `{info.name}`"
             array = self._on_gpu(where, value) or value
+            if not isinstance(array, (np.ndarray, GpuArray)):
+                raise InputError(
+                    f"{where} is a {type(value).__name__}; it must be a numpy array of {info} to write into"
+                )
             _check(where, info, array)
             if not (array.writeable if isinstance(array, GpuArray) else array.flags.writeable):
                 raise InputError(f"{where} is a read-only array; give a writable one")
@@ -284,3 +288,7 @@ def _check(where: str, info: TensorInfo, array: AnyArray) -> None:
             raise InputError(f"{where} is not contiguous; copy it into one that is")
     elif not array.flags.c_contiguous:
         raise InputError(f"{where} is not contiguous (strides {array.strides}); use numpy.ascontiguousarray")
+    elif not array.flags.aligned:
+        raise InputError(
+            f"{where} is at an address that is no multiple of {array.itemsize}; copy it with .copy()"
+        )
