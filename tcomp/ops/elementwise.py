@@ -46,7 +46,7 @@ def _extreme(choose: Callable[[Expression, Expression], Expression]) -> Callable
     return expression
 
 
-_NAN = np.float32([[np.nan, 1, np.nan, np.inf, -np.inf, 2]])
+_NAN = np.array([[np.nan, 1, np.nan, np.inf, -np.inf, 2]], np.float32)
 _NAN_SAMPLE = Sample((TensorType((1, 6)),) * 2, inputs={0: _NAN, 1: _NAN[:, ::-1].copy()})
 
 for _row in (

@@ -193,11 +193,12 @@ class Model:
         written: list[AnyArray] = []
         for index, (info, value) in enumerate(zip(self.outputs, outputs, strict=True)):
             where = f"output {index} `{info.name}`"
-            array = self._on_gpu(where, value) or value
-            if not isinstance(array, (np.ndarray, GpuArray)):
+            on_gpu = self._on_gpu(where, value)
+            if on_gpu is None and not isinstance(value, np.ndarray):
                 raise InputError(
                     f"{where} is a {type(value).__name__}; it must be a numpy array of {info} to write into"
                 )
+            array = on_gpu or cast("Array", value)
             _check(where, info, array)
             if not (array.writeable if isinstance(array, GpuArray) else array.flags.writeable):
                 raise InputError(f"{where} is a read-only array; give a writable one")
