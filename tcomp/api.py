@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from tcomp.accuracy import TOLERANCE, lower_within
 from tcomp.codegen.artifact import Form, Report, Variant, Weights, compile_graph, compile_variants
@@ -16,7 +17,7 @@ from tcomp.codegen.bench_case import BenchCase
 from tcomp.codegen.bindings import check_bindings, write_bindings
 from tcomp.codegen.link import Runtime
 from tcomp.codegen.variants import by_preference, graph_target
-from tcomp.errors import CheckFailed, ModelError, UnsupportedError, UsageError
+from tcomp.errors import CheckFailed, ModelError, UnsupportedError, UsageError, check_choice
 from tcomp.frontend.onnx import import_onnx
 from tcomp.relay.evaluate import evaluate
 from tcomp.relay.graph import Graph
@@ -144,8 +145,15 @@ def compile(
     given), and kernels stay in float32 while an output is off by more than `tolerance` of its largest
     magnitude.
     `bindings` are `jni`, `jni:PACKAGE` and `swift`: sources beside the header that call the library.
-    Raises CheckFailed when `require_tuned` and a tunable kernel has no record.
+    Raises CheckFailed when `require_tuned` and a tunable kernel has no record, UsageError for an argument
+    that is none of its values.
     """
+    for what, value, known in (
+        ("weights", weights, Weights),
+        ("form", form, Form),
+        ("runtime", runtime, Runtime),
+    ):
+        check_choice(what, value, get_args(known))
     check_bindings(bindings)
     targets = by_preference(parse_targets(target) if isinstance(target, str) else (target,))
     chosen = graph_target(targets)
@@ -274,15 +282,17 @@ def verify(
 ) -> Verification:
     """Compile `model`, run it, and compare with ONNX Runtime or (`against="reference"`) the evaluator.
 
-    Raises UsageError when ONNX Runtime is asked for and the model is no `.onnx` file.
+    Raises UsageError when ONNX Runtime is asked for and the model is no `.onnx` file, and for another peer.
     """
+    check_choice("against", against, ("onnxruntime", "reference"))
     chosen = as_target(target)
     graph = load_model(model, input_shapes)
     path = None
     if against == "onnxruntime":
         path = None if isinstance(model, Graph) else Path(model)
         if path is None or path.suffix != ".onnx":
-            raise UsageError(f"ONNX Runtime cannot run `{model}`; use --against reference")
+            name = f"graph {model.name}" if isinstance(model, Graph) else model
+            raise UsageError(f"ONNX Runtime cannot run `{name}`; use --against reference")
     choices = choose_configs(static_kernels(graph, chosen, precision), chosen, logs)
     return verify_model(graph, chosen, choices.config_of, path, inputs, tolerance, seed, precision)
 

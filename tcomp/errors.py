@@ -7,6 +7,8 @@ that failed, 130 for an interruption that lost nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class TcompError(Exception):
     """Base of all errors that tcomp raises on purpose.
@@ -86,3 +88,9 @@ class Interrupted(TcompError):
     """The user interrupted long work; everything finished so far is kept."""
 
     exit_status = 130
+
+
+def check_choice(what: str, value: str, known: Sequence[str]) -> None:
+    """Raise UsageError when the argument `what` has a `value` that is not among the `known` ones."""
+    if value not in known:
+        raise UsageError(f"{what} is `{value}`; it must be one of {', '.join(known)}")

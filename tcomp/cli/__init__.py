@@ -38,13 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     parser, subparsers = _parser()
     chosen = next((a for a in argv if not a.startswith("-")), None)
-    if chosen in subparsers:
-        module = importlib.import_module(f"tcomp.cli.{chosen}")
-        subparsers[chosen].description = module.__doc__
-        module.add_arguments(subparsers[chosen])
-        subparsers[chosen].set_defaults(run=module.run)
-    arguments = parser.parse_args(argv)
     try:
+        if chosen in subparsers:
+            module = importlib.import_module(f"tcomp.cli.{chosen}")
+            subparsers[chosen].description = module.__doc__
+            module.add_arguments(subparsers[chosen])
+            subparsers[chosen].set_defaults(run=module.run)
+        arguments = parser.parse_args(argv)
         status = int(arguments.run(arguments))
         sys.stdout.flush()
         return status

@@ -37,7 +37,7 @@ class Pointwise:
       half-precision operands reach both as float32.
     - `dtypes`: element types of the operands; `mixed` leaves each operand its own among them.
     - `result`: `SAME`, an element type, or the name of the attribute that holds one, as `@dtype`.
-    - `low`, `high`: range of random values that the samples use.
+    - `low`, `high`: range of random values that the samples use; `special` are samples beside these.
     """
 
     name: str
@@ -53,6 +53,7 @@ class Pointwise:
     low: float = -2.0
     high: float = 2.0
     samples: tuple[Sample, ...] = ()
+    special: tuple[Sample, ...] = ()
     rtol: float = 1e-5
     wide: bool = True
     """Whether half-precision operands are widened; False for what only looks at or moves bits."""
@@ -98,7 +99,7 @@ def declare_pointwise(row: Pointwise) -> None:
             zero_is_finite=row.zero_is_finite,
             commutative=row.commutative,
             flops_per_element=row.flops,
-            samples=row.samples or _default_samples(row),
+            samples=(row.samples or _default_samples(row)) + row.special,
         )
     )
 

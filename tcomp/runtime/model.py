@@ -193,7 +193,12 @@ class Model:
         written: list[AnyArray] = []
         for index, (info, value) in enumerate(zip(self.outputs, outputs, strict=True)):
             where = f"output {index} `{info.name}`"
-            array = self._on_gpu(where, value) or value
+            on_gpu = self._on_gpu(where, value)
+            if on_gpu is None and not isinstance(value, np.ndarray):
+                raise InputError(
+                    f"{where} is a {type(value).__name__}; it must be a numpy array of {info} to write into"
+                )
+            array = on_gpu or cast("Array", value)
             _check(where, info, array)
             if not (array.writeable if isinstance(array, GpuArray) else array.flags.writeable):
                 raise InputError(f"{where} is a read-only array; give a writable one")
@@ -284,3 +289,7 @@ def _check(where: str, info: TensorInfo, array: AnyArray) -> None:
             raise InputError(f"{where} is not contiguous; copy it into one that is")
     elif not array.flags.c_contiguous:
         raise InputError(f"{where} is not contiguous (strides {array.strides}); use numpy.ascontiguousarray")
+    elif not array.flags.aligned:
+        raise InputError(
+            f"{where} is at an address that is no multiple of {array.itemsize}; copy it with .copy()"
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from tcomp.errors import UnsupportedError
+from tcomp.errors import UnsupportedError, check_choice
 from tcomp.relay.graph import Graph
 from tcomp.target.target import Target
 from tcomp.transform.lower_precision import LowerPrecision, is_lowered, product_kernels
@@ -20,8 +20,9 @@ tensor cores of GPUs round float32 operands to 10 bits of mantissa."""
 def factor_dtype(target: Target, precision: Precision) -> str | None:
     """The type that float32 products take their operands in; None where that is float32.
 
-    Raises UnsupportedError for tf32 on targets that have none.
+    Raises UnsupportedError for tf32 on targets that have none, UsageError for a precision that is none.
     """
+    check_choice("precision", precision, PRECISIONS)
     if precision != "tf32":
         return target.fast_dtype if precision == "fast" else None
     if target.gpu is None or "tf32" not in target.gpu.flops:

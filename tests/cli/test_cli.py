@@ -73,6 +73,17 @@ def test_every_command_is_there() -> None:
     assert all(commands().values())
 
 
+def test_ctrl_c_while_a_command_is_imported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tcomp.cli.importlib.import_module", interrupted)
+    assert main(["targets"]) == 130
+    assert capsys.readouterr().err == "tcomp targets: interrupted\n"
+
+
 @pytest.mark.parametrize(
     ("argv", "limit"), [(["-m", "tcomp", "--help"], 0.3), (["-c", "import tcomp.runtime"], 0.4)]
 )

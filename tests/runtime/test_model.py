@@ -25,6 +25,11 @@ X = np.random.default_rng(0).standard_normal((4, 32), np.float32)
 EXPECTED = evaluate(chain(), [X])
 
 
+def misplaced(shape: tuple[int, int]) -> np.ndarray:
+    """An array of float32 whose address is odd."""
+    return np.zeros(4 * shape[0] * shape[1] + 1, np.uint8)[1:].view(np.float32).reshape(shape)
+
+
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("chain") / "chain.so"
@@ -76,6 +81,13 @@ def test_runs_into_arrays(model: Model):
         model.run_into([X], [outputs[0], frozen, *outputs[2:]])
     with pytest.raises(InputError, match="has 4 outputs; 1 arrays given"):
         model.run_into([X], outputs[:1])
+    for other, message in (
+        ([0.0], "output 0 .* is a list; it must be a numpy array"),
+        (misplaced((8, 16)), "output 0 .* is at an address that is no multiple of 4"),
+        (np.empty((8, 16), ">f4"), r"output 0 .* is >f4\[8,16\]; it must be float32"),
+    ):
+        with pytest.raises(InputError, match=message):
+            model.run_into([X], [other, *outputs[1:]])
 
 
 @pytest.mark.parametrize(
@@ -88,6 +100,8 @@ def test_runs_into_arrays(model: Model):
         ([X.T], {}, r"input 0 `x` has shape float32\[32,4\]; it must be float32\[4,32\]"),
         ([X.astype(np.float64)], {}, r"is float64\[4,32\]; .* \.astype"),
         ([np.asfortranarray(X)], {}, "is not contiguous .* use numpy.ascontiguousarray"),
+        ([misplaced(X.shape)], {}, "is at an address that is no multiple of 4; copy it"),
+        ([X.astype(">f4")], {}, r"is >f4\[4,32\]; .* \.astype"),
         ([X.tolist()], {}, "input 0 `x` is a list; it must be an array"),
     ],
 )
