@@ -48,6 +48,11 @@ class MatmulCpu(Template):
     def accepts(self, kernel: Kernel, target: Target) -> bool:
         return fits(kernel)
 
+    def estimate(self, kernel: Kernel, target: Target) -> float:
+        product = _product(kernel)
+        tiles = _roomy(tuple(_tiles(product, target)), product, target)
+        return min(_cycles(product, target, *tile) for tile in tiles)
+
     def space(self, kernel: Kernel, target: Target) -> Space:
         product = _product(kernel)
         tiles = tuple(_tiles(product, target))
