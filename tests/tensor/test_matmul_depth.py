@@ -34,6 +34,7 @@ NARROW = {
     "chunks": matmul((9, 2048), (2048, 16), "bias", "relu"),
     "tails of rows and columns": matmul((23, 272), (272, 9), "bias", "residual"),
     "leading axes are rows": matmul((2, 5, 512), (512, 6), "gelu"),
+    "more columns than lanes": matmul((13, 256), (256, 21), "relu"),
     "one row": matmul((1, 512), (512, 10), "bias"),
     "vectors": matmul((512,), (512,)),
     "transposed constant": matmul((7, 512), (5, 512), transpose_b=True),
@@ -66,6 +67,8 @@ def test_threads_do_not_change_sums_in_lanes_of_the_depth() -> None:
     [
         ((8, 8192, 8), "matmul_depth_cpu"),
         ((128, 768, 2), "matmul_depth_cpu"),
+        ((128, 768, 24), "matmul_depth_cpu"),
+        ((128, 768, 32), "matmul_cpu"),
         ((128, 768, 64), "matmul_cpu"),
         ((128, 64, 16), "matmul_cpu"),
     ],

@@ -1,10 +1,10 @@
 """Products of few columns on CPUs: the lanes of a vector are neighbours in the depth.
 
-Where a product has no more columns than a vector has lanes, a tile of `tile_rows` rows by one vector of
-columns broadcasts an element for every multiplication, and leaves lanes idle that have no column. Here a tile
-is `tile_rows` rows by `tile_columns` columns, each sum is a vector, and a step of the depth has as many
-elements as that: it loads one vector of each row and of each column, and multiplies all pairs. The lanes of a
-sum are added at the end.
+Where a product has about as many columns as a vector has lanes, or fewer, a tile of rows by one vector of
+columns broadcasts an element for every multiplication, and leaves lanes idle that have no column. Here a
+tile is `tile_rows` rows by `tile_columns` columns, each sum is a vector, and a step of the depth has as many
+elements as that: it loads one vector of each row and of each column, and multiplies all pairs. The lanes of
+a sum are added at the end.
 
     for each block of row tiles (shared among threads):
       for each chunk of the depth:
@@ -51,6 +51,8 @@ CHUNKS = (0, 128, 256, 512, 1024, 2048)
 UNROLLS = (1, 2, 4)
 WIDEST_VECTOR = 16
 """Lanes: a depth that they divide suits all targets that may share a library, and so packed constants."""
+MOST_COLUMNS = 2 * WIDEST_VECTOR - 1
+"""With more, tiles of several vectors of columns are as fast."""
 SHORTEST_DEPTH = 256
 """From which the lanes of sums are worth adding."""
 ADDING_LANES = 10
@@ -129,7 +131,7 @@ def _rest(extent: int, part: int, number: Expression) -> Expression:
 
 
 class MatmulDepthCpu(Template):
-    """Products of float32 rows in memory by one constant matrix of at most a vector of columns."""
+    """Products of float32 rows in memory by one constant matrix of few columns."""
 
     name = "matmul_depth_cpu"
     alternative_to = MatmulCpu.name
@@ -142,7 +144,7 @@ class MatmulDepthCpu(Template):
         in_memory = placeholder_index(kernel, kernel.anchor.inputs[0]) is not None
         plain = floats and in_memory and not product.transpose_left and not product.batch
         deep = product.depth % WIDEST_VECTOR == 0 and product.depth >= SHORTEST_DEPTH
-        narrow = product.columns <= WIDEST_VECTOR and constant_right(kernel) is not None
+        narrow = product.columns <= MOST_COLUMNS and constant_right(kernel) is not None
         return plain and deep and narrow
 
     def estimate(self, kernel: Kernel, target: Target) -> float:
