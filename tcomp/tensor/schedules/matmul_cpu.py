@@ -48,6 +48,13 @@ class MatmulCpu(Template):
     def accepts(self, kernel: Kernel, target: Target) -> bool:
         return fits(kernel)
 
+    def estimate(self, kernel: Kernel, target: Target) -> float:
+        product = _product(kernel)
+        tiles = _roomy(tuple(_tiles(product, target)), product, target)
+        rows, vectors = min(tiles, key=lambda tile: _cycles(product, target, *tile))
+        unrolls = tuple(u for u in _unrolls(target) if product.depth % u == 0)
+        return _cycles(product, target, rows, vectors, _partial_sums(target, rows, vectors, unrolls))
+
     def space(self, kernel: Kernel, target: Target) -> Space:
         product = _product(kernel)
         tiles = tuple(_tiles(product, target))
@@ -189,10 +196,10 @@ def _factor_loads(product: Product, target: Target, rows: int) -> float:
     return rows / min(_unroll(product), target.factor_lanes(product.accumulator))
 
 
-def _cycles(product: Product, target: Target, rows: int, vectors: int) -> float:
+def _cycles(product: Product, target: Target, rows: int, vectors: int, partial_sums: int = 1) -> float:
     """Estimated cycles of the whole product by the tightest of FMA ports, FMA latency and loads."""
     tiles = -(-product.rows // rows) * -(-product.columns // (vectors * _lanes(product, target)))
-    multiply = max(rows * vectors / target.fma_ports, FMA_LATENCY)
+    multiply = max(rows * vectors / target.fma_ports, FMA_LATENCY / partial_sums)
     # A panel comes from the second-level cache; broadcasts from the first.
     load = max(
         (_factor_loads(product, target, rows) + vectors) / target.load_ports,
