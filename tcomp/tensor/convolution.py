@@ -265,17 +265,26 @@ class WeightPanels:
     def _pack(self, weights: Array) -> Array:
         conv, rank = self.conv, len(self.conv.kernel)
         chunks, chunk, block = conv.reduction_chunks, conv.reduction_chunk, conv.out_block
-        dense: Array = np.zeros((conv.out_blocks * block, chunks * chunk, *conv.kernel), weights.dtype)
+        dense = self._dense(weights, (conv.out_blocks * block, chunks * chunk, *conv.kernel))
+        ordered = np.empty((self.channels.count, chunks, *conv.kernel, chunk, self.width), weights.dtype)
+        for number, panel in enumerate(ordered):
+            first = int(self.channels.base(number)) * block
+            rows = dense[first : first + self.width].reshape(self.width, chunks, chunk, *conv.kernel)
+            panel[...] = np.transpose(rows, (1, *range(3, 3 + rank), 2, 0))
+        return ordered if conv.sums is None else conv.sums.pack(ordered)
+
+    def _dense(self, weights: Array, shape: tuple[int, ...]) -> Array:
+        """`[out channels, reduced channels, kernel...]`, zero where groups or blocks have no weight."""
+        conv = self.conv
+        if weights.shape == shape:
+            return weights
+        dense: Array = np.zeros(shape, weights.dtype)
         inputs, outputs = conv.group_inputs, conv.group_outputs
         for group in range(conv.groups):
             first = group % conv.merged_groups * inputs
             rows = slice(group * outputs, (group + 1) * outputs)
             dense[rows, first : first + inputs] = weights[rows]
-        bases = [int(self.channels.base(t)) * block for t in range(self.channels.count)]
-        panels = np.stack([dense[b : b + self.width] for b in bases])
-        split: Array = panels.reshape(len(bases), self.width, chunks, chunk, *conv.kernel)
-        ordered = np.ascontiguousarray(np.transpose(split, (0, 2, *range(4, 4 + rank), 3, 1)))
-        return ordered if conv.sums is None else conv.sums.pack(ordered)
+        return dense
 
     def pack_in_kernel(self, anchored: Anchored, lanes: int) -> tuple[list[Statement], Buffer]:
         """As `packing`, at run time, for weights that are not constant."""

@@ -129,11 +129,10 @@ class Scheme:
         return self.down.size * self.across.size
 
     def transform_weights(self, weights: Array) -> Array:
-        """`G g G^T` of weights [..., 3, 3]: [..., down.size, across.size], rounded once."""
-        flat: Array = weights.astype(np.float64).reshape(-1, KERNEL**2)
-        both: Array = np.einsum("ai,bj->ijab", self.down.weight, self.across.weight).reshape(KERNEL**2, -1)
-        wide: Array = np.matmul(flat, both)
-        return wide.astype(weights.dtype).reshape((*weights.shape[:-2], self.down.size, self.across.size))
+        """`G g G^T` of weights [9, n], rows being positions of the kernel: [positions, n], in float64."""
+        both: Array = np.einsum("ai,bj->abij", self.down.weight, self.across.weight)
+        wide: Array = np.matmul(both.reshape(self.positions, KERNEL**2), weights.astype(np.float64))
+        return wide
 
 
 OUTPUTS: dict[int, tuple[int, ...]] = {1: (1, *PAIRS), 2: (1, 2)}

@@ -104,7 +104,9 @@ def float32_error(pixels: tuple[int, int], stride: int, channels: int) -> float:
     x = np.maximum(generator.standard_normal(shape), 0).astype(np.float32)
     weights = generator.standard_normal((16, channels, 3, 3)).astype(np.float32)
     patches = down.input.astype(np.float32) @ x @ across.input.astype(np.float32).T
-    products = np.einsum("tcij,ocij->toij", patches, scheme.transform_weights(weights), optimize=False)
+    transformed = scheme.transform_weights(weights.reshape(-1, 9).T).astype(np.float32)
+    transformed = transformed.reshape(down.size, across.size, *weights.shape[:2])
+    products = np.einsum("tcij,ijoc->toij", patches, transformed, optimize=False)
     found = down.output.astype(np.float32) @ products @ across.output.astype(np.float32).T
     expected: Array = np.zeros(found.shape)
     for i in range(3):

@@ -53,7 +53,7 @@ from tcomp.tensor.register_tile import (
     tile_nest,
 )
 from tcomp.tensor.template import TEMPLATES, Packed, PackedBy, Packing, Scheduled, Template
-from tcomp.tensor.winograd import OUTPUTS, Keep, Scheme
+from tcomp.tensor.winograd import KERNEL, OUTPUTS, Keep, Scheme
 from tcomp.tensor.winograd_choice import (
     COLUMNS,
     PARTS,
@@ -455,13 +455,17 @@ class _Nest:
 
 def _packing(conv: Convolution, scheme: Scheme, channels: Tiles) -> Packing:
     """Transformed weights as `[panels, positions, chunks, chunk, panel]`: see `WeightPanels`."""
-    panels = WeightPanels(replace(conv, kernel=(scheme.down.size, scheme.across.size)), channels)
-    count, chunks, _, _, chunk, width = panels.shape
+    panels = WeightPanels(conv, channels)
+    count, chunks, *_, chunk, width = panels.shape
     shape = (count, scheme.positions, chunks, chunk, width)
 
     def pack(weights: Array) -> Array:
-        packed = panels.packing.pack(scheme.transform_weights(weights.astype(conv.dtype)))
-        return np.ascontiguousarray(np.moveaxis(packed, 1, 3).reshape(shape))
+        packed: Array = np.empty(shape, conv.dtype)
+        # A panel at a time: numbers of 64 bits then stay near the caches.
+        for plain, panel in zip(panels.packing.pack(weights.astype(conv.dtype)), packed, strict=True):
+            taps = np.moveaxis(plain, 0, 2).reshape(KERNEL**2, -1)
+            panel[...] = scheme.transform_weights(taps).reshape(panel.shape)
+        return packed
 
     return Packing(TensorType(shape, conv.dtype), pack)
 
