@@ -9,17 +9,15 @@ and prints the runtime's version and what the magnitudes of the first output add
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-Inputs = Mapping[str, Any]
-"""Arrays by name, in the order of the model's inputs."""
-Run = Callable[[], Any]
-"""Computes the first output."""
+from converted_models import Inputs, Run, litert_run, ncnn_run
 
 
 def onnxruntime(model: Path, inputs: Inputs) -> Run:
@@ -30,30 +28,6 @@ def onnxruntime(model: Path, inputs: Inputs) -> Run:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = runtime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     return lambda: session.run(None, dict(inputs))[0]
-
-
-def ncnn(model: Path, inputs: Inputs) -> Run:
-    """`model` is a folder that pnnx wrote."""
-    import ncnn as runtime
-
-    net = runtime.Net()
-    net.opt.num_threads = 1
-    net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
-    net.opt.use_bf16_storage = False
-    if net.load_param(str(model / "model.ncnn.param")) or net.load_model(str(model / "model.ncnn.bin")):
-        raise SystemExit(f"ncnn does not load {model}")
-    arrays = [runtime.Mat(np.ascontiguousarray(array[0])).clone() for array in inputs.values()]
-
-    def run() -> Any:
-        extractor = net.create_extractor()
-        for number, array in enumerate(arrays):
-            extractor.input(f"in{number}", array)
-        status, output = extractor.extract("out0")
-        if status:
-            raise SystemExit(f"ncnn does not run {model}: status {status}")
-        return np.array(output)
-
-    return run
 
 
 def mnn(model: Path, inputs: Inputs) -> Run:
@@ -85,28 +59,11 @@ def mnn(model: Path, inputs: Inputs) -> Run:
     return run
 
 
-def litert(model: Path, inputs: Inputs) -> Run:
-    """XNNPACK's kernels; `model` is a file that litert_torch wrote."""
-    from ai_edge_litert.interpreter import Interpreter
-
-    interpreter = Interpreter(model_path=str(model), num_threads=1)
-    interpreter.allocate_tensors()
-    for place, array in zip(interpreter.get_input_details(), inputs.values(), strict=True):
-        interpreter.set_tensor(place["index"], array.astype(place["dtype"]))
-    output = interpreter.get_output_details()[0]["index"]
-
-    def run() -> Any:
-        interpreter.invoke()
-        return interpreter.get_tensor(output)
-
-    return run
-
-
 RUNTIMES: dict[str, tuple[str, Callable[[Path, Inputs], Run]]] = {
     "onnxruntime": ("onnxruntime", onnxruntime),
-    "ncnn": ("ncnn", ncnn),
+    "ncnn": ("ncnn", partial(ncnn_run, threads=1)),
     "mnn": ("MNN", mnn),
-    "litert": ("ai-edge-litert", litert),
+    "litert": ("ai-edge-litert", partial(litert_run, threads=1)),
 }
 """The package on PyPI, and what loads a model."""
 

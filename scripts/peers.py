@@ -28,6 +28,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # an interpreter that has the peers need not have tcomp installed
 
+from converted_models import litert_run, ncnn_run  # noqa: E402
 from tcomp.runtime import load  # noqa: E402
 from tcomp.runtime.peers import PEERS  # noqa: E402
 
@@ -89,28 +90,10 @@ def write_ncnn(model: Path, inputs: Mapping[str, Any], threads: int, folder: Pat
 
 
 def ncnn(model: Path, inputs: Mapping[str, Any], threads: int) -> Run:
-    """With Winograd and packed layouts, its defaults, in float32."""
-    import ncnn as runtime
-
-    write_ncnn(model, inputs, threads, Path(tempfile.mkdtemp()) / "ncnn")
-    net = runtime.Net()
-    net.opt.num_threads = threads
-    net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
-    net.opt.use_bf16_storage = False
-    if net.load_param("model.ncnn.param") or net.load_model("model.ncnn.bin"):
-        raise Absent("pnnx wrote a model that ncnn does not load")
-    arrays = [runtime.Mat(np.ascontiguousarray(a[0])).clone() for a in inputs.values()]
-
-    def run() -> object:
-        extractor = net.create_extractor()
-        for number, array in enumerate(arrays):
-            extractor.input(f"in{number}", array)
-        status, output = extractor.extract("out0")
-        if status:
-            raise Absent(f"ncnn failed to run the model: status {status}")
-        return np.array(output)
-
-    return run
+    """Through pnnx."""
+    folder = Path(tempfile.mkdtemp()) / "ncnn"
+    write_ncnn(model, inputs, threads, folder)
+    return ncnn_run(folder, inputs, threads)
 
 
 def executorch(model: Path, inputs: Mapping[str, Any], threads: int) -> Run:
@@ -148,16 +131,10 @@ def write_litert(model: Path, inputs: Mapping[str, Any], threads: int, path: Pat
 
 
 def litert(model: Path, inputs: Mapping[str, Any], threads: int) -> Run:
-    """XNNPACK kernels under the interpreter that was TensorFlow Lite's."""
-    from ai_edge_litert.interpreter import Interpreter
-
+    """Through litert_torch."""
     path = Path(tempfile.mkdtemp()) / "model.tflite"
     write_litert(model, inputs, threads, path)
-    interpreter = Interpreter(model_path=str(path), num_threads=threads)
-    interpreter.allocate_tensors()
-    for place, array in zip(interpreter.get_input_details(), inputs.values(), strict=True):
-        interpreter.set_tensor(place["index"], array.astype(place["dtype"]))
-    return interpreter.invoke
+    return litert_run(path, inputs, threads)
 
 
 RUNTIMES: dict[str, Callable[[Path, Mapping[str, Any], int], Run]] = {

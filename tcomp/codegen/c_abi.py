@@ -1,18 +1,22 @@
 """From scheduled TIR to functions with a plain C ABI: raw pointers in, an `int32` status out.
 
 Everything that becomes machine code goes through `lower`, whether it runs in this process (`jit`) or in
-an artifact (`artifact`): both hold the same code for the same kernel.
+an artifact (`artifact`): both hold the same code for the same kernel, but that objects for cores that execute
+in order have another order of instructions (`ordering`).
 """
 
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping
 from math import prod
+from pathlib import Path
 from typing import Any, Literal
 
-from tcomp.codegen import halves, sve
+from tcomp.codegen import halves, in_order, sve
 from tcomp.codegen.macho import MachO
+from tcomp.codegen.ordering import ordered
 from tcomp.errors import BuildError
 from tcomp.target.host import CHECKED_FEATURES
 from tcomp.target.target import Target
@@ -130,16 +134,52 @@ def object_code(functions: Mapping[str, PrimFunc], target: Target) -> bytes:
     what to export. Raises BuildError as `build` does.
     """
     with sve.alone(target):
-        code = object_of(build(functions, target))
+        code = object_of(build(functions, target), target)
     return MachO("the kernels' object", code).hidden() if target.system == "apple" else code
 
 
-def object_of(module: Any) -> bytes:
-    """The object of a built module. LLVM ends the process when a disk is full, so it writes to memory."""
+def assembly_of(module: Any, target: Target) -> str:
+    """The assembly of a module that was built for `target`, in the order that its object has."""
+    text = str(module.inspect_source("asm"))
+    return ordered(text, str(target.llvm["mcpu"])) if _is_ordered(target) else text
+
+
+def object_of(module: Any, target: Target) -> bytes:
+    """The object of a module that was built for `target`.
+
+    LLVM ends the process when a disk is full, so it writes to memory.
+    """
+    if _is_ordered(target):
+        module = _assembled(module, assembly_of(module, target))
     memory = os.memfd_create("tcomp-object")
     with os.fdopen(memory, "rb") as file:
         module.write_to_file(f"/proc/self/fd/{memory}", "o")
         return file.read()
+
+
+def _is_ordered(target: Target) -> bool:
+    """Whether code gets another order than LLVM's."""
+    return target.machine == "aarch64" and target.llvm.get("mcpu") in in_order.CORES
+
+
+def _assembled(module: Any, assembly: str) -> Any:
+    """A module for the target of `module` that has nothing but `assembly`."""
+    lines = str(module.inspect_source("ll")).splitlines()
+    kept = [line for line in lines if line.startswith("target ")]
+    kept += [f"module asm {_quoted(line)}" for line in assembly.splitlines()]
+    target = next(
+        line.partition(" = ")[2] for line in lines if line.startswith("!") and '"tvm_target"' in line
+    )
+    kept += ["!llvm.module.flags = !{!0}", f"!0 = {target}"]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "assembly.ll")
+        path.write_text("\n".join([*kept, ""]))
+        return tvm.runtime.load_module(str(path))
+
+
+def _quoted(line: str) -> str:
+    """A string as LLVM writes it."""
+    return '"' + line.replace("\\", "\\5C").replace('"', "\\22") + '"'
 
 
 def workspace_bytes(function: PrimFunc, target: Target) -> int:

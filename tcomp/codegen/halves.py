@@ -44,11 +44,12 @@ def with_functions(function: Any) -> Any:
 
     def on_load(node: Any) -> Any:
         *outer, index = node.indices
-        if node.source in held or not _is_dense(index) or _bits(dtype_of(node)) != _BITS:
+        first_index = _first_of_dense(node.source, index)
+        if node.source in held or first_index is None or _bits(dtype_of(node)) != _BITS:
             return node
         name = f"{_NAME}_{dtype_of(node)}"
         definitions[name] = _text(name, tvm.runtime.DataType(dtype_of(node)))
-        first = tirx.address_of(tirx.BufferLoad(node.source, [*outer, index.base]))
+        first = tirx.address_of(tirx.BufferLoad(node.source, [*outer, first_index]))
         return tirx.call_extern(dtype_of(node), name, first)
 
     def on_loop(loop: Any) -> Any:
@@ -71,9 +72,13 @@ def _bits(dtype: str) -> int:
     return int(found.bits * found.lanes)
 
 
-def _is_dense(index: Any) -> bool:
-    """Whether an index is that of neighbouring elements."""
-    return isinstance(index, tirx.Ramp) and isinstance(index.stride, tirx.IntImm) and int(index.stride) == 1
+def _first_of_dense(buffer: Any, index: Any) -> Any:
+    """Where neighbouring elements begin, or the one vector of a buffer of vectors; None for others."""
+    if _bits(str(buffer.dtype)) == _BITS:
+        return index
+    if isinstance(index, tirx.Ramp) and isinstance(index.stride, tirx.IntImm) and int(index.stride) == 1:
+        return index.base
+    return None
 
 
 def _multiplies(body: Any) -> bool:

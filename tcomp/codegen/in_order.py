@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 CORES = ("cortex-a53", "cortex-a55")
 """By LLVM's names."""
-_WIDTH = 2
+WIDTH = 2
 """Instructions that start in a cycle."""
 _ITERATIONS = 8
 """Of a loop, the later half of which is its steady state."""
@@ -72,14 +72,14 @@ class Step:
 
 def loop_cycles(instructions: Sequence[str], core: str) -> float:
     """Cycles of an iteration in the steady state, on one of `CORES`, of a loop of 64-bit `instructions`."""
-    ends = _ends([_step(text, core) for text in instructions], core, _ITERATIONS)
+    ends = _ends([step_of(text, core) for text in instructions], core, _ITERATIONS)
     half = _ITERATIONS // 2
     return (ends[-1] - ends[half - 1]) / (_ITERATIONS - half)
 
 
 def straight_cycles(instructions: Sequence[str], core: str) -> float:
     """Cycles until the last one of straight code has started, nothing being waited for before it."""
-    return float(_ends([_step(text, core) for text in instructions], core, 1)[-1])
+    return float(_ends([step_of(text, core) for text in instructions], core, 1)[-1])
 
 
 def _ends(steps: Sequence[Step], core: str, iterations: int) -> list[int]:
@@ -93,7 +93,7 @@ def _ends(steps: Sequence[Step], core: str, iterations: int) -> list[int]:
             unit = step.unit.partition(" ")[0]
             early = step.latency - _SUM_LATENCY
             at = max(
-                now + bool(started and not _together(started[-1], step, core)),
+                now + bool(started and not together(started[-1], step, core)),
                 free.get(unit, 0),
                 *(ready.get(register, 0) for register in step.reads),
                 *(ready.get(register, 0) - early for register in step.sums),
@@ -105,13 +105,13 @@ def _ends(steps: Sequence[Step], core: str, iterations: int) -> list[int]:
             free[unit] = now + step.cycles if unit in ("load", "store") else 0
             if step.alone:
                 now, started = now + step.cycles, []
-            elif len(started) == _WIDTH:
+            elif len(started) == WIDTH:
                 now, started = now + 1, []
         ends.append(now + bool(started))
     return ends
 
 
-def _together(first: Step, second: Step, core: str) -> bool:
+def together(first: Step, second: Step, core: str) -> bool:
     """Whether two instructions may start in one cycle."""
     if first.alone or second.alone:
         return False
@@ -124,7 +124,8 @@ def _together(first: Step, second: Step, core: str) -> bool:
     return core != "cortex-a53" or not any(computes) or not {"load", "insert"} & set(units)
 
 
-def _step(text: str, core: str) -> Step:
+def step_of(text: str, core: str) -> Step:
+    """What the pipeline of one of `CORES` sees of an instruction."""
     text = re.sub(r"\s+", " ", text)
     name, _, operands = text.partition(" ")
     latency, registers = _LATENCY[core], _registers(operands)

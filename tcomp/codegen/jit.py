@@ -58,7 +58,9 @@ class CpuKernelRunner(KernelRunner):
         return [np.asarray(tensor.numpy()) for tensor in arguments[len(arguments) - len(self.output_types) :]]
 
     def source(self, kind: str = "asm") -> str:
-        """The generated code: `asm` or `ll` (LLVM IR)."""
+        """The generated code: `asm`, as objects have it, or `ll` (LLVM IR)."""
+        if kind == "asm":
+            return c_abi.assembly_of(self.library, self.target)
         return str(self.library.inspect_source(kind))
 
 

@@ -186,8 +186,15 @@ class Target:
 
     @property
     def factor_registers(self) -> int:
-        """Registers that products can take one lane of."""
+        """Registers that products can take one lane of; 0 where they take none."""
+        if not self.by_lane:
+            return 0
         return 8 if self.sve_bits else self.vector_registers
+
+    @property
+    def takes_any_lane(self) -> bool:
+        """Whether products take a lane of any register, so that as many of these as fit may hold factors."""
+        return self.factor_registers == self.vector_registers
 
     def lanes(self, dtype: str = "float32") -> int:
         """Elements of `dtype` in one vector register."""

@@ -26,7 +26,7 @@ from tcomp.tensor.access import vector_load
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.convolution import accumulator_dtype
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.lane_factors import rows_apart
+from tcomp.tensor.lane_factors import rows_apart, rows_fit
 from tcomp.tensor.loops import Buffer, Expression, Statement
 from tcomp.tensor.math import convert, exp2
 from tcomp.tensor.primitives import Tiles, transpose_square
@@ -77,15 +77,6 @@ class Plan:
     value_vectors: int
     parallel: str
     """`no`, over the `batch` or over the `tiles` of rows of all batches."""
-
-
-def fit_lanes(target: Target, rows: int, vectors: int) -> bool:
-    """Whether a tile's sums leave registers for a vector of factors of each row, whose lanes are multiplied.
-
-    SVE's products take lanes of few registers alone.
-    """
-    by_lane = target.by_lane and not target.sve_bits
-    return by_lane and rows * vectors + vectors + rows <= target.vector_registers
 
 
 class AttentionNest:
@@ -286,7 +277,7 @@ class AttentionNest:
             )
 
         zeros = loops.constant(0)
-        by_lane = fit_lanes(self.target, size, vectors) and row(zeros, zeros) is not None
+        by_lane = rows_fit(self.target, size, vectors) and row(zeros, zeros) is not None
 
         def several(k: Expression) -> Statement:
             if not by_lane:

@@ -36,7 +36,7 @@ def tile_widths(conv: Convolution, target: Target) -> tuple[tuple[int, ...], int
     """Pixels of a tile whose sums and inputs fit in registers, and the default among them."""
     vectors = conv.out_block // gcd(conv.out_block, target.lanes(conv.accumulator))
     most = max(1, (target.vector_registers - 4) // vectors // 2)
-    if target.by_lane and not target.sve_bits and conv.strides[-1] > 1:
+    if target.takes_any_lane and conv.strides[-1] > 1:
         # NEON's neighbours are loaded in pairs, so that all inputs of a row of taps are held at once.
         most = max(1, (target.vector_registers - 2 * conv.kernel[-1]) // vectors // (1 + conv.strides[-1]))
     widths = tuple(range(1, min(most, conv.out_size[-1]) + 1))

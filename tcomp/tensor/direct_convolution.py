@@ -84,15 +84,10 @@ def pixel_tiles(conv: Convolution, target: Target) -> Iterator[PixelTile]:
                     yield tile
 
 
-def _holds_factors(target: Target) -> bool:
-    """Whether inputs of several steps are held in a register for each pixel: products take lanes of any."""
-    return target.by_lane and target.factor_registers == target.vector_registers
-
-
 def together(conv: Convolution, target: Target) -> int:
     """Steps whose inputs are loaded as one vector a pixel: 1 where each is broadcast from memory."""
     return (
-        gcd(conv.chunk_steps, target.lanes(conv.dtype)) if _holds_factors(target) and conv.sums is None else 1
+        gcd(conv.chunk_steps, target.lanes(conv.dtype)) if target.takes_any_lane and conv.sums is None else 1
     )
 
 
@@ -133,7 +128,7 @@ def row_lanes(conv: Convolution, target: Target) -> int:
     """Neighbours of a row that are one load of the inputs for all taps of a row: 1 where none are."""
     overlap = conv.strides[-1] < conv.kernel[-1] and conv.dilation[-1] == 1
     plain = conv.in_block == conv.reduction_chunk == 1
-    return target.lanes(conv.dtype) if _holds_factors(target) and overlap and plain else 1
+    return target.lanes(conv.dtype) if target.takes_any_lane and overlap and plain else 1
 
 
 def _inputs(conv: Convolution, tile: PixelTile, target: Target) -> int:
@@ -180,7 +175,7 @@ def step_cycles(
     instructions = vectors * pixels + (loads + vectors if streamed is None else streamed)
     a_load = 0.1 if streamed is None else 0.02
     delay = target.load_cycles * (weights + inputs / (2 if is_spread else 1))
-    each = 0.1 if _holds_factors(target) else 0.02
+    each = 0.1 if target.takes_any_lane else 0.02
     step = max(multiply, loads / target.load_ports) + max(a_load * loads, delay) + each * instructions
     lines = weights * target.vector_bits / 8 / CACHE_LINE
     return step + FAR_LINE * lines if far else step

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import gcd, prod
 
+from tcomp.target.target import Target
 from tcomp.tensor.loops import (
     Buffer,
     Expression,
@@ -282,6 +283,11 @@ def streamed_rows(
         lambda r, place: tirx.BufferLoad(held, [place, r]),
         lambda body: stream.reading(tiles, first, body),
     )
+
+
+def rows_fit(target: Target, rows: int, vectors: int) -> bool:
+    """Whether a tile of rows by vectors leaves registers for factors of each row (`rows_apart`)."""
+    return rows <= target.factor_registers and rows * vectors + vectors + rows <= target.vector_registers
 
 
 def rows_apart(

@@ -74,7 +74,7 @@ class CpuCandidate(RpcCandidate):
         scheduled = schedule(prepared.kernel, prepared.target, config)
         module = build({"kernel": scheduled.function}, prepared.target, packed=ENTRY, tensors="dltensors")
         compiled, library = folder / "kernel.o", folder / "kernel.so"
-        compiled.write_bytes(object_of(module))
+        compiled.write_bytes(object_of(module, prepared.target))
         link_plugin(find_toolchain(prepared.target), [compiled], library, folder)
         return CpuCandidate(prepared.kernel, scheduled, prepared.data, library.read_bytes())
 

@@ -9,10 +9,11 @@ import numpy as np
 
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import PARALLEL_FLOPS
-from tcomp.tensor.attention_nest import UNROLL, AttentionNest, Plan, Shape, fit_lanes
+from tcomp.tensor.attention_nest import UNROLL, AttentionNest, Plan, Shape
 from tcomp.tensor.epilogue import output_axes
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
+from tcomp.tensor.lane_factors import rows_fit
 from tcomp.tensor.primitives import Tiles
 from tcomp.tensor.register_tile import FMA_LATENCY
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
@@ -97,7 +98,7 @@ def _cycles(shape: Shape, target: Target, rows: int, scores: int, values: int) -
     lanes = target.lanes(shape.dtype)
 
     def part(vectors: int, depth: int) -> float:
-        factors = rows / UNROLL if fit_lanes(target, rows, vectors) else rows
+        factors = rows / UNROLL if rows_fit(target, rows, vectors) else rows
         load = max((factors + vectors) / target.load_ports, vectors)
         return (
             depth * (max(rows * vectors / target.fma_ports, FMA_LATENCY, load) + 0.05 * load)
