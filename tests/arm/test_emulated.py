@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,14 @@ from tcomp.codegen.artifact import compile_graph
 from tcomp.codegen.emulation import vector_options
 from tcomp.codegen.toolchain import Toolchain, find_toolchain
 from tcomp.errors import BuildError
+from tcomp.relay.attributes import graph as graph_attribute
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.evaluate import evaluate
 from tcomp.relay.graph import Graph
 from tcomp.relay.types import Array
 from tcomp.target.parse import parse_target
 from tcomp.target.target import Target
+from tcomp.tensor.kernel import anchors_of
 
 PROGRAM = Path(__file__).with_name("run_library.c")
 QEMU = {
@@ -84,6 +87,30 @@ def test_equals_the_reference(name: str, tmp_path: Path) -> None:
     (expected,) = evaluate(graph, [image])
     found = np.frombuffer(result.stdout, np.float32).reshape(expected.shape)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["arm64-linux", "cortex-a55", "armv7-linux"])
+def test_pooling_in_the_kernel_of_a_convolution(name: str, tmp_path: Path) -> None:
+    """As for a core whose cache does not hold what the convolution makes."""
+    own = parse_target(name)
+    tools(own)
+    nearest, *others = own.cache_bytes
+    target = replace(own, cache_bytes=(nearest, 1024, *others[1:]))
+    rng, g = np.random.default_rng(0), GraphBuilder("pooled")
+    image, filters = (rng.standard_normal(s).astype(np.float32) for s in ((1, 3, 34, 29), (20, 3, 5, 5)))
+    x = g.op("conv2d", g.input("image", image.shape), g.constant(filters), strides=(2, 2), padding=(2,) * 4)
+    x = g.op("max_pool2d", g.op("relu", x), kernel=(3, 3), strides=(2, 2), padding=(1,) * 4)
+    graph = g.build(g.op("tanh", x))
+    kernels = optimize(graph, target)
+    bodies = [graph_attribute(n.attrs, "body") for n in kernels.nodes if n.op == "fused"]
+    assert ["conv2d", "max_pool2d"] in [[n.op for n in anchors_of(body)] for body in bodies]
+    library = tmp_path / "pooled.so"
+    compile_graph(kernels, target, library)
+    result = run(library, target, [image], tmp_path)
+    assert (result.returncode, result.stderr) == (0, b"")
+    (expected,) = evaluate(graph, [image])
+    found = np.frombuffer(result.stdout, np.float32).reshape(expected.shape)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
