@@ -47,6 +47,7 @@ class Model:
         weights: Path | None = None,
         variant: str | None = None,
     ) -> None:
+        _check_at_least("threads", threads, 0)
         self._library = library
         self._path = path
         self._weights = weights
@@ -64,6 +65,10 @@ class Model:
         self._context = _create(library, path, threads, weights, variant)
         self._finalizer = weakref.finalize(self, library.tcomp_destroy, self._context)
         self.variant: str = library.tcomp_variant(self._context).decode()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy, or what another process unpickles, is the artifact loaded again."""
+        return load, (self._path, self.threads, self._weights, self.variant or None)
 
     def __call__(self, *arrays: Any, **named: Any) -> list[Array]:
         """The outputs, as new arrays.
@@ -94,7 +99,12 @@ class Model:
         self._check_status(self._library.tcomp_enqueue(*call, stream))
 
     def time(self, *arrays: Any, number: int = 1, repeat: int = 5, **named: Any) -> list[float]:
-        """Seconds of one run, averaged over `number` runs, `repeat` times; the first run is not counted."""
+        """Seconds of one run, averaged over `number` runs, `repeat` times; the first run is not counted.
+
+        Raises UsageError for numbers below 1.
+        """
+        _check_at_least("number", number, 1)
+        _check_at_least("repeat", repeat, 1)
         inputs, outputs = self._arguments(arrays, named), self._empty_outputs()
         self._run(inputs, outputs)
         call = self._call_of(inputs, outputs)
@@ -107,7 +117,11 @@ class Model:
         return times
 
     def profile(self, *arrays: Any, number: int = 1, **named: Any) -> list[StepTime]:
-        """The time of each step, averaged over `number` runs, after one run that is not counted."""
+        """The time of each step, averaged over `number` runs, after one run that is not counted.
+
+        Raises UsageError for a number below 1.
+        """
+        _check_at_least("number", number, 1)
         inputs, outputs = self._arguments(arrays, named), self._empty_outputs()
         self._run(inputs, outputs)
         call = self._call_of(inputs, outputs)
@@ -127,6 +141,7 @@ class Model:
 
     @threads.setter
     def threads(self, threads: int) -> None:
+        _check_at_least("threads", threads, 0)
         self._check_status(self._library.tcomp_set_threads(self._alive(), threads))
 
     def new_context(self, threads: int = 0) -> Model:
@@ -227,14 +242,27 @@ def load(
 
     `weights` is the file with its weights, where they are separate: by default beside the library. Of a
     library for several kinds of CPU, `variant` names the code to run: by default the best for this one.
-    Raises ArtifactError for a file that is damaged, for another machine or of another ABI version.
+    Raises ArtifactError for a file that is damaged, for another machine or of another ABI version, and
+    UsageError for weights of a library that embeds its own.
     """
     library_path = Path(path)
     library = open_library(library_path)
     separate = None
     if not library.tcomp_weights_embedded():
         separate = Path(weights or library_path.with_suffix(".weights"))
+    elif weights is not None:
+        raise UsageError(f"{path} embeds its weights: load it without weights={str(weights)!r}")
     return Model(library, library_path, threads, separate, variant)
+
+
+MOST = 2**31 - 1
+"""What the C ABI's numbers hold."""
+
+
+def _check_at_least(name: str, value: object, least: int) -> None:
+    """Raise UsageError where `value` is no whole number from `least` on."""
+    if not isinstance(value, (int, np.integer)) or not least <= int(value) <= MOST:
+        raise UsageError(f"{name}={value!r} is no whole number from {least} to {MOST}")
 
 
 def _create(

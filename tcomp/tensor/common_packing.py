@@ -34,7 +34,8 @@ def common_packing(
 
 
 def _cycles(table: PackedBy, config: Config | None) -> float:
-    """Estimated cycles of the way in which `config` packs."""
+    """Estimated cycles of the way in which `config` packs; of the best one for none, or one of its own."""
+    least = min(packed.cycles for packed in table.values())
     if config is None:
-        return min(packed.cycles for packed in table.values())
-    return next(packed.cycles for packed in table.values() if packed.holds(config))
+        return least
+    return next((packed.cycles for packed in table.values() if packed.holds(config)), least)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import _ctypes
+import pickle
 import random
 import shutil
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -117,6 +119,34 @@ def test_times_and_profiles(model: Model):
     assert all(step.seconds > 0 for step in profile)
 
 
+@pytest.mark.parametrize("number", [-1, 2.5, "a", 2**32])
+def test_numbers_that_make_no_sense(path: Path, model: Model, number: Any):
+    uses = [
+        lambda: model.time(X, number=number),
+        lambda: model.time(X, repeat=number),
+        lambda: model.profile(X, number=number),
+        lambda: load(path, threads=number),
+        lambda: model.profile(X, number=0),
+    ]
+    for use in uses:
+        with pytest.raises(UsageError, match="is no whole number"):
+            use()
+
+
+def test_weights_of_a_library_that_has_them(path: Path):
+    with pytest.raises(UsageError, match="embeds its weights"):
+        load(path, weights="other.weights")
+
+
+def test_a_pickled_model_is_loaded_again(path: Path):
+    model = load(path, threads=2)
+    stored = pickle.dumps(model)
+    model.close()
+    copied = pickle.loads(stored)
+    assert copied.threads == 2
+    np.testing.assert_array_equal(copied(X)[0], load(path)(X)[0])
+
+
 def test_a_closed_model_is_refused(path: Path):
     with load(path, threads=1) as model:
         model(X)
@@ -135,7 +165,7 @@ def test_threads_give_the_same_bits(wide: Path):
         assert model.threads == threads
         for _ in range(20):
             assert (model(x, y)[0] == single).all()
-    with pytest.raises(ArtifactError, match="threads is -1"):
+    with pytest.raises(UsageError, match="threads=-1"):
         model.threads = -1
 
 

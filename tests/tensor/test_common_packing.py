@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from math import isclose
 
@@ -103,6 +104,19 @@ def test_the_common_way_costs_least_together(name: str) -> None:
     cost = sum(way.cycles / own for way, own in zip(found, least, strict=True))
     for key in tables[0].keys() & tables[1].keys():
         assert cost <= sum(t[key].cycles / own for t, own in zip(tables, least, strict=True)) + 1e-9
+
+
+def test_a_config_that_packs_in_a_way_of_its_own() -> None:
+    kernel, targets = product(4, 2048, 160), [parse_target(n) for n in ("x86-64-v4", "x86-64-v3")]
+    space = template_for(kernel, targets[0]).space(kernel, targets[0])
+    ways = template_for(kernel, targets[0]).packings(kernel, targets[0]).values()
+    rng = random.Random(0)
+    configs = (space.random(rng) for _ in range(1000))
+    own = next(c for c in configs if not any(way.holds(c) for way in ways))
+    found, expected = (common_packing(kernel, targets, [first, None]) for first in (own, None))
+    assert found is not None
+    assert expected is not None
+    assert [way.default for way in found] == [way.default for way in expected]
 
 
 def test_columns_that_no_two_vectors_divide_have_no_common_way() -> None:
