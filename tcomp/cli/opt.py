@@ -40,6 +40,10 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.model is None:
         raise UsageError("opt needs a MODEL, or --list-passes")
+    if arguments.output is not None and arguments.output.exists() and not arguments.output.is_file():
+        raise UsageError(
+            f"{arguments.output} is no file, which weights could be written beside; give another -o"
+        )
     graph = load_model(arguments.model, input_shapes(arguments))
 
     def observe(item: Pass, before: Graph, after: Graph, stats: Mapping[str, int]) -> None:

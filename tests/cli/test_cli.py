@@ -237,6 +237,7 @@ def test_one_library_for_several_cpus(
         (["opt", "MODEL", "--input-shape", "y:1,2"], "the inputs are x"),
         (["opt", "MODEL", "--input-shape", "x:1,2"], "contradicts"),
         (["opt", "MODEL", "--target", "pentium-9"], "pentium-9"),
+        (["opt", "MODEL", "-o", "/dev/null"], "/dev/null is no file"),
         (["verify", "MODEL", "--input-shape", "x:1,64"], "--against reference"),
         (["run", "MODEL"], "mlp.relay"),
         (["run", "missing.so"], "missing.so"),

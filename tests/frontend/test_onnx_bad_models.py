@@ -41,6 +41,18 @@ def test_missing_file(tmp_path: Path) -> None:
     assert "none.onnx" in message(error)
 
 
+def test_sparse_weights(tmp_path: Path) -> None:
+    found = model([helper.make_node("Add", ["x", "w"], ["y"])], {"x": [4]})
+    places = helper.make_tensor("places", TensorProto.INT64, [1], [2])
+    values = helper.make_tensor("w", TensorProto.FLOAT, [1], [1.0])
+    found.graph.sparse_initializer.append(helper.make_sparse_tensor(values, places, [4]))
+    path = tmp_path / "sparse.onnx"
+    path.write_bytes(found.SerializeToString())
+    with pytest.raises(UnsupportedError, match="`w` cannot be read; store") as error:
+        import_onnx(path)
+    message(error)
+
+
 @pytest.mark.parametrize("size", [0, 1, 7, 64, 1000])
 def test_random_bytes(tmp_path: Path, size: int) -> None:
     path = tmp_path / "random.onnx"

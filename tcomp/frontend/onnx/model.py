@@ -126,8 +126,14 @@ def _composite_operators(graph: onnx.GraphProto, opsets: dict[str, int]) -> set[
 def check_model(model: LoadedModel) -> None:
     """Run the official checker (structure, names, required attributes).
 
-    Raises ModelError with the checker's first line.
+    Raises ModelError with the checker's first line, UnsupportedError for weights that are stored sparse.
     """
+    sparse = [tensor.values.name for tensor in model.proto.graph.sparse_initializer]
+    if sparse:
+        names = ", ".join(f"`{name}`" for name in sparse)
+        raise UnsupportedError(
+            f"{model.name}: sparse_initializer {names} cannot be read; store it as a plain initializer"
+        )
     try:
         onnx.checker.check_model(_without_weights(model.proto))
     except onnx.checker.ValidationError as error:
