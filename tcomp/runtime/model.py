@@ -7,6 +7,7 @@ import time
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Union, cast
 
@@ -259,9 +260,9 @@ MOST = 2**31 - 1
 """What the C ABI's numbers hold."""
 
 
-def _check_at_least(name: str, value: object, least: int) -> None:
+def _check_at_least(name: str, value: Any, least: int) -> None:
     """Raise UsageError where `value` is no whole number from `least` on."""
-    if not isinstance(value, (int, np.integer)) or not least <= int(value) <= MOST:
+    if not isinstance(value, Integral) or not least <= int(value) <= MOST:
         raise UsageError(f"{name}={value!r} is no whole number from {least} to {MOST}")
 
 
