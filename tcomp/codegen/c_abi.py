@@ -144,13 +144,13 @@ def assembly_of(module: Any, target: Target) -> str:
     return ordered(text, str(target.llvm["mcpu"])) if _is_ordered(target) else text
 
 
-def object_of(module: Any, target: Target) -> bytes:
-    """The object of a module that was built for `target`.
+def object_of(module: Any, target: Target, assembly: str | None = None) -> bytes:
+    """The object of a module that was built for `target`. Who has its `assembly_of` may give that.
 
     LLVM ends the process when a disk is full, so it writes to memory.
     """
     if _is_ordered(target):
-        module = _assembled(module, assembly_of(module, target))
+        module = _assembled(module, assembly or assembly_of(module, target))
     memory = os.memfd_create("tcomp-object")
     with os.fdopen(memory, "rb") as file:
         module.write_to_file(f"/proc/self/fd/{memory}", "o")

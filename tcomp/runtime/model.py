@@ -256,14 +256,14 @@ def load(
     return Model(library, library_path, threads, separate, variant)
 
 
-MOST = 2**31 - 1
+_MOST = 2**31 - 1
 """What the C ABI's numbers hold."""
 
 
 def _check_at_least(name: str, value: Any, least: int) -> None:
     """Raise UsageError where `value` is no whole number from `least` on."""
-    if not isinstance(value, Integral) or not least <= int(value) <= MOST:
-        raise UsageError(f"{name}={value!r} is no whole number from {least} to {MOST}")
+    if not isinstance(value, Integral) or not least <= int(value) <= _MOST:
+        raise UsageError(f"{name}={value!r} is no whole number from {least} to {_MOST}")
 
 
 def _create(

@@ -190,7 +190,7 @@ class _Grouping:
         """Join the groups of the convolutions that `last` ends a chain of, where one kernel is faster."""
         anchors = [last]
         while len(anchors) < 3:
-            before = self._anchor_before(anchors[0])
+            before = self._anchor_before(anchors[0]) if _has_constant_weights(anchors[0]) else None
             if before is None:
                 return
             anchors.insert(0, before)
@@ -203,24 +203,18 @@ class _Grouping:
                 self._join(groups[-1], group)
 
     def _pooled(self, pool: Node) -> None:
-        """Join the group of the convolution that `pool` alone reads, where one kernel is faster."""
-        conv = self._anchor_before(pool)
-        chain = None if conv is None else ConvPool.of((conv, pool))
-        if conv is None or chain is None or not isinstance(conv.inputs[1], Constant):
+        """Join the group of the convolution that a max pooling alone reads, where one kernel is faster."""
+        conv = self._anchor_before(pool) if pool.op == "max_pool2d" else None
+        if conv is None or not _has_constant_weights(conv):
             return
-        group = self._group_of[conv]
-        if len(group) + len(self._group_of[pool]) > self._options.max_depth:
+        chain, group = ConvPool.of((conv, pool)), self._group_of[conv]
+        if chain is None or len(group) + len(self._group_of[pool]) > self._options.max_depth:
             return
         if chain.pays(self._options.near_bytes, self._options.cores):
             self._join(self._group_of[pool], group)
 
     def _anchor_before(self, anchor: Node) -> Node | None:
-        """The convolution whose group makes what `anchor` alone reads: a convolution by constant weights, or
-        a pooling."""
-        if anchor.op != "max_pool2d" and (
-            anchor.op != "conv2d" or not isinstance(anchor.inputs[1], Constant)
-        ):
-            return None
+        """The contraction whose group makes what `anchor` alone reads as its first operand."""
         data = anchor.inputs[0]
         producer = self._graph.producers.get(data)
         if producer is None or self._graph.users[data] != (anchor,) or data in self._outputs:
@@ -343,6 +337,11 @@ def _post_dominators(graph: Graph) -> Mapping[Node, Node | None]:
         found[node] = meeting
         depth[node] = depth[meeting] + 1
     return found
+
+
+def _has_constant_weights(node: Node) -> bool:
+    """Whether `node` is a convolution of images by constant weights."""
+    return node.op == "conv2d" and isinstance(node.inputs[1], Constant)
 
 
 def _fused_node(group: list[Node], graph: Graph) -> Node:

@@ -113,8 +113,9 @@ class _Simulation(Station[_Candidate]):
         scheduled = schedule(prepared.kernel, prepared.target, config)
         arguments = arguments_of(prepared.kernel, scheduled, prepared.data.inputs)
         module = c_abi.build({KERNEL: scheduled.function}, target)
-        code = c_abi.object_of(module, target)
-        listing = Listing.of(c_abi.assembly_of(module, target), target.machine)
+        assembly = c_abi.assembly_of(module, target)
+        code = c_abi.object_of(module, target, assembly)
+        listing = Listing.of(assembly, target.machine)
         bare = without_arithmetic(code, listing) if _computes_floats(prepared.kernel) else None
         return _Candidate(prepared, target, code, bare, tuple(arguments), listing)
 
