@@ -15,6 +15,8 @@ from tcomp.target.arm_host import arm_host
 from tcomp.target.cpuinfo import CPUINFO, read_processors
 from tcomp.target.cuda_host import require_gpu
 from tcomp.target.target import TARGETS, Target
+from tcomp.target.tiles import TILE_FEATURES, tiles_allowed
+from tcomp.target.x86 import INTEL_16_BIT, INTEL_FEATURES
 
 CPUINFO_NAMES: Mapping[str, str] = {
     "abm": "lzcnt", "avx": "avx", "avx2": "avx2", "bmi1": "bmi", "bmi2": "bmi2", "f16c": "f16c", "fma": "fma",
@@ -37,7 +39,7 @@ _ARM_MACHINES = ("aarch64", "armv7", "armv8")
 
 _V3 = frozenset({"avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe", "popcnt"})
 _V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
-_16_BIT = frozenset({"avx512bf16", "avx512fp16"})
+_16_BIT = frozenset({*INTEL_FEATURES, *(feature for _, feature in INTEL_16_BIT)})
 """Features beyond its level that code for an unknown core uses where the CPU has them."""
 
 _INTEL = {
@@ -82,7 +84,10 @@ def host_target(cpuinfo: Path = CPUINFO, caches: Path | None = None, machine: st
     """
     machine = machine or platform.machine()
     if machine in _X86:
-        return _x86_host(CpuInfo.of(read_processors(cpuinfo)[0]), caches)
+        cpu = CpuInfo.of(read_processors(cpuinfo)[0])
+        if cpuinfo == CPUINFO and not (cpu.features.isdisjoint(TILE_FEATURES) or tiles_allowed()):
+            cpu = replace(cpu, features=cpu.features - TILE_FEATURES)
+        return _x86_host(cpu, caches)
     if machine.startswith(_ARM_MACHINES):
         return arm_host(read_processors(cpuinfo), machine)
     raise TargetError(
@@ -116,7 +121,7 @@ def _x86_host(cpu: CpuInfo, caches: Path | None) -> Target:
         llvm={**base.llvm, **({"mattr": attributes} if attributes else {})},
         cache_bytes=_cache_bytes(caches or Path("/sys/devices/system/cpu/cpu0/cache"), base, level),
         cores=len(os.sched_getaffinity(0)),
-        fast_dtype="float16" if base is level else base.fast_dtype,
+        fast_by=INTEL_16_BIT if base is level else base.fast_by,
         features=cpu.features,
         description=cpu.name or base.description,
     )

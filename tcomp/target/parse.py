@@ -139,7 +139,7 @@ def _with_fast_dtype(target: Target, value: object) -> Target:
         known = ", ".join(f'"{name}"' for name in FAST_DTYPES)
         raise TargetError(f"target key `fast_dtype` is {value!r}; it must be one of {known}, null")
     found = replace(target, fast_dtype=value)
-    if value == "float16" and found.available() != found:
+    if value == "float16" and not found.multiplies(value):
         feature = PRODUCT_FEATURES.get((target.machine, value), "such instructions")
         raise TargetError(
             f"target key `fast_dtype` is 'float16', but `{target.name}` lacks {feature} in `features`"

@@ -113,8 +113,13 @@ class Target:
     """The 16-bit type whose products run faster than float32 ones; None when there is none.
 
     It is a fact of the core, not of its features: AMD's execute `vdpbf16ps` at twice the rate of float32
-    products, Intel's at half. A target may name bfloat16 without the feature: kernels then compute the same
-    sums by float32 instructions.
+    products, Intel's at half, but multiply tiles (AMX) at sixteen times that rate. A target may name bfloat16
+    without the feature: kernels then compute the same sums by float32 instructions.
+    """
+    fast_by: tuple[tuple[str, str], ...] = ()
+    """Types that `fast_dtype` may be, each with the CPU feature that its products take, the fastest first.
+
+    Empty where the type does not depend on what a virtual machine hides.
     """
     features: frozenset[str] = frozenset()
     description: str = ""
@@ -150,7 +155,11 @@ class Target:
         return feature in self.features and f"-{feature}" not in self.llvm.get("mattr", ())
 
     def available(self) -> Target:
-        """This target without a `fast_dtype` whose instructions it lacks or has switched off."""
+        """This target without a `fast_dtype` whose instructions it lacks or has switched off, with the next
+        of `fast_by` in its place."""
+        if self.fast_by:
+            there = (dtype for dtype, feature in self.fast_by if self.has(feature))
+            return replace(self, fast_dtype=next(there, None))
         lacks = self.fast_dtype is not None and not self.multiplies(self.fast_dtype)
         return replace(self, fast_dtype=None) if lacks else self
 

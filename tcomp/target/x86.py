@@ -41,13 +41,19 @@ _V4 = Target(
 for _target in (_V3, _V4):
     TARGETS.register(_target.name, _target)
 
+INTEL_16_BIT = (("bfloat16", "amx-bf16"), ("float16", "avx512fp16"))
+"""Of Intel's cores, which multiply bfloat16 fast in tiles only."""
+INTEL_FEATURES = ("amx-tile", "avx512bf16")
+"""What goes with these."""
 _16_BIT = {
-    "sapphirerapids": ("float16", ("avx512bf16", "avx512fp16")),
-    "emeraldrapids": ("float16", ("avx512bf16", "avx512fp16")),
-    "znver4": ("bfloat16", ("avx512bf16",)),
-    "znver5": ("bfloat16", ("avx512bf16",)),
+    "sapphirerapids": INTEL_16_BIT,
+    "emeraldrapids": INTEL_16_BIT,
+    "znver4": (("bfloat16", "avx512bf16"),),
+    "znver5": (("bfloat16", "avx512bf16"),),
 }
-"""The 16-bit type that is multiplied faster than float32, and the features beyond those of the level."""
+"""The 16-bit types that are multiplied faster than float32, with what multiplies them."""
+_FEATURES = {**dict.fromkeys(("sapphirerapids", "emeraldrapids"), INTEL_FEATURES)}
+"""Features beyond those of the level and those that multiply."""
 
 _LOAD_PORTS = {"icelake-server": 1}
 """Where not 2: Ice Lake loads one 512-bit vector for two multiply-adds (`scripts/bench_instructions.py`)."""
@@ -66,7 +72,8 @@ _CORES = {
     "znver5": (_V4, (48 * KIB, 1 * MIB, 4 * MIB), "AMD Zen 5"),
 }
 for _name, (_level, _caches, _description) in _CORES.items():
-    _fast_dtype, _features = _16_BIT.get(_name, (None, ()))
+    _fast = _16_BIT.get(_name, ())
+    _features = {feature for _, feature in _fast} | set(_FEATURES.get(_name, ()))
     TARGETS.register(
         _name,
         replace(
@@ -75,8 +82,8 @@ for _name, (_level, _caches, _description) in _CORES.items():
             llvm={**_level.llvm, "mcpu": _name},
             cache_bytes=_caches,
             load_ports=_LOAD_PORTS.get(_name, _level.load_ports),
-            fast_dtype=_fast_dtype,
-            features=_level.features | frozenset(_features),
+            fast_by=_fast,
+            features=_level.features | _features,
             description=_description,
-        ),
+        ).available(),
     )

@@ -351,7 +351,7 @@ class DirectProduct:
         def read(point: Point, step: Index) -> Expression:
             n, _, *pixel, _ = point.index
             chunk, *taps, channel = step
-            source = _first_source(conv, point.bases[1], chunk) + channel
+            source = source_block(conv, point.bases[1], chunk) + channel
             at = conv.unflatten(*pixel) if conv.is_pointwise else conv.position(pixel, taps)
             *outer, word = conv.place(n, source, at)
             if conv.side > 1:  # Words of neighbouring pixels lie behind each other.
@@ -440,7 +440,7 @@ class DirectProduct:
             return []
         n, block, *pixel, _ = first.bases
         following = tirx.min(chunk + 1, conv.reduction_chunks - 1) if within else chunk + 1
-        source = _first_source(conv, block, following)
+        source = source_block(conv, block, following)
         sizes = [t.size for t in tile.axes[2:-1]]
         corner = pixel if conv.is_pointwise else conv.position(pixel, [0] * len(pixel))
         axes = zip(sizes, conv.strides, conv.kernel, conv.dilation, strict=True)
@@ -461,7 +461,7 @@ class DirectProduct:
         return [loop_nest(moves, fetch)]
 
 
-def _first_source(conv: Convolution, out_block: Expression, chunk: Expression) -> Expression:
+def source_block(conv: Convolution, out_block: Expression, chunk: Expression) -> Expression:
     """The first input channel, or group of channels, that block `out_block` reads in a chunk."""
     first = conv.first_input(out_block * conv.out_block)
     return first // conv.group + chunk * conv.chunk_steps

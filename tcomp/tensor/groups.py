@@ -10,6 +10,7 @@ broadcast, a vector of the right one loaded, and one instruction multiplies and 
 | float16 | 2 | `vfmadd231ph` (AVX512-FP16) | pairs of float16, then float32 |
 | float16 | 1 | `fmla v.8h` (ARM) | float16, then float32 |
 | int8 | 4 | `sdot` (ARM) | int32 |
+| bfloat16 | 2 | `tdpbf16ps` (AMX), tiles at a time | float32; see `tcomp.tensor.amx` |
 | bfloat16 | 4 | `bfmmla` (ARM) | float32, in squares |
 | int8 | 8 | `smmla` (ARM) | int32, in squares |
 
@@ -28,7 +29,7 @@ Without the instruction, groups of bfloat16 are multiplied by plain code, and in
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
@@ -37,6 +38,7 @@ import numpy as np
 from tcomp.relay.types import Array, numpy_dtype
 from tcomp.target.target import Target
 from tcomp.tensor import bfloat16
+from tcomp.tensor.amx import LANES, has_tiles
 from tcomp.tensor.intrinsics import (
     Expression,
     Instruction,
@@ -73,6 +75,8 @@ class GroupSums:
     multiply_add: Callable[[Expression, Expression, Expression], Expression]
     short: ShortSums | None = None
     side: int = 1
+    tiles: bool = False
+    """Whether kernels by tile registers (`tcomp.tensor.amx`) multiply these groups too."""
 
     @property
     def in_word(self) -> int:
@@ -80,10 +84,12 @@ class GroupSums:
         return self.size // self.side
 
     def block(self, target: Target) -> int:
-        """Channels of a block for convolutions: those of a vector of sums.
+        """Channels of a block for convolutions: those of a vector of sums, or of a row of pairs in tiles.
 
         Where sums are in squares, those of a group: groups of neighbouring pixels lie behind each other then.
         """
+        if self.tiles:
+            return LANES * self.size
         return self.size if self.side > 1 else target.in_neon().lanes(self.dtype)
 
     def view(self, buffer: Any, name: str) -> tuple[Any, Any]:
@@ -136,6 +142,8 @@ def ways_to_sum(target: Target, dtype: str) -> tuple[GroupSums, ...]:
     if dtype == "int8":
         return (_INT8_SQUARES, _INT8) if target.has("i8mm") else (_INT8,)
     if dtype == "bfloat16":
+        if has_tiles(target):
+            return (_BFLOAT16_TILES,)
         return (_BFLOAT16_SQUARES, _BFLOAT16) if on_arm and target.has("bf16") else (_BFLOAT16,)
     return (_HALF,) if on_arm else (_HALF_PAIRS,)
 
@@ -261,6 +269,7 @@ _INT8 = GroupSums(4, WORD, _int8_multiply_add)
 _INT8_SQUARES = GroupSums(8, WORD, _square_multiply_add, side=SIDE)
 _BFLOAT16_SQUARES = GroupSums(4, WORD, _square_multiply_add, side=SIDE)
 _BFLOAT16 = GroupSums(2, WORD, bfloat16.multiply_add)
+_BFLOAT16_TILES = replace(_BFLOAT16, tiles=True)
 _HALF_PAIRS = GroupSums(
     2,
     WORD,

@@ -55,6 +55,11 @@ class Product:
         return not self.batch
 
     @property
+    def batch_size(self) -> int:
+        """Matrices of the output."""
+        return prod(self.batch)
+
+    @property
     def accumulator(self) -> str:
         return accumulator_dtype(self.output.dtype)
 

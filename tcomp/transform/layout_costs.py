@@ -15,6 +15,7 @@ from tcomp.relay.graph import Attr, Graph, Node, Value
 from tcomp.relay.layouts import channel_block, layout_shape
 from tcomp.relay.types import ROUNDED, TensorType, stored_as
 from tcomp.target.target import Target
+from tcomp.tensor.amx import has_tiles
 from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, memory_cycles
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.template import template_for
@@ -43,7 +44,7 @@ class LayoutCosts:
         gpu = target.gpu
         self._bytes_per_cycle = BYTES_PER_CYCLE if gpu is None else 1 / memory_cycles(gpu, 1)
         self._kernel_cycles = KERNEL_CYCLES if gpu is None else LAUNCH_CYCLES
-        self._narrow = None if gpu is None else target.fast_dtype
+        self._narrow = target.fast_dtype if gpu is not None or has_tiles(target) else None
         """The type that products are lowered to after layouts are chosen."""
         self._known: dict[tuple[object, ...], float] = {}
 

@@ -9,18 +9,24 @@ import pytest
 
 from tcomp.relay.types import Array
 from tcomp.target.host import host_target
-from tcomp.target.target import PRODUCT_FEATURES, Target
+from tcomp.target.parse import parse_target
+from tcomp.target.target import PRODUCT_FEATURES, TARGETS, Target
+from tcomp.target.tiles import TILE_FEATURES
 
 needs_fp16 = pytest.mark.skipif(not host_target().has("avx512fp16"), reason="this CPU has no AVX512-FP16")
 PAIR_TYPES = (pytest.param("float16", marks=needs_fp16), "bfloat16")
 """Any CPU computes pairs of bfloat16."""
-HARDWARE = {"float16": "sapphirerapids", "bfloat16": "znver4"}
-"""Targets with the instructions."""
+HARDWARE = {
+    "float16": parse_target('{"tag": "sapphirerapids", "mattr": ["-amx-bf16"]}'),
+    "bfloat16": TARGETS["znver4"],
+}
+"""Targets with the instructions for pairs, and none for tiles."""
 
 
 def runnable(dtype: str) -> Target:
-    """This machine as a target that is said to multiply pairs of `dtype` faster than float32."""
-    return replace(host_target(), fast_dtype=dtype)
+    """This machine as a target that multiplies pairs of `dtype`, it is said, and no tiles."""
+    host = host_target()
+    return replace(host, fast_dtype=dtype, features=host.features - TILE_FEATURES)
 
 
 def without_instructions(dtype: str) -> Target:

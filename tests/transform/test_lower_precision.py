@@ -11,6 +11,7 @@ from tcomp.errors import GraphError
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.evaluate import evaluate
 from tcomp.relay.graph import Attr, Graph, Value
+from tcomp.target.parse import parse_target
 from tcomp.target.target import TARGETS, Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.template import template_for
@@ -19,7 +20,8 @@ from tcomp.transform.pipeline import optimize
 from tcomp.transform.precision import describe_precision
 from tcomp.tuner.task import tasks
 
-FP16, BF16, NO_FP16 = (TARGETS[name] for name in ("emeraldrapids", "znver4", "x86-64-v4"))
+FP16 = parse_target('{"tag": "emeraldrapids", "mattr": ["-amx-bf16"]}')
+BF16, NO_FP16 = TARGETS["znver4"], TARGETS["x86-64-v4"]
 
 
 def mlp(scale: float = 1.0) -> Graph:

@@ -11,6 +11,8 @@ static void copy(const char *name, size_t length, char *text, size_t text_bytes)
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 typedef enum { EAX, EBX, ECX, EDX } cpu_register;
 typedef enum { STATE_NONE, STATE_AVX, STATE_AVX512, STATE_AMX } cpu_state;
@@ -67,6 +69,12 @@ static unsigned long long enabled_state(void) {
   return ((unsigned long long)edx << 32) | eax;
 }
 
+/* Whether this process may use tiles: Linux gives leave to those that ask (Documentation/arch/x86/xstate.rst). */
+static int tiles_allowed(void) {
+  const long ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILE_DATA = 18;
+  return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILE_DATA) == 0;
+}
+
 static int has_feature(const cpu_feature *feature) {
   static const unsigned long long NEEDED[] = {0, 0x6, 0xe6, 0x60006};
   unsigned registers[4];
@@ -74,7 +82,8 @@ static int has_feature(const cpu_feature *feature) {
                          &registers[EDX]))
     return 0;
   unsigned long long needed = NEEDED[feature->state];
-  return (registers[feature->reg] >> feature->bit & 1) && (enabled_state() & needed) == needed;
+  int is_there = (registers[feature->reg] >> feature->bit & 1) && (enabled_state() & needed) == needed;
+  return is_there && (feature->state != STATE_AMX || tiles_allowed());
 }
 
 static int has(const char *name, size_t length) {

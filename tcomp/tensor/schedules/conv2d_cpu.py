@@ -118,13 +118,13 @@ class Conv2dDirect(Template):
             copies = [*copies, declaration]
 
         def start(index: Index) -> Expression:
-            return anchored.start(_output_index(conv, index))
+            return anchored.start(output_index(conv, index))
 
         product = DirectProduct(conv, data, packed, place_in_phases(phases), phases)
         reduction = direct_reduction(product, tile, config, target, start if with_addends else None)
 
         def finish(index: Sequence[Expression], value: Expression) -> Statement:
-            return anchored.finish(_output_index(conv, index), value)
+            return anchored.finish(output_index(conv, index), value)
 
         if passes == 1:
             nest = tile_nest(tile, reduction, finish, anchored.threaded)
@@ -263,7 +263,8 @@ def direct_reduction(
     )
 
 
-def _output_index(conv: Convolution, index: Sequence[Expression]) -> list[Expression]:
+def output_index(conv: Convolution, index: Sequence[Expression]) -> list[Expression]:
+    """The output's index of an element of the register tiles."""
     n, block, *pixel, lane = index
     return [n, block, *(conv.unflatten(*pixel) if conv.is_pointwise else pixel), lane]
 
