@@ -138,6 +138,12 @@ class TileBlock:
             tiles = i * self.across + j, first_left + i % lefts, first_right + j % rights
             return _call("_".join([_MULTIPLY, *map(str, tiles)]))
 
+        # Where every tile has a register, all loads come first: some moments of a busy machine let loads wait
+        # for the products before them, and products for the loads.
+        if (lefts, rights) == (self.down, self.across):
+            places = [(i, j) for i in range(self.down) for j in range(self.across)]
+            loads = [load_right(j) for j in range(rights)] + [load_left(i) for i in range(lefts)]
+            return [*loads, *(multiply(*place) for place in places)]
         statements: list[Statement] = []
         if self.across <= self.down:
             statements += [load_right(j) for j in range(self.across)]

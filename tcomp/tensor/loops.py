@@ -298,6 +298,22 @@ def local(shape: Sequence[int], dtype: str, name: str) -> tuple[Statement, Buffe
     return tirx.AllocBuffer(buffer), buffer
 
 
+def fold_lanes(
+    buffer: Buffer, lanes: int, combine: Callable[[Expression, Expression], Expression]
+) -> list[Statement]:
+    """Combine the lanes of a vector, a power of two of them, by halves into the first."""
+    halves: list[Statement] = []
+    while lanes > 1:
+        lanes //= 2
+
+        def half(lane: Expression, width: int = lanes) -> Statement:
+            pair = [tirx.BufferLoad(buffer, [lane + offset]) for offset in (0, width)]
+            return tirx.BufferStore(buffer, combine(*pair), [lane])
+
+        halves.append(vectorized(lanes, half))
+    return halves
+
+
 def aligned_stack(lanes: int, dtype: str) -> Statement:
     """What makes LLVM align the stack for vectors that it spills.
 
