@@ -110,7 +110,8 @@ def _facts(
     tensors = kernel.nbytes - sum(values[i].type.nbytes for i in kernel.constant_inputs)
     moving = machine.move(tensors) + machine.stream(weights, program.weights_bytes)
     floor = max(kernel.flops / machine.flops, moving)
-    return StepFacts(kernel.flops, tensors + weights, floor, template.id, changed)
+    used = template.id_of(default if config is None else config)
+    return StepFacts(kernel.flops, tensors + weights, floor, used, changed)
 
 
 def _speeds(step: StepProfile) -> str:

@@ -20,11 +20,13 @@ from tcomp.tensor.loops import (
     Statement,
     local,
     loop,
+    loop_nest,
     parallel,
     prefetch,
     sequence,
     unrolled,
     vectorized,
+    written_out,
 )
 from tcomp.tensor.register_tile import Index, Point, RegisterTile
 from tcomp.tvm_api import tirx
@@ -68,11 +70,13 @@ def tile_blocks_nest(
     finish: Callable[[Index, Expression], Statement],
     threads: int,
     cycles: float,
+    is_output: Callable[[Index], Expression] | None = None,
 ) -> Statement:
     """For every tile of the output: clear the sums, go through the steps, and `finish(index, sum)`.
 
     `threads` share pieces of a walk of so many `cycles`. `columns` are the axes of `tile` that are columns of
-    the product, the last one among them; the others are its rows.
+    the product, the last one among them; the others are its rows. Rows whose index `is_output` denies are not
+    finished.
     """
     sizes = [t.size for t in tile.axes]
     rows = [a for a in range(len(sizes)) if a not in columns]
@@ -107,7 +111,7 @@ def tile_blocks_nest(
             WORD_BYTES * block.width,
         )
         work = [allocation, *block.clear(), step(()), *stores]
-        return sequence([*work, _finished(tile, first, rows, columns, sums, finish)])
+        return sequence([*work, _finished(tile, first, rows, columns, sums, finish, is_output)])
 
     count = tile.count
     wanted = min(PIECES * threads, int(cycles / PIECE_CYCLES)) if threads > 1 else 1
@@ -129,6 +133,7 @@ def _finished(
     columns: Sequence[int],
     sums: Buffer,
     finish: Callable[[Index, Expression], Statement],
+    is_output: Callable[[Index], Expression] | None,
 ) -> Statement:
     """`finish(index, sum)` for all sums of a tile, row by row."""
     sizes = [t.size for t in tile.axes]
@@ -141,10 +146,12 @@ def _finished(
             at = at * sizes[axis] + places[axis]
         return at
 
+    def index(places: dict[int, Expression]) -> list[Expression]:
+        return Point(first.tiles, first.bases, tuple(places[a] for a in range(len(sizes)))).index
+
     def element(places: dict[int, Expression]) -> Statement:
-        point = Point(first.tiles, first.bases, tuple(places[a] for a in range(len(sizes))))
         at = [flat(places, rows), flat(places, columns)]
-        return finish(point.index, tirx.BufferLoad(sums, at))
+        return finish(index(places), tirx.BufferLoad(sums, at))
 
     def strip(places: dict[int, Expression]) -> Statement:
         return unrolled(
@@ -152,14 +159,17 @@ def _finished(
             lambda v: vectorized(lanes, lambda lane: element({**places, last: v * lanes + lane})),
         )
 
-    def nest(places: dict[int, Expression], axes: Sequence[int]) -> Statement:
-        if not axes:
-            return strip(places)
-        axis, *inner = axes
-        make = unrolled if axis in outer else loop
-        return make(sizes[axis], lambda i: nest({**places, axis: i}, inner))
+    def row(places: dict[int, Expression]) -> Statement:
+        def vectors(inner: list[Expression]) -> Statement:
+            return strip({**places, **dict(zip(outer, inner, strict=True))})
 
-    return nest({}, [*rows, *outer])
+        whole = written_out([sizes[a] for a in outer], vectors)
+        if is_output is None:
+            return whole
+        return tirx.IfThenElse(is_output(index({**places, **dict.fromkeys(columns, 0)})), whole, None)
+
+    ranges = [range(sizes[a]) for a in rows]
+    return loop_nest(ranges, lambda at: row(dict(zip(rows, at, strict=True))))
 
 
 def blocks_cycles(block: TileBlock, steps: int) -> float:

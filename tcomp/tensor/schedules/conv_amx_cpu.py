@@ -2,7 +2,9 @@
 
 A tile of the left operand is `tile_rows` neighbouring pixels of a row by the channels of a block, where they
 lie. A block of tiles is `tile_height x tile_width` pixels by `oc_blocks` channel blocks. A 1x1 convolution
-without strides runs over the flattened pixels.
+without strides runs over the flattened pixels. Another one without strides may run over those of the
+`padded` image, so that tiles are full where rows are of few pixels: what is computed for places beyond the
+ends of rows is dropped.
 """
 
 from __future__ import annotations
@@ -43,6 +45,8 @@ class _Choice:
 
     pixels: PixelTile
     block: TileBlock
+    padded: bool = False
+    """Whether pixels are those of the padded image."""
 
 
 class ConvAmxCpu(Template):
@@ -89,7 +93,8 @@ class ConvAmxCpu(Template):
         conv = _convolution(kernel, target)
         (choice,) = (c for c in _choices(conv) if _key(c) == _key_of(config))
         block, order = choice.block, str(config["order"])
-        tile = register_tile(conv, choice.pixels, order, LANES, with_rest=False)
+        extents = (_padded_pixels(conv),) if choice.padded else ()
+        tile = register_tile(conv, choice.pixels, order, LANES, with_rest=False, pixels=extents)
         weights = WeightPanels(conv, tile.axes[1])
         constant = placeholder_index(kernel, kernel.anchor.inputs[1])
         assert constant is not None
@@ -103,6 +108,8 @@ class ConvAmxCpu(Template):
         def left(point: Point, step: Index) -> Expression:
             n, _, *pixel, _ = point.index
             chunk, *taps = step
+            if choice.padded:
+                pixel = [0, *pixel]
             at = conv.unflatten(*pixel) if conv.is_pointwise else conv.position(pixel, taps)
             return conv.read(data, n, source_block(conv, point.bases[1], chunk), at)
 
@@ -118,19 +125,39 @@ class ConvAmxCpu(Template):
             words = block.pairs * weights.width
             return panel_ahead(panels, [point.tiles[1] + 1, *step, 0, 0], number, words, walked)
 
+        pitch = _pitch(conv)
+
         def finish(index: Index, value: Expression) -> Statement:
+            if choice.padded:
+                n, out, pixel, lane = index
+                index = [n, out, pixel // pitch, pixel % pitch, lane]
             return anchored.finish(output_index(conv, index), value)
+
+        def is_output(index: Index) -> Expression:
+            return index[2] % pitch < conv.out_size[-1]
 
         row_words = conv.strides[-1] * int(data.shape[-1])
         steps = Steps(dense_steps(conv)[:-1], left, WORD_BYTES * row_words, right, weights.width, ahead)
         columns, threads = (1, len(tile.axes) - 1), threads_for(kernel, target)
-        nest = tile_blocks_nest(tile, block, columns, steps, finish, threads, _cycles(conv, choice, target))
+        cycles = _cycles(conv, choice, target)
+        kept = is_output if choice.padded else None
+        nest = tile_blocks_nest(tile, block, columns, steps, finish, threads, cycles, kept)
         return anchored.scheduled([*copies, declaration, nest], tile.disjoint)
 
 
 def _convolution(kernel: Kernel, target: Target) -> Convolution:
     assert kernel.anchor is not None
     return Convolution.of(kernel.anchor).in_groups(ways_to_sum(target, _DTYPE))
+
+
+def _pitch(conv: Convolution) -> int:
+    """Pixels of a row of the padded image."""
+    return conv.in_size[-1] + conv.pad_begin[-1] + conv.pad_end[-1]
+
+
+def _padded_pixels(conv: Convolution) -> int:
+    """Pixels of the padded image from the first to the last one that an output begins at."""
+    return (conv.out_size[0] - 1) * _pitch(conv) + conv.out_size[-1]
 
 
 def _choices(conv: Convolution) -> list[_Choice]:
@@ -140,15 +167,21 @@ def _choices(conv: Convolution) -> list[_Choice]:
     if conv.out_block % lanes or conv.chunk_steps > LANES:
         return []
     found: list[_Choice] = []
+    has_flat = len(conv.kernel) == 2 and conv.strides == (1, 1) and not conv.is_pointwise
+    padded = _padded_pixels(conv) if has_flat else 0
     for oc_blocks in range(1, conv.out_blocks + 1):
         across = oc_blocks * conv.out_block // lanes
         if across >= TILES:
             break
-        for rows in range(1, min(ROWS, width) + 1):
+        for rows in range(1, min(ROWS, max(width, padded)) + 1):
             for down in range(1, TILES):
                 block = TileBlock(down, across, rows, lanes, conv.chunk_steps)
                 if not block.fits:
                     break
+                if down * rows <= padded and rows == ROWS:
+                    found.append(_Choice(PixelTile(1, down * rows, oc_blocks), block, padded=True))
+                if rows > width:
+                    continue
                 if down * rows <= width:
                     found.append(_Choice(PixelTile(1, down * rows, oc_blocks), block))
                 elif down > 1 and down <= height:
@@ -158,12 +191,14 @@ def _choices(conv: Convolution) -> list[_Choice]:
     return found
 
 
-def _key(choice: _Choice) -> tuple[int, int, int, int]:
-    return choice.pixels.height, choice.pixels.width, choice.pixels.oc_blocks, choice.block.rows
+def _key(choice: _Choice) -> tuple[bool, int, int, int, int]:
+    pixels = choice.pixels
+    return choice.padded, pixels.height, pixels.width, pixels.oc_blocks, choice.block.rows
 
 
-def _key_of(config: Config) -> tuple[int, int, int, int]:
+def _key_of(config: Config) -> tuple[bool, int, int, int, int]:
     return (
+        bool(config["padded"]),
         int(config["tile_height"]),
         int(config["tile_width"]),
         int(config["oc_blocks"]),
@@ -176,7 +211,7 @@ def _space(conv: Convolution, kernel: Kernel, target: Target, found: Sequence[_C
     legal = {_key(choice) for choice in found}
 
     def reason(config: Config) -> str | None:
-        height, width, oc_blocks, rows = _key_of(config)
+        _, height, width, oc_blocks, rows = _key_of(config)
         if _key_of(config) not in legal:
             return f"{height}x{width}x{oc_blocks} is no block of tiles of {rows} pixels that fits"
         return None
@@ -188,6 +223,7 @@ def _space(conv: Convolution, kernel: Kernel, target: Target, found: Sequence[_C
             Ordered("tile_width", tuple(sorted({c.pixels.width for c in found})), best.pixels.width),
             Ordered("oc_blocks", tuple(sorted({c.pixels.oc_blocks for c in found})), best.pixels.oc_blocks),
             Ordered("tile_rows", tuple(sorted({c.block.rows for c in found})), best.block.rows),
+            Choice("padded", (False, True), best.padded),
             Choice("order", ("weights", "pixels"), walk_order(conv, best.pixels, target)),
             Choice("prefetch", (False, True), weights > target.cache_bytes[1] // 2),
         ),
@@ -200,6 +236,8 @@ def _cycles(conv: Convolution, choice: _Choice, target: Target) -> float:
     *outer, height, width = (1, *pixels_of(conv))
     pixels = choice.pixels
     tiles = prod(outer) * -(-height // pixels.height) * -(-width // pixels.width)
+    if choice.padded:
+        tiles = -(-_padded_pixels(conv) // pixels.width)
     tiles *= -(-conv.out_blocks // pixels.oc_blocks)
     one = blocks_cycles(choice.block, prod(dense_steps(conv)[:-1]))
     return conv.batch * (tiles * one + copy_cycles(conv, target))
