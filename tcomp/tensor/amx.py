@@ -95,12 +95,12 @@ class TileBlock:
 
     def configure(self) -> Statement:
         """What comes before all other statements here; sums are zero then."""
-        sizes = (self.rows, self.lanes, self.pairs, self._sums, *self._numbers)
+        sizes = (self.down, self.across, self.rows, self.lanes, self.pairs)
         return _call("_".join([_CONFIGURE, *map(str, sizes)]))
 
     @property
-    def _numbers(self) -> tuple[int, int]:
-        """How many registers the left and the right operand have."""
+    def operands(self) -> tuple[int, int]:
+        """How many registers the left and the right operand have, behind those of the sums."""
         held, passing = self._held, self._passing
         return (passing, held) if self.across <= self.down else (held, passing)
 
@@ -125,7 +125,7 @@ class TileBlock:
     ) -> list[Statement]:
         """Multiply: `left(i)` is the address of the pairs of tile i of rows, which lie `left_bytes` apart,
         and `right(j)` that of the columns of tile j, the next pair's being `right_bytes` further."""
-        lefts, rights = self._numbers
+        lefts, rights = self.operands
         first_left, first_right = self._sums, self._sums + lefts
 
         def load_left(i: int) -> Statement:
@@ -156,6 +156,20 @@ class TileBlock:
         return statements
 
 
+def shapes_of(block: TileBlock) -> bytes:
+    """What `ldtilecfg` reads for a block's tiles: the palette in byte 0, the bytes of a row of each tile from
+    byte 16, its rows from byte 48 (Software Developer's Manual, volume 2, LDTILECFG)."""
+    lefts, rights = block.operands
+    shapes = [(block.rows, block.lanes)] * (block.down * block.across)
+    shapes += [(block.rows, block.pairs)] * lefts + [(block.pairs, block.lanes)] * rights
+    content = bytearray(64)
+    content[0] = 1
+    for tile, (height, width) in enumerate(shapes):
+        content[16 + 2 * tile] = WORD_BYTES * width
+        content[48 + tile] = height
+    return bytes(content)
+
+
 def blocks(rows: Sequence[int], lanes: int, pairs: int) -> list[TileBlock]:
     """All blocks that registers allow, of tiles of so many rows."""
     shapes = [(d, a) for d in range(1, TILES) for a in range(1, TILES) if d * a < TILES]
@@ -172,15 +186,8 @@ def _move(name: str, address: Expression, row_bytes: int) -> Statement:
 
 
 def _configure_text(name: str) -> str:
-    """Intel 64 and IA-32 Architectures Software Developer's Manual, LDTILECFG: the palette in byte 0, the
-    bytes of a row of each tile from byte 16, its rows from byte 48."""
-    rows, lanes, pairs, sums, lefts, rights = map(int, name.removeprefix(f"{_CONFIGURE}_").split("_"))
-    shapes = [(rows, lanes)] * sums + [(rows, pairs)] * lefts + [(pairs, lanes)] * rights
-    content = bytearray(64)
-    content[0] = 1
-    for tile, (height, width) in enumerate(shapes):
-        content[16 + 2 * tile] = WORD_BYTES * width
-        content[48 + tile] = height
+    down, across, rows, lanes, pairs = map(int, name.removeprefix(f"{_CONFIGURE}_").split("_"))
+    content = shapes_of(TileBlock(down, across, rows, lanes, pairs))
     text = "".join(f"\\{byte:02x}" for byte in content)
     return f"""
 @{name}_shapes = private unnamed_addr constant [64 x i8] c"{text}", align 64
