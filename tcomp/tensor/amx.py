@@ -33,6 +33,9 @@ SHORTEST = 10
 """Cycles from one product to the next where tiles have few rows; it is one a row otherwise."""
 LOAD = 8
 """Cycles that a load of 16 rows takes."""
+LINE = 1.0
+"""Cycles that the load of a row adds to a step: one operand comes from the second-level cache, and a busy
+neighbour makes all loads slow."""
 STORE = 16
 """Cycles that a store of 16 rows takes."""
 
@@ -78,7 +81,8 @@ class TileBlock:
         """Estimated cycles of a step, by the latency of sums, the products and the loads."""
         products = self.down * self.across * max(self.rows, SHORTEST)
         loads = LOAD * (self.down * max(self.rows / ROWS, 0.5) + self.across)
-        return max(LATENCY, products, loads) + 0.1 * loads
+        lines = self.down * self.rows + self.across * self.pairs
+        return max(LATENCY, products, loads) + LINE * lines
 
     @property
     def _sums(self) -> int:

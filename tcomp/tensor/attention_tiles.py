@@ -328,7 +328,7 @@ class AttentionTiles:
     def _weighted(self, batch: Index, slot: Expression, row: Expression, panel: Expression) -> Statement:
         """A panel of columns of the output: weighted values times one over the total, with the epilogue."""
         block, sizes, width = self.block, self.sizes, self.shape.width
-        allocate, sums = loops.local((block.height, PANEL), "float32", "sums")
+        allocate, sums = loops.aligned_local((block.height, PANEL), LANES, "float32", "sums")
 
         def right(k: Expression, j: int) -> Expression:
             return tirx.BufferLoad(self.values, [slot, k, panel * PANEL + j])
@@ -353,4 +353,4 @@ class AttentionTiles:
         if rest and width > PANEL:
             finished = tirx.IfThenElse(panel < width // PANEL, rows(PANEL), rows(rest))
         stores = block.store(place, WORD_BYTES * PANEL)
-        return loops.sequence([allocate, product, *stores, finished])
+        return loops.sequence([*allocate, product, *stores, finished])

@@ -18,7 +18,7 @@ from tcomp.tensor.loops import (
     Buffer,
     Expression,
     Statement,
-    local,
+    aligned_local,
     loop,
     loop_nest,
     parallel,
@@ -85,7 +85,7 @@ def tile_blocks_nest(
 
     def one_tile(number: Expression) -> Statement:
         first = tile.first(tile.numbers(number))
-        allocation, sums = local([block.height, block.width], "float32", "sums")
+        allocation, sums = aligned_local([block.height, block.width], block.lanes, "float32", "sums")
 
         def left(i: int, step: Index) -> Expression:
             places = [0] * len(sizes)
@@ -110,7 +110,7 @@ def tile_blocks_nest(
             lambda i, j: tirx.address_of(tirx.BufferLoad(sums, [i * block.rows, j * block.lanes])),
             WORD_BYTES * block.width,
         )
-        work = [allocation, *block.clear(), step(()), *stores]
+        work = [*allocation, *block.clear(), step(()), *stores]
         return sequence([*work, _finished(tile, first, rows, columns, sums, finish, is_output)])
 
     count = tile.count
