@@ -94,8 +94,11 @@ def read_arrays(path: Path) -> dict[str, Any]:
     Raises InputError when it cannot be read.
     """
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
+        with path.open("rb") as file:
+            if not zipfile.is_zipfile(file):
+                raise InputError(f"{path} is no .npz file; write one with numpy.savez")
+            with np.load(file, allow_pickle=False) as stored:
+                return {name: stored[name] for name in stored.files}
     except _DAMAGED as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)[:200]
         raise InputError(f"cannot read {path} as .npz: {reason}; write it with numpy.savez") from None

@@ -232,3 +232,9 @@ def test_a_log_of_a_newer_schema(folder: Path, tmp_path: Path, capsys: Capture) 
         file.write((folder / "small.jsonl").read_bytes() + b'{"cut')
     assert main(["replay", *model, "--log", str(log)]) == 0
     assert capsys.readouterr().err.count("skipped") == 2
+
+
+def test_inputs_that_are_no_npz(folder: Path, capsys: Capture) -> None:
+    library = str(folder / "small.so")
+    assert main(["run", library, "-i", library]) == 2
+    assert "is no .npz file; write one with numpy.savez" in capsys.readouterr().err

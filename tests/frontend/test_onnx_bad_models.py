@@ -118,6 +118,13 @@ def test_shape_that_depends_on_data() -> None:
         import_onnx(model(nodes, {"x": [2]}))
 
 
+@pytest.mark.parametrize("shape", ["2,3", (2.0, 3), "23"])
+def test_input_shapes_that_are_no_numbers(shape: object) -> None:
+    with pytest.raises(ModelError, match="must be whole numbers") as error:
+        import_onnx(relu(), {"x": shape})  # type: ignore[dict-item]
+    assert "`x`" in message(error)
+
+
 @pytest.mark.parametrize(
     ("shapes", "expected"),
     [

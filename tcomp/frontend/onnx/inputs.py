@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 
 import onnx
 
@@ -46,6 +47,11 @@ def input_types(
         raise ModelError(
             f"--input-shape names `{unknown[0]}`, which is no input of the model; inputs: {names}"
         )
+    for name, shape in given.items():
+        if isinstance(shape, str) or not all(isinstance(size, Integral) for size in shape):
+            raise ModelError(
+                f"the shape given for `{name}` is {shape!r}; it must be whole numbers: (1, 3, 224, 224)"
+            )
     names, bindings = DimNames(), dict[str, Dim]()
     types: dict[str, TensorType] = {}
     for value in values:
