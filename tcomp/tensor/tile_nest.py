@@ -69,57 +69,79 @@ def tile_blocks_nest(
     threads: int,
     cycles: float,
 ) -> Statement:
-    """For every tile of the output: clear the sums, go through the steps, and `finish(index, sum)`.
+    """For every tile of the output what `one_block` does; `threads` share pieces of a walk of so many
+    `cycles`."""
+    count = tile.count
+    pieces = pieces_for(count, threads, cycles)
 
-    `threads` share pieces of a walk of so many `cycles`. `columns` are the axes of `tile` that are columns of
-    the product, the last one among them; the others are its rows.
+    def piece(number: Expression) -> Statement:
+        begin, end = share_of(count, number, pieces)
+        walk = loop(
+            count if pieces == 1 else end - begin,
+            lambda i: one_block(tile, block, columns, steps, finish, tile.numbers(begin + i)),
+            "tile",
+        )
+        return sequence([block.configure(), walk, block.release()])
+
+    return parallel(pieces, piece, "piece")
+
+
+def pieces_for(count: int, threads: int, cycles: float) -> int:
+    """Into how many pieces `threads` cut a walk of `count` parts and so many `cycles`."""
+    wanted = min(PIECES * threads, int(cycles / PIECE_CYCLES)) if threads > 1 else 1
+    return min(count, max(threads, wanted))
+
+
+def share_of(count: int, number: Expression, pieces: int) -> tuple[Expression, Expression]:
+    """Where piece `number` of a walk of `count` parts begins and ends."""
+    return number * count // pieces, (number + 1) * count // pieces
+
+
+def one_block(
+    tile: RegisterTile,
+    block: TileBlock,
+    columns: Sequence[int],
+    steps: Steps,
+    finish: Callable[[Index, Expression], Statement],
+    numbers: Sequence[Expression],
+) -> Statement:
+    """For the tile at place `numbers`: clear the sums, go through the steps, and `finish(index, sum)`.
+
+    `columns` are the axes of `tile` that are columns of the product, the last one among them; the others are
+    its rows. The registers are configured for `block`.
     """
     sizes = [t.size for t in tile.axes]
     rows = [a for a in range(len(sizes)) if a not in columns]
     assert prod(sizes[a] for a in rows) == block.height
     assert prod(sizes[a] for a in columns) == block.width
+    first = tile.first(numbers)
+    allocation, sums = local([block.height, block.width], "float32", "sums")
 
-    def one_tile(number: Expression) -> Statement:
-        first = tile.first(tile.numbers(number))
-        allocation, sums = local([block.height, block.width], "float32", "sums")
+    def left(i: int, step: Index) -> Expression:
+        places = [0] * len(sizes)
+        place = i * block.rows
+        for axis in reversed(rows):
+            places[axis], place = place % sizes[axis], place // sizes[axis]
+        point = Point(first.tiles, first.bases, tuple(places))
+        return tirx.address_of(steps.left(point, step))
 
-        def left(i: int, step: Index) -> Expression:
-            places = [0] * len(sizes)
-            place = i * block.rows
-            for axis in reversed(rows):
-                places[axis], place = place % sizes[axis], place // sizes[axis]
-            point = Point(first.tiles, first.bases, tuple(places))
-            return tirx.address_of(steps.left(point, step))
-
-        def step(taken: tuple[Expression, ...]) -> Statement:
-            if len(taken) < len(steps.extents):
-                return loop(steps.extents[len(taken)], lambda i: step((*taken, i)), "step")
-            multiply = block.step(
-                lambda i: left(i, taken),
-                steps.left_bytes,
-                lambda j: tirx.address_of(steps.right(first, taken, j * block.lanes)),
-                WORD_BYTES * steps.width,
-            )
-            return sequence([*steps.ahead(first, taken), *multiply])
-
-        stores = block.store(
-            lambda i, j: tirx.address_of(tirx.BufferLoad(sums, [i * block.rows, j * block.lanes])),
-            WORD_BYTES * block.width,
+    def step(taken: tuple[Expression, ...]) -> Statement:
+        if len(taken) < len(steps.extents):
+            return loop(steps.extents[len(taken)], lambda i: step((*taken, i)), "step")
+        multiply = block.step(
+            lambda i: left(i, taken),
+            steps.left_bytes,
+            lambda j: tirx.address_of(steps.right(first, taken, j * block.lanes)),
+            WORD_BYTES * steps.width,
         )
-        work = [allocation, *block.clear(), step(()), *stores]
-        return sequence([*work, _finished(tile, first, rows, columns, sums, finish)])
+        return sequence([*steps.ahead(first, taken), *multiply])
 
-    count = tile.count
-    wanted = min(PIECES * threads, int(cycles / PIECE_CYCLES)) if threads > 1 else 1
-    pieces = min(count, max(threads, wanted))
-
-    def piece(number: Expression) -> Statement:
-        begin = number * count // pieces
-        end = (number + 1) * count // pieces
-        walk = loop(count if pieces == 1 else end - begin, lambda i: one_tile(begin + i), "tile")
-        return sequence([block.configure(), walk, block.release()])
-
-    return parallel(pieces, piece, "piece")
+    stores = block.store(
+        lambda i, j: tirx.address_of(tirx.BufferLoad(sums, [i * block.rows, j * block.lanes])),
+        WORD_BYTES * block.width,
+    )
+    work = [allocation, *block.clear(), step(()), *stores]
+    return sequence([*work, _finished(tile, first, rows, columns, sums, finish)])
 
 
 def _finished(

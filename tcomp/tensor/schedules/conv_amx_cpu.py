@@ -8,15 +8,13 @@ without strides runs over the flattened pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import prod
 
 from tcomp.target.target import Target
-from tcomp.tensor.amx import LANES, ROWS, TILES, WORD_BYTES, TileBlock, has_tiles
+from tcomp.tensor.amx import LANES, WORD_BYTES, has_tiles
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.convolution import Convolution, WeightPanels, dense_steps
 from tcomp.tensor.direct_convolution import (
-    PixelTile,
     copy_cycles,
     pixels_of,
     register_tile,
@@ -26,8 +24,9 @@ from tcomp.tensor.direct_convolution import (
 from tcomp.tensor.epilogue import epilogue_fits, placeholder_index
 from tcomp.tensor.groups import ways_to_sum
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.knobs import Choice, Config, Ordered, Space
+from tcomp.tensor.knobs import Choice, Config, Space
 from tcomp.tensor.loops import Expression, Statement
+from tcomp.tensor.pixel_blocks import PixelBlock, block_knobs, block_reason, key_of, pixel_blocks
 from tcomp.tensor.register_tile import Index, Point
 from tcomp.tensor.schedules.conv2d_cpu import OPERATORS, Conv2dDirect, output_index
 from tcomp.tensor.template import TEMPLATES, Packed, PackedBy, Scheduled, Template
@@ -35,14 +34,6 @@ from tcomp.tensor.tile_nest import Steps, blocks_cycles, panel_ahead, threads_fo
 from tcomp.tvm_api import tirx
 
 _DTYPE = "bfloat16"
-
-
-@dataclass(frozen=True)
-class _Choice:
-    """A block of tiles as pixels by channel blocks."""
-
-    pixels: PixelTile
-    block: TileBlock
 
 
 class ConvAmxCpu(Template):
@@ -87,7 +78,7 @@ class ConvAmxCpu(Template):
         """1. Pad the input where necessary. 2. One nest over blocks of tiles."""
         assert kernel.anchor is not None
         conv = _convolution(kernel, target)
-        (choice,) = (c for c in _choices(conv) if _key(c) == _key_of(config))
+        (choice,) = (c for c in _choices(conv) if c.key == key_of(config))
         block, order = choice.block, str(config["order"])
         tile = register_tile(conv, choice.pixels, order, LANES, with_rest=False)
         weights = WeightPanels(conv, tile.axes[1])
@@ -133,69 +124,24 @@ def _convolution(kernel: Kernel, target: Target) -> Convolution:
     return Convolution.of(kernel.anchor).in_groups(ways_to_sum(target, _DTYPE))
 
 
-def _choices(conv: Convolution) -> list[_Choice]:
-    """Blocks of tiles that lie in the output: side by side in a row, or in rows below each other."""
-    *_, height, width = (1, *pixels_of(conv))
-    lanes = min(LANES, conv.out_block)
-    if conv.out_block % lanes or conv.chunk_steps > LANES:
-        return []
-    found: list[_Choice] = []
-    for oc_blocks in range(1, conv.out_blocks + 1):
-        across = oc_blocks * conv.out_block // lanes
-        if across >= TILES:
-            break
-        for rows in range(1, min(ROWS, width) + 1):
-            for down in range(1, TILES):
-                block = TileBlock(down, across, rows, lanes, conv.chunk_steps)
-                if not block.fits:
-                    break
-                if down * rows <= width:
-                    found.append(_Choice(PixelTile(1, down * rows, oc_blocks), block))
-                elif down > 1 and down <= height:
-                    found.append(_Choice(PixelTile(down, rows, oc_blocks), block))
-                if 1 < down <= height and down * rows <= width:
-                    found.append(_Choice(PixelTile(down, rows, oc_blocks), block))
-    return found
+def _choices(conv: Convolution) -> list[PixelBlock]:
+    return pixel_blocks(conv, conv.chunk_steps)
 
 
-def _key(choice: _Choice) -> tuple[int, int, int, int]:
-    return choice.pixels.height, choice.pixels.width, choice.pixels.oc_blocks, choice.block.rows
-
-
-def _key_of(config: Config) -> tuple[int, int, int, int]:
-    return (
-        int(config["tile_height"]),
-        int(config["tile_width"]),
-        int(config["oc_blocks"]),
-        int(config["tile_rows"]),
-    )
-
-
-def _space(conv: Convolution, kernel: Kernel, target: Target, found: Sequence[_Choice]) -> Space:
+def _space(conv: Convolution, kernel: Kernel, target: Target, found: Sequence[PixelBlock]) -> Space:
     best = min(found, key=lambda choice: _cycles(conv, choice, target))
-    legal = {_key(choice) for choice in found}
-
-    def reason(config: Config) -> str | None:
-        height, width, oc_blocks, rows = _key_of(config)
-        if _key_of(config) not in legal:
-            return f"{height}x{width}x{oc_blocks} is no block of tiles of {rows} pixels that fits"
-        return None
-
     weights = 2 * conv.out_blocks * conv.out_block * conv.reduced_channels * prod(conv.kernel)
     return Space(
         (
-            Ordered("tile_height", tuple(sorted({c.pixels.height for c in found})), best.pixels.height),
-            Ordered("tile_width", tuple(sorted({c.pixels.width for c in found})), best.pixels.width),
-            Ordered("oc_blocks", tuple(sorted({c.pixels.oc_blocks for c in found})), best.pixels.oc_blocks),
-            Ordered("tile_rows", tuple(sorted({c.block.rows for c in found})), best.block.rows),
+            *block_knobs(found, best),
             Choice("order", ("weights", "pixels"), walk_order(conv, best.pixels, target)),
             Choice("prefetch", (False, True), weights > target.cache_bytes[1] // 2),
         ),
-        reason,
+        block_reason(found),
     )
 
 
-def _cycles(conv: Convolution, choice: _Choice, target: Target) -> float:
+def _cycles(conv: Convolution, choice: PixelBlock, target: Target) -> float:
     """Estimated cycles of the whole convolution."""
     *outer, height, width = (1, *pixels_of(conv))
     pixels = choice.pixels
