@@ -7,6 +7,7 @@ from typing import Literal, get_args
 from tcomp.errors import UnsupportedError, check_choice
 from tcomp.relay.graph import Graph
 from tcomp.target.target import Target
+from tcomp.tensor.patches import rounds_patches
 from tcomp.transform.lower_precision import LowerPrecision, is_lowered, product_kernels
 from tcomp.transform.pass_ import Pass
 from tcomp.transform.round_factors import RoundFactors
@@ -43,7 +44,7 @@ def lowering(target: Target, precision: Precision, keep: str = "") -> Pass | Non
         return None
     if dtype == "tf32":
         return RoundFactors(keep)
-    return LowerPrecision(dtype, keep, plain=target.gpu is not None)
+    return LowerPrecision(dtype, keep, plain=target.gpu is not None, patches=rounds_patches(target))
 
 
 def describe_precision(graph: Graph, target: Target, precision: Precision) -> str:
