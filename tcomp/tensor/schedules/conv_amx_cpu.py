@@ -30,7 +30,7 @@ from tcomp.tensor.pixel_blocks import PixelBlock, block_knobs, block_reason, key
 from tcomp.tensor.register_tile import Index, Point
 from tcomp.tensor.schedules.conv2d_cpu import OPERATORS, Conv2dDirect, output_index
 from tcomp.tensor.template import TEMPLATES, Packed, PackedBy, Scheduled, Template
-from tcomp.tensor.tile_nest import Steps, blocks_cycles, panel_ahead, threads_for, tile_blocks_nest
+from tcomp.tensor.tile_nest import BlockWalk, Steps, blocks_cycles, panel_ahead, threads_for, tile_blocks_nest
 from tcomp.tvm_api import tirx
 
 _DTYPE = "bfloat16"
@@ -115,7 +115,8 @@ class ConvAmxCpu(Template):
         row_words = conv.strides[-1] * int(data.shape[-1])
         steps = Steps(dense_steps(conv)[:-1], left, WORD_BYTES * row_words, right, weights.width, ahead)
         columns, threads = (1, len(tile.axes) - 1), threads_for(kernel, target)
-        nest = tile_blocks_nest(tile, block, columns, steps, finish, threads, _cycles(conv, choice, target))
+        walk = BlockWalk(tile, block, columns, steps, finish)
+        nest = tile_blocks_nest(walk, threads, _cycles(conv, choice, target))
         return anchored.scheduled([*copies, declaration, nest], tile.disjoint)
 
 

@@ -8,7 +8,7 @@ strip walks them panel by panel (order `weights`) or pixels first. Threads share
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import prod
 
 from tcomp.target.target import Target
@@ -26,7 +26,7 @@ from tcomp.tensor.pixel_blocks import PixelBlock, block_knobs, block_reason, key
 from tcomp.tensor.register_tile import Index, Point
 from tcomp.tensor.schedules.conv2d_cpu import Conv2dDirect, output_index
 from tcomp.tensor.template import TEMPLATES, Packed, PackedBy, Scheduled, Template
-from tcomp.tensor.tile_nest import Steps, blocks_cycles, one_block, pieces_for, share_of, threads_for
+from tcomp.tensor.tile_nest import BlockWalk, Steps, blocks_cycles, pieces_for, share_of, threads_for
 from tcomp.tvm_api import tirx
 
 STRIPS = (1, 2, 4, 8, 16, 32, 64)
@@ -108,27 +108,22 @@ class ConvPatchesAmxCpu(Template):
 
             steps = Steps(patches.steps, left, patches.pixel_bytes, right, width, lambda point, step: ())
 
-            def one(panel: Expression, row: Expression, column: Expression) -> Statement:
-                numbers = [image, panel, first + row, column, 0]
-                return one_block(tile, block, (1, 4), steps, finish, numbers)
+            across = (channels.count, tile_columns.count)
+            exact = tile_rows.count % height == 0
+            down = height if exact else tirx.min(tile_rows.count - first, height)
 
-            def pixels(body: Callable[[Expression, Expression], Statement]) -> Statement:
-                exact = tile_rows.count % height == 0
-                count = height if exact else tirx.min(tile_rows.count - first, height)
-                columns = tile_columns.count
-                return loop(
-                    count, lambda row: loop(columns, lambda column: body(row, column), "column"), "row"
-                )
+            def numbers(i: Expression) -> Index:
+                if order == "weights":
+                    rest, column = i // across[1], i % across[1]
+                    panel, row = rest // down, rest % down
+                else:
+                    rest, panel = i // across[0], i % across[0]
+                    row, column = rest // across[1], rest % across[1]
+                return [image, panel, first + row, column, 0]
 
-            if order == "weights":
-                walk = loop(
-                    channels.count, lambda p: pixels(lambda row, column: one(p, row, column)), "panel"
-                )
-            else:
-                walk = pixels(
-                    lambda row, column: loop(channels.count, lambda p: one(p, row, column), "panel")
-                )
-            return sequence([patches.copy(anchored, image, first_row, rows, copy), walk])
+            walk = BlockWalk(tile, block, (1, 4), steps, finish)
+            blocks = walk.blocks(prod(across) * down, numbers)
+            return sequence([patches.copy(anchored, image, first_row, rows, copy), blocks])
 
         def piece(number: Expression) -> Statement:
             allocation, copy = local([most_rows, patches.row_words], WORD, "patches")
@@ -161,13 +156,14 @@ def _space(patches: Patches, kernel: Kernel, target: Target, found: Sequence[Pix
 
 
 def _strip(patches: Patches, choice: PixelBlock, kernel: Kernel, target: Target) -> int:
-    """Rows of tiles whose copy takes up half of the first-level cache, if there are enough for threads."""
+    """As many rows of tiles as leave each thread four strips, of which one takes up little of the cache of
+    the second level: rows that two strips read are copied twice."""
     conv, height = patches.conv, choice.pixels.height
     tile_rows = conv.batch * -(-conv.out_size[0] // height)
 
     def suits(rows: int) -> bool:
-        near = WORD_BYTES * patches.row_words * patches.rows(rows * height) <= target.cache_bytes[0] // 2
-        return near and tile_rows >= 2 * rows * threads_for(kernel, target)
+        near = WORD_BYTES * patches.row_words * patches.rows(rows * height) <= target.cache_bytes[1] // 8
+        return near and tile_rows >= 4 * rows * threads_for(kernel, target)
 
     return max((rows for rows in STRIPS if suits(rows)), default=STRIPS[0])
 
