@@ -12,6 +12,7 @@ from tcomp.codegen.machine import Machine
 from tcomp.plan.program import PlannedKernel, Program, Run
 from tcomp.runtime import Model
 from tcomp.target.target import Target
+from tcomp.tensor.groups import ways_to_sum
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
 from tcomp.tensor.template import template_for
@@ -109,8 +110,12 @@ def _facts(
     weights = sum(packed.get(i, values[i].type).nbytes for i in kernel.constant_inputs)
     tensors = kernel.nbytes - sum(values[i].type.nbytes for i in kernel.constant_inputs)
     moving = machine.move(tensors) + machine.stream(weights, program.weights_bytes)
-    floor = max(kernel.flops / machine.flops, moving)
-    return StepFacts(kernel.flops, tensors + weights, floor, template.id, changed)
+    anchor = kernel.anchor
+    ways = () if anchor is None or not anchor.inputs else ways_to_sum(target, anchor.inputs[0].dtype)
+    rate = max((sums.rate(target) for sums in ways), default=1)
+    floor = max(kernel.flops / (machine.flops * rate), moving)
+    used = template.id_of(default if config is None else config)
+    return StepFacts(kernel.flops, tensors + weights, floor, used, changed)
 
 
 def _speeds(step: StepProfile) -> str:

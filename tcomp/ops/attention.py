@@ -26,7 +26,9 @@ from tcomp.tvm_api import Tensor, te, tirx
 
 
 def _infer(types: Sequence[TensorType], attrs: Attrs) -> list[TensorType]:
-    dtype = same_dtype("attention", types)
+    dtype = same_dtype("attention", types[:3])
+    if len(types) == 4 and types[3].dtype not in (dtype, accumulator(dtype)):
+        raise TypeRuleError(f"`attention` mask {types[3]} is of neither {dtype} nor the type of its sums")
     number(attrs, "scale")
     query, key, value = types[:3]
     if dtype not in FLOATS or min(t.rank for t in types[:3]) < 2:
@@ -139,6 +141,9 @@ declare(
             _sample((3, 4), (5, 4), (5, 2), dtype="float64"),
             _sample((2, 4, 8), (2, 4, 8), (2, 4, 8), dtype="float16", tol=5e-3),
             _sample((2, 4, 8), (2, 4, 8), (2, 4, 8), dtype="bfloat16", tol=4e-2),
+            Sample(
+                (*(TensorType((2, 4, 8), "bfloat16"),) * 3, TensorType((4, 4))), {"scale": 0.5}, atol=4e-2
+            ),
         ),
     )
 )

@@ -33,6 +33,9 @@ SHORTEST = 10
 """Cycles from one product to the next where tiles have few rows; it is one a row otherwise."""
 LOAD = 8
 """Cycles that a load of 16 rows takes."""
+LINE = 1.0
+"""Cycles that the load of a row adds to a step: one operand comes from the second-level cache, and a busy
+neighbour makes all loads slow."""
 STORE = 16
 """Cycles that a store of 16 rows takes."""
 
@@ -78,7 +81,8 @@ class TileBlock:
         """Estimated cycles of a step, by the latency of sums, the products and the loads."""
         products = self.down * self.across * max(self.rows, SHORTEST)
         loads = LOAD * (self.down * max(self.rows / ROWS, 0.5) + self.across)
-        return max(LATENCY, products, loads) + 0.1 * loads
+        lines = self.down * self.rows + self.across * self.pairs
+        return max(LATENCY, products, loads) + LINE * lines
 
     @property
     def _sums(self) -> int:
@@ -95,12 +99,12 @@ class TileBlock:
 
     def configure(self) -> Statement:
         """What comes before all other statements here; sums are zero then."""
-        sizes = (self.rows, self.lanes, self.pairs, self._sums, *self._numbers)
+        sizes = (self.down, self.across, self.rows, self.lanes, self.pairs)
         return _call("_".join([_CONFIGURE, *map(str, sizes)]))
 
     @property
-    def _numbers(self) -> tuple[int, int]:
-        """How many registers the left and the right operand have."""
+    def operands(self) -> tuple[int, int]:
+        """How many registers the left and the right operand have, behind those of the sums."""
         held, passing = self._held, self._passing
         return (passing, held) if self.across <= self.down else (held, passing)
 
@@ -125,7 +129,7 @@ class TileBlock:
     ) -> list[Statement]:
         """Multiply: `left(i)` is the address of the pairs of tile i of rows, which lie `left_bytes` apart,
         and `right(j)` that of the columns of tile j, the next pair's being `right_bytes` further."""
-        lefts, rights = self._numbers
+        lefts, rights = self.operands
         first_left, first_right = self._sums, self._sums + lefts
 
         def load_left(i: int) -> Statement:
@@ -138,6 +142,12 @@ class TileBlock:
             tiles = i * self.across + j, first_left + i % lefts, first_right + j % rights
             return _call("_".join([_MULTIPLY, *map(str, tiles)]))
 
+        # Where every tile has a register, all loads come first: some moments of a busy machine let loads wait
+        # for the products before them, and products for the loads.
+        if (lefts, rights) == (self.down, self.across):
+            places = [(i, j) for i in range(self.down) for j in range(self.across)]
+            loads = [load_right(j) for j in range(rights)] + [load_left(i) for i in range(lefts)]
+            return [*loads, *(multiply(*place) for place in places)]
         statements: list[Statement] = []
         if self.across <= self.down:
             statements += [load_right(j) for j in range(self.across)]
@@ -148,6 +158,20 @@ class TileBlock:
             for j in range(self.across):
                 statements += [load_right(j), *(multiply(i, j) for i in range(self.down))]
         return statements
+
+
+def shapes_of(block: TileBlock) -> bytes:
+    """What `ldtilecfg` reads for a block's tiles: the palette in byte 0, the bytes of a row of each tile from
+    byte 16, its rows from byte 48 (Software Developer's Manual, volume 2, LDTILECFG)."""
+    lefts, rights = block.operands
+    shapes = [(block.rows, block.lanes)] * (block.down * block.across)
+    shapes += [(block.rows, block.pairs)] * lefts + [(block.pairs, block.lanes)] * rights
+    content = bytearray(64)
+    content[0] = 1
+    for tile, (height, width) in enumerate(shapes):
+        content[16 + 2 * tile] = WORD_BYTES * width
+        content[48 + tile] = height
+    return bytes(content)
 
 
 def blocks(rows: Sequence[int], lanes: int, pairs: int) -> list[TileBlock]:
@@ -166,15 +190,8 @@ def _move(name: str, address: Expression, row_bytes: int) -> Statement:
 
 
 def _configure_text(name: str) -> str:
-    """Intel 64 and IA-32 Architectures Software Developer's Manual, LDTILECFG: the palette in byte 0, the
-    bytes of a row of each tile from byte 16, its rows from byte 48."""
-    rows, lanes, pairs, sums, lefts, rights = map(int, name.removeprefix(f"{_CONFIGURE}_").split("_"))
-    shapes = [(rows, lanes)] * sums + [(rows, pairs)] * lefts + [(pairs, lanes)] * rights
-    content = bytearray(64)
-    content[0] = 1
-    for tile, (height, width) in enumerate(shapes):
-        content[16 + 2 * tile] = WORD_BYTES * width
-        content[48 + tile] = height
+    down, across, rows, lanes, pairs = map(int, name.removeprefix(f"{_CONFIGURE}_").split("_"))
+    content = shapes_of(TileBlock(down, across, rows, lanes, pairs))
     text = "".join(f"\\{byte:02x}" for byte in content)
     return f"""
 @{name}_shapes = private unnamed_addr constant [64 x i8] c"{text}", align 64

@@ -380,20 +380,6 @@ class AttentionNest:
         allocate, totals = loops.local((lanes,), dtype, "totals")
         allocate_top, top = loops.local((lanes,), dtype, "top")
 
-        def fold(buffer: Buffer, combine: Callable[[Any, Any], Any]) -> list[Statement]:
-            """Combine the lanes by halves, into the first."""
-            halves: list[Statement] = []
-            width = lanes
-            while width > 1:
-                width //= 2
-
-                def half(lane: Expression, width: int = width) -> Statement:
-                    pair = [tirx.BufferLoad(buffer, [lane + o]) for o in (0, width)]
-                    return tirx.BufferStore(buffer, combine(*pair), [lane])
-
-                halves.append(loops.vectorized(width, half))
-            return halves
-
         def exponential(v: Expression, lane: Expression) -> Statement:
             weight = tirx.Var("weight", dtype)
             below = tirx.BufferLoad(scores, [r, v * lanes + lane]) - tirx.BufferLoad(top, [0])
@@ -429,9 +415,9 @@ class AttentionNest:
                 allocate,
                 allocate_top,
                 loops.vectorized(lanes, begin),
-                *fold(top, tirx.max),
+                *loops.fold_lanes(top, lanes, tirx.max),
                 loops.loop(self.keys // together, several, "v"),
-                *fold(totals, lambda a, b: a + b),
+                *loops.fold_lanes(totals, lanes, lambda a, b: a + b),
                 tirx.BufferStore(scales, tirx.const(1.0, dtype) / tirx.BufferLoad(totals, [0]), [r]),
             ]
         )

@@ -284,11 +284,17 @@ def default_passes(conv: Convolution, tile: PixelTile, target: Target, choices: 
 
 
 def register_tile(
-    conv: Convolution, tile: PixelTile, order: str, lanes: int, with_rest: bool = True
+    conv: Convolution,
+    tile: PixelTile,
+    order: str,
+    lanes: int,
+    with_rest: bool = True,
+    pixels: Sequence[int] = (),
 ) -> RegisterTile:
     """The tiles of the whole output, those of pixels walked inside those of channels (`weights`) or around
-    them (`pixels`). The last tile of a row is a smaller one, or overlaps the one before."""
-    *outer, width = pixels_of(conv)
+    them (`pixels`). The last tile of a row is a smaller one, or overlaps the one before. The extents of
+    `pixels` are those of the output where none are given."""
+    *outer, width = pixels or pixels_of(conv)
     sizes = [1] * len(outer) + [tile.width]
     if outer:
         sizes[-2] = tile.height
@@ -302,10 +308,10 @@ def register_tile(
         *spatial,
         Tiles.of(conv.out_block, conv.out_block),
     ]
-    pixels = list(range(2, 2 + len(spatial)))
-    walk = [0, 1, *pixels] if order == "weights" else [0, *pixels, 1]
-    squares = pixels[-1] if conv.side > 1 else None
-    return RegisterTile.of(axes, [*walk, len(axes) - 1], lanes, [0, *pixels, 1], squares)
+    inner = list(range(2, 2 + len(spatial)))
+    walk = [0, 1, *inner] if order == "weights" else [0, *inner, 1]
+    squares = inner[-1] if conv.side > 1 else None
+    return RegisterTile.of(axes, [*walk, len(axes) - 1], lanes, [0, *inner, 1], squares)
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ import numpy as np
 from tcomp.relay.types import Array, numpy_dtype
 from tcomp.target.target import Target
 from tcomp.tensor import bfloat16
-from tcomp.tensor.amx import LANES, has_tiles
+from tcomp.tensor.amx import LANES, ROWS, has_tiles
 from tcomp.tensor.intrinsics import (
     Expression,
     Instruction,
@@ -77,6 +77,11 @@ class GroupSums:
     side: int = 1
     tiles: bool = False
     """Whether kernels by tile registers (`tcomp.tensor.amx`) multiply these groups too."""
+
+    def rate(self, target: Target) -> int:
+        """Products that a core starts in the time of one of float32: instructions start as often, and tiles
+        multiply as many in a cycle as there are rows."""
+        return ROWS if self.tiles else self.size * target.lanes(self.dtype) // target.lanes("float32")
 
     @property
     def in_word(self) -> int:

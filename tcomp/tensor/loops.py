@@ -298,6 +298,34 @@ def local(shape: Sequence[int], dtype: str, name: str) -> tuple[Statement, Buffe
     return tirx.AllocBuffer(buffer), buffer
 
 
+def aligned_local(shape: Sequence[int], lanes: int, dtype: str, name: str) -> tuple[list[Statement], Buffer]:
+    """As `local`, aligned to vectors of `lanes` elements, which divide the last extent.
+
+    TVM aligns a buffer on the stack to 16 bytes, or to its elements where these are larger.
+    """
+    vectors = tirx.decl_buffer(
+        [*shape[:-1], shape[-1] // lanes], f"{dtype}x{lanes}", name=name, scope="local"
+    )
+    elements = tirx.decl_buffer(list(shape), dtype, name=name, data=vectors.data, scope="local")
+    return [tirx.AllocBuffer(vectors), tirx.DeclBuffer(elements, data=vectors.data)], elements
+
+
+def fold_lanes(
+    buffer: Buffer, lanes: int, combine: Callable[[Expression, Expression], Expression]
+) -> list[Statement]:
+    """Combine the lanes of a vector, a power of two of them, by halves into the first."""
+    halves: list[Statement] = []
+    while lanes > 1:
+        lanes //= 2
+
+        def half(lane: Expression, width: int = lanes) -> Statement:
+            pair = [tirx.BufferLoad(buffer, [lane + offset]) for offset in (0, width)]
+            return tirx.BufferStore(buffer, combine(*pair), [lane])
+
+        halves.append(vectorized(lanes, half))
+    return halves
+
+
 def aligned_stack(lanes: int, dtype: str) -> Statement:
     """What makes LLVM align the stack for vectors that it spills.
 

@@ -18,13 +18,14 @@ from tcomp.tensor.loops import (
     Buffer,
     Expression,
     Statement,
-    local,
+    aligned_local,
     loop,
     parallel,
     prefetch,
     sequence,
     unrolled,
     vectorized,
+    written_out,
 )
 from tcomp.tensor.register_tile import Index, Point, RegisterTile
 from tcomp.tvm_api import tirx
@@ -65,7 +66,8 @@ class BlockWalk:
     """Tiles of the output, block after block: sums are cleared, go through the steps, and are finished.
 
     `columns` are the axes of `tile` that are columns of the product, the last one among them; the others are
-    its rows. `finish(index, sum)` is what happens with a sum. The registers are configured for `block`.
+    its rows. `finish(index, sum)` is what happens with a sum, but for rows whose index `is_output` denies.
+    The registers are configured for `block`.
     """
 
     tile: RegisterTile
@@ -73,6 +75,7 @@ class BlockWalk:
     columns: tuple[int, ...]
     steps: Steps
     finish: Callable[[Index, Expression], Statement]
+    is_output: Callable[[Index], Expression] | None = None
 
     def __post_init__(self) -> None:
         assert prod(self._sizes[a] for a in self._rows) == self.block.height
@@ -93,7 +96,7 @@ class BlockWalk:
         the registers of tiles are too few for a CPU to get there by itself.
         """
         block = self.block
-        allocation, sums = local([2, block.height, block.width], "float32", "sums")
+        allocation, sums = aligned_local([2, block.height, block.width], block.lanes, "float32", "sums")
 
         def address(half: Expression, row: int, column: int) -> Expression:
             return tirx.address_of(tirx.BufferLoad(sums, [half, row, column]))
@@ -110,7 +113,7 @@ class BlockWalk:
         last = count - 1
         end = self._first(numbers(last))
         rest = loop(block.height, lambda row: self._finished(end, sums, last % 2, row), "row")
-        return sequence([allocation, loop(count, one, "block"), rest])
+        return sequence([*allocation, loop(count, one, "block"), rest])
 
     def _first(self, numbers: Index) -> Point:
         return self.tile.first(numbers)
@@ -168,16 +171,17 @@ class BlockWalk:
             point = Point(first.tiles, first.bases, at)
             return self.finish(point.index, tirx.BufferLoad(sums, [half, row, column]))
 
-        def nest(places: dict[int, Expression], axes: Sequence[int]) -> Statement:
-            if axes:
-                axis, *inner = axes
-                return unrolled(self._sizes[axis], lambda i: nest({**places, axis: i}, inner))
+        def vectors(inner: Sequence[Expression]) -> Statement:
+            places = dict(zip(outer, inner, strict=True))
             return unrolled(
                 self._sizes[last] // lanes,
                 lambda v: vectorized(lanes, lambda lane: element({**places, last: v * lanes + lane})),
             )
 
-        return nest({}, outer)
+        whole = written_out([self._sizes[axis] for axis in outer], vectors)
+        if self.is_output is None:
+            return whole
+        return tirx.IfThenElse(self.is_output(begin.index), whole, None)
 
 
 def tile_blocks_nest(walk: BlockWalk, threads: int, cycles: float) -> Statement:

@@ -35,8 +35,6 @@ from tcomp.transform.pass_ import Pass, declare_pass
 
 MOVING_ANCHORS = ("max_pool1d", "max_pool2d", "max_pool3d")
 """Anchors whose results are elements of their operand."""
-WIDE_OPERANDS = ("attention",)
-"""Anchors that read float32 only."""
 RANGES = {"float16": 65504.0, "bfloat16": 3.3e38}
 """The 16-bit types and the largest magnitude that constants may have in each."""
 _LARGEST_LEVEL = 255
@@ -50,14 +48,16 @@ class LowerPrecision(Pass):
     """Let products of float32 take operands of `dtype`.
 
     `keep` names kernels that stay in float32 with everything they read and write, joined by `|`. Convolutions
-    whose channels are not blocked gain nothing on CPUs, and are lowered when `plain` says so. With `patches`,
-    convolutions that have them (`tcomp.tensor.patches`) round what they read to `dtype`, which is bfloat16.
+    whose channels are not blocked gain nothing on CPUs, and are lowered when `plain` says so; attention, but
+    for its mask, is when `attention` says so. With `patches`, convolutions that have them
+    (`tcomp.tensor.patches`) round what they read to `dtype`, which is bfloat16.
     """
 
     name: ClassVar[str] = "lower-precision"
     dtype: str = "float16"
     keep: str = ""
     plain: bool = False
+    attention: bool = False
     patches: bool = False
 
     def transform(self, graph: Graph, stats: Counter[str]) -> Graph:
@@ -78,7 +78,11 @@ def product_kernels(graph: Graph) -> list[Node]:
 def is_lowered(kernel: Node) -> bool:
     """Whether a kernel's product takes operands of 16 bits, or rounds them."""
     anchor = _anchor(kernel)
-    if anchor is None or not _is_product(anchor, plain=True):
+    if anchor is None:
+        return False
+    if anchor.op == "attention":
+        return anchor.inputs[0].dtype in RANGES
+    if not _is_product(anchor, plain=True):
         return False
     return anchor.inputs[0].dtype in RANGES or bool(anchor.attrs["multiply_as"])
 
@@ -105,6 +109,15 @@ def _anchor(node: Node) -> Node | None:
     return next(iter(anchors_of(graph_attribute(node.attrs, "body"))), None)
 
 
+def _rows_of_attention(anchor: Node, body: Graph) -> set[int]:
+    """The inputs of a kernel's body that its attention has queries, keys and values from."""
+    wanted = set(anchor.inputs[:3])
+    for node in reversed(body.nodes):
+        if wanted & set(node.outputs):
+            wanted |= set(node.inputs)
+    return {i for i, v in enumerate(body.inputs) if v in wanted}
+
+
 class _Lowering:
     """A graph under conversion."""
 
@@ -113,6 +126,7 @@ class _Lowering:
         self._dtype = options.dtype
         self._keep = frozenset(options.keep.split("|")) - {""}
         self._plain = options.plain
+        self._attention = options.attention
         self._patches = options.patches
         self._stats = stats
         self._groups: dict[Value, Value] = {}
@@ -166,8 +180,15 @@ class _Lowering:
                 touched |= reads | writes
             elif self._rounds(node):
                 touched |= writes
-            elif anchor is not None and anchor.op in WIDE_OPERANDS:
-                fixed |= reads
+            elif anchor is not None and anchor.op == "attention":
+                rows = {
+                    self._group(node.inputs[i])
+                    for i in _rows_of_attention(anchor, graph_attribute(node.attrs, "body"))
+                }
+                if self._attention:
+                    touched |= rows | writes
+                else:
+                    fixed |= reads
         return frozenset(v for v in touched - fixed if v.dtype == "float32")
 
     def _is_narrow(self, value: Value) -> bool:
@@ -264,6 +285,8 @@ class _Body:
         moved = {v.dtype for v, old in zip(operands, node.inputs, strict=True) if old.dtype == "float32"}
         if node is self._product:
             attrs = {**node.attrs, "out_dtype": "float32"}
+        elif node.op == "attention" and {v.dtype for v in operands[:3]} == {self._dtype}:
+            operands[3:] = [self._as(v, "float32") for v in operands[3:]]
         elif (OPS[node.op].kind not in _MOVING and node.op not in MOVING_ANCHORS) or len(moved) > 1:
             operands = [self._as(v, old.dtype) for v, old in zip(operands, node.inputs, strict=True)]
         if node is self._rounding:

@@ -7,6 +7,7 @@ import random
 import numpy as np
 import pytest
 from pair_types import assert_near
+from test_attention import attention
 from test_conv_pairs import conv
 from test_matmul_pairs import CASES as MATMULS
 from tile_targets import tile_target  # noqa: F401  (a fixture)
@@ -14,7 +15,7 @@ from tile_targets import tile_target  # noqa: F401  (a fixture)
 from tcomp.codegen.jit import build_kernel
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.evaluate import evaluate
-from tcomp.relay.types import numpy_dtype
+from tcomp.relay.types import Array, numpy_dtype
 from tcomp.target.target import TARGETS, Target
 from tcomp.tensor.amx import TILES, TileBlock, blocks
 from tcomp.tensor.kernel import Kernel
@@ -62,12 +63,27 @@ CONVOLUTIONS = {
 }
 
 
-def assert_matches(kernel: Kernel, target: Target, config: Config | None = None) -> None:
+ATTENTION = {
+    "whole tiles": attention((2, 3, 32, 32), (2, 3, 64, 32), (2, 3, 64, 32), dtype="bfloat16"),
+    "ragged": attention((2, 37, 20), (2, 45, 20), (2, 45, 23), dtype="bfloat16"),
+    "odd depth, several panels": attention((1, 40, 37), (1, 101, 37), (1, 101, 70), dtype="bfloat16"),
+    "mask": attention((2, 3, 20, 16), (2, 3, 24, 16), (2, 3, 24, 16), (2, 1, 1, 24), dtype="bfloat16"),
+    "square mask": attention((20, 16), (24, 16), (24, 16), (20, 24), dtype="bfloat16"),
+    "shared keys": attention((2, 4, 5, 8), (2, 1, 5, 8), (2, 1, 5, 8), dtype="bfloat16"),
+    "one row": attention((1, 64), (77, 64), (77, 64), dtype="bfloat16"),
+    "epilogue": attention((2, 20, 16), (2, 20, 16), (2, 20, 16), dtype="bfloat16", relu=True),
+    "computed queries": attention((2, 16, 20), (2, 20, 16), (2, 20, 16), dtype="bfloat16", transposed=True),
+}
+
+
+def random_arrays(kernel: Kernel) -> list[Array]:
     generator = np.random.default_rng(0)
-    arrays = [
-        generator.standard_normal(v.type.static_shape).astype(numpy_dtype(v.type.dtype))
-        for v in kernel.body.inputs
-    ]
+    types = [v.type for v in kernel.body.inputs]
+    return [generator.standard_normal(t.static_shape).astype(numpy_dtype(t.dtype)) for t in types]
+
+
+def assert_matches(kernel: Kernel, target: Target, config: Config | None = None) -> None:
+    arrays = random_arrays(kernel)
     (found,), (expected,) = build_kernel(kernel, target, config)(arrays), evaluate(kernel.body, arrays)
     assert_near(found, expected, "bfloat16")
 
@@ -95,6 +111,23 @@ def test_convolutions(name: str, tile_target: Target) -> None:  # noqa: F811
     _, space = choices_for(kernel, tile_target)
     assert space.default["algorithm"] == "conv_amx_cpu"
     assert_matches(kernel, tile_target)
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_attention(name: str, tile_target: Target) -> None:  # noqa: F811
+    """Weights are rounded to bfloat16: an error of 2^-9 of each, which largely cancel."""
+    kernel = ATTENTION[name]
+    _, space = choices_for(kernel, tile_target)
+    for rows in {space.default["tile_rows"], 1}:
+        config = {**space.default, "tile_rows": rows}
+        assert config["algorithm"] == "attention_amx_cpu"
+        arrays = random_arrays(kernel)
+        (found,), (expected,) = (
+            build_kernel(kernel, tile_target, config)(arrays),
+            evaluate(kernel.body, arrays),
+        )
+        error = np.abs(found.astype(np.float64) - expected.astype(np.float64))
+        assert error.max() <= 2.0**-7 * max(1.0, np.abs(expected.astype(np.float64)).max())
 
 
 @pytest.mark.parametrize("seed", range(6))

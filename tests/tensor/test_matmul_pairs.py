@@ -143,3 +143,20 @@ def test_packing_pads_an_odd_depth() -> None:
     (sums,) = ways_to_sum(HARDWARE["float16"], "float16")
     pairs = sums.pack(matrix).view(np.float16).reshape(2, 2, 2)
     np.testing.assert_array_equal(pairs, [[[0, 2], [1, 3]], [[4, 0], [5, 0]]])
+
+
+@pytest.mark.parametrize(
+    ("target", "dtype", "rate"),
+    [
+        (HARDWARE["float16"], "float16", 2),
+        (TARGETS["znver4"], "bfloat16", 2),
+        (TARGETS["emeraldrapids"], "bfloat16", 16),
+        (TARGETS["cortex-a76"], "float16", 2),
+        (TARGETS["cortex-a76"], "int8", 4),
+        (TARGETS["cortex-x2"], "bfloat16", 4),
+        (TARGETS["cortex-x2"], "int8", 8),
+    ],
+)
+def test_rates_of_products(target: Target, dtype: str, rate: int) -> None:
+    """As llvm-mca counts them for ARM, and `scripts/bench_instructions.py` on x86."""
+    assert max(sums.rate(target) for sums in ways_to_sum(target, dtype)) == rate

@@ -10,7 +10,7 @@ import pytest
 from tcomp.errors import GraphError
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.evaluate import evaluate
-from tcomp.relay.graph import Attr, Graph, Value
+from tcomp.relay.graph import Attr, Graph, Node, Value
 from tcomp.target.parse import parse_target
 from tcomp.target.target import TARGETS, Target
 from tcomp.tensor.kernel import Kernel
@@ -184,3 +184,34 @@ def test_packed_weights_become_16_bits_by_their_scales(largest: float, lowered: 
     array = rng.standard_normal((4, 1024)).astype(np.float32)
     (exact,), (found,) = evaluate(graph, [array]), evaluate(optimized, [array])
     np.testing.assert_allclose(found, exact, atol=1e-2 * np.abs(exact).max())
+
+
+def masked_attention() -> Graph:
+    """Attention over merged products of one input, with a mask that is one of the graph's."""
+    rng = np.random.default_rng(0)
+    builder = GraphBuilder()
+    x, mask = builder.input("x", (16, 32)), builder.input("mask", (16, 16))
+    rows = [
+        builder.op(
+            "matmul", builder.op("relu", x), builder.constant(rng.standard_normal((32, 32), np.float32))
+        )
+        for _ in range(3)
+    ]
+    return builder.build(builder.op("relu", builder.op("attention", *rows, mask, scale=0.2)))
+
+
+def test_attention_is_lowered_where_there_are_tiles() -> None:
+    """Its mask stays as it is, and so do all operands elsewhere."""
+    x = [np.random.default_rng(1).standard_normal(s).astype(np.float32) for s in ((16, 32), (16, 16))]
+    (exact,) = evaluate(masked_attention(), x)
+    for target, narrow in ((TARGETS["emeraldrapids"], True), (BF16, False)):
+        optimized = optimize(masked_attention(), target, precision="fast")
+        (anchor,) = (a for n in optimized.nodes for a in anchors_of(n) if a.op == "attention")
+        assert [v.dtype for v in anchor.inputs] == ["bfloat16" if narrow else "float32"] * 3 + ["float32"]
+        (fast,) = evaluate(optimized, x)
+        assert 0 < np.abs(fast - exact).max() < 5e-2 * np.abs(exact).max()
+
+
+def anchors_of(node: Node) -> list[Node]:
+    body = node.attrs.get("body")
+    return list(body.nodes) if isinstance(body, Graph) else []

@@ -2,7 +2,9 @@
 
 A tile of the left operand is `tile_rows` neighbouring pixels of a row by the channels of a block, where they
 lie. A block of tiles is `tile_height x tile_width` pixels by `oc_blocks` channel blocks. A 1x1 convolution
-without strides runs over the flattened pixels.
+without strides runs over the flattened pixels. Another one without strides may run over those of the
+`padded` image, so that tiles are full where rows are of few pixels: what is computed for places beyond the
+ends of rows is dropped.
 """
 
 from __future__ import annotations
@@ -80,7 +82,8 @@ class ConvAmxCpu(Template):
         conv = _convolution(kernel, target)
         (choice,) = (c for c in _choices(conv) if c.key == key_of(config))
         block, order = choice.block, str(config["order"])
-        tile = register_tile(conv, choice.pixels, order, LANES, with_rest=False)
+        extents = (_padded_pixels(conv),) if choice.padded else ()
+        tile = register_tile(conv, choice.pixels, order, LANES, with_rest=False, pixels=extents)
         weights = WeightPanels(conv, tile.axes[1])
         constant = placeholder_index(kernel, kernel.anchor.inputs[1])
         assert constant is not None
@@ -94,6 +97,8 @@ class ConvAmxCpu(Template):
         def left(point: Point, step: Index) -> Expression:
             n, _, *pixel, _ = point.index
             chunk, *taps = step
+            if choice.padded:
+                pixel = [0, *pixel]
             at = conv.unflatten(*pixel) if conv.is_pointwise else conv.position(pixel, taps)
             return conv.read(data, n, source_block(conv, point.bases[1], chunk), at)
 
@@ -109,13 +114,21 @@ class ConvAmxCpu(Template):
             words = block.pairs * weights.width
             return panel_ahead(panels, [point.tiles[1] + 1, *step, 0, 0], number, words, walked)
 
+        pitch = _pitch(conv)
+
         def finish(index: Index, value: Expression) -> Statement:
+            if choice.padded:
+                n, out, pixel, lane = index
+                index = [n, out, pixel // pitch, pixel % pitch, lane]
             return anchored.finish(output_index(conv, index), value)
+
+        def is_output(index: Index) -> Expression:
+            return index[2] % pitch < conv.out_size[-1]
 
         row_words = conv.strides[-1] * int(data.shape[-1])
         steps = Steps(dense_steps(conv)[:-1], left, WORD_BYTES * row_words, right, weights.width, ahead)
         columns, threads = (1, len(tile.axes) - 1), threads_for(kernel, target)
-        walk = BlockWalk(tile, block, columns, steps, finish)
+        walk = BlockWalk(tile, block, columns, steps, finish, is_output if choice.padded else None)
         nest = tile_blocks_nest(walk, threads, _cycles(conv, choice, target))
         return anchored.scheduled([*copies, declaration, nest], tile.disjoint)
 
@@ -125,8 +138,19 @@ def _convolution(kernel: Kernel, target: Target) -> Convolution:
     return Convolution.of(kernel.anchor).in_groups(ways_to_sum(target, _DTYPE))
 
 
+def _pitch(conv: Convolution) -> int:
+    """Pixels of a row of the padded image."""
+    return conv.in_size[-1] + conv.pad_begin[-1] + conv.pad_end[-1]
+
+
+def _padded_pixels(conv: Convolution) -> int:
+    """Pixels of the padded image from the first to the last one that an output begins at."""
+    return (conv.out_size[0] - 1) * _pitch(conv) + conv.out_size[-1]
+
+
 def _choices(conv: Convolution) -> list[PixelBlock]:
-    return pixel_blocks(conv, conv.chunk_steps)
+    has_flat = len(conv.kernel) == 2 and conv.strides == (1, 1) and not conv.is_pointwise
+    return pixel_blocks(conv, conv.chunk_steps, _padded_pixels(conv) if has_flat else 0)
 
 
 def _space(conv: Convolution, kernel: Kernel, target: Target, found: Sequence[PixelBlock]) -> Space:
@@ -135,6 +159,7 @@ def _space(conv: Convolution, kernel: Kernel, target: Target, found: Sequence[Pi
     return Space(
         (
             *block_knobs(found, best),
+            Choice("padded", (False, True), best.padded),
             Choice("order", ("weights", "pixels"), walk_order(conv, best.pixels, target)),
             Choice("prefetch", (False, True), weights > target.cache_bytes[1] // 2),
         ),
@@ -147,6 +172,8 @@ def _cycles(conv: Convolution, choice: PixelBlock, target: Target) -> float:
     *outer, height, width = (1, *pixels_of(conv))
     pixels = choice.pixels
     tiles = prod(outer) * -(-height // pixels.height) * -(-width // pixels.width)
+    if choice.padded:
+        tiles = -(-_padded_pixels(conv) // pixels.width)
     tiles *= -(-conv.out_blocks // pixels.oc_blocks)
     one = blocks_cycles(choice.block, prod(dense_steps(conv)[:-1]))
     return conv.batch * (tiles * one + copy_cycles(conv, target))

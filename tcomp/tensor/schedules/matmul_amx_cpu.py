@@ -51,9 +51,12 @@ class MatmulAmxCpu(Template):
         found = _blocks(product)
         best = min(found, key=lambda block: _cycles(product, block))
         legal = {(b.down, b.across, b.rows) for b in found}
-        left, right = (product.batch_size * n * product.depth for n in (product.rows, product.columns))
-        near = PAIR * right <= target.cache_bytes[1] // 2
-        far = constant_right(kernel) is not None and not near
+        l1, l2, _ = target.cache_bytes
+        rows, right = (PAIR * n * product.depth for n in (best.height, product.columns))
+        far = constant_right(kernel) is not None and right > l2 // 2
+
+        # Rows that stay in the first-level cache let panels stream by; of panels, rows are further apart.
+        order = "rows" if 2 * rows <= l1 and 4 * right <= 3 * l2 else "panels"
 
         def reason(config: Config) -> str | None:
             down, across, rows = (int(config[name]) for name in ("down", "across", "tile_rows"))
@@ -66,7 +69,7 @@ class MatmulAmxCpu(Template):
                 Ordered("down", tuple(sorted({b.down for b in found})), best.down),
                 Ordered("across", tuple(sorted({b.across for b in found})), best.across),
                 Ordered("tile_rows", tuple(sorted({b.rows for b in found})), best.rows),
-                Choice("order", ("panels", "rows"), "rows" if near and right < left else "panels"),
+                Choice("order", ("panels", "rows"), order),
                 Choice("prefetch", (False, True), far),
                 Choice("parallel", (False, True), threads_for(kernel, target) > 1),
             ),

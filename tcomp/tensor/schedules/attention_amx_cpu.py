@@ -1,0 +1,80 @@
+"""Attention of bfloat16 by tile registers, a block of query rows at a time; see `attention_tiles`."""
+
+from __future__ import annotations
+
+from math import prod
+
+from tcomp.target.target import Target
+from tcomp.tensor.amx import LANES, ROWS, TileBlock, has_tiles
+from tcomp.tensor.attention_nest import Shape
+from tcomp.tensor.attention_tiles import AttentionTiles, Sizes
+from tcomp.tensor.groups import ways_to_sum
+from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.knobs import Choice, Config, Ordered, Space
+from tcomp.tensor.schedules.attention_cpu import AttentionCpu
+from tcomp.tensor.template import TEMPLATES, Scheduled, Template
+from tcomp.tensor.tile_nest import PIECES, threads_for
+
+_DTYPE = "bfloat16"
+_EXPONENTIAL = 1.5
+"""Cycles of an element of softmax, in vectors."""
+
+
+class AttentionAmxCpu(Template):
+    """Both products by tile registers; see the module's text."""
+
+    name = "attention_amx_cpu"
+    alternative_to = AttentionCpu.name
+
+    def accepts(self, kernel: Kernel, target: Target) -> bool:
+        if not has_tiles(target) or target.fast_dtype != _DTYPE or kernel.anchor is None:
+            return False
+        operands = kernel.anchor.inputs[:3]
+        return AttentionCpu().accepts(kernel, target) and all(v.dtype == _DTYPE for v in operands)
+
+    def estimate(self, kernel: Kernel, target: Target) -> float:
+        shape = _shape(kernel)
+        return min(_cycles(shape, rows) for rows in _tile_rows(shape))
+
+    def space(self, kernel: Kernel, target: Target) -> Space:
+        shape = _shape(kernel)
+        rows = _tile_rows(shape)
+        best = min(rows, key=lambda n: (_cycles(shape, n), n))
+        return Space(
+            (
+                Ordered("tile_rows", rows, best),
+                Choice("parallel", (False, True), threads_for(kernel, target) > 1),
+            )
+        )
+
+    def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
+        block = _block(_shape(kernel), int(config["tile_rows"]))
+        sums = ways_to_sum(target, _DTYPE)[-1]
+        heads = prod(_shape(kernel).batch)
+        pieces = min(heads, PIECES * max(2, target.cores)) if config["parallel"] else 1
+        return AttentionTiles(kernel, block, target.lanes(), sums, pieces).scheduled()
+
+
+def _shape(kernel: Kernel) -> Shape:
+    assert kernel.anchor is not None
+    return Shape.of(kernel.anchor)
+
+
+def _block(shape: Shape, rows: int) -> TileBlock:
+    return TileBlock(min(2, shape.rows), 2, rows, LANES, LANES)
+
+
+def _tile_rows(shape: Shape) -> tuple[int, ...]:
+    return tuple(range(1, min(ROWS, shape.rows // min(2, shape.rows)) + 1))
+
+
+def _cycles(shape: Shape, rows: int) -> float:
+    """Estimated cycles: the tiles of both products, and softmax."""
+    block, sizes = _block(shape, rows), Sizes.of(shape)
+    steps = sizes.keys // block.width * sizes.depth // (2 * LANES)
+    steps += sizes.columns // block.width * sizes.keys // (2 * LANES)
+    softmax = block.height * (_EXPONENTIAL * sizes.keys + 30)
+    return prod(shape.batch) * -(-shape.rows // block.height) * (steps * block.step_cycles + softmax)
+
+
+TEMPLATES.register(AttentionAmxCpu.name, AttentionAmxCpu())
