@@ -255,6 +255,7 @@ _SAMPLES = {
         ),
         _sample((1, 3, 6, 6), (4, 3, 3, 3), "bfloat16", 1e-4, out_dtype="float32"),
         _sample((1, 8, 6, 6), (4, 8, 3, 3), tol=2e-2, multiply_as="tf32"),
+        _sample((1, 3, 9, 9), (18, 3, 3, 3), tol=8e-2, out_layout=BLOCKED, multiply_as="bfloat16"),
     ),
     3: (
         _sample((1, 3, 5, 6, 5), (4, 3, 3, 2, 3), padding=(1, 0, 1, 1, 1, 0)),

@@ -4,7 +4,8 @@
 float32, may stay float32, and those of int8, summed in int32, may stay int32. Without it the result has the
 operands' type.
 
-`multiply_as` lets kernels round the operands to a narrower type where they multiply them: tf32 for float32.
+`multiply_as` lets kernels round the operands to a narrower type where they multiply them: tf32 or bfloat16
+for float32.
 The reference does.
 """
 

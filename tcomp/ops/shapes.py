@@ -11,7 +11,7 @@ from tcomp.errors import TypeRuleError
 from tcomp.relay.attributes import text
 from tcomp.relay.dims import Dim
 from tcomp.relay.graph import Attrs
-from tcomp.relay.types import ROUNDED, Array, TensorType, numpy_dtype, rounded_to_tf32, type_of
+from tcomp.relay.types import FACTORS, Array, TensorType, numpy_dtype, rounded_to_tf32, type_of
 from tcomp.tvm_api import Tensor, te
 
 
@@ -79,15 +79,21 @@ def out_dtype(op: str, dtype: str, attrs: Attrs) -> str:
 def check_factors(op: str, dtype: str, attrs: Attrs) -> None:
     """Raise TypeRuleError unless attribute `multiply_as` names what operands of `dtype` can be rounded to."""
     chosen = text(attrs, "multiply_as")
-    if chosen and ROUNDED.get(chosen) != dtype:
-        known = " or ".join(f"{name} for {stored}" for name, stored in ROUNDED.items())
+    if chosen and FACTORS.get(chosen) != dtype:
+        known = " or ".join(f"{name} for {stored}" for name, stored in FACTORS.items())
         raise TypeRuleError(f"`{op}`: multiply_as is {chosen}, operands are {dtype}; it can be {known}")
 
 
 def factors(arrays: Sequence[Array], attrs: Attrs) -> list[Array]:
     """Operands of a product as it multiplies them, in the element type of `exact`."""
-    rounded = [rounded_to_tf32(a) for a in arrays] if text(attrs, "multiply_as") == "tf32" else arrays
-    return [exact(a) for a in rounded]
+    return [exact(_rounded(a, text(attrs, "multiply_as"))) for a in arrays]
+
+
+def _rounded(array: Array, dtype: str) -> Array:
+    """`array` with the numbers of `dtype`, one of `FACTORS`, that are nearest; itself where that is empty."""
+    if not dtype:
+        return array
+    return rounded_to_tf32(array) if dtype == "tf32" else array.astype(numpy_dtype(dtype))
 
 
 def widened(array: Array) -> Array:

@@ -36,10 +36,12 @@ SHORT_NAMES = {
 
 
 ROUNDED = {"tf32": "float32"}
-"""Types that products may round their operands to, and the element types in which these are stored.
+"""Types of no tensor that products may round their operands to, and the element types that hold these.
 
 tf32 is float32 with 10 bits of mantissa, what tensor cores multiply.
 """
+FACTORS = {**ROUNDED, "bfloat16": "float32"}
+"""All types that products may round their operands to, and the element types of those operands."""
 
 
 def stored_as(dtype: str) -> str:

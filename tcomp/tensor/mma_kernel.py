@@ -11,7 +11,7 @@ from math import prod
 from typing import Any
 
 from tcomp.relay.op import OPS, FusionKind
-from tcomp.relay.types import Array, rounded_to_tf32
+from tcomp.relay.types import ROUNDED, Array, rounded_to_tf32
 from tcomp.target.target import Target
 from tcomp.tensor.alignment import VECTOR_TYPES
 from tcomp.tensor.anchored import Anchored
@@ -42,9 +42,10 @@ def multiplies(kernel: Kernel, target: Target) -> bool:
 
 
 def factor_dtype(kernel: Kernel) -> str:
-    """The type in which the anchor of `kernel` multiplies its operands."""
+    """The type in which tensor cores multiply the operands of the anchor of `kernel`, as these are stored."""
     assert kernel.anchor is not None
-    return str(kernel.anchor.attrs.get("multiply_as") or kernel.anchor.inputs[0].dtype)
+    rounded = str(kernel.anchor.attrs.get("multiply_as"))
+    return rounded if rounded in ROUNDED else kernel.anchor.inputs[0].dtype
 
 
 def as_factors(kernel: Kernel, array: Array) -> Array:

@@ -20,7 +20,6 @@ from tcomp.tensor.loops import (
     Statement,
     aligned_local,
     loop,
-    loop_nest,
     parallel,
     prefetch,
     sequence,
@@ -62,114 +61,151 @@ class Steps:
     ahead: Callable[[Point, Index], Sequence[Statement]]
 
 
-def tile_blocks_nest(
-    tile: RegisterTile,
-    block: TileBlock,
-    columns: Sequence[int],
-    steps: Steps,
-    finish: Callable[[Index, Expression], Statement],
-    threads: int,
-    cycles: float,
-    is_output: Callable[[Index], Expression] | None = None,
-) -> Statement:
-    """For every tile of the output: clear the sums, go through the steps, and `finish(index, sum)`.
+@dataclass(frozen=True)
+class BlockWalk:
+    """Tiles of the output, block after block: sums are cleared, go through the steps, and are finished.
 
-    `threads` share pieces of a walk of so many `cycles`. `columns` are the axes of `tile` that are columns of
-    the product, the last one among them; the others are its rows. Rows whose index `is_output` denies are not
-    finished.
+    `columns` are the axes of `tile` that are columns of the product, the last one among them; the others are
+    its rows. `finish(index, sum)` is what happens with a sum, but for rows whose index `is_output` denies.
+    The registers are configured for `block`.
     """
-    sizes = [t.size for t in tile.axes]
-    rows = [a for a in range(len(sizes)) if a not in columns]
-    assert prod(sizes[a] for a in rows) == block.height
-    assert prod(sizes[a] for a in columns) == block.width
 
-    def one_tile(number: Expression) -> Statement:
-        first = tile.first(tile.numbers(number))
-        allocation, sums = aligned_local([block.height, block.width], block.lanes, "float32", "sums")
+    tile: RegisterTile
+    block: TileBlock
+    columns: tuple[int, ...]
+    steps: Steps
+    finish: Callable[[Index, Expression], Statement]
+    is_output: Callable[[Index], Expression] | None = None
 
-        def left(i: int, step: Index) -> Expression:
-            places = [0] * len(sizes)
-            place = i * block.rows
-            for axis in reversed(rows):
-                places[axis], place = place % sizes[axis], place // sizes[axis]
-            point = Point(first.tiles, first.bases, tuple(places))
-            return tirx.address_of(steps.left(point, step))
+    def __post_init__(self) -> None:
+        assert prod(self._sizes[a] for a in self._rows) == self.block.height
+        assert prod(self._sizes[a] for a in self.columns) == self.block.width
 
-        def step(taken: tuple[Expression, ...]) -> Statement:
-            if len(taken) < len(steps.extents):
-                return loop(steps.extents[len(taken)], lambda i: step((*taken, i)), "step")
-            multiply = block.step(
-                lambda i: left(i, taken),
-                steps.left_bytes,
-                lambda j: tirx.address_of(steps.right(first, taken, j * block.lanes)),
-                WORD_BYTES * steps.width,
+    @property
+    def _sizes(self) -> list[int]:
+        return [t.size for t in self.tile.axes]
+
+    @property
+    def _rows(self) -> list[int]:
+        return [a for a in range(len(self._sizes)) if a not in self.columns]
+
+    def blocks(self, count: int | Expression, numbers: Callable[[Expression], Index]) -> Statement:
+        """`count` blocks, at least one, the i-th being the tile at the place `numbers(i)`.
+
+        Rows of sums are finished between the steps of the next block, by units that wait for its products:
+        the registers of tiles are too few for a CPU to get there by itself.
+        """
+        block = self.block
+        allocation, sums = aligned_local([2, block.height, block.width], block.lanes, "float32", "sums")
+
+        def address(half: Expression, row: int, column: int) -> Expression:
+            return tirx.address_of(tirx.BufferLoad(sums, [half, row, column]))
+
+        def one(i: Expression) -> Statement:
+            first, before = self._first(numbers(i)), self._first(numbers(tirx.max(i - 1, 0)))
+            between = self._in_shares(lambda row: self._finished(before, sums, (i + 1) % 2, row), i > 0)
+            stores = block.store(
+                lambda down, across: address(i % 2, down * block.rows, across * block.lanes),
+                WORD_BYTES * block.width,
             )
-            return sequence([*steps.ahead(first, taken), *multiply])
+            return sequence([*block.clear(), self._steps(first, between, ()), *stores])
 
-        stores = block.store(
-            lambda i, j: tirx.address_of(tirx.BufferLoad(sums, [i * block.rows, j * block.lanes])),
-            WORD_BYTES * block.width,
+        last = count - 1
+        end = self._first(numbers(last))
+        rest = loop(block.height, lambda row: self._finished(end, sums, last % 2, row), "row")
+        return sequence([*allocation, loop(count, one, "block"), rest])
+
+    def _first(self, numbers: Index) -> Point:
+        return self.tile.first(numbers)
+
+    def _in_shares(
+        self, row: Callable[[Expression], Statement], present: Expression
+    ) -> Callable[[Expression], Statement]:
+        """By the number of a step, its share of the rows of a block, if that is `present`."""
+        height, steps = self.block.height, prod(self.steps.extents)
+        rows = min(n for n in range(1, height + 1) if height % n == 0 and n * steps >= height)
+
+        def share(step: Expression) -> Statement:
+            work = loop(rows, lambda i: row(step * rows + i), "row")
+            has_rows = present if steps * rows == height else tirx.all(present, step < height // rows)
+            return tirx.IfThenElse(has_rows, work, None)
+
+        return share
+
+    def _steps(self, first: Point, between: Callable[[Expression], Statement], taken: Index) -> Statement:
+        """The steps that begin with `taken`; `between(number)` comes behind each."""
+        steps, block = self.steps, self.block
+        if len(taken) < len(steps.extents):
+            extent = steps.extents[len(taken)]
+            return loop(extent, lambda i: self._steps(first, between, (*taken, i)), "step")
+        number: Expression = 0
+        for extent, i in zip(steps.extents, taken, strict=True):
+            number = number * extent + i
+        multiply = block.step(
+            lambda i: tirx.address_of(steps.left(self._row(first, i * block.rows), taken)),
+            steps.left_bytes,
+            lambda j: tirx.address_of(steps.right(first, taken, j * block.lanes)),
+            WORD_BYTES * steps.width,
         )
-        work = [*allocation, *block.clear(), step(()), *stores]
-        return sequence([*work, _finished(tile, first, rows, columns, sums, finish, is_output)])
+        return sequence([*steps.ahead(first, taken), *multiply, between(number)])
 
-    count = tile.count
-    wanted = min(PIECES * threads, int(cycles / PIECE_CYCLES)) if threads > 1 else 1
-    pieces = min(count, max(threads, wanted))
+    def _row(self, first: Point, row: Expression) -> Point:
+        """The first element of a row of a block."""
+        places: list[Expression] = [0] * len(self._sizes)
+        for axis in reversed(self._rows):
+            size = self._sizes[axis]
+            places[axis], row = (row % size, row // size) if size > 1 else (0, row)
+        return Point(first.tiles, first.bases, tuple(places))
+
+    def _finished(self, first: Point, sums: Buffer, half: Expression, row: Expression) -> Statement:
+        """`finish(index, sum)` for the sums of a row of a block, which lie in `sums[half]`."""
+        begin = self._row(first, row)
+        *outer, last = self.columns
+        lanes = gcd(self._sizes[last], WIDEST)
+
+        def element(places: dict[int, Expression]) -> Statement:
+            column: Expression = 0
+            for axis in self.columns:
+                column = column * self._sizes[axis] + places[axis]
+            at = tuple(places.get(axis, place) for axis, place in enumerate(begin.places))
+            point = Point(first.tiles, first.bases, at)
+            return self.finish(point.index, tirx.BufferLoad(sums, [half, row, column]))
+
+        def vectors(inner: Sequence[Expression]) -> Statement:
+            places = dict(zip(outer, inner, strict=True))
+            return unrolled(
+                self._sizes[last] // lanes,
+                lambda v: vectorized(lanes, lambda lane: element({**places, last: v * lanes + lane})),
+            )
+
+        whole = written_out([self._sizes[axis] for axis in outer], vectors)
+        if self.is_output is None:
+            return whole
+        return tirx.IfThenElse(self.is_output(begin.index), whole, None)
+
+
+def tile_blocks_nest(walk: BlockWalk, threads: int, cycles: float) -> Statement:
+    """The whole output; `threads` share pieces of a walk of so many `cycles`."""
+    count = walk.tile.count
+    pieces = pieces_for(count, threads, cycles)
 
     def piece(number: Expression) -> Statement:
-        begin = number * count // pieces
-        end = (number + 1) * count // pieces
-        walk = loop(count if pieces == 1 else end - begin, lambda i: one_tile(begin + i), "tile")
-        return sequence([block.configure(), walk, block.release()])
+        begin, end = share_of(count, number, pieces)
+        blocks = walk.blocks(count if pieces == 1 else end - begin, lambda i: walk.tile.numbers(begin + i))
+        return sequence([walk.block.configure(), blocks, walk.block.release()])
 
     return parallel(pieces, piece, "piece")
 
 
-def _finished(
-    tile: RegisterTile,
-    first: Point,
-    rows: Sequence[int],
-    columns: Sequence[int],
-    sums: Buffer,
-    finish: Callable[[Index, Expression], Statement],
-    is_output: Callable[[Index], Expression] | None,
-) -> Statement:
-    """`finish(index, sum)` for all sums of a tile, row by row."""
-    sizes = [t.size for t in tile.axes]
-    *outer, last = columns
-    lanes = gcd(sizes[last], WIDEST)
+def pieces_for(count: int, threads: int, cycles: float) -> int:
+    """Into how many pieces `threads` cut a walk of `count` parts and so many `cycles`."""
+    wanted = min(PIECES * threads, int(cycles / PIECE_CYCLES)) if threads > 1 else 1
+    return min(count, max(threads, wanted))
 
-    def flat(places: dict[int, Expression], axes: Sequence[int]) -> Expression:
-        at: Expression = 0
-        for axis in axes:
-            at = at * sizes[axis] + places[axis]
-        return at
 
-    def index(places: dict[int, Expression]) -> list[Expression]:
-        return Point(first.tiles, first.bases, tuple(places[a] for a in range(len(sizes)))).index
-
-    def element(places: dict[int, Expression]) -> Statement:
-        at = [flat(places, rows), flat(places, columns)]
-        return finish(index(places), tirx.BufferLoad(sums, at))
-
-    def strip(places: dict[int, Expression]) -> Statement:
-        return unrolled(
-            sizes[last] // lanes,
-            lambda v: vectorized(lanes, lambda lane: element({**places, last: v * lanes + lane})),
-        )
-
-    def row(places: dict[int, Expression]) -> Statement:
-        def vectors(inner: list[Expression]) -> Statement:
-            return strip({**places, **dict(zip(outer, inner, strict=True))})
-
-        whole = written_out([sizes[a] for a in outer], vectors)
-        if is_output is None:
-            return whole
-        return tirx.IfThenElse(is_output(index({**places, **dict.fromkeys(columns, 0)})), whole, None)
-
-    ranges = [range(sizes[a]) for a in rows]
-    return loop_nest(ranges, lambda at: row(dict(zip(rows, at, strict=True))))
+def share_of(count: int, number: Expression, pieces: int) -> tuple[Expression, Expression]:
+    """Where piece `number` of a walk of `count` parts begins and ends."""
+    return number * count // pieces, (number + 1) * count // pieces
 
 
 def blocks_cycles(block: TileBlock, steps: int) -> float:

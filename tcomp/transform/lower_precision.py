@@ -7,6 +7,8 @@ only move elements never leave 16 bits. Norms, softmax and reductions thus compu
 
 Graph inputs and outputs keep their types. A product stays in float32 when an operand is a graph input, is
 computed inside its kernel, or is a constant beyond the range of 16 bits, and when its kernel is to be kept.
+First convolutions of images, which read few plain channels, may round their operands themselves where they
+multiply them (`multiply_as`): these stay stored in float32.
 Weights that are unpacked inside their kernel become 16 bits there, as their scales have these.
 Chains of convolutions stay in float32 with everything they read and write.
 """
@@ -28,6 +30,7 @@ from tcomp.relay.layouts import channel_block
 from tcomp.relay.op import OPS, FusionKind
 from tcomp.relay.types import TensorType, numpy_dtype
 from tcomp.tensor.kernel import anchors_of
+from tcomp.tensor.patches import DTYPE, has_patches
 from tcomp.transform.pass_ import Pass, declare_pass
 
 MOVING_ANCHORS = ("max_pool1d", "max_pool2d", "max_pool3d")
@@ -46,7 +49,8 @@ class LowerPrecision(Pass):
 
     `keep` names kernels that stay in float32 with everything they read and write, joined by `|`. Convolutions
     whose channels are not blocked gain nothing on CPUs, and are lowered when `plain` says so; attention, but
-    for its mask, is when `attention` says so.
+    for its mask, is when `attention` says so. With `patches`, convolutions that have them
+    (`tcomp.tensor.patches`) round what they read to `dtype`, which is bfloat16.
     """
 
     name: ClassVar[str] = "lower-precision"
@@ -54,10 +58,13 @@ class LowerPrecision(Pass):
     keep: str = ""
     plain: bool = False
     attention: bool = False
+    patches: bool = False
 
     def transform(self, graph: Graph, stats: Counter[str]) -> Graph:
         if self.dtype not in RANGES:
             raise GraphError(f"lower-precision: dtype is {self.dtype}; it must be {' or '.join(RANGES)}")
+        if self.patches and self.dtype != DTYPE:
+            raise GraphError(f"lower-precision: patches are of {DTYPE}, dtype is {self.dtype}")
         if not graph.is_static:
             return graph
         return _Lowering(graph, self, stats).run()
@@ -120,6 +127,7 @@ class _Lowering:
         self._keep = frozenset(options.keep.split("|")) - {""}
         self._plain = options.plain
         self._attention = options.attention
+        self._patches = options.patches
         self._stats = stats
         self._groups: dict[Value, Value] = {}
         for node in graph.nodes:
@@ -130,14 +138,15 @@ class _Lowering:
         self._constants: dict[Constant, Constant] = {}
 
     def run(self) -> Graph:
-        if not self._narrow:
+        if not self._narrow and not any(self._rounds(n) for n in self._graph.nodes):
             return self._graph
         nodes: list[Node] = []
         for node in self._graph.nodes:
             made = self._kernel(node) if node.op == "fused" else self._view(node)
             self._values.update(zip(node.outputs, made.outputs, strict=True))
             nodes.append(made)
-        self._stats[f"values in {self._dtype}"] += len(self._narrow)
+        if self._narrow:
+            self._stats[f"values in {self._dtype}"] += len(self._narrow)
         outputs = tuple(self._values.get(v, v) for v in self._graph.outputs)
         return Graph(self._graph.inputs, tuple(nodes), outputs, self._graph.name)
 
@@ -169,6 +178,8 @@ class _Lowering:
                 fixed |= reads | writes
             elif _is_product(anchor, self._plain):
                 touched |= reads | writes
+            elif self._rounds(node):
+                touched |= writes
             elif anchor is not None and anchor.op == "attention":
                 rows = {
                     self._group(node.inputs[i])
@@ -183,6 +194,15 @@ class _Lowering:
     def _is_narrow(self, value: Value) -> bool:
         return self._group(value) in self._narrow
 
+    def _rounds(self, node: Node) -> bool:
+        """Whether a kernel's product may round operands that it reads in float32."""
+        anchor = _anchor(node)
+        if not self._patches or node.name in self._keep or anchor is None or not has_patches(anchor):
+            return False
+        body = graph_attribute(node.attrs, "body")
+        weights = [v for v, own in zip(node.inputs, body.inputs, strict=True) if own is anchor.inputs[1]]
+        return len(anchors_of(body)) == 1 and all(isinstance(v, Constant) for v in weights)
+
     def _view(self, node: Node) -> Node:
         return make_node(node.op, [self._values.get(v, v) for v in node.inputs], node.attrs, node.name)
 
@@ -192,9 +212,10 @@ class _Lowering:
         operands = list(self._values.get(v, v) for v in node.inputs)
         product = _is_product(anchor, self._plain)
         lowered = anchor is not None and product and self._lower(node, body, anchor, operands)
-        if product:
-            self._stats[f"products in {self._dtype if lowered else 'float32'}"] += 1
-        changed = _Body(body, self._dtype, anchor if lowered else None)
+        rounds = self._rounds(node)
+        if product or rounds:
+            self._stats[f"products in {self._dtype if lowered or rounds else 'float32'}"] += 1
+        changed = _Body(body, self._dtype, anchor if lowered else None, anchor if rounds else None)
         results = changed.rebuilt(
             [v.type for v in operands], [self._dtype if self._is_narrow(v) else v.dtype for v in node.outputs]
         )
@@ -236,12 +257,14 @@ class _Lowering:
 
 
 class _Body:
-    """The body of one kernel under conversion; `product` is its anchor if that takes 16-bit operands."""
+    """The body of one kernel under conversion; `product` is its anchor if that takes 16-bit operands, and
+    `rounding` if it rounds its operands."""
 
-    def __init__(self, body: Graph, dtype: str, product: Node | None) -> None:
+    def __init__(self, body: Graph, dtype: str, product: Node | None, rounding: Node | None) -> None:
         self._body = body
         self._dtype = dtype
         self._product = product
+        self._rounding = rounding
         self._values: dict[Value, Value] = {}
         self._wide: dict[Value, Value] = {}
         self._nodes: list[Node] = []
@@ -266,6 +289,8 @@ class _Body:
             operands[3:] = [self._as(v, "float32") for v in operands[3:]]
         elif (OPS[node.op].kind not in _MOVING and node.op not in MOVING_ANCHORS) or len(moved) > 1:
             operands = [self._as(v, old.dtype) for v, old in zip(operands, node.inputs, strict=True)]
+        if node is self._rounding:
+            attrs = {**node.attrs, "multiply_as": self._dtype}
         made = make_node(node.op, operands, attrs, node.name)
         self._nodes.append(made)
         self._values.update(zip(node.outputs, made.outputs, strict=True))

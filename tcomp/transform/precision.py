@@ -8,6 +8,7 @@ from tcomp.errors import UnsupportedError, check_choice
 from tcomp.relay.graph import Graph
 from tcomp.target.target import Target
 from tcomp.tensor.amx import has_tiles
+from tcomp.tensor.patches import rounds_patches
 from tcomp.transform.lower_precision import LowerPrecision, is_lowered, product_kernels
 from tcomp.transform.pass_ import Pass
 from tcomp.transform.round_factors import RoundFactors
@@ -44,7 +45,13 @@ def lowering(target: Target, precision: Precision, keep: str = "") -> Pass | Non
         return None
     if dtype == "tf32":
         return RoundFactors(keep)
-    return LowerPrecision(dtype, keep, plain=target.gpu is not None, attention=has_tiles(target))
+    return LowerPrecision(
+        dtype,
+        keep,
+        plain=target.gpu is not None,
+        attention=has_tiles(target),
+        patches=rounds_patches(target),
+    )
 
 
 def describe_precision(graph: Graph, target: Target, precision: Precision) -> str:

@@ -16,8 +16,8 @@ from tcomp.target.target import TARGETS, Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.template import template_for
 from tcomp.transform.lower_precision import LowerPrecision, is_lowered, product_kernels
-from tcomp.transform.pipeline import optimize
-from tcomp.transform.precision import describe_precision
+from tcomp.transform.pipeline import optimize, passes_before_lowering, run_passes
+from tcomp.transform.precision import describe_precision, lowering
 from tcomp.tuner.task import tasks
 
 FP16 = parse_target('{"tag": "emeraldrapids", "mattr": ["-amx-bf16"]}')
@@ -121,6 +121,44 @@ def test_a_chain_of_convolutions_is_one_kernel_in_float32() -> None:
     x = np.random.default_rng(1).standard_normal((1, 3, 112, 112)).astype(np.float32)
     (exact,), (found,) = evaluate(inverted_residual(56), [x]), evaluate(chained, [x])
     np.testing.assert_allclose(found, exact, rtol=1e-4, atol=1e-4)
+
+
+def test_first_convolutions_round_what_they_read_for_tiles() -> None:
+    graph, target = inverted_residual(28), TARGETS["emeraldrapids"]
+    optimized = optimize(graph, target, precision="fast")
+    first, *others = product_kernels(optimized)
+    assert first.name == "stem"
+    assert all(is_lowered(n) for n in (first, *others))
+    assert "multiply_as=bfloat16" in Kernel.of(first).key
+    assert [v.dtype for v in (*first.inputs, *first.outputs)] == ["float32", "float32", "bfloat16"]
+    said = describe_precision(optimized, target, "fast")
+    assert said == f"precision fast: {1 + len(others)} products in bfloat16"
+    x = np.random.default_rng(1).standard_normal((1, 3, 56, 56)).astype(np.float32)
+    (exact,), (fast,) = evaluate(graph, [x]), evaluate(optimized, [x])
+    assert 0 < np.abs(fast - exact).max() < 2e-2 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("target", [FP16, BF16], ids=lambda t: t.fast_dtype)
+def test_first_convolutions_stay_in_float32_without_tiles(target: Target) -> None:
+    optimized = optimize(inverted_residual(28), target, precision="fast")
+    assert "stem" not in [n.name for n in product_kernels(optimized)]
+    (stem,) = (n for n in optimized.nodes if n.name == "stem")
+    assert not is_lowered(stem)
+
+
+def test_first_convolutions_may_be_kept() -> None:
+    target = TARGETS["emeraldrapids"]
+    lower = lowering(target, "fast", keep="stem")
+    assert lower is not None
+    exact = run_passes(inverted_residual(28), passes_before_lowering(target, "fast"))
+    (stem,) = (n for n in lower.run(exact).nodes if n.name == "stem")
+    assert not is_lowered(stem)
+    assert {v.dtype for v in (*stem.inputs, *stem.outputs)} == {"float32"}
+
+
+def test_patches_are_of_bfloat16() -> None:
+    with pytest.raises(GraphError, match="patches are of bfloat16, dtype is float16"):
+        LowerPrecision("float16", patches=True).run(optimize(mlp(), NO_FP16))
 
 
 def test_unknown_types_are_refused() -> None:

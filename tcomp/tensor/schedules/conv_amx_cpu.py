@@ -10,15 +10,13 @@ ends of rows is dropped.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import prod
 
 from tcomp.target.target import Target
-from tcomp.tensor.amx import LANES, ROWS, TILES, WORD_BYTES, TileBlock, has_tiles
+from tcomp.tensor.amx import LANES, WORD_BYTES, has_tiles
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.convolution import Convolution, WeightPanels, dense_steps
 from tcomp.tensor.direct_convolution import (
-    PixelTile,
     copy_cycles,
     pixels_of,
     register_tile,
@@ -28,25 +26,16 @@ from tcomp.tensor.direct_convolution import (
 from tcomp.tensor.epilogue import epilogue_fits, placeholder_index
 from tcomp.tensor.groups import ways_to_sum
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.knobs import Choice, Config, Ordered, Space
+from tcomp.tensor.knobs import Choice, Config, Space
 from tcomp.tensor.loops import Expression, Statement
+from tcomp.tensor.pixel_blocks import PixelBlock, block_knobs, block_reason, key_of, pixel_blocks
 from tcomp.tensor.register_tile import Index, Point
 from tcomp.tensor.schedules.conv2d_cpu import OPERATORS, Conv2dDirect, output_index
 from tcomp.tensor.template import TEMPLATES, Packed, PackedBy, Scheduled, Template
-from tcomp.tensor.tile_nest import Steps, blocks_cycles, panel_ahead, threads_for, tile_blocks_nest
+from tcomp.tensor.tile_nest import BlockWalk, Steps, blocks_cycles, panel_ahead, threads_for, tile_blocks_nest
 from tcomp.tvm_api import tirx
 
 _DTYPE = "bfloat16"
-
-
-@dataclass(frozen=True)
-class _Choice:
-    """A block of tiles as pixels by channel blocks."""
-
-    pixels: PixelTile
-    block: TileBlock
-    padded: bool = False
-    """Whether pixels are those of the padded image."""
 
 
 class ConvAmxCpu(Template):
@@ -91,7 +80,7 @@ class ConvAmxCpu(Template):
         """1. Pad the input where necessary. 2. One nest over blocks of tiles."""
         assert kernel.anchor is not None
         conv = _convolution(kernel, target)
-        (choice,) = (c for c in _choices(conv) if _key(c) == _key_of(config))
+        (choice,) = (c for c in _choices(conv) if c.key == key_of(config))
         block, order = choice.block, str(config["order"])
         extents = (_padded_pixels(conv),) if choice.padded else ()
         tile = register_tile(conv, choice.pixels, order, LANES, with_rest=False, pixels=extents)
@@ -139,9 +128,8 @@ class ConvAmxCpu(Template):
         row_words = conv.strides[-1] * int(data.shape[-1])
         steps = Steps(dense_steps(conv)[:-1], left, WORD_BYTES * row_words, right, weights.width, ahead)
         columns, threads = (1, len(tile.axes) - 1), threads_for(kernel, target)
-        cycles = _cycles(conv, choice, target)
-        kept = is_output if choice.padded else None
-        nest = tile_blocks_nest(tile, block, columns, steps, finish, threads, cycles, kept)
+        walk = BlockWalk(tile, block, columns, steps, finish, is_output if choice.padded else None)
+        nest = tile_blocks_nest(walk, threads, _cycles(conv, choice, target))
         return anchored.scheduled([*copies, declaration, nest], tile.disjoint)
 
 
@@ -160,78 +148,26 @@ def _padded_pixels(conv: Convolution) -> int:
     return (conv.out_size[0] - 1) * _pitch(conv) + conv.out_size[-1]
 
 
-def _choices(conv: Convolution) -> list[_Choice]:
-    """Blocks of tiles that lie in the output: side by side in a row, or in rows below each other."""
-    *_, height, width = (1, *pixels_of(conv))
-    lanes = min(LANES, conv.out_block)
-    if conv.out_block % lanes or conv.chunk_steps > LANES:
-        return []
-    found: list[_Choice] = []
+def _choices(conv: Convolution) -> list[PixelBlock]:
     has_flat = len(conv.kernel) == 2 and conv.strides == (1, 1) and not conv.is_pointwise
-    padded = _padded_pixels(conv) if has_flat else 0
-    for oc_blocks in range(1, conv.out_blocks + 1):
-        across = oc_blocks * conv.out_block // lanes
-        if across >= TILES:
-            break
-        for rows in range(1, min(ROWS, max(width, padded)) + 1):
-            for down in range(1, TILES):
-                block = TileBlock(down, across, rows, lanes, conv.chunk_steps)
-                if not block.fits:
-                    break
-                if down * rows <= padded and rows == ROWS:
-                    found.append(_Choice(PixelTile(1, down * rows, oc_blocks), block, padded=True))
-                if rows > width:
-                    continue
-                if down * rows <= width:
-                    found.append(_Choice(PixelTile(1, down * rows, oc_blocks), block))
-                elif down > 1 and down <= height:
-                    found.append(_Choice(PixelTile(down, rows, oc_blocks), block))
-                if 1 < down <= height and down * rows <= width:
-                    found.append(_Choice(PixelTile(down, rows, oc_blocks), block))
-    return found
+    return pixel_blocks(conv, conv.chunk_steps, _padded_pixels(conv) if has_flat else 0)
 
 
-def _key(choice: _Choice) -> tuple[bool, int, int, int, int]:
-    pixels = choice.pixels
-    return choice.padded, pixels.height, pixels.width, pixels.oc_blocks, choice.block.rows
-
-
-def _key_of(config: Config) -> tuple[bool, int, int, int, int]:
-    return (
-        bool(config["padded"]),
-        int(config["tile_height"]),
-        int(config["tile_width"]),
-        int(config["oc_blocks"]),
-        int(config["tile_rows"]),
-    )
-
-
-def _space(conv: Convolution, kernel: Kernel, target: Target, found: Sequence[_Choice]) -> Space:
+def _space(conv: Convolution, kernel: Kernel, target: Target, found: Sequence[PixelBlock]) -> Space:
     best = min(found, key=lambda choice: _cycles(conv, choice, target))
-    legal = {_key(choice) for choice in found}
-
-    def reason(config: Config) -> str | None:
-        _, height, width, oc_blocks, rows = _key_of(config)
-        if _key_of(config) not in legal:
-            return f"{height}x{width}x{oc_blocks} is no block of tiles of {rows} pixels that fits"
-        return None
-
     weights = 2 * conv.out_blocks * conv.out_block * conv.reduced_channels * prod(conv.kernel)
     return Space(
         (
-            Ordered("tile_height", tuple(sorted({c.pixels.height for c in found})), best.pixels.height),
-            Ordered("tile_width", tuple(sorted({c.pixels.width for c in found})), best.pixels.width),
-            Ordered("oc_blocks", tuple(sorted({c.pixels.oc_blocks for c in found})), best.pixels.oc_blocks),
-            Ordered("tile_rows", tuple(sorted({c.block.rows for c in found})), best.block.rows),
+            *block_knobs(found, best),
             Choice("padded", (False, True), best.padded),
             Choice("order", ("weights", "pixels"), walk_order(conv, best.pixels, target)),
             Choice("prefetch", (False, True), weights > target.cache_bytes[1] // 2),
         ),
-        reason,
+        block_reason(found),
     )
 
 
-def _cycles(conv: Convolution, choice: _Choice, target: Target) -> float:
+def _cycles(conv: Convolution, choice: PixelBlock, target: Target) -> float:
     """Estimated cycles of the whole convolution."""
     *outer, height, width = (1, *pixels_of(conv))
     pixels = choice.pixels

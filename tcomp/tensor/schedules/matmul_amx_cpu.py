@@ -23,7 +23,7 @@ from tcomp.tensor.product import Product
 from tcomp.tensor.register_tile import Index, Point, RegisterTile
 from tcomp.tensor.schedules.matmul_pairs_cpu import MatmulPairsCpu
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
-from tcomp.tensor.tile_nest import Steps, blocks_cycles, panel_ahead, threads_for, tile_blocks_nest
+from tcomp.tensor.tile_nest import BlockWalk, Steps, blocks_cycles, panel_ahead, threads_for, tile_blocks_nest
 from tcomp.tvm_api import tirx
 
 PAIR = 2
@@ -118,7 +118,8 @@ class MatmulAmxCpu(Template):
             ahead,
         )
         threads = max(2, target.cores) if threaded else 1
-        nest = tile_blocks_nest(tile, block, (2,), steps, finish, threads, _cycles(product, block))
+        walk = BlockWalk(tile, block, (2,), steps, finish)
+        nest = tile_blocks_nest(walk, threads, _cycles(product, block))
         return operands.anchored.scheduled([*prepare, *more, nest], tile.disjoint)
 
 
