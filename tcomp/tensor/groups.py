@@ -77,6 +77,8 @@ class GroupSums:
     side: int = 1
     tiles: bool = False
     """Whether kernels by tile registers (`tcomp.tensor.amx`) multiply these groups too."""
+    delay: int = 1
+    """Times as long as a product of float32 vectors that one of groups takes."""
 
     def rate(self, target: Target) -> int:
         """Products that a core starts in the time of one of float32: instructions start as often, and tiles
@@ -274,7 +276,7 @@ _INT8 = GroupSums(4, WORD, _int8_multiply_add)
 _INT8_SQUARES = GroupSums(8, WORD, _square_multiply_add, side=SIDE)
 _BFLOAT16_SQUARES = GroupSums(4, WORD, _square_multiply_add, side=SIDE)
 _BFLOAT16 = GroupSums(2, WORD, bfloat16.multiply_add)
-_BFLOAT16_TILES = replace(_BFLOAT16, tiles=True)
+_BFLOAT16_TILES = replace(_BFLOAT16, tiles=True, delay=4)
 _HALF_PAIRS = GroupSums(
     2,
     WORD,

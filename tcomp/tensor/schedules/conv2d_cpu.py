@@ -189,7 +189,8 @@ def _convolution(kernel: Kernel, target: Target) -> Convolution:
 def _cycles(conv: Convolution, tiles: Iterable[PixelTile], target: Target) -> float:
     """Estimated cycles with the best of `tiles`."""
     products = min(direct_cycles(conv, tile, target) for tile in tiles)
-    return conv.batch * (products + copy_cycles(conv, target))
+    delay = 1 if conv.sums is None else conv.sums.delay
+    return conv.batch * (delay * products + copy_cycles(conv, target))
 
 
 def tile_of(config: Config) -> PixelTile:

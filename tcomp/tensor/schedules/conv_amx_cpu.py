@@ -10,6 +10,7 @@ ends of rows is dropped.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 
 from tcomp.target.target import Target
@@ -48,11 +49,10 @@ class ConvAmxCpu(Template):
         anchor = kernel.anchor
         if not has_tiles(target) or anchor is None or anchor.op not in OPERATORS or not epilogue_fits(kernel):
             return False
-        conv = Convolution.of(anchor)
         constant = placeholder_index(kernel, anchor.inputs[1]) in kernel.constant_inputs
+        conv = _convolution(kernel, target)
         if conv.dtype != _DTYPE or target.fast_dtype != _DTYPE or not constant or conv.groups > 1:
             return False
-        conv = conv.in_groups(ways_to_sum(target, _DTYPE))
         return conv.sums is not None and conv.out_block > 1 and bool(_choices(conv))
 
     def packings(self, kernel: Kernel, target: Target) -> PackedBy:
@@ -135,7 +135,8 @@ class ConvAmxCpu(Template):
 
 def _convolution(kernel: Kernel, target: Target) -> Convolution:
     assert kernel.anchor is not None
-    return Convolution.of(kernel.anchor).in_groups(ways_to_sum(target, _DTYPE))
+    conv = replace(Convolution.of(kernel.anchor), whole_blocks=True)
+    return conv.in_groups(ways_to_sum(target, _DTYPE))
 
 
 def _pitch(conv: Convolution) -> int:
