@@ -110,12 +110,18 @@ def _facts(
     weights = sum(packed.get(i, values[i].type).nbytes for i in kernel.constant_inputs)
     tensors = kernel.nbytes - sum(values[i].type.nbytes for i in kernel.constant_inputs)
     moving = machine.move(tensors) + machine.stream(weights, program.weights_bytes)
-    anchor = kernel.anchor
-    ways = () if anchor is None or not anchor.inputs else ways_to_sum(target, anchor.inputs[0].dtype)
-    rate = max((sums.rate(target) for sums in ways), default=1)
-    floor = max(kernel.flops / (machine.flops * rate), moving)
+    floor = max(kernel.flops / (machine.flops * products_rate(kernel, target)), moving)
     used = template.id_of(default if config is None else config)
     return StepFacts(kernel.flops, tensors + weights, floor, used, changed)
+
+
+def products_rate(kernel: Kernel, target: Target) -> int:
+    """Products of a kernel's factors that a core starts in the time of one of float32."""
+    anchor = kernel.anchor
+    if anchor is None or not anchor.inputs:
+        return 1
+    factors = anchor.attrs.get("multiply_as") or anchor.inputs[0].dtype
+    return max((sums.rate(target) for sums in ways_to_sum(target, str(factors))), default=1)
 
 
 def _speeds(step: StepProfile) -> str:

@@ -10,6 +10,7 @@ from test_amx import assert_matches, random_config
 from tile_targets import tile_target  # noqa: F401  (a fixture)
 
 from tcomp.codegen.jit import build_kernel
+from tcomp.profiling import products_rate
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.evaluate import evaluate
 from tcomp.relay.types import Array
@@ -153,3 +154,8 @@ def test_one_pass_of_the_input_is_rounded_in_vectors() -> None:
     assert "vcvtneps2bf16" in source
     assert "vpermt2d" in source or "vpunpckldq" in source
     assert source.count("ldtilecfg") == 1
+
+
+def test_its_roofline_is_that_of_tiles() -> None:
+    for kernel, rate in ((CASES["3x3, dense"], 16), (first(3, (12, 12), 32, multiply_as=""), 1)):
+        assert products_rate(kernel, TARGETS["emeraldrapids"]) == rate
