@@ -35,13 +35,14 @@ STEPS, RUNS = 20_000, 60
 
 
 def source() -> str:
-    """A C function of each instruction: `steps` times one step of every chain, all registers zero."""
+    """A C function of each instruction that is present: `steps` times one step of every chain, all registers zero."""
     registers = (*range(CHAINS), 30, 31)
     zero = "".join(f"vpxord %%zmm{i}, %%zmm{i}, %%zmm{i}\\n" for i in registers)
     clobbered = ", ".join(f'"zmm{i}"' for i in registers)
-    functions = ["static char memory[64 * 64] __attribute__((aligned(64)));", *map(tiles, TILES)]
-    for name in (*PRODUCTS, *LOADS):
+    functions = ["static char memory[64 * 64] __attribute__((aligned(64)));"]
+    for name in present():
         if name in TILES:
+            functions.append(tiles(name))
             continue
         operands = [f"{64 * i}(%1)" if name in LOADS else "%%zmm31, %%zmm30" for i in range(CHAINS)]
         chains = "".join(f"{name} {operand}, %%zmm{i}\\n" for i, operand in enumerate(operands))
@@ -76,8 +77,6 @@ def build(folder: Path) -> ctypes.CDLL:
             "cc",
             "-O2",
             "-mavx512f",
-            "-mamx-tile",
-            "-mamx-bf16",
             "-shared",
             "-fPIC",
             str(code),

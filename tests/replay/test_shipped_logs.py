@@ -10,12 +10,15 @@ import pytest
 from models import MODELS
 from tcomp.api import replay
 from tcomp.target.target import TARGETS
+from tcomp.transform.precision import Precision
 from tcomp.tuner.provenance import simulated_device
 from tcomp.tuner.records import read_log
 
 ROOT = Path(__file__).parent.parent.parent
 LOGS = sorted((ROOT / "tuning_logs").rglob("*.jsonl"))
 FOLDERS = sorted({log.parent.name for log in LOGS})
+FAST = ".fast"
+"""Ends the names of logs of that precision."""
 QUICK = {
     f"{core}-{model}"
     for core in ("cortex-a55", "cortex-a76")
@@ -41,15 +44,21 @@ def _name(log: Path) -> str:
     return f"{log.parent.name}-{log.stem}"
 
 
+def _model(log: Path) -> str:
+    return log.stem.removesuffix(FAST)
+
+
 def test_quick_logs_ship() -> None:
     assert {_name(log) for log in LOGS} >= QUICK
 
 
 def test_models_have_records() -> None:
     """All on x86. Of the estimates, `tuning_logs/README.md` says which are not made yet."""
-    models = {folder: {log.stem for log in LOGS if log.parent.name == folder} for folder in FOLDERS}
+    stems = {folder: {log.stem for log in LOGS if log.parent.name == folder} for folder in FOLDERS}
+    models = {folder: {s for s in found if not s.endswith(FAST)} for folder, found in stems.items()}
     assert len(models["x86-64-v4"]) == 16
     assert models["x86-64-v3"] == models["x86-64-v4"]
+    assert stems["x86-64-v4"] - models["x86-64-v4"] == {m + FAST for m in models["x86-64-v4"]}
     text = (ROOT / "tuning_logs" / "README.md").read_text()
     for core in ("cortex-a55", "cortex-a76"):
         assert models[core] <= models["x86-64-v4"]
@@ -62,13 +71,15 @@ def test_models_have_records() -> None:
     [pytest.param(p, id=_name(p), marks=[] if _name(p) in QUICK else pytest.mark.slow) for p in LOGS],
 )
 def test_strict_replay(log: Path) -> None:
-    model = ROOT / "models" / f"{log.stem}.onnx"
+    name = _model(log)
+    model = ROOT / "models" / f"{name}.onnx"
     if not model.exists():
-        needs = f"run `python scripts/models.py {log.stem}`"
+        needs = f"run `python scripts/models.py {name}`"
         pytest.skip(needs) if _name(log) in QUICK else pytest.fail(needs)
     # Cores of one instruction set choose other layouts and algorithms: that of most records counts.
     target = Counter(r.target for r in read_log(log).records).most_common(1)[0][0]
-    report, problems = replay(model, target, [log], MODELS[log.stem].input_shapes)
+    precision: Precision = "fast" if log.stem.endswith(FAST) else "exact"
+    report, problems = replay(model, target, [log], MODELS[name].input_shapes, precision=precision)
     assert not problems
     assert not report.failures, [f"{t.state} {t.label}: {t.note}" for t in report.failures]
     assert report.count("hit") > 0

@@ -43,7 +43,7 @@ class AttentionAmxCpu(Template):
         return Space(
             (
                 Ordered("tile_rows", rows, best),
-                Choice("parallel", (False, True), threads_for(kernel, target) > 1),
+                Choice("parallel", (False, True), target.cores > 1 and threads_for(kernel, target) > 1),
             )
         )
 

@@ -71,7 +71,7 @@ class MatmulAmxCpu(Template):
                 Ordered("tile_rows", tuple(sorted({b.rows for b in found})), best.rows),
                 Choice("order", ("panels", "rows"), order),
                 Choice("prefetch", (False, True), far),
-                Choice("parallel", (False, True), threads_for(kernel, target) > 1),
+                Choice("parallel", (False, True), target.cores > 1 and threads_for(kernel, target) > 1),
             ),
             reason,
         )
