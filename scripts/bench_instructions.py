@@ -35,7 +35,8 @@ STEPS, RUNS = 20_000, 60
 
 
 def source() -> str:
-    """A C function of each instruction that is present: `steps` times one step of every chain, all registers zero."""
+    """A C function of each instruction that is present: `steps` times one step of every chain, all registers
+    zero."""
     registers = (*range(CHAINS), 30, 31)
     zero = "".join(f"vpxord %%zmm{i}, %%zmm{i}, %%zmm{i}\\n" for i in registers)
     clobbered = ", ".join(f'"zmm{i}"' for i in registers)
@@ -72,19 +73,8 @@ def build(folder: Path) -> ctypes.CDLL:
     """The compiled loops."""
     code, library = folder / "instructions.c", folder / "instructions.so"
     code.write_text(source())
-    subprocess.run(
-        [
-            "cc",
-            "-O2",
-            "-mavx512f",
-            "-shared",
-            "-fPIC",
-            str(code),
-            "-o",
-            str(library),
-        ],
-        check=True,
-    )
+    command = ["cc", "-O2", "-mavx512f", "-shared", "-fPIC", str(code), "-o", str(library)]
+    subprocess.run(command, check=True)
     return ctypes.CDLL(str(library))
 
 
