@@ -17,15 +17,19 @@ import bench_instructions
 import bench_kernels
 import bench_searches
 import compare_estimates
+import compare_steps
 import kernel_cycles
 import trial_cost
 from kernel_shapes import FIXED, KERNELS
 from peers import Peer
+from tcomp.codegen.artifact import compile_graph
 from tcomp.relay.builder import GraphBuilder
+from tcomp.runtime import load
 from tcomp.target.host import host_target
 from tcomp.target.target import TARGETS
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.template import template_for
+from tcomp.transform.pipeline import optimize
 from tcomp.tuner.lookup import Records
 from tcomp.tuner.records import Check, Record, Times
 from tcomp.tuner.task import Task
@@ -47,6 +51,22 @@ def test_instructions_are_measured(tmp_path: Path) -> None:
     library = bench_instructions.build(tmp_path)
     for name in bench_instructions.present():
         library[name](1)
+
+
+def test_steps_of_two_libraries_are_compared(tmp_path: Path) -> None:
+    b = GraphBuilder()
+    path = tmp_path / "sum.so"
+    named = b.op("matmul", b.input("x", (4, 8)), b.constant(np.ones((8, 8), np.float32)), name="sum")
+    compile_graph(optimize(b.build(named), host_target()), host_target(), path)
+    first, second = compare_steps.least_times([load(path), load(path)], 0.0)
+    (label,) = first
+    assert "sum" in label
+    assert first[label] > 0
+    assert second.keys() == first.keys()
+    assert compare_steps.lines({"a": 2e-6, "b": 3e-6, "c": 1e-6}, {"a": 4e-6}, 2) == [
+        f"{'':9}       3.0  b",
+        "      4.0       2.0  a",
+    ]
 
 
 @pytest.mark.parametrize("tag", kernel_cycles.TABLES)
