@@ -65,7 +65,7 @@ def test_an_accurate_model_keeps_nothing(dtype: str, tmp_path: Path) -> None:
 @needs_fp16
 def test_a_kernel_that_overflows_goes_back_to_float32(tmp_path: Path) -> None:
     graph = network(loud=1e6)
-    compiled = tcomp.compile(graph, tmp_path / "m.so", precision="fast")
+    compiled = tcomp.compile(graph, tmp_path / "m.so", HERE["float16"], precision="fast")
     assert "kept in float32 for accuracy" in compiled.precision
     found, x = run(tmp_path / "m.so")
     (expected,) = evaluate(graph, [x])
