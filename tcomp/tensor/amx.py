@@ -20,6 +20,7 @@ from tcomp.tensor.loops import Expression, Statement
 from tcomp.tvm_api import tirx
 
 FEATURES = ("amx-tile", "amx-bf16")
+DTYPE = "bfloat16"
 TILES = 8
 ROWS = 16
 """Most rows of a tile."""
@@ -44,8 +45,8 @@ _ZERO, _LOAD, _STORE, _MULTIPLY = (f"tcomp_tile_{name}" for name in ("zero", "lo
 
 
 def has_tiles(target: Target) -> bool:
-    """Whether code for `target` multiplies tiles of bfloat16."""
-    return all(target.has(feature) for feature in FEATURES)
+    """Whether products of `target` that take fewer bits are those of tiles."""
+    return target.fast_dtype == DTYPE and all(target.has(feature) for feature in FEATURES)
 
 
 @dataclass(frozen=True)

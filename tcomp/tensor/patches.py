@@ -15,9 +15,8 @@ from functools import reduce
 
 from tcomp.relay.graph import Node
 from tcomp.relay.types import Array, TensorType, numpy_dtype
-from tcomp.target.target import Target
 from tcomp.tensor import bfloat16
-from tcomp.tensor.amx import LANES, WORD_BYTES, has_tiles
+from tcomp.tensor.amx import DTYPE, LANES, WORD_BYTES
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.convolution import Convolution, WeightPanels
 from tcomp.tensor.groups import WORD, GroupSums
@@ -36,7 +35,6 @@ from tcomp.tensor.primitives import Tiles
 from tcomp.tensor.template import Packing
 from tcomp.tvm_api import tirx
 
-DTYPE = "bfloat16"
 MOST_CHANNELS = 8
 """More channels are worth a layout in blocks."""
 ROW_CYCLES = 20.0
@@ -54,11 +52,6 @@ def has_patches(anchor: Node) -> bool:
     plain = conv.in_block == 1 and conv.out_block > 1 and conv.groups == 1
     beside = conv.dilation[-1] == 1 and conv.pad_value == 0 and not conv.is_pointwise
     return plain and beside and conv.in_channels <= MOST_CHANNELS
-
-
-def rounds_patches(target: Target) -> bool:
-    """Whether kernels for `target` round operands to patches where these are multiplied."""
-    return has_tiles(target) and target.fast_dtype == DTYPE
 
 
 @dataclass(frozen=True)

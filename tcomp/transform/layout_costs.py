@@ -18,7 +18,6 @@ from tcomp.target.target import Target
 from tcomp.tensor.amx import has_tiles
 from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, memory_cycles
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.patches import rounds_patches
 from tcomp.tensor.template import template_for
 
 BYTES_PER_CYCLE = 16.0
@@ -55,7 +54,7 @@ class LayoutCosts:
         attrs = {**node.attrs, "data_layout": source, "out_layout": result}
         stays = node.inputs[0] in self._wide and self._narrow not in ROUNDED
         narrow = None if stays else self._narrow
-        rounds = stays and rounds_patches(self._target) and x.dtype == "float32"
+        rounds = stays and has_tiles(self._target) and x.dtype == "float32"
         if narrow in ROUNDED or rounds:
             attrs["multiply_as"] = self._narrow or ""
         elif narrow is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 
 from tcomp.target.target import Target
-from tcomp.tensor.amx import LANES, ROWS, TileBlock, has_tiles
+from tcomp.tensor.amx import DTYPE, LANES, ROWS, TileBlock, has_tiles
 from tcomp.tensor.attention_nest import Shape
 from tcomp.tensor.attention_tiles import AttentionTiles, Sizes
 from tcomp.tensor.groups import ways_to_sum
@@ -15,7 +15,6 @@ from tcomp.tensor.schedules.attention_cpu import AttentionCpu
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
 from tcomp.tensor.tile_nest import PIECES, threads_for
 
-_DTYPE = "bfloat16"
 _EXPONENTIAL = 1.5
 """Cycles of an element of softmax, in vectors."""
 
@@ -27,10 +26,10 @@ class AttentionAmxCpu(Template):
     alternative_to = AttentionCpu.name
 
     def accepts(self, kernel: Kernel, target: Target) -> bool:
-        if not has_tiles(target) or target.fast_dtype != _DTYPE or kernel.anchor is None:
+        if not has_tiles(target) or kernel.anchor is None:
             return False
         operands = kernel.anchor.inputs[:3]
-        return AttentionCpu().accepts(kernel, target) and all(v.dtype == _DTYPE for v in operands)
+        return AttentionCpu().accepts(kernel, target) and all(v.dtype == DTYPE for v in operands)
 
     def estimate(self, kernel: Kernel, target: Target) -> float:
         shape = _shape(kernel)
@@ -49,7 +48,7 @@ class AttentionAmxCpu(Template):
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         block = _block(_shape(kernel), int(config["tile_rows"]))
-        sums = ways_to_sum(target, _DTYPE)[-1]
+        sums = ways_to_sum(target, DTYPE)[-1]
         heads = prod(_shape(kernel).batch)
         pieces = min(heads, PIECES * max(2, target.cores)) if config["parallel"] else 1
         return AttentionTiles(kernel, block, target.lanes(), sums, pieces).scheduled()

@@ -14,7 +14,7 @@ from dataclasses import replace
 from math import prod
 
 from tcomp.target.target import Target
-from tcomp.tensor.amx import LANES, WORD_BYTES, has_tiles
+from tcomp.tensor.amx import DTYPE, LANES, WORD_BYTES, has_tiles
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.convolution import Convolution, WeightPanels, dense_steps
 from tcomp.tensor.direct_convolution import (
@@ -36,8 +36,6 @@ from tcomp.tensor.template import TEMPLATES, Packed, PackedBy, Scheduled, Templa
 from tcomp.tensor.tile_nest import BlockWalk, Steps, blocks_cycles, panel_ahead, threads_for, tile_blocks_nest
 from tcomp.tvm_api import tirx
 
-_DTYPE = "bfloat16"
-
 
 class ConvAmxCpu(Template):
     """Convolution by tile registers; see the module's text."""
@@ -51,7 +49,7 @@ class ConvAmxCpu(Template):
             return False
         constant = placeholder_index(kernel, anchor.inputs[1]) in kernel.constant_inputs
         conv = _convolution(kernel, target)
-        if conv.dtype != _DTYPE or target.fast_dtype != _DTYPE or not constant or conv.groups > 1:
+        if conv.dtype != DTYPE or not constant or conv.groups > 1:
             return False
         return conv.sums is not None and conv.out_block > 1 and bool(_choices(conv))
 
@@ -136,7 +134,7 @@ class ConvAmxCpu(Template):
 def _convolution(kernel: Kernel, target: Target) -> Convolution:
     assert kernel.anchor is not None
     conv = replace(Convolution.of(kernel.anchor), whole_blocks=True)
-    return conv.in_groups(ways_to_sum(target, _DTYPE))
+    return conv.in_groups(ways_to_sum(target, DTYPE))
 
 
 def _pitch(conv: Convolution) -> int:

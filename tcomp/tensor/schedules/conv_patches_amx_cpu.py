@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from math import prod
 
 from tcomp.target.target import Target
-from tcomp.tensor.amx import LANES, WORD_BYTES
+from tcomp.tensor.amx import DTYPE, LANES, WORD_BYTES, has_tiles
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.convolution import Convolution
 from tcomp.tensor.direct_convolution import register_tile
@@ -21,7 +21,7 @@ from tcomp.tensor.groups import WORD, ways_to_sum
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
 from tcomp.tensor.loops import Buffer, Expression, Statement, local, loop, parallel, sequence
-from tcomp.tensor.patches import DTYPE, Patches, has_patches, rounds_patches
+from tcomp.tensor.patches import Patches, has_patches
 from tcomp.tensor.pixel_blocks import PixelBlock, block_knobs, block_reason, key_of, pixel_blocks
 from tcomp.tensor.register_tile import Index, Point
 from tcomp.tensor.schedules.conv2d_cpu import Conv2dDirect, output_index
@@ -40,7 +40,7 @@ class ConvPatchesAmxCpu(Template):
 
     def accepts(self, kernel: Kernel, target: Target) -> bool:
         anchor = kernel.anchor
-        if not rounds_patches(target) or anchor is None or not has_patches(anchor):
+        if not has_tiles(target) or anchor is None or not has_patches(anchor):
             return False
         if anchor.attrs["multiply_as"] != DTYPE or not epilogue_fits(kernel):
             return False

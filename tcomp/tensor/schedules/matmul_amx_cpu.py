@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from math import prod
 
 from tcomp.target.target import Target
-from tcomp.tensor.amx import LANES, ROWS, WORD_BYTES, TileBlock, blocks, has_tiles
+from tcomp.tensor.amx import DTYPE, LANES, ROWS, WORD_BYTES, TileBlock, blocks, has_tiles
 from tcomp.tensor.gemm import constant_right, fits
 from tcomp.tensor.grouped_operands import GroupedOperands
 from tcomp.tensor.groups import ways_to_sum
@@ -27,7 +27,6 @@ from tcomp.tensor.tile_nest import BlockWalk, Steps, blocks_cycles, panel_ahead,
 from tcomp.tvm_api import tirx
 
 PAIR = 2
-_DTYPE = "bfloat16"
 
 
 class MatmulAmxCpu(Template):
@@ -40,7 +39,7 @@ class MatmulAmxCpu(Template):
         if not has_tiles(target) or not fits(kernel) or kernel.anchor is None:
             return False
         product = Product.of(kernel.anchor)
-        return product.left.dtype == product.right.dtype == _DTYPE == target.fast_dtype
+        return product.left.dtype == product.right.dtype == DTYPE
 
     def estimate(self, kernel: Kernel, target: Target) -> float:
         product = _product(kernel)
@@ -84,7 +83,7 @@ class MatmulAmxCpu(Template):
         rows = Tiles.of(product.rows, block.height)
         columns = vector_tile(product.columns, LANES, across)
         threaded = bool(config["parallel"])
-        sums = ways_to_sum(target, _DTYPE)[-1]
+        sums = ways_to_sum(target, DTYPE)[-1]
         operands = GroupedOperands(kernel, sums, rows, columns, target.lanes(sums.dtype), threaded)
         prepare, left = operands.left_groups()
         more, panels = operands.right_panels()
