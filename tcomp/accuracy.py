@@ -16,7 +16,7 @@ import numpy as np
 from tcomp.relay.evaluate import evaluate
 from tcomp.relay.graph import Constant, Graph, Node, Value
 from tcomp.relay.op import OPS
-from tcomp.relay.types import FLOATS, Array, numpy_dtype
+from tcomp.relay.types import REALS, Array, numpy_dtype
 from tcomp.runtime import load
 from tcomp.target.host import runs_here
 from tcomp.target.target import Target
@@ -108,7 +108,7 @@ def relative_error(actual: Array, expected: Array) -> float:
     """
     if expected.size == 0:
         return 0.0
-    if expected.dtype.name not in FLOATS:
+    if expected.dtype.name not in REALS:
         return np.count_nonzero(np.not_equal(actual, expected)) / expected.size
     a, e = actual.astype(np.float64), expected.astype(np.float64)
     finite = np.isfinite(e)

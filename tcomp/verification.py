@@ -22,7 +22,7 @@ from tcomp.codegen.jit import build_kernel
 from tcomp.errors import InputError, UnsupportedError, UsageError
 from tcomp.relay.evaluate import evaluate
 from tcomp.relay.graph import Constant, Graph, Node, Value
-from tcomp.relay.types import FLOATS, Array, numpy_dtype
+from tcomp.relay.types import REALS, Array, numpy_dtype
 from tcomp.runtime import load
 from tcomp.runtime.fill import fill
 from tcomp.target.target import Target
@@ -53,7 +53,7 @@ class Tolerance:
             return float("inf")
         if actual.size == 0:
             return 0.0
-        if expected.dtype.name not in FLOATS:
+        if expected.dtype.name not in REALS:
             return 0.0 if np.array_equal(actual, expected) else float("inf")
         a, e = actual.astype(np.float64), expected.astype(np.float64)
         same = (a == e) | (np.isnan(a) & np.isnan(e))

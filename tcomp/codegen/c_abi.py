@@ -21,6 +21,7 @@ from tcomp.errors import BuildError
 from tcomp.target.host import CHECKED_FEATURES
 from tcomp.target.target import Target
 from tcomp.tensor.blocks import lower_blocks
+from tcomp.tensor.float8 import as_bits
 from tcomp.tensor.intrinsics import dtype_of, with_instructions
 from tcomp.tensor.vectors import compiled_for
 from tcomp.tvm_api import PrimFunc, s_tir, structural_map, structural_walk, tirx, tvm
@@ -110,6 +111,7 @@ def build(
     module: dict[Any, PrimFunc] = {}
     for symbol, function in functions.items():
         variable = tvm.ir.GlobalVar(symbol)
+        function = as_bits(function)
         plain = to_c_abi(with_instructions(function, target), None if packed else symbol)
         names_extremes = target.machine != "x86_64"
         plain = plain.with_attr(_NAMES_EXTREMES, True) if names_extremes else plain
@@ -184,7 +186,7 @@ def _quoted(line: str) -> str:
 
 def workspace_bytes(function: PrimFunc, target: Target) -> int:
     """An upper bound of the memory that `function` takes while one thread runs it, for its larger buffers."""
-    plain = to_c_abi(with_instructions(function, target), "kernel")
+    plain = to_c_abi(with_instructions(as_bits(function), target), "kernel")
     module = tvm.IRModule({tvm.ir.GlobalVar("kernel"): plain})
     lower, _, _ = _pipeline()
     lowered = lower(tirx.transform.BindTarget(_tvm_target(target).with_host(_tvm_target(target)))(module))

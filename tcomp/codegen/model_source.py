@@ -15,8 +15,9 @@ C_DTYPES = {
     "float16": "uint16_t", "bfloat16": "uint16_t", "float32": "float", "float64": "double",
     "int8": "int8_t", "int16": "int16_t", "int32": "int32_t", "int64": "int64_t",
     "uint8": "uint8_t", "uint16": "uint16_t", "uint32": "uint32_t", "uint64": "uint64_t", "bool": "uint8_t",
+    "float8_e4m3fn": "uint8_t", "float8_e5m2": "uint8_t",
 }  # fmt: skip
-"""How C programs hold elements; half-precision floats are their bits."""
+"""How C programs hold elements; floats of 8 and 16 bits are their bits."""
 
 
 @dataclass(frozen=True)

@@ -120,6 +120,7 @@ declare(
             _where_sample("float32", (4, 1, 16), (4, 8, 16), ()),
             _where_sample("int64", (33,), (33,), (1,)),
             _where_sample("bfloat16", (33,), (33,), (33,)),
+            _where_sample("float8_e4m3fn", (33,), (33,), ()),
         ),
     )
 )

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from tcomp.ops.pointwise import ANY, NUMBERS, SIGNED, Expression, Pointwise, declare_pointwise
 from tcomp.relay.op import REQUIRED, Sample
-from tcomp.relay.types import INTEGERS, Array, TensorType, numpy_dtype
+from tcomp.relay.types import FLOAT8, INTEGERS, Array, TensorType, numpy_dtype
 from tcomp.tensor import math
 from tcomp.tvm_api import tirx
 
@@ -193,7 +193,10 @@ def _cast(x: Expression, dtype: str) -> Expression:
     if math.dtype_of(x) == "bool":
         # TVM's interval analysis stops at a vector of comparisons unless it is a condition.
         return tirx.Select(x, tirx.const(1, dtype), tirx.const(0, dtype))
-    return x != zero_of(x) if dtype == "bool" else x.astype(dtype)
+    if dtype == "bool":
+        x = x.astype("float32") if math.dtype_of(x) in FLOAT8 else x
+        return x != zero_of(x)
+    return x.astype(dtype)
 
 
 def _cast_sample(source: str, dtype: str) -> Sample:
@@ -211,13 +214,22 @@ _CASTS = (
     ("int64", "float32"),
     ("int32", "int8"),
     ("float64", "float32"),
+    ("float32", "float8_e4m3fn"),
+    ("float8_e4m3fn", "float32"),
+    ("float16", "float8_e5m2"),
+    ("float8_e5m2", "float16"),
+    ("bfloat16", "float8_e4m3fn"),
+    ("float8_e5m2", "bfloat16"),
+    ("float8_e4m3fn", "float8_e5m2"),
+    ("int32", "float8_e5m2"),
+    ("float8_e4m3fn", "bool"),
 )
 declare_pointwise(
     Pointwise(
         "cast",
         _cast_reference,
         _cast,
-        ANY,
+        ANY + FLOAT8,
         result="@dtype",
         attrs={"dtype": REQUIRED},
         samples=tuple(_cast_sample(source, dtype) for source, dtype in _CASTS),

@@ -129,6 +129,8 @@ declare(
             _sample((20, 48), (48, 40), "float16", 4e-3, out_dtype="float32"),
             _sample((20, 48), (48, 40), "bfloat16", 1e-5, out_dtype="float32"),
             _sample((20, 50), (50, 40), "int8", 0.0, out_dtype="int32"),
+            _sample((20, 50), (50, 40), "float8_e4m3fn", 1e-5, out_dtype="float32"),
+            _sample((20, 48), (48, 40), "float8_e5m2", 1e-5, out_dtype="float32"),
             _sample((20, 48), (48, 40), tolerance=2e-2, multiply_as="tf32"),
         ),
     )

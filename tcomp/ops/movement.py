@@ -22,7 +22,7 @@ from tcomp.relay.attributes import dims, flag, integer, integers, number, one_of
 from tcomp.relay.dims import Dim, DimExpr, FloorDiv
 from tcomp.relay.graph import Attr, Attrs
 from tcomp.relay.op import REQUIRED, Alias, FusionKind, LayoutRule, Op, Sample, declare
-from tcomp.relay.types import FLOATS, Array, TensorType
+from tcomp.relay.types import REALS, Array, TensorType
 from tcomp.tvm_api import Tensor, te, tirx
 
 PAD_MODES = ("constant", "reflect", "edge", "wrap")
@@ -218,7 +218,7 @@ def _compute_pad(inputs: Sequence[Tensor], attrs: Attrs, outputs: Sequence[Tenso
     begin, mode = integers(attrs, "padding")[: len(source)], one_of(attrs, "mode", PAD_MODES)
     value = number(attrs, "value")
     dtype = element_type(x)
-    fill = tirx.const(value if dtype in FLOATS else bool(value) if dtype == "bool" else int(value), dtype)
+    fill = tirx.const(value if dtype in REALS else bool(value) if dtype == "bool" else int(value), dtype)
 
     def element(*index: Any) -> Any:
         at = [i - b if b else i for i, b in zip(index, begin, strict=True)]
@@ -384,6 +384,7 @@ declare(
         samples=(
             _sample((2, 3, 4), axes=(2, 0, 1)),
             _sample((5, 6), axes=(1, 0), dtype="float16"),
+            _sample((20, 36), axes=(1, 0), dtype="float8_e4m3fn"),
             _sample((2, 3, 4, 5), axes=(0, 2, 3, 1), dtype="int64"),
         ),
     )
@@ -404,6 +405,7 @@ declare(
             _sample((2, 3), (2, 1), (2, 4), axis=1),
             _sample((2, 3), (1, 3), axis=0, dtype="int64"),
             _sample((4,), axis=0, dtype="bfloat16"),
+            _sample((3, 17), (3, 2), axis=1, dtype="float8_e5m2"),
             _sample((2, 0), (2, 3), axis=1),
         ),
     )
@@ -444,6 +446,7 @@ declare(
             _sample((3, 4), padding=(5, -1, 1, 9), mode="wrap"),
             _sample((3, 4), padding=(1, 1, 0, 0), value=7.0, dtype="int64"),
             _sample((3, 2), padding=(0, 1, 1, 0), value=0.5, dtype="bfloat16"),
+            _sample((3, 21), padding=(0, 1, 1, 0), value=0.5, dtype="float8_e4m3fn"),
         ),
     )
 )

@@ -11,7 +11,7 @@ from tcomp.errors import TypeRuleError
 from tcomp.relay.attributes import text
 from tcomp.relay.dims import Dim
 from tcomp.relay.graph import Attrs
-from tcomp.relay.types import FACTORS, Array, TensorType, numpy_dtype, rounded_to_tf32, type_of
+from tcomp.relay.types import FACTORS, SUMMED_AS, Array, TensorType, numpy_dtype, rounded_to_tf32, type_of
 from tcomp.tvm_api import Tensor, te
 
 
@@ -55,7 +55,7 @@ def check_axis(op: str, axis: int, rank: int) -> int:
 
 def accumulator(dtype: str) -> str:
     """The element type in which sums of `dtype` products are kept."""
-    return "float32" if dtype in ("float16", "bfloat16") else dtype
+    return SUMMED_AS.get(dtype, dtype)
 
 
 def product_dtype(dtype: str) -> str:

@@ -17,14 +17,14 @@ from tcomp.relay.dims import parse_dim
 from tcomp.relay.graph import Attr, Constant, Graph, Node, Value
 from tcomp.relay.op import OPS
 from tcomp.relay.printer import content_hash, weights_path
-from tcomp.relay.types import SHORT_NAMES, Array, TensorType, numpy_dtype
+from tcomp.relay.types import BITS, SHORT_NAMES, Array, TensorType, numpy_dtype
 
 _LONG_NAMES = {short: name for name, short in SHORT_NAMES.items()}
 _TOKEN = re.compile(
     r"""\s*(?:\#\#[^\n]*\n\s*)*(?:
       (?P<string>"(?:[^"\\]|\\.)*")
     | (?P<dim>`[^`]*`)
-    | (?P<type>[a-z]+\d*\[[^\]]*\])
+    | (?P<type>[a-z][a-z\d]*\[[^\]]*\])
     | (?P<number>-?(?:inf|nan|\d+\.\d*(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\d+)(?![\w.]))
     | (?P<hash>\#[0-9a-f]{16})
     | (?P<word>[A-Za-z_][\w.\-]*)
@@ -85,8 +85,8 @@ class _Parser:
         data = self._stored.get(name)
         if data is None:
             raise ParseError(f"{self._where()}: weight `{name}` is not among the stored weights")
-        if expected.dtype == "bfloat16":
-            data = data.view(numpy_dtype("bfloat16"))
+        if expected.dtype in BITS:
+            data = data.view(numpy_dtype(expected.dtype))
         if content_hash(data) != digest:
             raise ParseError(
                 f"{self._where()}: weight `{name}` differs from the one the text was written for"

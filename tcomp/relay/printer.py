@@ -31,7 +31,7 @@ from tcomp.files import written_beside
 from tcomp.relay.dims import DimExpr
 from tcomp.relay.graph import Attr, Constant, Graph, Node, Value, subgraphs
 from tcomp.relay.op import OPS
-from tcomp.relay.types import Array
+from tcomp.relay.types import BITS, Array, dtype_of
 
 INLINE_ELEMENTS = 8
 _PLAIN = re.compile(r"[A-Za-z_][\w.\-]*")
@@ -77,11 +77,7 @@ def weights_path(path: Path) -> Path:
 
 
 def _storable(data: Array) -> Array:
-    return (
-        np.ascontiguousarray(data).view(np.uint16)
-        if data.dtype.name == "bfloat16"
-        else np.ascontiguousarray(data)
-    )
+    return np.ascontiguousarray(data).view(BITS.get(dtype_of(data), data.dtype))
 
 
 class _Printer:

@@ -22,9 +22,19 @@ _NUMPY: dict[str, np.dtype[Any]] = {
         "uint8", "uint16", "uint32", "uint64", "bool",
     )
 }  # fmt: skip
-_NUMPY["bfloat16"] = np.dtype(ml_dtypes.bfloat16)
+FLOAT8 = ("float8_e4m3fn", "float8_e5m2")
+"""Floats of 8 bits, by their bits of exponent and mantissa: Micikevicius et al., "FP8 Formats for Deep
+Learning", 2022. e4m3fn has no infinity. They are stored, moved, converted and multiplied; no other arithmetic
+takes them."""
+_NUMPY.update((name, np.dtype(getattr(ml_dtypes, name))) for name in ("bfloat16", *FLOAT8))
+BITS: Mapping[str, str] = {"bfloat16": "uint16"} | dict.fromkeys(FLOAT8, "uint8")
+"""Element types that neither numpy nor TVM knows well, and those of their bits."""
 DTYPES = tuple(_NUMPY)
 FLOATS = ("float16", "bfloat16", "float32", "float64")
+"""Floats that all arithmetic takes."""
+REALS = FLOATS + FLOAT8
+SUMMED_AS: Mapping[str, str] = dict.fromkeys(("float16", "bfloat16", *FLOAT8), "float32")
+"""Floats of which sums are kept in another type."""
 SIGNED_INTEGERS = ("int8", "int16", "int32", "int64")
 UNSIGNED_INTEGERS = ("uint8", "uint16", "uint32", "uint64")
 INTEGERS = SIGNED_INTEGERS + UNSIGNED_INTEGERS
@@ -32,6 +42,7 @@ SHORT_NAMES = {
     "float16": "f16", "bfloat16": "bf16", "float32": "f32", "float64": "f64", "bool": "bool",
     "int8": "i8", "int16": "i16", "int32": "i32", "int64": "i64",
     "uint8": "u8", "uint16": "u16", "uint32": "u32", "uint64": "u64",
+    "float8_e4m3fn": "f8e4m3fn", "float8_e5m2": "f8e5m2",
 }  # fmt: skip
 
 
@@ -50,7 +61,7 @@ def stored_as(dtype: str) -> str:
 
 
 def numpy_dtype(dtype: str) -> np.dtype[Any]:
-    """The numpy dtype called `dtype` (`bfloat16` included)."""
+    """The numpy dtype called `dtype`; those that numpy lacks are of ml_dtypes."""
     try:
         return _NUMPY[dtype]
     except KeyError:
@@ -118,10 +129,10 @@ def rounded_to_tf32(array: Array) -> Array:
 
 
 def dtype_of(array: Array) -> str:
-    """The element type's name, which numpy gives as `dtype.name` (`bfloat16` included)."""
+    """The element type's name, which numpy and ml_dtypes give as `dtype.name`."""
     return str(cast(Any, array.dtype).name)
 
 
 def type_of(array: Array) -> TensorType:
-    """The type of a numpy array (bfloat16 through ml_dtypes)."""
+    """The type of a numpy array."""
     return TensorType(tuple(int(d) for d in array.shape), dtype_of(array))

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
+
+from tcomp.runtime.library import numpy_dtype
 
 FILLS = ("random", "zeros", "ones")
 
@@ -20,7 +21,7 @@ def fill(
     `random` is standard normal for floating point and 0 or 1 for integers and booleans, which suits token
     numbers, masks and token types alike whatever the size of the table they index.
     """
-    numpy_type = np.dtype(ml_dtypes.bfloat16) if dtype == "bfloat16" else np.dtype(dtype)
+    numpy_type = numpy_dtype(dtype)
     if how != "random":
         return np.full(tuple(shape), 1 if how == "ones" else 0, numpy_type)
     rng = rng or np.random.default_rng(0)

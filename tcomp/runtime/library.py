@@ -7,16 +7,24 @@ import platform
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
+
+import ml_dtypes
+import numpy as np
 
 from tcomp.errors import ArtifactError
 from tcomp.runtime.stamp import check_stamp
 
 DTYPES = (
     "float16", "bfloat16", "float32", "float64", "int8", "int16", "int32", "int64",
-    "uint8", "uint16", "uint32", "uint64", "bool",
+    "uint8", "uint16", "uint32", "uint64", "bool", "float8_e4m3fn", "float8_e5m2",
 )  # fmt: skip
 """Element types by their number in `tcomp_dtype`."""
+
+
+def numpy_dtype(dtype: str) -> np.dtype[Any]:
+    """The numpy dtype called `dtype`; those that numpy lacks are of ml_dtypes."""
+    return np.dtype(getattr(ml_dtypes, dtype, dtype))
 
 
 class CTensor(ctypes.Structure):

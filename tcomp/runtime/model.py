@@ -11,13 +11,12 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, Union, cast
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
 from tcomp.errors import ArtifactError, InputError, UsageError
 from tcomp.runtime.gpu_array import GpuArray, gpu_array, wait_for
-from tcomp.runtime.library import CBuffer, COptions, TensorInfo, open_library, tensor_info
+from tcomp.runtime.library import CBuffer, COptions, TensorInfo, numpy_dtype, open_library, tensor_info
 
 Array = npt.NDArray[Any]
 AnyArray = Union[Array, GpuArray]
@@ -170,7 +169,7 @@ class Model:
         return self._context
 
     def _empty_outputs(self) -> list[Array]:
-        return [np.empty(info.shape, _numpy_dtype(info.dtype)) for info in self.outputs]
+        return [np.empty(info.shape, numpy_dtype(info.dtype)) for info in self.outputs]
 
     def _on_gpu(self, where: str, value: Any) -> GpuArray | None:
         """`value` if it is in a GPU's memory, which the model must be able to read."""
@@ -286,10 +285,6 @@ def _buffers(arrays: Sequence[AnyArray]) -> Any:
     return (CBuffer * max(1, len(arrays)))(*buffers)
 
 
-def _numpy_dtype(dtype: str) -> np.dtype[Any]:
-    return np.dtype(ml_dtypes.bfloat16) if dtype == "bfloat16" else np.dtype(dtype)
-
-
 def _as_array(where: str, info: TensorInfo, value: Any) -> Array:
     if isinstance(value, (np.ndarray, np.generic)):
         return np.asarray(cast("Array", value))
@@ -311,7 +306,7 @@ def _check(where: str, info: TensorInfo, array: AnyArray) -> None:
         raise InputError(
             f"{where} has shape {found}; it must be {info}: reshape it, or compile for its shape"
         )
-    if array.dtype != _numpy_dtype(info.dtype):
+    if array.dtype != numpy_dtype(info.dtype):
         raise InputError(f"{where} is {found}; it must be {info}: convert it with .astype")
     if isinstance(array, GpuArray):
         if not array.contiguous:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from tcomp.relay.types import FLOAT8
 from tcomp.target.target import TARGETS, Gpu, Target
 
 KIB, MIB = 1024, 1024 * 1024
@@ -36,9 +37,10 @@ def cuda_target(name: str, gpu: Gpu, description: str, host: Mapping[str, str] =
     )
 
 
-def _rates(float32: float, **tensor: float) -> Mapping[str, float]:
-    """Rates in TFLOP/s as FLOP/s."""
-    return {dtype: rate * 1e12 for dtype, rate in {"float32": float32, **tensor}.items()}
+def _rates(float32: float, float8: float | None = None, **tensor: float) -> Mapping[str, float]:
+    """Rates in TFLOP/s as FLOP/s; that of `float8` is of either format."""
+    both = {} if float8 is None else dict.fromkeys(FLOAT8, float8)
+    return {dtype: rate * 1e12 for dtype, rate in {"float32": float32, **tensor, **both}.items()}
 
 
 _V100 = Gpu("sm_70", 80, 96 * KIB, 96 * KIB, 2048, 6 * MIB, 900e9, _rates(15.7, float16=125))
@@ -57,15 +59,15 @@ _ORIN = Gpu(
 )  # fmt: skip
 _L4 = Gpu(
     "sm_89", 58, 99 * KIB, 100 * KIB, 1536, 48 * MIB, 300e9,
-    _rates(30.3, tf32=60, float16=121, bfloat16=121, int8=242, float8_e4m3=242),
+    _rates(30.3, tf32=60, float16=121, bfloat16=121, int8=242, float8=242),
 )  # fmt: skip
 _RTX_4090 = replace(
     _L4, processors=128, l2_bytes=72 * MIB, bytes_per_second=1008e9,
-    flops=_rates(82.6, tf32=82.6, float16=165.2, bfloat16=165.2, int8=660.6, float8_e4m3=330.3),
+    flops=_rates(82.6, tf32=82.6, float16=165.2, bfloat16=165.2, int8=660.6, float8=330.3),
 )  # fmt: skip
 _H100 = Gpu(
     "sm_90a", 132, 227 * KIB, 228 * KIB, 2048, 50 * MIB, 3350e9,
-    _rates(66.9, tf32=494.7, float16=989.4, bfloat16=989.4, int8=1978.9, float8_e4m3=1978.9),
+    _rates(66.9, tf32=494.7, float16=989.4, bfloat16=989.4, int8=1978.9, float8=1978.9),
 )  # fmt: skip
 _H200 = replace(_H100, bytes_per_second=4800e9)
 
@@ -86,9 +88,11 @@ TARGETS.register(
 )
 
 ARCHITECTURES: Mapping[str, Gpu] = {gpu.arch: gpu for gpu in (_V100, _T4, _A100, _A10, _ORIN, _L4, _H100)} | {
-    "sm_90": replace(_H100, arch="sm_90")
+    "sm_90": replace(
+        _H100, arch="sm_90", flops={dtype: rate for dtype, rate in _H100.flops.items() if dtype not in FLOAT8}
+    )
 }
-"""A typical GPU of each architecture."""
+"""A typical GPU of each architecture. What multiplies float8 at its rate on Hopper is of sm_90a alone."""
 for _arch, _gpu in ARCHITECTURES.items():
     _host = _ARM if _arch == _ORIN.arch else _X86
     TARGETS.register(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tcomp.registry import Registry
-from tcomp.relay.types import numpy_dtype
+from tcomp.relay.types import FLOAT8, numpy_dtype
 
 SEGMENT_BITS = 128
 """Bits of NEON's vectors, and of SVE's segments, in each of which a product takes one lane as factor."""
@@ -21,7 +21,7 @@ PRODUCT_FEATURES: Mapping[tuple[str, str], str] = {
     ("aarch64", "int8"): "dotprod",
 }
 """By machine and narrow type, the CPU feature that multiplies it, by LLVM's name; others have none."""
-_GPU_PRODUCTS = ("float16", "bfloat16")
+_GPU_PRODUCTS = ("float16", "bfloat16", *FLOAT8)
 """Narrow types that kernels for GPUs multiply on tensor cores."""
 
 

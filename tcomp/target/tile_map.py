@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 DRIVER_TYPES = {
     "uint8": 0, "int8": 0, "uint16": 1, "uint32": 2, "int32": 3, "int64": 5, "float16": 6, "float32": 7,
-    "bfloat16": 9, "tf32": 11,
+    "bfloat16": 9, "tf32": 11, "float8_e4m3fn": 0, "float8_e5m2": 0,
 }  # fmt: skip
 """CUtensorMapDataType; bytes are copied, so the sign does not matter; copies round float32 to tf32."""
 DRIVER_SWIZZLES = {0: 0, 128: 3}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from tcomp.relay.types import BITS
 from tcomp.tensor.loops import Elements, Expression, TensorMap, constant
 from tcomp.tvm_api import Tensor, structural_walk, tirx, tvm
 
@@ -139,9 +140,9 @@ def vector_load(
 ) -> Expression | None:
     """`lanes` elements of `tensor` along its last axis from `index`, in one load.
 
-    None when they are computed, or lie apart in memory, or are bfloat16, which TVM cannot keep in variables.
+    None when they are computed, or lie apart in memory, or are of `BITS`, which TVM cannot keep in variables.
     """
-    if str(tensor.dtype) == "bfloat16":
+    if str(tensor.dtype) in BITS:
         return None
     *outer, first = index
     along = tirx.Var("along", "int32")

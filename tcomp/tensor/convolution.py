@@ -11,7 +11,7 @@ import numpy as np
 from tcomp.relay.attributes import integer, integers, text
 from tcomp.relay.graph import Node
 from tcomp.relay.layouts import channel_block
-from tcomp.relay.types import Array, TensorType
+from tcomp.relay.types import SUMMED_AS, Array, TensorType
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.groups import GroupSums
 from tcomp.tensor.loops import Buffer, Expression, Statement, loop, parallel, sequence, vector_loop
@@ -22,8 +22,8 @@ from tcomp.tvm_api import tirx
 
 def accumulator_dtype(dtype: str) -> str:
     """The element type that sums of products are kept in."""
-    wide = {"float16": "float32", "bfloat16": "float32", "tf32": "float32", "int8": "int32"}
-    return wide.get(dtype, dtype)
+    wide = {"tf32": "float32", "int8": "int32"}
+    return wide.get(dtype) or SUMMED_AS.get(dtype, dtype)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequen
 from contextvars import ContextVar
 from typing import Any
 
-from tcomp.relay.types import numpy_dtype
+from tcomp.relay.types import BITS, numpy_dtype
 from tcomp.tensor.math import convert, dtype_of
 from tcomp.tvm_api import (
     Tensor,
@@ -181,7 +181,7 @@ def _has_vector_form(statement: Statement, lane: Any) -> bool:
 
     def on_store(store: Any) -> None:
         # One bfloat16 for all lanes is a broadcast, which TVM's legalisation leaves as it is.
-        if dtype_of(store.value) == "bfloat16":
+        if dtype_of(store.value) in BITS:
             found.append(_depends_on(store.value, lane))
 
     structural_walk(statement, [(tvm.ir.Call, on_call), (tirx.BufferStore, on_store)])
@@ -413,9 +413,7 @@ class Elements:
         if isinstance(value, (tvm.ir.Var, tvm.ir.expr.TensorLoad, tirx.FloatImm, tirx.IntImm)):
             return value
         dtype = dtype_of(value)
-        if dtype == "bool":
-            return value
-        if dtype == "bfloat16":  # TVM's legalisation cannot bind it
+        if dtype == "bool" or dtype in BITS:  # TVM's legalisation cannot bind bfloat16
             return value
         variable = tirx.Var(f"{name}_value", dtype)  # `pow` alone would hide C's function
         self.statements.append(tirx.Bind(variable, value))

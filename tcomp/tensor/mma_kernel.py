@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import prod
+from math import inf, prod
 from typing import Any
 
 from tcomp.relay.op import OPS, FusionKind
@@ -20,7 +20,7 @@ from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.loops import Buffer, Elements, Expression, Statement, constant, local, unrolled
 from tcomp.tensor.loops import sequence as in_order
 from tcomp.tensor.mma_nest import Store
-from tcomp.tensor.mma_plan import CAPABILITY, DTYPES, Parts, chunk_elements
+from tcomp.tensor.mma_plan import CAPABILITIES, Parts, chunk_elements
 from tcomp.tensor.template import Scheduled
 from tcomp.tensor.threads import digits, spread
 from tcomp.tensor.totals import Totals
@@ -33,12 +33,11 @@ _THREADS = 256
 def multiplies(kernel: Kernel, target: Target) -> bool:
     """Whether tensor cores of `target` multiply what the anchor of `kernel` does."""
     anchor, gpu = kernel.anchor, target.gpu
-    if anchor is None or gpu is None or gpu.capability < CAPABILITY:
+    if anchor is None or gpu is None:
         return False
     dtype = factor_dtype(kernel)
-    return (
-        dtype in DTYPES and dtype in gpu.flops and all(prod(v.type.static_shape) > 0 for v in anchor.inputs)
-    )
+    there = dtype in gpu.flops and gpu.capability >= CAPABILITIES.get(dtype, inf)
+    return there and all(prod(v.type.static_shape) > 0 for v in anchor.inputs)
 
 
 def factor_dtype(kernel: Kernel) -> str:

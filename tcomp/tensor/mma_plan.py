@@ -8,7 +8,7 @@ chunks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -18,10 +18,10 @@ from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, clock, memory_cycles
 from tcomp.tensor.knobs import Config, Ordered, Space
 
 CHUNK_BYTES = 16
-CAPABILITY = 80
-"""From which GPUs have these instructions."""
-DTYPES = ("float16", "bfloat16", "int8", "tf32")
-"""Types of operands."""
+CAPABILITIES: Mapping[str, int] = {
+    "float16": 80, "bfloat16": 80, "int8": 80, "tf32": 80, "float8_e4m3fn": 89, "float8_e5m2": 89,
+}  # fmt: skip
+"""Types of operands, and from which capability on GPUs have the instructions for each."""
 MATRIX = 8
 """Rows of a matrix of `ldmatrix`, and chunks of 16 bytes in a line of all 32 banks."""
 _BLOCKS = (16, 32, 64, 128, 256)

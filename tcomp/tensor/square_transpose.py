@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tcomp.relay.types import BITS
 from tcomp.tensor.loops import Expression, Statement
 from tcomp.tensor.math import dtype_of
 from tcomp.tvm_api import tirx
@@ -19,7 +20,8 @@ def transpose_square(rows: Sequence[Expression]) -> tuple[list[Statement], list[
     """
     count, element = len(rows), dtype_of(rows[0])
     # TVM's legalisation cannot bind bfloat16.
-    dtype = element.replace("bfloat16", "uint16")
+    scalar, *lanes = element.split("x")
+    dtype = "x".join([BITS.get(scalar, scalar), *lanes])
     bits = element != dtype
     statements: list[Statement] = []
 

@@ -1,4 +1,4 @@
-"""Products of dequantized operands as products of integers, and what is left of `dequantize`."""
+"""Products of dequantized operands as products of the narrow numbers, and what is left of `dequantize`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import ClassVar
 from tcomp.relay.graph import Graph
 from tcomp.relay.rewrite import rewrite
 from tcomp.transform.pass_ import Pass, declare_pass
-from tcomp.transform.rules.quantized import DEQUANTIZE, INTEGER_PRODUCTS, WEIGHTS
+from tcomp.transform.rules.quantized import DEQUANTIZE, FLOAT8_PRODUCTS, INTEGER_PRODUCTS, WEIGHTS
 
 
 @declare_pass
@@ -19,13 +19,17 @@ class LowerQuantized(Pass):
     products, as `dequantize_blocks`.
 
     With `integer_products`, convolutions and matrix products of dequantized operands, and of integers less
-    their zero points, become int8 products summed in int32 before. Activations in uint8 become int8.
+    their zero points, become int8 products summed in int32 before. Activations in uint8 become int8. With
+    `float8_products`, matrix products of dequantized float8 become float8 products summed in float32.
     """
 
     name: ClassVar[str] = "lower-quantized"
     integer_products: bool = False
+    float8_products: bool = False
 
     def transform(self, graph: Graph, stats: Counter[str]) -> Graph:
         if self.integer_products:
             graph = rewrite(graph, INTEGER_PRODUCTS, stats)
+        if self.float8_products:
+            graph = rewrite(graph, FLOAT8_PRODUCTS, stats)
         return rewrite(rewrite(graph, WEIGHTS, stats), DEQUANTIZE, stats)

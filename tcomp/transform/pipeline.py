@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from tcomp.relay.graph import Graph
+from tcomp.relay.types import FLOAT8
 from tcomp.target.target import Target
 from tcomp.transform.canonicalize import CanonicalizeContractions, SinkTransposes
 from tcomp.transform.common_subexpressions import CommonSubexpressions
@@ -46,7 +47,7 @@ def passes_before_lowering(target: Target, precision: Precision = "exact") -> tu
     return (
         DeadCode(),
         LowerResize(),
-        LowerQuantized(integer_products=target.multiplies("int8")),
+        LowerQuantized(target.multiplies("int8"), all(target.multiplies(dtype) for dtype in FLOAT8)),
         FoldConstants(),
         Simplify(),
         FoldConstants(),

@@ -9,7 +9,8 @@ from math import isqrt, sqrt
 import numpy as np
 
 from tcomp.relay.evaluate import evaluate
-from tcomp.relay.types import FLOATS, Array, TensorType, numpy_dtype
+from tcomp.relay.types import FLOAT8, REALS, Array, TensorType, dtype_of, numpy_dtype
+from tcomp.tensor.float8 import FORMATS, Float8
 from tcomp.tensor.kernel import Kernel
 from tcomp.tuner.records import Check
 
@@ -19,10 +20,17 @@ _EPSILON = {
     "tf32": 2.0**-10,
     "float16": 2.0**-10,
     "bfloat16": 2.0**-7,
+    "float8_e4m3fn": 2.0**-13,
+    "float8_e5m2": 2.0**-13,
 }
+"""Of products and their sums: tensor cores keep sums of float8 products in as few bits as this. DeepSeek-AI,
+"DeepSeek-V3 Technical Report", 2024, section 3.3.2."""
 # Winograd and vector polynomials lose a few digits against summation in order; a missing or repeated
 # term of a reduction of length K shows as 1 / sqrt(K), far above these floors.
-_FLOOR = {"float64": 1e-11, "float32": 1e-4, "tf32": 1e-2, "float16": 1e-2, "bfloat16": 5e-2}
+_FLOOR = {
+    "float64": 1e-11, "float32": 1e-4, "tf32": 1e-2, "float16": 1e-2, "bfloat16": 5e-2,
+    "float8_e4m3fn": 1e-2, "float8_e5m2": 1e-2,
+}  # fmt: skip
 _HUGE_ERROR = 1e30
 
 
@@ -61,12 +69,12 @@ def reduction_length(kernel: Kernel) -> int:
 def tolerance(kernel: Kernel) -> float:
     """Allowed error relative to an output's scale, from the coarsest float type and the reduction length."""
     values = [*kernel.body.inputs, *(v for n in kernel.body.nodes for v in n.outputs)]
-    floats = [v.dtype for v in values if v.dtype in FLOATS]
+    floats = [v.dtype for v in values if v.dtype in REALS]
     floats += [str(n.attrs["multiply_as"]) for n in kernel.body.nodes if n.attrs.get("multiply_as")]
     if not floats:
         return 0.0
-    coarsest = max(floats, key=lambda dtype: _EPSILON[dtype])
-    return max(_FLOOR[coarsest], 4 * _EPSILON[coarsest] * isqrt(reduction_length(kernel)))
+    length = isqrt(reduction_length(kernel))
+    return max(max(_FLOOR[dtype], 4 * _EPSILON[dtype] * length) for dtype in floats)
 
 
 def compare(data: TrialData, outputs: Sequence[Array]) -> Check:
@@ -84,18 +92,31 @@ def _error(expected: Array, output: Array, allowed: float) -> float:
         return _HUGE_ERROR
     if expected.size == 0:
         return 0.0
-    if expected.dtype.name not in FLOATS:
+    if expected.dtype.name not in REALS:
         difference = np.abs(expected.astype(np.float64) - output.astype(np.float64)).max()
         # Rounding to 8 bits after float arithmetic may fall on the other side.
         rounds = expected.dtype.itemsize == 1 and expected.dtype != np.bool_ and allowed > 0
         return 0.0 if difference <= (1.0 if rounds else 0.0) else float(difference)
     exact = np.result_type(expected.dtype, np.float32)
     wanted, found = expected.astype(exact, copy=False), output.astype(exact, copy=False)
+    if dtype_of(expected) in FLOAT8:
+        found = _without_a_step(wanted, found, FORMATS[dtype_of(expected)])
     with np.errstate(invalid="ignore", over="ignore"):
         error = np.abs(wanted - found).max()
     if not np.isfinite(error):
         return _error_beside_infinities(wanted, found)
     return float(error) / _scale(wanted)
+
+
+def _without_a_step(wanted: Array, found: Array, form: Float8) -> Array:
+    """`found`, nearer to `wanted` by the distance of neighbours of a narrow type, to which both were rounded.
+
+    Rounding after float arithmetic may fall on the other side.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):
+        step = np.abs(wanted) * 2.0**-form.mantissa + form.least
+        near = np.clip(wanted, found - step, found + step)
+    return np.where(np.isfinite(wanted) & np.isfinite(found), near, found)
 
 
 def _error_beside_infinities(wanted: Array, found: Array) -> float:
@@ -118,7 +139,7 @@ def _scale(values: Array) -> float:
 
 def _random(rng: np.random.Generator, type_: TensorType, scale: float, largest_index: int) -> Array:
     shape, dtype = type_.static_shape, numpy_dtype(type_.dtype)
-    if type_.dtype in FLOATS:
+    if type_.dtype in REALS:
         return ((rng.random(shape, dtype=np.float32) * 2 - 1) * scale).astype(dtype)
     if type_.dtype == "bool":
         return rng.random(shape) < 0.5

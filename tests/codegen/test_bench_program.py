@@ -16,7 +16,7 @@ from tcomp.errors import BuildError
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.evaluate import evaluate
 from tcomp.relay.graph import Graph
-from tcomp.relay.types import Array, numpy_dtype
+from tcomp.relay.types import DTYPES, Array, numpy_dtype
 from tcomp.target.host import host_target
 
 X = np.random.default_rng(0).standard_normal((4, 32), np.float32)
@@ -77,7 +77,7 @@ def test_wrong_numbers_are_told_before_times(output: int, tmp_path: Path) -> Non
     assert "is wrong: 3" in result.stderr or "is wrong: 2.9" in result.stderr
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64", "int8", "uint16", "int64", "bool"])
+@pytest.mark.parametrize("dtype", [d for d in DTYPES if d != "float32"])
 def test_every_element_type_is_compared(dtype: str, tmp_path: Path) -> None:
     builder = GraphBuilder("copy")
     graph = builder.build(builder.input("x", (11,), dtype))

@@ -7,8 +7,11 @@ import pytest
 from mma_kernels import SMALL, assert_computes, matmul
 
 from tcomp.codegen.jit import build_scheduled
+from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.evaluate import evaluate
-from tcomp.target.target import Target
+from tcomp.relay.types import FLOAT8, numpy_dtype
+from tcomp.target.target import TARGETS, Target
+from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.template import TEMPLATES
 
 KERNELS = {
@@ -36,10 +39,17 @@ KERNELS = {
     "int8, packed": (
         matmul((40, 100), (100, 33), dtype="int8", out_dtype="int32", constant=True), {"splits": 2},
     ),
+    "float8_e4m3fn": (
+        matmul((40, 96), (96, 40), "bias", "relu", dtype="float8_e4m3fn", out_dtype="float32"), {},
+    ),
+    "float8_e5m2, packed": (
+        matmul((40, 100), (100, 33), dtype="float8_e5m2", out_dtype="float32", constant=True), {"splits": 2},
+    ),
 }  # fmt: skip
 
 
-FEW = ("whole tiles", "ragged", "transposed", "parts of the depth", "tf32", "int8, packed")
+ADA = TARGETS["cuda:sm_89"]
+FEW = ("whole tiles", "ragged", "transposed", "parts of the depth", "tf32", "int8, packed", "float8_e4m3fn")
 """Those that are always tested: g++ takes long for each."""
 
 
@@ -48,7 +58,40 @@ FEW = ("whole tiles", "ragged", "transposed", "parts of the depth", "tf32", "int
 )
 def test_numbers(name: str, gpu: Target) -> None:
     kernel, knobs = KERNELS[name]
-    assert_computes(kernel, gpu, "matmul_mma_cuda", {**SMALL, **knobs})
+    target = ADA if name.startswith("float8") else gpu
+    assert_computes(kernel, target, "matmul_mma_cuda", {**SMALL, **knobs})
+
+
+@pytest.mark.parametrize("dtype", FLOAT8)
+def test_operands_are_rounded_to_8_bits_on_their_way(dtype: str, gpu: Target) -> None:
+    """One is computed for the product, the other is packed. Sums of such numbers are exact in float32."""
+    builder = GraphBuilder()
+    left = builder.op("cast", builder.input("a", (20, 50)), dtype=dtype)
+    product = builder.op("matmul", left, builder.input("b", (50, 24), dtype), out_dtype="float32")
+    kernel = Kernel(builder.build(product), frozenset({1}))
+    rng = np.random.default_rng(0)
+    arrays = [
+        rng.uniform(-4, 4, v.type.static_shape).astype(numpy_dtype(v.dtype)) for v in kernel.body.inputs
+    ]
+    scheduled = TEMPLATES["matmul_mma_cuda"].apply(kernel, ADA, {**SMALL, "stages": 2})
+    (found,) = build_scheduled(kernel, scheduled, ADA)(arrays)
+    (expected,) = evaluate(kernel.body, arrays)
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-5)
+
+
+def test_products_of_8_bits_need_instructions_for_them() -> None:
+    kernel, _ = KERNELS["float8_e4m3fn"]
+    accepted = {
+        arch: [
+            name
+            for name in ("matmul_mma_cuda", "matmul_wgmma_cuda")
+            if TEMPLATES[name].accepts(kernel, TARGETS[f"cuda:{arch}"])
+        ]
+        for arch in ("sm_80", "sm_89", "sm_90", "sm_90a")
+    }
+    assert accepted == {
+        "sm_80": [], "sm_89": ["matmul_mma_cuda"], "sm_90": [], "sm_90a": ["matmul_wgmma_cuda"],
+    }  # fmt: skip
 
 
 def test_tf32_is_the_nearest_number(gpu: Target) -> None:

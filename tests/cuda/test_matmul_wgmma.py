@@ -65,10 +65,16 @@ KERNELS = {
     "int8, packed": (
         matmul((40, 300), (300, 33), dtype="int8", out_dtype="int32", constant=True), {"splits": 2},
     ),
+    "float8_e4m3fn": (
+        matmul((70, 288), (288, 130), "bias", dtype="float8_e4m3fn", out_dtype="float32"), {},
+    ),
+    "float8_e5m2, packed": (
+        matmul((40, 300), (300, 33), dtype="float8_e5m2", out_dtype="float32", constant=True), {"splits": 2},
+    ),
 }  # fmt: skip
 FEW = (
     "two consumers, wide", "ragged", "rows and columns along memory", "batch", "parts of the depth",
-    "two blocks share columns", "tf32",
+    "two blocks share columns", "tf32", "float8_e4m3fn",
 )  # fmt: skip
 """Those that are always tested: g++ takes long for each."""
 HOPPER = TARGETS["cuda:sm_90a"]

@@ -12,7 +12,7 @@ import pytest
 from device_programs import dies, run, small_integers
 
 from tcomp.codegen.cuda.nvcc import compile_cubin
-from tcomp.relay.types import Array, numpy_dtype, rounded_to_tf32, stored_as
+from tcomp.relay.types import FLOAT8, Array, numpy_dtype, rounded_to_tf32, stored_as
 from tcomp.target.target import Target
 from tcomp.target.tile_map import TileMap
 
@@ -166,7 +166,7 @@ def product(
         *(("float16", columns, 0, 0) for columns in COLUMNS),
         *(("float16", 128, *flags) for flags in ((0, 1), (1, 0), (1, 1))),
         ("bfloat16", 64, 0, 0), ("bfloat16", 256, 1, 1), ("int8", 64, 0, 0), ("int8", 192, 0, 0),
-        ("tf32", 64, 0, 0), ("tf32", 256, 0, 0),
+        ("tf32", 64, 0, 0), ("tf32", 256, 0, 0), ("float8_e4m3fn", 64, 0, 0), ("float8_e5m2", 192, 0, 0),
     ],
 )  # fmt: skip
 def test_tiles_multiply(dtype: str, columns: int, transpose_a: int, transpose_b: int, gpu: Target) -> None:
@@ -225,7 +225,7 @@ def test_what_hangs_or_is_undefined_is_refused(
 @pytest.mark.slow
 @pytest.mark.usefixtures("real_nvcc")
 def test_nvcc_takes_every_instruction() -> None:
-    for dtype in ("float16", "bfloat16", "tf32", "int8"):
+    for dtype in ("float16", "bfloat16", "tf32", "int8", *FLOAT8):
         for columns in COLUMNS:
             (source, *_), _, _ = product(dtype, columns)
             assert compile_cubin(source, "sm_90a").resources["kernel"].spilled_bytes == 0

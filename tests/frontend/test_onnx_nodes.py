@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -17,6 +16,7 @@ from tcomp.errors import TcompError, UnsupportedError
 from tcomp.frontend.onnx import import_onnx
 from tcomp.frontend.onnx.tensors import read_tensor
 from tcomp.relay.evaluate import evaluate
+from tcomp.relay.types import BITS
 
 # Half-precision results may differ in the last bits: the expected ones round after every small step.
 HALF_TOLERANCE = {"float16": 2.0**-9, "bfloat16": 2.0**-6}
@@ -66,7 +66,7 @@ def difference(result: np.ndarray, expected: np.ndarray, case: Any) -> str | Non
     if result.dtype != expected.dtype or result.shape != expected.shape:
         return f"{result.dtype}{result.shape}, expected {expected.dtype}{expected.shape}"
     tolerance = max(case.rtol, HALF_TOLERANCE.get(expected.dtype.name, 0.0))
-    if result.dtype == ml_dtypes.bfloat16:
+    if result.dtype.name in BITS:
         result, expected = result.astype(np.float32), expected.astype(np.float32)
     try:
         np.testing.assert_allclose(result, expected, rtol=tolerance, atol=max(case.atol, 1e-7))

@@ -15,7 +15,7 @@ from tcomp.relay.graph import Constant, Graph, Node, Value
 from tcomp.relay.op import OPS
 from tcomp.relay.parser import load_graph, parse_graph
 from tcomp.relay.printer import print_graph, save_graph, weights_of
-from tcomp.relay.types import numpy_dtype
+from tcomp.relay.types import DTYPES, numpy_dtype
 from tcomp.relay.verify import verify
 
 SAMPLES = [(name, i) for name in OPS for i in range(len(OPS[name].samples))]
@@ -134,3 +134,13 @@ def test_verifier_names_the_node() -> None:
     wrong = Node("relu", (x,), {}, (Value(x.type.with_dtype("int8"), "y"),), "act")
     with pytest.raises(GraphError, match="output types i8"):
         verify(Graph((x,), (wrong,), wrong.outputs))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_constants_of_every_type_are_read_back(dtype: str, tmp_path: Path) -> None:
+    b = GraphBuilder("constants")
+    small, large = (np.arange(-1, n).astype(numpy_dtype(dtype)) for n in (2, 100))
+    x, y = b.constant(small), b.constant(large, name="large")
+    graph = b.build(b.op("concat", x, y, axis=0))
+    save_graph(graph, tmp_path / "graph.relay")
+    assert_same(graph, load_graph(tmp_path / "graph.relay"))

@@ -9,7 +9,7 @@ from quantized_graphs import RNG, convolutions, dequantize, quantize, weights
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.evaluate import evaluate
 from tcomp.relay.graph import Graph
-from tcomp.relay.types import Array, numpy_dtype
+from tcomp.relay.types import FLOAT8, Array, numpy_dtype
 from tcomp.target.target import TARGETS
 from tcomp.tensor.kernel import Kernel
 from tcomp.transform.lower_quantized import LowerQuantized
@@ -118,3 +118,48 @@ def test_cores_without_the_instruction_multiply_floats() -> None:
     fused = [n for n in optimize(convolutions("int8"), TARGETS["cortex-a72"]).nodes if n.op == "fused"]
     bodies = [n.attrs["body"] for n in fused]
     assert {d for body in bodies if isinstance(body, Graph) for d in products(body)} == {"float32"}
+
+
+def float8_matrices(dtype: str, other: str, per_column: bool = True, zero: int = 0) -> Graph:
+    g = GraphBuilder()
+    x = g.op("cast", g.op("mul", g.input("x", (5, 24)), g.constant(np.float32(8))), dtype=dtype)
+    scale = RNG.uniform(0.5, 1.5, (1, 16) if per_column else (24, 1)).astype(np.float32)
+    w = RNG.uniform(-9, 9, (24, 16)).astype(numpy_dtype(other))
+    w_value = g.op("dequantize", g.constant(w), g.constant(scale), g.constant(0, other))
+    return g.build(g.op("matmul", dequantize(g, x, 0.125, zero), w_value))
+
+
+@pytest.mark.parametrize("dtype", FLOAT8)
+def test_matrices_of_float8(dtype: str) -> None:
+    graph = float8_matrices(dtype, dtype)
+    lowered = LowerQuantized(float8_products=True).run(graph)
+    assert products(lowered) == [dtype]
+    x = RNG.standard_normal((5, 24)).astype(np.float32)
+    np.testing.assert_allclose(evaluate(lowered, [x])[0], evaluate(graph, [x])[0], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        float8_matrices("float8_e4m3fn", "float8_e5m2"),
+        float8_matrices("float8_e4m3fn", "float8_e4m3fn", per_column=False),
+        float8_matrices("float8_e4m3fn", "float8_e4m3fn", zero=1),
+    ],
+    ids=["two formats", "scales along the depth", "a zero point"],
+)
+def test_other_matrices_of_float8_are_float32_products(graph: Graph) -> None:
+    assert products(LowerQuantized(float8_products=True).run(graph)) == ["float32"]
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("cuda:sm_80", "float32"), ("cuda:sm_89", "float8_e4m3fn"), ("cuda:sm_90a", "float8_e4m3fn"),
+        ("x86-64-v3", "float32"),
+    ],
+)  # fmt: skip
+def test_float8_is_multiplied_where_there_are_instructions(target: str, expected: str) -> None:
+    graph = float8_matrices("float8_e4m3fn", "float8_e4m3fn")
+    optimized = optimize(graph, TARGETS[target])
+    kernels = [k for k in (Kernel.of(n) for n in optimized.nodes if n.op == "fused") if k.anchor]
+    assert [k.anchor.inputs[0].dtype for k in kernels if k.anchor is not None] == [expected]

@@ -11,9 +11,9 @@ _VIEWS = {
     "float32": "FloatBuffer", "float64": "DoubleBuffer", "int32": "IntBuffer", "uint32": "IntBuffer",
     "int64": "LongBuffer", "uint64": "LongBuffer", "int16": "ShortBuffer", "uint16": "ShortBuffer",
     "float16": "ShortBuffer", "bfloat16": "ShortBuffer", "int8": "ByteBuffer", "uint8": "ByteBuffer",
-    "bool": "ByteBuffer",
+    "bool": "ByteBuffer", "float8_e4m3fn": "ByteBuffer", "float8_e5m2": "ByteBuffer",
 }  # fmt: skip
-"""Half-precision floats are their bits, and unsigned numbers those of signed ones."""
+"""Floats of 8 and 16 bits are their bits, and unsigned numbers those of signed ones."""
 
 
 def sources(names: Names, header: str, package: str) -> dict[str, str]:

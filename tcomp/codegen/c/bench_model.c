@@ -54,6 +54,17 @@ static double half(uint16_t bits) {
   return bits & 0x8000 ? -size : size;
 }
 
+/* Its bits are the upper ones of a half-precision number. */
+static double float8_e5m2(uint8_t bits) { return half((uint16_t)(bits << 8)); }
+
+static double float8_e4m3fn(uint8_t bits) {
+  int exponent = bits >> 3 & 15, fraction = bits & 7;
+  double size = exponent == 0         ? ldexp(fraction, -9)
+                : (bits & 127) == 127 ? NAN
+                                      : ldexp(fraction + 8, exponent - 10);
+  return bits & 0x80 ? -size : size;
+}
+
 #define ELEMENT(type) ((double)((const type *)data)[index])
 
 static double element(tcomp_dtype dtype, const void *data, size_t index) {
@@ -71,16 +82,22 @@ static double element(tcomp_dtype dtype, const void *data, size_t index) {
     case TCOMP_UINT16: return ELEMENT(uint16_t);
     case TCOMP_UINT32: return ELEMENT(uint32_t);
     case TCOMP_UINT64: return ELEMENT(uint64_t);
+    case TCOMP_FLOAT8_E4M3FN: return float8_e4m3fn(((const uint8_t *)data)[index]);
+    case TCOMP_FLOAT8_E5M2: return float8_e5m2(((const uint8_t *)data)[index]);
   }
   return NAN;
 }
 
-static int is_float(tcomp_dtype dtype) { return dtype <= TCOMP_FLOAT64; }
+static int is_float8(tcomp_dtype dtype) { return dtype >= TCOMP_FLOAT8_E4M3FN; }
+static int is_float(tcomp_dtype dtype) { return dtype <= TCOMP_FLOAT64 || is_float8(dtype); }
 
 /* The largest error of an output as a multiple of what is allowed: above 1 is wrong. */
 static double excess(const tcomp_tensor *tensor, const void *found, const void *expected) {
   if (!is_float(tensor->dtype)) return memcmp(found, expected, tensor->bytes) == 0 ? 0 : INFINITY;
-  size_t width = tensor->dtype == TCOMP_FLOAT64 ? 8 : tensor->dtype == TCOMP_FLOAT32 ? 4 : 2;
+  size_t width = tensor->dtype == TCOMP_FLOAT64   ? 8
+                 : tensor->dtype == TCOMP_FLOAT32 ? 4
+                 : is_float8(tensor->dtype)       ? 1
+                                                  : 2;
   double scale = 0, worst = 0;
   for (size_t i = 0; i < tensor->bytes / width; i++) {
     double want = element(tensor->dtype, expected, i), have = element(tensor->dtype, found, i);

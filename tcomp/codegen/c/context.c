@@ -284,7 +284,7 @@ API int32_t tcomp_threads(const tcomp_context *context) {
 /* ---- runs ------------------------------------------------------------------------------------------- */
 
 static size_t element_bytes(int32_t dtype) {
-  static const unsigned char BYTES[] = {2, 2, 4, 8, 1, 2, 4, 8, 1, 2, 4, 8, 1};
+  static const unsigned char BYTES[] = {2, 2, 4, 8, 1, 2, 4, 8, 1, 2, 4, 8, 1, 1, 1};
   return BYTES[dtype];
 }
 

@@ -49,7 +49,9 @@ typedef enum {
   TCOMP_UINT16 = 9,
   TCOMP_UINT32 = 10,
   TCOMP_UINT64 = 11,
-  TCOMP_BOOL = 12 /* one byte, 0 or 1 */
+  TCOMP_BOOL = 12, /* one byte, 0 or 1 */
+  TCOMP_FLOAT8_E4M3FN = 13,
+  TCOMP_FLOAT8_E5M2 = 14
 } tcomp_dtype;
 
 /* Version 2: on which CPUs threads run, by their speed. Where all are equally fast, it is on all. */

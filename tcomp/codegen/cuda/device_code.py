@@ -14,6 +14,7 @@ from tcomp.errors import BuildError
 from tcomp.relay.types import numpy_dtype
 from tcomp.target.target import Target
 from tcomp.target.tile_map import TileMap
+from tcomp.tensor.float8 import as_bits
 from tcomp.tensor.intrinsics import dtype_of
 from tcomp.tensor.threads import DYNAMIC_SHARED, grid_and_block, launches_of
 from tcomp.tensor.tiles import CLUSTER, TILES, tile_map_of
@@ -62,6 +63,7 @@ def device_code(function: PrimFunc, symbol: str, target: Target) -> DeviceCode:
 
     Raises BuildError when TVM refuses it.
     """
+    function = as_bits(function)
     parts = launches_of(function)
     symbols = [symbol if len(parts) == 1 else f"{symbol}_{number}" for number in range(len(parts))]
     module = {

@@ -20,13 +20,15 @@ _DTYPES: dict[int, str] = {
     onnx.TensorProto.UINT8: "uint8", onnx.TensorProto.UINT16: "uint16",
     onnx.TensorProto.UINT32: "uint32", onnx.TensorProto.UINT64: "uint64",
     onnx.TensorProto.BOOL: "bool",
+    onnx.TensorProto.FLOAT8E4M3FN: "float8_e4m3fn", onnx.TensorProto.FLOAT8E5M2: "float8_e5m2",
 }  # fmt: skip
 
 
 def dtype_of(elem_type: int, what: str) -> str:
     """tcomp's name of an ONNX element type.
 
-    Raises UnsupportedError naming `what` for types tcomp has no tensors of (strings, int4, float8, complex).
+    Raises UnsupportedError naming `what` for types tcomp has no tensors of: strings, complex, 4 bits,
+    float8 without a negative zero.
     """
     try:
         return _DTYPES[elem_type]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from tcomp.relay.types import FLOAT8
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Space
 from tcomp.tensor.loops import Statement
-from tcomp.tensor.mma_kernel import schedule_mma, stored_in_vectors
+from tcomp.tensor.mma_kernel import factor_dtype, schedule_mma, stored_in_vectors
 from tcomp.tensor.mma_matrices import MmaMatrices, is_product
 from tcomp.tensor.mma_nest import mma_launch
 from tcomp.tensor.mma_operand import MmaOperand
@@ -15,10 +16,11 @@ from tcomp.tensor.mma_plan import MmaPlan, estimated_cycles, plan_of, plan_space
 from tcomp.tensor.schedules.matmul_cuda import MatmulCuda
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
 from tcomp.tensor.unpacked_operand import PackedWeights, UnpackedChunks
+from tcomp.tensor.wgmma_plan import ARCH as WGMMA_ARCH
 
 
 class MatmulMmaCuda(Template):
-    """Products of float16, bfloat16 and tf32 with float32 sums, of int8 with int32 ones, on tensor cores.
+    """Products on tensor cores: of float16, bfloat16, tf32, float8 with float32 sums, int8 with int32 ones.
 
     Steps: pack a constant right operand as [columns, depth]; bring operands that are computed, or whose rows
     are not whole chunks, into memory so; multiply; add parts of the depth where there are several.
@@ -29,7 +31,10 @@ class MatmulMmaCuda(Template):
     alternative_to = MatmulCuda.name
 
     def accepts(self, kernel: Kernel, target: Target) -> bool:
-        return is_product(kernel, target)
+        if not is_product(kernel, target):
+            return False
+        # `mma.sync` converts float8 to float16 there, by twelve instructions for a product: ptxas 13.0.
+        return target.gpu is None or target.gpu.arch != WGMMA_ARCH or factor_dtype(kernel) not in FLOAT8
 
     def space(self, kernel: Kernel, target: Target) -> Space:
         assert target.gpu is not None

@@ -27,7 +27,7 @@ _LIGHT = {"add", "mul", "relu", "cast", "reshape"}
 
 
 class MatmulWgmmaCuda(Template):
-    """Products of float16, bfloat16 and tf32 with float32 sums, of int8 with int32 ones, by groups of warps.
+    """Products of float16, bfloat16, tf32, float8 with float32 sums, of int8 with int32 ones, by warp groups.
 
     Steps: pack a constant right operand as [columns, depth]; bring operands of which no tiles can be copied
     into memory so; multiply; add parts of the depth where there are several.

@@ -8,7 +8,7 @@ from tcomp.relay.attributes import text
 from tcomp.relay.graph import Constant, Value
 from tcomp.relay.pattern import constant, op, operand
 from tcomp.relay.rewrite import Build, Match, Rule
-from tcomp.relay.types import FLOATS, INTEGERS, numpy_dtype
+from tcomp.relay.types import FLOAT8, FLOATS, INTEGERS, numpy_dtype
 from tcomp.transform.rules.common import as_root, fits_without_growth, is_float, is_signed, keep, scalar_of
 
 _X, _Y, _A, _B, _C = operand("x"), operand("y"), constant("a"), constant("b"), constant("c")
@@ -88,6 +88,8 @@ def _is_lossless(source: str, target: str) -> bool:
         return True
     if target == "bool":
         return False
+    if source in FLOAT8 or target in FLOAT8:
+        return source in FLOAT8 and target in FLOATS
     if source == "bfloat16" or target == "bfloat16":
         return source == "bfloat16" and target in ("float32", "float64")
     return np.can_cast(numpy_dtype(source), numpy_dtype(target), "safe") and not (

@@ -9,6 +9,8 @@ scales a factor of each. Around an image lie zero points. What follows the produ
 arithmetic, which is fused behind the sums, to the next rounding to integers.
 
 Activations in uint8 are shifted by 128 to int8, where they are rounded, with their zero point.
+
+Float8 has no zero points: sum(x s * w v) = sum(x * w) * (s v), summed in float32, of any two such matrices.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from tcomp.relay.graph import Constant, Node, Value
 from tcomp.relay.layouts import PLAIN
 from tcomp.relay.pattern import constant, either, op, operand
 from tcomp.relay.rewrite import Match, Rule
-from tcomp.relay.types import Array
+from tcomp.relay.types import FLOAT8, Array
 from tcomp.transform.rules.scales import per_channel
 
 _OFFSET = 128
@@ -97,6 +99,27 @@ def _of_dequantized(match: Match) -> Value | None:
         return None
     scale = match.op("mul", match["scale"], match.constant(factors))
     return match.op("mul", match.op("cast", sums, dtype="float32"), scale)
+
+
+def _of_float8(match: Match) -> Value | None:
+    """A float32 product of dequantized matrices of one float8 format, scaled behind the sums."""
+    root, x, w, w_scale = match.root, match["x"], match["w"], match["w_scale"]
+    plain = x.dtype == w.dtype and min(x.type.rank, w.type.rank) > 1 and match.type.dtype == "float32"
+    if (
+        not plain
+        or match["scale"].type.size != 1
+        or not (_is_zero(match["zero"]) and _is_zero(match["w_zero"]))
+    ):
+        return None
+    if isinstance(w_scale, Constant):
+        factors = _by_output(root, w_scale.data)
+        if factors is None:
+            return None
+        w_scale = match.constant(factors)
+    elif w_scale.type.size != 1:
+        return None
+    sums = match.op("matmul", x, w, **{**root.attrs, "out_dtype": "float32"})
+    return match.op("mul", sums, match.op("mul", match["scale"], w_scale))
 
 
 def _of_integers(match: Match) -> Value | None:
@@ -194,6 +217,10 @@ def _is_byte(value: Value) -> bool:
     return value.dtype in _BYTES
 
 
+def _is_float8(value: Value) -> bool:
+    return value.dtype in FLOAT8
+
+
 def _has_bytes(data: Array) -> bool:
     return data.dtype.name in _BYTES
 
@@ -204,6 +231,8 @@ _WIDE = op("cast", _X, dtype="int32")
 _CENTRED = either(
     op("sub", _WIDE, op("cast", _ZERO, dtype="int32")), op("sub", _WIDE, constant("zero")), _WIDE
 )
+
+_FLOAT8, _OTHER_FLOAT8 = operand("x", _is_float8), operand("w", _is_float8)
 
 WEIGHTS = (Rule("weights-in-blocks", op("matmul", operand("x"), _WEIGHTS), _weights_in_blocks),)
 DEQUANTIZE = (Rule("dequantize", op("dequantize", operand("x"), _SCALE, _ZERO), _lowered),)
@@ -222,5 +251,16 @@ INTEGER_PRODUCTS = (
         "int8-product-of-integers",
         op(_PRODUCTS, _CENTRED, constant("w", where=lambda w: w.dtype == np.int32)),
         _of_integers,
+    ),
+)
+FLOAT8_PRODUCTS = (
+    Rule(
+        "float8-product-of-dequantized",
+        op(
+            "matmul",
+            op("dequantize", _FLOAT8, _SCALE, _ZERO),
+            op("dequantize", _OTHER_FLOAT8, operand("w_scale"), operand("w_zero")),
+        ),
+        _of_float8,
     ),
 )

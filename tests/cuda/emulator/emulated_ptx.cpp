@@ -11,6 +11,7 @@
 #include "cuda.h"
 #include "cuda_bf16.h"
 #include "cuda_fp16.h"
+#include "emulated_float8.h"
 #include "emulated_ptx.h"
 
 // ---- shared memory by number ----
@@ -231,11 +232,36 @@ static void emulated_show_chunks() {
 
 // ---- products ----
 
+template <typename T> float emulated_read(const void *place) {
+  T read;
+  memcpy(&read, place, sizeof read);
+  return read;
+}
+static float emulated_read_tf32(const void *place) {
+  uint32_t bits;
+  memcpy(&bits, place, 4);
+  bits &= ~0x1fffu;
+  return emulated_read<float>(&bits);
+}
+// A type of operands, that of their sums, and whether matrices that are transposed may be multiplied.
+struct emulated_type {
+  const char *name, *sum;
+  unsigned itemsize;
+  bool transposes;
+  float (*read)(const void *);
+  bool is_int() const { return std::string(sum) == "s32"; }
+};
+static const emulated_type EMULATED_TYPES[] = {
+    {"f16", "f32", 2, true, emulated_read<__half>},         {"bf16", "f32", 2, true, emulated_read<__nv_bfloat16>},
+    {"tf32", "f32", 4, false, emulated_read_tf32},          {"s8", "s32", 1, false, emulated_read<int8_t>},
+    {"e4m3", "f32", 1, false, emulated_read<emulated_e4m3>}, {"e5m2", "f32", 1, false, emulated_read<emulated_e5m2>},
+};
+
 struct emulated_product {
   const void *instruction;
   uint64_t a, b;
-  unsigned columns, depth, itemsize;
-  char type;  // h: float16, b: bfloat16, t: tf32, i: int8
+  unsigned columns, depth;
+  const emulated_type *type;
   bool accumulate, transpose_a, transpose_b;
   std::vector<uint32_t *> registers;
   std::shared_ptr<std::vector<uint32_t>> sums;  // what the registers will hold
@@ -258,7 +284,7 @@ static emulated_products &emulated_own_products() {
 static float emulated_element(const emulated_product &product, uint64_t matrix, bool transposed, unsigned x, unsigned k) {
   static const unsigned SPANS[] = {0, 128, 64, 32};
   unsigned begin = (matrix & 0x3fff) << 4, leading = (matrix >> 16 & 0x3fff) << 4, stride = (matrix >> 32 & 0x3fff) << 4;
-  unsigned span = SPANS[matrix >> 62], size = product.itemsize, chunk = 16 / size;
+  unsigned span = SPANS[matrix >> 62], size = product.type->itemsize, chunk = 16 / size;
   if (matrix >> 49 & 7) emulated_fail("a matrix with a base offset");
   unsigned address;
   if (!transposed && span == 0) address = begin + x / 8 * stride + x % 8 * 16 + k / chunk * leading + k % chunk * size;
@@ -268,17 +294,7 @@ static float emulated_element(const emulated_product &product, uint64_t matrix, 
     address = begin + k / 8 * stride + k % 8 * span + x * size / span * leading + x * size % span;
   if (span) address = emulated_swizzle(address, span);
   const unsigned char *place = emulated_at(address & 0x3ffff, size, emulated_rank());
-  if (product.type == 'i') return *(const int8_t *)place;
-  if (product.type == 'h') return *(const __half *)place;
-  if (product.type == 't') {
-    uint32_t bits;
-    memcpy(&bits, place, 4);
-    bits &= ~0x1fffu;
-    float read;
-    memcpy(&read, &bits, 4);
-    return read;
-  }
-  return *(const __nv_bfloat16 *)place;
+  return product.type->read(place);
 }
 
 // The part of a product that the registers of this thread hold. What its warp reads is read once.
@@ -300,7 +316,7 @@ static void emulated_multiply_group(const emulated_product &product, unsigned nu
   for (unsigned i = 0; i < product.columns / 2; i++) {
     const float *row = &a[(lane / 4 + i / 2 % 2 * 8) * depth], *column = &b[(i / 4 * 8 + lane % 4 * 2 + i % 2) * depth];
     uint32_t &place = (*product.sums)[i];
-    if (product.type == 'i') {
+    if (product.type->is_int()) {
       int sum = product.accumulate ? (int)place : 0;
       for (unsigned k = 0; k < depth; k++) sum += (int)row[k] * (int)column[k];
       place = (uint32_t)sum;
@@ -407,16 +423,14 @@ static void multiply(const emulated_instruction &one, emulated_register *registe
   const auto &m = one.modifiers;
   if (sscanf(m.at(4).c_str(), "m%un%uk%u", &rows, &columns, &depth) != 3 || rows != 64 || columns % 8 || columns > 256)
     emulated_fail("a product of a shape that there is not");
-  bool is_int = m.at(5) == "s32", is_half = m.at(6) == "f16", is_tf32 = m.at(6) == "tf32";
-  bool is_known = is_int ? m.at(6) == "s8" : m.at(5) == "f32" && (is_half || is_tf32 || m.at(6) == "bf16");
-  if (m.at(6) != m.at(7) || !is_known)
-    emulated_fail(("a product that is not emulated: " + one.name).c_str());
   emulated_product product = {&one};
+  for (const emulated_type &type : EMULATED_TYPES)
+    if (m.at(5) == type.sum && m.at(6) == type.name && m.at(7) == type.name) product.type = &type;
+  if (product.type == nullptr) emulated_fail(("a product that is not emulated: " + one.name).c_str());
+  bool is_int = product.type->is_int(), transposes = product.type->transposes;
   product.columns = columns;
   product.depth = depth;
-  product.itemsize = is_int ? 1 : is_tf32 ? 4 : 2;
-  product.type = is_int ? 'i' : is_tf32 ? 't' : is_half ? 'h' : 'b';
-  if (depth * product.itemsize != 32 || one.operands.size() != (is_int ? 4 : is_tf32 ? 6 : 8) ||
+  if (depth * product.type->itemsize != 32 || one.operands.size() != (is_int ? 4 : transposes ? 8 : 6) ||
       one.operands[0].items.size() != columns / 2)
     emulated_fail("a product with wrong operands");
   auto at = [&](unsigned i) { return value(one.operands[i], registers, locals); };
@@ -426,7 +440,7 @@ static void multiply(const emulated_instruction &one, emulated_register *registe
   if (!is_int) {
     if (at(4) != 1 || at(5) != 1) emulated_fail("a product with a sign");
   }
-  if (!is_int && !is_tf32) {
+  if (transposes) {
     product.transpose_a = at(6);
     product.transpose_b = at(7);
   }

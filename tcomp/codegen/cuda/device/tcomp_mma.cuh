@@ -41,6 +41,9 @@ TCOMP_MULTIPLY(tcomp_multiply_float16, float, "f", "mma.sync.aligned.m16n8k16.ro
 TCOMP_MULTIPLY(tcomp_multiply_bfloat16, float, "f", "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32")
 TCOMP_MULTIPLY(tcomp_multiply_tf32, float, "f", "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32")
 TCOMP_MULTIPLY(tcomp_multiply_int8, int, "r", "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32")
+// From sm_89 on.
+TCOMP_MULTIPLY(tcomp_multiply_float8_e4m3fn, float, "f", "mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32")
+TCOMP_MULTIPLY(tcomp_multiply_float8_e5m2, float, "f", "mma.sync.aligned.m16n8k32.row.col.f32.e5m2.e5m2.f32")
 #undef TCOMP_MULTIPLY
 
 // Copies 16 bytes from global to shared memory, which are there after a wait; zeros where not `inside`.

@@ -175,19 +175,21 @@ template <int PENDING> __device__ __forceinline__ void tcomp_products_wait() {
                  : TCOMP_##COUNT(TCOMP_INT, sums)                                                                       \
                  : "l"(a), "l"(b), "r"(accumulate));                                                                    \
   }
-// Of float32, whose last 13 bits the instruction leaves out: copies round to what it takes.
-#define TCOMP_PRODUCT_32(NAME, N, COUNT, A, B, P)                                                                       \
+// Of tf32, that is float32 whose last 13 bits the instruction leaves out: copies round to what it takes. Of float8.
+#define TCOMP_PRODUCT_ALONG(NAME, TYPES, N, COUNT, A, B, P)                                                             \
   template <int TRANSPOSE_A, int TRANSPOSE_B>                                                                           \
   __device__ __forceinline__ void NAME(float *sums, unsigned long long a, unsigned long long b, int accumulate) {       \
-    static_assert(TRANSPOSE_A == 0 && TRANSPOSE_B == 0, "the depth of tf32 lies along memory");                         \
-    asm volatile(TCOMP_PRODUCT("wgmma.mma_async.sync.aligned.m64n" #N "k8.f32.tf32.tf32", COUNT, A, B, P, ", 1, 1")     \
+    static_assert(TRANSPOSE_A == 0 && TRANSPOSE_B == 0, "the depth lies along memory");                                 \
+    asm volatile(TCOMP_PRODUCT("wgmma.mma_async.sync.aligned.m64n" #N TYPES, COUNT, A, B, P, ", 1, 1")                  \
                  : TCOMP_##COUNT(TCOMP_FLOAT, sums)                                                                     \
                  : "l"(a), "l"(b), "r"(accumulate));                                                                    \
   }
 #define TCOMP_PRODUCTS(N, COUNT, A, B, P, TA, TB)                                                                       \
   TCOMP_PRODUCT_16(tcomp_product_float16_##N, "f16", N, COUNT, A, B, P, TA, TB)                                         \
   TCOMP_PRODUCT_16(tcomp_product_bfloat16_##N, "bf16", N, COUNT, A, B, P, TA, TB)                                       \
-  TCOMP_PRODUCT_32(tcomp_product_tf32_##N, N, COUNT, A, B, P)                                                           \
+  TCOMP_PRODUCT_ALONG(tcomp_product_tf32_##N, "k8.f32.tf32.tf32", N, COUNT, A, B, P)                                    \
+  TCOMP_PRODUCT_ALONG(tcomp_product_float8_e4m3fn_##N, "k32.f32.e4m3.e4m3", N, COUNT, A, B, P)                          \
+  TCOMP_PRODUCT_ALONG(tcomp_product_float8_e5m2_##N, "k32.f32.e5m2.e5m2", N, COUNT, A, B, P)                            \
   TCOMP_PRODUCT_8(tcomp_product_int8_##N, N, COUNT, A, B, P)
 TCOMP_PRODUCTS(64, 32, "%32", "%33", "%34", "%35", "%36")
 TCOMP_PRODUCTS(128, 64, "%64", "%65", "%66", "%67", "%68")

@@ -9,6 +9,7 @@ import numpy as np
 from tcomp.errors import UnsupportedError
 from tcomp.frontend.onnx.context import Context, OnnxNode
 from tcomp.frontend.onnx.converter import Converter, converter
+from tcomp.frontend.onnx.float8 import cast_to
 from tcomp.frontend.onnx.tensors import dtype_of
 from tcomp.relay.graph import Constant, Value
 from tcomp.relay.types import FLOATS, INTEGERS
@@ -121,12 +122,12 @@ def _number(bound: Value | None) -> int | float | None:
 
 @converter("Cast")
 def cast(ctx: Context, node: OnnxNode) -> Value:
-    return ctx.cast(node.input(0), dtype_of(node.integer("to"), "the result of this Cast"))
+    return cast_to(ctx, node, node.input(0), dtype_of(node.integer("to"), "the result of this Cast"))
 
 
 @converter("CastLike")
 def cast_like(ctx: Context, node: OnnxNode) -> Value:
-    return ctx.cast(node.input(0), node.input(1).dtype)
+    return cast_to(ctx, node, node.input(0), node.input(1).dtype)
 
 
 @converter("Identity")

@@ -8,22 +8,29 @@ from tcomp.errors import UnsupportedError
 from tcomp.frontend.onnx.axes import normalise_axis
 from tcomp.frontend.onnx.context import Context, OnnxNode
 from tcomp.frontend.onnx.converter import converter
+from tcomp.frontend.onnx.float8 import cast_to
 from tcomp.frontend.onnx.tensors import dtype_of
 from tcomp.ops.quantized import packed_weights
 from tcomp.relay.dims import Dim
 from tcomp.relay.graph import Constant, Value
+from tcomp.relay.types import FLOAT8
 
 
 @converter("QuantizeLinear")
 def quantize(ctx: Context, node: OnnxNode) -> Value:
-    """saturate(round(x / scale) + zero_point)."""
+    """saturate(round(x / scale) + zero_point); levels of float8 are not rounded to whole numbers before."""
     x, zero = node.input(0), node.optional(2)
     declared = node.integer("output_dtype", 0)
     default = "uint8" if declared == 0 else dtype_of(declared, "the result of this QuantizeLinear")
     dtype = zero.dtype if zero is not None else default
     scale = _aligned(ctx, node, x, ctx.cast(node.input(1), x.dtype))
-    levels = ctx.cast(ctx.op("round", ctx.op("div", x, scale)), "float32")
-    return saturated(ctx, levels, None if zero is None else _aligned(ctx, node, x, zero), dtype)
+    levels = ctx.op("div", x, scale)
+    zero = None if zero is None else _aligned(ctx, node, x, zero)
+    if dtype in FLOAT8:
+        if zero is not None:
+            levels = ctx.op("add", levels, ctx.cast(zero, x.dtype))
+        return cast_to(ctx, node, levels, dtype)
+    return saturated(ctx, ctx.cast(ctx.op("round", levels), "float32"), zero, dtype)
 
 
 def to_levels(ctx: Context, x: Value, scale: Value, zero: Value) -> Value:

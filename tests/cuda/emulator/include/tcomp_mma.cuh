@@ -2,6 +2,7 @@
 #pragma once
 #include "cuda_bf16.h"
 #include "cuda_fp16.h"
+#include "emulated_float8.h"
 
 // What each thread of a warp gives is seen by all others.
 template <typename T> const T *emulated_share(const T &mine) {
@@ -35,6 +36,8 @@ struct emulated_tf32 { unsigned bits; };
 inline float emulated_number(__half x) { return x; }
 inline float emulated_number(__nv_bfloat16 x) { return x; }
 inline int emulated_number(signed char x) { return x; }
+inline float emulated_number(emulated_e4m3 x) { return x; }
+inline float emulated_number(emulated_e5m2 x) { return x; }
 inline float emulated_number(emulated_tf32 x) { return __int_as_float(x.bits & ~0x1fffu); }
 
 inline void tcomp_round_tf32(unsigned *registers) {
@@ -73,6 +76,12 @@ inline void tcomp_multiply_bfloat16(float *s, const unsigned *a, const unsigned 
 }
 inline void tcomp_multiply_tf32(float *s, const unsigned *a, const unsigned *b) { emulated_multiply<emulated_tf32>(s, a, b); }
 inline void tcomp_multiply_int8(int *s, const unsigned *a, const unsigned *b) { emulated_multiply<signed char>(s, a, b); }
+inline void tcomp_multiply_float8_e4m3fn(float *s, const unsigned *a, const unsigned *b) {
+  emulated_multiply<emulated_e4m3>(s, a, b);
+}
+inline void tcomp_multiply_float8_e5m2(float *s, const unsigned *a, const unsigned *b) {
+  emulated_multiply<emulated_e5m2>(s, a, b);
+}
 
 // A copy happens at some time between its beginning and the wait for it: what is overwritten is lost at once (the
 // bytes are those of a NaN), and what is copied appears as late as it may.
