@@ -12,7 +12,7 @@ from math import prod
 
 import numpy as np
 
-from tcomp.relay.types import Array, TensorType, numpy_dtype
+from tcomp.relay.types import FLOAT8, Array, TensorType, numpy_dtype
 from tcomp.target.target import Gpu, Target
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.convolution import Convolution
@@ -31,12 +31,13 @@ OPERATORS = ("conv1d", "conv2d", "conv3d")
 
 
 def has_windows(kernel: Kernel, target: Target) -> bool:
-    """Whether `kernel` is an ungrouped convolution that tensor cores of `target` multiply."""
+    """Whether `kernel` is an ungrouped convolution that tensor cores of `target` multiply, but for float8."""
     anchor = kernel.anchor
     if anchor is None or anchor.op not in OPERATORS or not multiplies(kernel, target):
         return False
     conv = Convolution.of(anchor)
-    return conv.groups == 1 and conv.pad_value == 0 and output_axes(kernel) is not None
+    plain = conv.groups == 1 and conv.pad_value == 0 and conv.dtype not in FLOAT8
+    return plain and output_axes(kernel) is not None
 
 
 @dataclass(frozen=True)
