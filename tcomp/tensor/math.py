@@ -33,12 +33,19 @@ def convert(x: Expression, dtype: str) -> Expression:
     """x as `dtype`; bfloat16 is widened by a shift of its bits, and rounded to nearest even."""
     source = dtype_of(x)
     if source == "bfloat16" and dtype != "bfloat16":
-        bits = tirx.reinterpret("uint16", x).astype("uint32")
+        bits = _bits_of(x).astype("uint32")
         wide = tirx.reinterpret("float32", tirx.shift_left(bits, tirx.const(16, "uint32")))
         return wide.astype(dtype)
     if dtype != "bfloat16" or source == dtype:
         return x.astype(dtype)
     return tirx.reinterpret("bfloat16", bfloat16.rounded(x.astype("float32")))
+
+
+def _bits_of(x: Expression) -> Expression:
+    """The bits of bfloat16 `x`. Of one that was only just rounded they are what it was made of, since TVM
+    vectorises no reinterpretation of a reinterpretation."""
+    is_made = getattr(getattr(x, "op", None), "name", "") == "tirx.reinterpret"
+    return x.args[0] if is_made else tirx.reinterpret("uint16", x)
 
 
 def exp(x: Expression) -> Expression:

@@ -12,6 +12,7 @@ from tcomp.codegen.jit import build_kernel
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.evaluate import evaluate
 from tcomp.relay.graph import Attr
+from tcomp.relay.types import numpy_dtype
 from tcomp.target.target import TARGETS
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.template import template_for
@@ -69,6 +70,17 @@ def test_three_axes(op: str) -> None:
             {"kernel": (3, 2, 3), "strides": (2, 1, 1), "padding": (1, 0, 1, 1, 1, 1)},
         )
     )
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize(("shape", "layout"), SHAPES)
+def test_narrow_elements_that_are_widened(shape: tuple[int, ...], layout: str, dtype: str) -> None:
+    builder = GraphBuilder()
+    pooled = builder.op("max_pool2d", builder.input("x", shape, dtype), **WINDOWS[0], data_layout=layout)
+    kernel = Kernel(builder.build(builder.op("cast", pooled, dtype="float32")))
+    x = np.random.default_rng(0).standard_normal(shape).astype(numpy_dtype(dtype))
+    (found,), (expected,) = build_kernel(kernel, WIDEST)([x]), evaluate(kernel.body, [x])
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_window_of_padding_alone() -> None:

@@ -35,6 +35,7 @@ from tcomp.tensor.loops import (
     vectorized,
 )
 from tcomp.tensor.lower import lower_body, placeholders
+from tcomp.tensor.math import convert
 from tcomp.tensor.pool_windows import pool_window
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
 from tcomp.tvm_api import Tensor, te, tirx
@@ -164,7 +165,7 @@ class _PoolNest:
                 pixel, rest = self._place(vector, lane, lanes)
                 at = self._read_at([*row[2:], start + pixel], taps)
                 elements = Elements(self.buffers)
-                value = elements.element(self.data, [*row[:2], *at, *rest]).astype(self.dtype)
+                value = convert(elements.element(self.data, [*row[:2], *at, *rest]), self.dtype)
                 slot = vector * lanes + lane
                 combined = self._combine(results[slot], value)
                 return sequence([*elements.statements, tirx.BufferStore(results, combined, [slot])])
@@ -187,7 +188,7 @@ class _PoolNest:
             stores: list[Statement] = []
             for tensor, buffer in zip(self.outputs, self.output_buffers, strict=True):
                 elements = Elements(self.buffers)
-                elements.bind(self.pooled, value.astype(self.node.output.dtype))
+                elements.bind(self.pooled, convert(value, self.node.output.dtype))
                 stores.append(elements.store(buffer, tensor, at))
             return sequence(stores)
 
