@@ -10,7 +10,6 @@ ends of rows is dropped.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from math import prod
 
 from tcomp.target.target import Target
@@ -133,8 +132,7 @@ class ConvAmxCpu(Template):
 
 def _convolution(kernel: Kernel, target: Target) -> Convolution:
     assert kernel.anchor is not None
-    conv = replace(Convolution.of(kernel.anchor), whole_blocks=True)
-    return conv.in_groups(ways_to_sum(target, DTYPE))
+    return Convolution.of(kernel.anchor).in_groups(ways_to_sum(target, DTYPE))
 
 
 def _pitch(conv: Convolution) -> int:
