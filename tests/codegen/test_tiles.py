@@ -31,7 +31,7 @@ def test_features_that_a_library_looks_for(dtype: str, asks: bool, tmp_path: Pat
 
 
 def test_a_freestanding_model_has_none(tmp_path: Path) -> None:
-    with pytest.raises(BuildError, match="use tiles.*-amx-tile"):
+    with pytest.raises(BuildError, match=r"use tiles.*-amx-tile"):
         tcomp.compile(product("bfloat16"), tmp_path / "m.o", target=TARGET, runtime="freestanding")
     tcomp.compile(product("float32"), tmp_path / "m.o", target=TARGET, runtime="freestanding")
     without = f'{{"tag": "{TARGET}", "mattr": ["-amx-tile"]}}'
