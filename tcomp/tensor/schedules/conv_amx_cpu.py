@@ -10,6 +10,7 @@ ends of rows is dropped.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 
 from tcomp.target.target import Target
@@ -132,7 +133,7 @@ class ConvAmxCpu(Template):
 
 def _convolution(kernel: Kernel, target: Target) -> Convolution:
     assert kernel.anchor is not None
-    return Convolution.of(kernel.anchor).in_groups(ways_to_sum(target, DTYPE))
+    return replace(Convolution.of(kernel.anchor), in_one=True).in_groups(ways_to_sum(target, DTYPE))
 
 
 def _pitch(conv: Convolution) -> int:
