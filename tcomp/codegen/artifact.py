@@ -50,6 +50,7 @@ from tcomp.relay.types import numpy_dtype
 from tcomp.runtime.stamp import write_stamp
 from tcomp.target.arm_parts import preferences
 from tcomp.target.target import Target
+from tcomp.tensor.amx import uses_tiles
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
 from tcomp.tensor.template import Scheduled, schedule
@@ -146,6 +147,11 @@ def compile_variants(
         cold = cold_kernels(graph, [v.target for v in variants])
         scheduled = [_schedule_all(graph, v.target, v.config_of) for v in variants]
         scheduled = [{**one, **{key: scheduled[-1][key] for key in cold}} for one in scheduled]
+    if runtime == "freestanding" and any(uses_tiles(s.function) for one in scheduled for s in one.values()):
+        raise BuildError(
+            f"kernels for `{variants[0].target.name}` use tiles, for which a process has to ask its system, "
+            'and a freestanding model asks nobody; give the target as {"tag": ..., "mattr": ["-amx-tile"]}'
+        )
     with clock.measure("plan"):
         gpus = [v.target.gpu for v in variants if v.target.gpu is not None]
         programs = plan_variants(graph, scheduled, gpus)
@@ -281,7 +287,8 @@ def _generate(
             same = (s for s in earlier if objects.get(s) == code.replace(own.encode(), s.encode()))
             symbols.append(next(same, own))
             objects.setdefault(symbols[-1], code)
-        codes.append(VariantCode(target, program, c_abi.needed_features(target), symbols))
+        tiled = any(uses_tiles(planned.scheduled.function) for planned in program.kernels)
+        codes.append(VariantCode(target, program, c_abi.needed_features(target, tiled), symbols))
     paths = [folder / f"{symbol}.o" for symbol in objects]
     for path, code in zip(paths, objects.values(), strict=True):
         path.write_bytes(code)

@@ -20,6 +20,7 @@ from tcomp.codegen.ordering import ordered
 from tcomp.errors import BuildError
 from tcomp.target.host import CHECKED_FEATURES
 from tcomp.target.target import Target
+from tcomp.target.tiles import TILE_FEATURES
 from tcomp.tensor.blocks import lower_blocks
 from tcomp.tensor.float8 import as_bits
 from tcomp.tensor.intrinsics import dtype_of, with_instructions
@@ -203,10 +204,15 @@ def workspace_bytes(function: PrimFunc, target: Target) -> int:
     return sum(sizes)
 
 
-def needed_features(target: Target) -> list[str]:
-    """The CPU features that code for `target` may use, by LLVM's names: those worth checking before a run."""
+def needed_features(target: Target, with_tiles: bool = True) -> list[str]:
+    """The CPU features that code for `target` may use, by LLVM's names: those worth checking before a run.
+
+    Those of tiles, for which a process needs leave, are none of them unless the code is `with_tiles`.
+    """
     enabled = tvm.target.codegen.llvm_get_cpu_features(_tvm_target(target))
     found = {str(name) for name in enabled} & CHECKED_FEATURES
+    if not with_tiles:
+        found -= TILE_FEATURES
     return sorted(f"sve{target.sve_bits}" if name == "sve" else name for name in found)
 
 

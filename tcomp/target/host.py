@@ -16,7 +16,7 @@ from tcomp.target.cpuinfo import CPUINFO, read_processors
 from tcomp.target.cuda_host import require_gpu
 from tcomp.target.target import TARGETS, Target
 from tcomp.target.tiles import TILE_FEATURES, tiles_allowed
-from tcomp.target.x86 import INTEL_16_BIT, INTEL_FEATURES
+from tcomp.target.x86 import INTEL_16_BIT, ROUNDING
 
 CPUINFO_NAMES: Mapping[str, str] = {
     "abm": "lzcnt", "avx": "avx", "avx2": "avx2", "bmi1": "bmi", "bmi2": "bmi2", "f16c": "f16c", "fma": "fma",
@@ -39,7 +39,7 @@ _ARM_MACHINES = ("aarch64", "armv7", "armv8")
 
 _V3 = frozenset({"avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe", "popcnt"})
 _V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
-_16_BIT = frozenset({*INTEL_FEATURES, *(feature for _, feature in INTEL_16_BIT)})
+_16_BIT = frozenset({ROUNDING}).union(*(features for _, features in INTEL_16_BIT))
 """Features beyond its level that code for an unknown core uses where the CPU has them."""
 
 _INTEL = {

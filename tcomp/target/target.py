@@ -116,8 +116,8 @@ class Target:
     products, Intel's at half, but multiply tiles (AMX) at sixteen times that rate. A target may name bfloat16
     without the feature: kernels then compute the same sums by float32 instructions.
     """
-    fast_by: tuple[tuple[str, str], ...] = ()
-    """Types that `fast_dtype` may be, each with the CPU feature that its products take, the fastest first.
+    fast_by: tuple[tuple[str, frozenset[str]], ...] = ()
+    """Types that `fast_dtype` may be, each with the CPU features that its products take, the fastest first.
 
     Empty where the type does not depend on what a virtual machine hides.
     """
@@ -158,7 +158,7 @@ class Target:
         """This target without a `fast_dtype` whose instructions it lacks or has switched off, with the next
         of `fast_by` in its place."""
         if self.fast_by:
-            there = (dtype for dtype, feature in self.fast_by if self.has(feature))
+            there = (dtype for dtype, features in self.fast_by if all(map(self.has, features)))
             return replace(self, fast_dtype=next(there, None))
         lacks = self.fast_dtype is not None and not self.multiplies(self.fast_dtype)
         return replace(self, fast_dtype=None) if lacks else self

@@ -41,19 +41,21 @@ _V4 = Target(
 for _target in (_V3, _V4):
     TARGETS.register(_target.name, _target)
 
-INTEL_16_BIT = (("bfloat16", "amx-bf16"), ("float16", "avx512fp16"))
+INTEL_16_BIT = (
+    ("bfloat16", frozenset({"amx-tile", "amx-bf16"})),
+    ("float16", frozenset({"avx512fp16"})),
+)
 """Of Intel's cores, which multiply bfloat16 fast in tiles only."""
-INTEL_FEATURES = ("amx-tile", "avx512bf16")
-"""What goes with these."""
+_AMD_16_BIT = (("bfloat16", frozenset({"avx512bf16"})),)
 _16_BIT = {
     "sapphirerapids": INTEL_16_BIT,
     "emeraldrapids": INTEL_16_BIT,
-    "znver4": (("bfloat16", "avx512bf16"),),
-    "znver5": (("bfloat16", "avx512bf16"),),
+    "znver4": _AMD_16_BIT,
+    "znver5": _AMD_16_BIT,
 }
-"""The 16-bit types that are multiplied faster than float32, with what multiplies them."""
-_FEATURES = {**dict.fromkeys(("sapphirerapids", "emeraldrapids"), INTEL_FEATURES)}
-"""Features beyond those of the level and those that multiply."""
+"""The 16-bit types that are multiplied faster than float32, with the features that multiply them."""
+ROUNDING = "avx512bf16"
+"""The feature that rounds to bfloat16, which all of these cores have."""
 
 _LOAD_PORTS = {"icelake-server": 1}
 """Where not 2: Ice Lake loads one 512-bit vector for two multiply-adds (`scripts/bench_instructions.py`)."""
@@ -73,7 +75,7 @@ _CORES = {
 }
 for _name, (_level, _caches, _description) in _CORES.items():
     _fast = _16_BIT.get(_name, ())
-    _features = {feature for _, feature in _fast} | set(_FEATURES.get(_name, ()))
+    _features = frozenset({ROUNDING} if _fast else ()).union(*(features for _, features in _fast))
     TARGETS.register(
         _name,
         replace(

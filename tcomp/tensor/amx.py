@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tcomp.target.target import Target
 from tcomp.tensor.intrinsics import register_functions
 from tcomp.tensor.loops import Expression, Statement
-from tcomp.tvm_api import tirx
+from tcomp.tvm_api import PrimFunc, structural_walk, tirx, tvm
 
 FEATURES = ("amx-tile", "amx-bf16")
 DTYPE = "bfloat16"
@@ -47,6 +48,14 @@ _ZERO, _LOAD, _STORE, _MULTIPLY = (f"tcomp_tile_{name}" for name in ("zero", "lo
 def has_tiles(target: Target) -> bool:
     """Whether products of `target` that take fewer bits are those of tiles."""
     return target.fast_dtype == DTYPE and all(target.has(feature) for feature in FEATURES)
+
+
+def uses_tiles(function: PrimFunc) -> bool:
+    """Whether a kernel has instructions for tiles, before `with_instructions` or after."""
+    found: list[Any] = []
+    structural_walk(function.body, (tvm.ir.Call, found.append))
+    names = (str(call.args[0].value) for call in found if call.op.name == "tirx.call_extern")
+    return any(name.startswith(_CONFIGURE) for name in names)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from tcomp.tensor.math import convert, exp2
 from tcomp.tensor.primitives import Tiles, transpose_square
 from tcomp.tensor.product import unravel
 from tcomp.tensor.template import Scheduled
+from tcomp.tensor.tile_nest import in_pieces
 from tcomp.tvm_api import Tensor, tirx
 
 Index = Sequence[Any]
@@ -81,15 +82,10 @@ class AttentionTiles:
         self.declarations = [declare_queries, declare_keys, declare_weights]
 
     def scheduled(self) -> Scheduled:
-        heads = prod(self.shape.batch)
+        def some(first: Expression, own: int | Expression, number: Expression) -> Statement:
+            return loops.loop(own, lambda i: self._head(first + i, number), "head")
 
-        def piece(number: Expression) -> Statement:
-            begin, end = (n * heads // self.pieces for n in (number, number + 1))
-            count = heads if self.pieces == 1 else end - begin
-            walk = loops.loop(count, lambda i: self._head(begin + i, number), "head")
-            return loops.sequence([self.block.configure(), walk, self.block.release()])
-
-        nest = loops.parallel(self.pieces, piece, "piece")
+        nest = in_pieces(self.block, prod(self.shape.batch), self.pieces, some)
         return self.anchored.scheduled([*self.declarations, nest], self.rows.exact)
 
     def _head(self, number: Expression, slot: Expression) -> Statement:

@@ -51,8 +51,8 @@ class Convolution:
     out_block: int = 1
     sums: GroupSums | None = None
     """How input channels are multiplied in groups, if they are; see `tcomp.tensor.groups`."""
-    whole_blocks: bool = False
-    """Whether blocks of input channels that are not full are multiplied as if they were, by zero weights."""
+    in_one: bool = False
+    """Whether the channels of a single block that is not full are one chunk, in pairs."""
 
     @staticmethod
     def of(node: Node) -> Convolution:
@@ -138,8 +138,11 @@ class Convolution:
         """Input channels of the innermost reduction loop: a whole block, or the largest part of one that
         divides a ragged channel count; 1 for a plain layout."""
         common = gcd(self.reduced_channels, self.in_block)
-        is_short = common < min(4, self.in_block) or self.whole_blocks
-        return self.in_block if is_short and self.groups == self.merged_groups else common
+        if self.in_one and self.reduced_channels < self.in_block and self.reduced_channels % 2 == 0:
+            return self.reduced_channels
+        if common < min(4, self.in_block) and self.groups == self.merged_groups:
+            return self.in_block
+        return common
 
     @property
     def group(self) -> int:

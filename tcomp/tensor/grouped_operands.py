@@ -121,7 +121,7 @@ class GroupedOperands:
         return [nest], read_packed
 
     def _left_squares(self) -> tuple[list[Statement], ReadGroup]:
-        """As `_left_groups`, `side` rows' groups behind each other: `[batch, row tile, rows, step, word]`."""
+        """As `left_groups`, `side` rows' groups behind each other: `[batch, row tile, rows, step, word]`."""
         product, rows, side = self.product, self.rows, self.sums.side
         shape = (prod(product.batch), rows.count, rows.size // side, self.steps, side * side)
         packed = self.anchored.add_scratch(shape, self.sums.dtype, "left_groups")

@@ -39,7 +39,7 @@ PIECE_CYCLES = 20_000
 BEGIN_CYCLES = 30.0
 """Cycles of beginning a block."""
 FASTER = 8
-"""Times that tiles multiply as fast as vectors."""
+"""Times that whole kernels by tiles are as fast as by vectors; their products alone are sixteen times."""
 FINISH_CYCLES = 3.0
 """Cycles of finishing a row of a tile's sums."""
 
@@ -187,12 +187,27 @@ class BlockWalk:
 def tile_blocks_nest(walk: BlockWalk, threads: int, cycles: float) -> Statement:
     """The whole output; `threads` share pieces of a walk of so many `cycles`."""
     count = walk.tile.count
-    pieces = pieces_for(count, threads, cycles)
+
+    def some(begin: Expression, own: int | Expression, number: Expression) -> Statement:
+        return walk.blocks(own, lambda i: walk.tile.numbers(begin + i))
+
+    return in_pieces(walk.block, count, pieces_for(count, threads, cycles), some)
+
+
+def in_pieces(
+    block: TileBlock,
+    count: int,
+    pieces: int,
+    body: Callable[[Expression, int | Expression, Expression], Statement],
+) -> Statement:
+    """`body(first, own, number)` for pieces of `count` parts, which threads share: piece `number` has `own`
+    parts from `first` on. The registers are configured for `block`."""
+    whole, rest = divmod(count, pieces)
 
     def piece(number: Expression) -> Statement:
-        begin, end = share_of(count, number, pieces)
-        blocks = walk.blocks(count if pieces == 1 else end - begin, lambda i: walk.tile.numbers(begin + i))
-        return sequence([walk.block.configure(), blocks, walk.block.release()])
+        first = number * whole + (tirx.min(number, rest) if rest else 0)
+        own = tirx.Select(number < rest, whole + 1, whole) if rest else whole
+        return sequence([block.configure(), body(first, own, number), block.release()])
 
     return parallel(pieces, piece, "piece")
 
@@ -201,11 +216,6 @@ def pieces_for(count: int, threads: int, cycles: float) -> int:
     """Into how many pieces `threads` cut a walk of `count` parts and so many `cycles`."""
     wanted = min(PIECES * threads, int(cycles / PIECE_CYCLES)) if threads > 1 else 1
     return min(count, max(threads, wanted))
-
-
-def share_of(count: int, number: Expression, pieces: int) -> tuple[Expression, Expression]:
-    """Where piece `number` of a walk of `count` parts begins and ends."""
-    return number * count // pieces, (number + 1) * count // pieces
 
 
 def blocks_cycles(block: TileBlock, steps: int) -> float:

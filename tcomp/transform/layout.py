@@ -31,8 +31,8 @@ from tcomp.transform.pass_ import Pass, declare_pass
 class BlockChannels(Pass):
     """Put float32 convolutions and what is around them into the layouts that are fastest on `target`.
 
-    For a GPU they are weighed with operands of its `fast_dtype`, which they are to take. Graphs with symbolic
-    shapes stay as they are.
+    For GPUs, and CPUs with tiles, they are weighed with operands of the `fast_dtype`, which they are to
+    take. Graphs with symbolic shapes stay as they are.
     """
 
     name: ClassVar[str] = "block-channels"

@@ -54,6 +54,7 @@ def test_json_changes_facts_of_its_base():
         ("znver5", "bfloat16"),
         ("sapphirerapids", "bfloat16"),
         ('{"tag": "sapphirerapids", "mattr": ["-amx-bf16"]}', "float16"),
+        ('{"tag": "sapphirerapids", "mattr": ["-amx-tile"]}', "float16"),
         ("icelake-server", None),
         ('{"tag": "znver4", "cores": 8}', "bfloat16"),
         ('{"tag": "znver4", "mattr": ["-avx512bf16"]}', None),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,8 @@ from tcomp.tensor.amx import TILES, TileBlock, blocks
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
 from tcomp.tensor.template import choices_for
+from tcomp.tensor.tile_nest import in_pieces
+from tcomp.tvm_api import structural_map, tirx, tvm
 
 
 def convolution(
@@ -152,6 +155,36 @@ def test_the_loop_multiplies_tiles_and_does_nothing_else() -> None:
         assert source.count("ldtilecfg") == 1
         assert "tdpbf16ps" in source
         assert "vfmadd231ps" not in source.split("tdpbf16ps")[1]
+
+
+def test_lanes_beyond_the_channels_do_not_reach_the_sums(tile_target: Target) -> None:  # noqa: F811
+    """24 channels in a block of 32: what operators before made of the other lanes may be anything."""
+    kernel = CONVOLUTIONS["ragged channels"]
+    arrays = random_arrays(kernel)
+    arrays[0][..., 24:] = np.nan
+    (found,) = build_kernel(kernel, tile_target)(arrays)
+    assert np.isfinite(found[:, :1].astype(np.float32)).all()
+
+
+@pytest.mark.parametrize(("count", "pieces"), [(10, 3), (12, 4), (5, 5), (2**31 - 1, 512)])
+def test_pieces_cover_all_parts_once(count: int, pieces: int) -> None:
+    whole, rest = divmod(count, pieces)
+    found: list[tuple[int, int]] = []
+
+    def body(first: Any, own: Any, number: Any) -> Any:
+        for piece in (0, 1, pieces - 1):
+            at = [
+                structural_map(tirx.convert(x), (tvm.ir.Var, lambda v, piece=piece: tirx.const(piece)))
+                for x in (first, own)
+            ]
+            begin, parts = (int(tvm.sym.Analyzer().simplify(x)) for x in at)
+            found.append((begin, parts))
+        return tirx.Evaluate(0)
+
+    in_pieces(TileBlock(2, 2, 16, 16, 16), count, pieces, body)
+    assert found[0] == (0, whole + (rest > 0))
+    assert found[1][0] == found[0][1]
+    assert sum(found[2]) == count
 
 
 def test_blocks_fit_the_registers() -> None:

@@ -13,7 +13,7 @@ from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
 from tcomp.tensor.schedules.attention_cpu import AttentionCpu
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
-from tcomp.tensor.tile_nest import PIECES, threads_for
+from tcomp.tensor.tile_nest import pieces_for, threads_for
 
 _EXPONENTIAL = 1.5
 """Cycles of an element of softmax, in vectors."""
@@ -49,8 +49,9 @@ class AttentionAmxCpu(Template):
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         block = _block(_shape(kernel), int(config["tile_rows"]))
         sums = ways_to_sum(target, DTYPE)[-1]
-        heads = prod(_shape(kernel).batch)
-        pieces = min(heads, PIECES * max(2, target.cores)) if config["parallel"] else 1
+        threads = max(2, target.cores) if config["parallel"] else 1
+        cycles = _cycles(_shape(kernel), int(config["tile_rows"]))
+        pieces = pieces_for(prod(_shape(kernel).batch), threads, cycles)
         return AttentionTiles(kernel, block, target.lanes(), sums, pieces).scheduled()
 
 

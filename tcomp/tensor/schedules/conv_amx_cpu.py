@@ -133,8 +133,7 @@ class ConvAmxCpu(Template):
 
 def _convolution(kernel: Kernel, target: Target) -> Convolution:
     assert kernel.anchor is not None
-    conv = replace(Convolution.of(kernel.anchor), whole_blocks=True)
-    return conv.in_groups(ways_to_sum(target, DTYPE))
+    return replace(Convolution.of(kernel.anchor), in_one=True).in_groups(ways_to_sum(target, DTYPE))
 
 
 def _pitch(conv: Convolution) -> int:

@@ -20,13 +20,13 @@ from tcomp.tensor.epilogue import epilogue_fits, placeholder_index
 from tcomp.tensor.groups import WORD, ways_to_sum
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
-from tcomp.tensor.loops import Buffer, Expression, Statement, local, loop, parallel, sequence
+from tcomp.tensor.loops import Buffer, Expression, Statement, local, loop, sequence
 from tcomp.tensor.patches import Patches, has_patches
 from tcomp.tensor.pixel_blocks import PixelBlock, block_knobs, block_reason, key_of, pixel_blocks
 from tcomp.tensor.register_tile import Index, Point
 from tcomp.tensor.schedules.conv2d_cpu import Conv2dDirect, output_index
 from tcomp.tensor.template import TEMPLATES, Packed, PackedBy, Scheduled, Template
-from tcomp.tensor.tile_nest import BlockWalk, Steps, blocks_cycles, pieces_for, share_of, threads_for
+from tcomp.tensor.tile_nest import BlockWalk, Steps, blocks_cycles, in_pieces, pieces_for, threads_for
 from tcomp.tvm_api import tirx
 
 STRIPS = (1, 2, 4, 8, 16, 32, 64)
@@ -125,13 +125,11 @@ class ConvPatchesAmxCpu(Template):
             blocks = walk.blocks(prod(across) * down, numbers)
             return sequence([patches.copy(anchored, image, first_row, rows, copy), blocks])
 
-        def piece(number: Expression) -> Statement:
+        def some(first: Expression, own: int | Expression, number: Expression) -> Statement:
             allocation, copy = local([most_rows, patches.row_words], WORD, "patches")
-            begin, end = share_of(strips, number, pieces)
-            walk = loop(strips if pieces == 1 else end - begin, lambda i: strip(copy, begin + i), "strip")
-            return sequence([allocation, block.configure(), walk, block.release()])
+            return sequence([allocation, loop(own, lambda i: strip(copy, first + i), "strip")])
 
-        return anchored.scheduled([parallel(pieces, piece, "piece")], tile.disjoint)
+        return anchored.scheduled([in_pieces(block, strips, pieces, some)], tile.disjoint)
 
 
 def _patches(kernel: Kernel) -> Patches:

@@ -38,9 +38,6 @@ from tcomp.tensor.register_tile import (
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
 from tcomp.tvm_api import tirx
 
-ReadGroup = Callable[[Point, Expression], Expression]
-ReadElement = Callable[[Expression], "tuple[list[Statement], Expression]"]
-
 MAX_TILE_ROWS = 30
 TILE_VECTORS = (1, 2, 3, 4, 6)
 CACHE_LINE = 64
