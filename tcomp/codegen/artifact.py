@@ -50,7 +50,7 @@ from tcomp.relay.types import numpy_dtype
 from tcomp.runtime.stamp import write_stamp
 from tcomp.target.arm_parts import preferences
 from tcomp.target.target import Target
-from tcomp.tensor.amx import uses_tiles
+from tcomp.tensor.amx import has_tiles, uses_tiles
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
 from tcomp.tensor.template import Scheduled, schedule
@@ -287,7 +287,9 @@ def _generate(
             same = (s for s in earlier if objects.get(s) == code.replace(own.encode(), s.encode()))
             symbols.append(next(same, own))
             objects.setdefault(symbols[-1], code)
-        tiled = any(uses_tiles(planned.scheduled.function) for planned in program.kernels)
+        tiled = has_tiles(target) and any(
+            uses_tiles(planned.scheduled.function) for planned in program.kernels
+        )
         codes.append(VariantCode(target, program, c_abi.needed_features(target, tiled), symbols))
     paths = [folder / f"{symbol}.o" for symbol in objects]
     for path, code in zip(paths, objects.values(), strict=True):

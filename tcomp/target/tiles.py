@@ -11,6 +11,9 @@ from functools import cache
 TILE_FEATURES = frozenset({"amx-tile", "amx-bf16", "amx-int8"})
 """By LLVM's names."""
 
+BFLOAT16_TILES = frozenset({"amx-tile", "amx-bf16"})
+"""Those that multiply bfloat16."""
+
 _SYS_ARCH_PRCTL = 158
 _ARCH_REQ_XCOMP_PERM = 0x1023
 _XFEATURE_XTILE_DATA = 18

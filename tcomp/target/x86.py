@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tcomp.target.target import TARGETS, Target
+from tcomp.target.tiles import BFLOAT16_TILES
 
 KIB, MIB = 1024, 1024 * 1024
 
@@ -42,7 +43,7 @@ for _target in (_V3, _V4):
     TARGETS.register(_target.name, _target)
 
 INTEL_16_BIT = (
-    ("bfloat16", frozenset({"amx-tile", "amx-bf16"})),
+    ("bfloat16", BFLOAT16_TILES),
     ("float16", frozenset({"avx512fp16"})),
 )
 """Of Intel's cores, which multiply bfloat16 fast in tiles only."""

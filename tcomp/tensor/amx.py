@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from tcomp.target.target import Target
+from tcomp.target.tiles import BFLOAT16_TILES
 from tcomp.tensor.intrinsics import register_functions
 from tcomp.tensor.loops import Expression, Statement
 from tcomp.tvm_api import PrimFunc, structural_walk, tirx, tvm
 
-FEATURES = ("amx-tile", "amx-bf16")
 DTYPE = "bfloat16"
 TILES = 8
 ROWS = 16
@@ -47,7 +47,7 @@ _ZERO, _LOAD, _STORE, _MULTIPLY = (f"tcomp_tile_{name}" for name in ("zero", "lo
 
 def has_tiles(target: Target) -> bool:
     """Whether products of `target` that take fewer bits are those of tiles."""
-    return target.fast_dtype == DTYPE and all(target.has(feature) for feature in FEATURES)
+    return target.fast_dtype == DTYPE and all(map(target.has, BFLOAT16_TILES))
 
 
 def uses_tiles(function: PrimFunc) -> bool:

@@ -15,6 +15,7 @@ import pytest
 from tcomp.codegen import jit
 from tcomp.target.host import host_target
 from tcomp.target.target import Target
+from tcomp.target.tiles import BFLOAT16_TILES
 from tcomp.tensor import amx
 from tcomp.tensor.intrinsics import register_functions
 
@@ -23,9 +24,9 @@ _PREFIXES = ("tcomp_tiles_configure", "tcomp_tiles_release", "tcomp_tile_")
 
 def tiled(target: Target) -> Target:
     """`target`, said to multiply tiles of bfloat16."""
-    hidden = [f"-{feature}" for feature in amx.FEATURES]
+    hidden = [f"-{feature}" for feature in BFLOAT16_TILES]
     attributes = [a for a in target.llvm.get("mattr", ()) if a not in hidden]
-    features = target.features | set(amx.FEATURES)
+    features = target.features | set(BFLOAT16_TILES)
     return replace(
         target, llvm={**target.llvm, "mattr": attributes}, features=features, fast_dtype="bfloat16"
     )
