@@ -1,0 +1,227 @@
+"""Matrix products with seven multiplications of half the size in place of eight, for constant right operands.
+
+The algorithm is Strassen's; `tcomp.tensor.strassen_plan` states it. The right operand's sums are made at compile
+time; the left one's are made for a block of rows at a time. A panel of columns goes through all seven products
+before the next one does: its intermediate sums wait in the second-level cache.
+
+    for each block of rows:
+      the left operands of the seven products               [product, step // inner, row, step % inner]
+      for each panel of columns (shared among threads, unless blocks are):
+        for each product: its panel, near
+          for each row tile: sums, from those that came before, to a quarter of the result or to be kept
+          the epilogue of the quarter that it completes, if it does
+
+Halves of rows and columns overlap where they must: what lies in both is computed twice. Rounding errors are a few
+times those of plain sums, and relative to the largest elements of rows in both halves rather than to each result
+(Higham, "Accuracy and Stability of Numerical Algorithms", 23.2.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import gcd
+
+from tcomp.target.target import Target
+from tcomp.tensor.anchored import Anchored
+from tcomp.tensor.lane_factors import LaneFactors, WeightRows
+from tcomp.tensor.loops import (
+    Buffer,
+    Expression,
+    Statement,
+    aligned_stack,
+    local,
+    loop,
+    parallel,
+    prefetch_share,
+    sequence,
+    unrolled,
+    vectorized,
+)
+from tcomp.tensor.primitives import Tiles
+from tcomp.tensor.register_tile import Index, Point, RegisterTile
+from tcomp.tensor.strassen_plan import (
+    DTYPE,
+    FRESH,
+    KEEP,
+    PRODUCTS,
+    QUARTER,
+    SHARED,
+    SLOTS,
+    START,
+    StrassenPlan,
+    left_operands,
+    number_at,
+    packed_bits,
+    shares_blocks,
+    steps_of_factors,
+)
+from tcomp.tensor.streams import LANES, has_streams, steps_together
+from tcomp.tensor.tile_sums import Finish, Reduction, nest_of_tiles
+from tcomp.tvm_api import tirx
+
+RESULT = SLOTS
+"""Where a quarter of the result is kept for its epilogue, behind the slots."""
+_START = packed_bits(START, 2)
+_TO = packed_bits([RESULT if slot is None else slot for slot in KEEP], 2)
+_COMPLETES = packed_bits([int(quarter is not None) for quarter in QUARTER], 1)
+_QUARTER = packed_bits([quarter or 0 for quarter in QUARTER], 2)
+
+
+@dataclass(frozen=True)
+class Operands:
+    """Where a nest finds the left operand and leaves its results."""
+
+    left: Callable[[Expression, Expression], tuple[list[Statement], Expression]]
+    """The element at a row and a step, after the statements that it needs."""
+    finish: Callable[[Expression, Expression, Expression], Statement]
+    """What is done with the result at a row and a column."""
+
+
+class StrassenNest:
+    """The loops of one kernel."""
+
+    def __init__(
+        self, anchored: Anchored, weights: Buffer, operands: Operands, plan: StrassenPlan, target: Target
+    ) -> None:
+        self.anchored, self.weights, self.operands = anchored, weights, operands
+        self.plan, self.target = plan, target
+
+    def statements(self) -> list[Statement]:
+        """Threads share the blocks of rows where there are enough for all, else the panels of each."""
+        plan = self.plan
+        shape = (PRODUCTS, plan.depth // plan.inner, plan.half_rows, plan.inner)
+        by_blocks = shares_blocks(plan, self.target)
+        many = parallel if plan.parallel and not by_blocks else loop
+        kept = None if by_blocks else self.anchored.add_scratch(shape, DTYPE, "left_sums")
+
+        def block(number: Expression) -> Statement:
+            keep, sums = local(shape, DTYPE, "left_sums") if kept is None else (None, kept)
+            form = many(plan.depth // plan.inner, lambda c: self._form(number, c, sums), "chunk")
+            panels = many(plan.panels, lambda p: self._panel(number, p, sums), "panel")
+            return sequence([*([] if keep is None else [keep]), form, panels])
+
+        return [(parallel if by_blocks else loop)(plan.blocks.count, block, "block")]
+
+    def _form(self, block: Expression, chunk: Expression, sums: Buffer) -> Statement:
+        """The left operands of all products, for the steps that lie side by side."""
+        plan = self.plan
+
+        def row(r: Expression) -> Statement:
+            def step(lane: Expression) -> Statement:
+                quarters: list[Expression] = []
+                needed: list[Statement] = []
+                for half in (0, 1):
+                    for deep in (0, 1):
+                        k = deep * plan.depth + chunk * plan.inner + lane
+                        statements, value = self.operands.left(plan.row(block, half) + r, k)
+                        needed += statements
+                        quarters.append(tirx.Var(f"a{half + 1}{deep + 1}", DTYPE))
+                        needed.append(tirx.Bind(quarters[-1], value))
+                stores = [
+                    tirx.BufferStore(sums, value, [p, chunk, r, lane])
+                    for p, value in enumerate(left_operands(*quarters))
+                ]
+                return sequence([*needed, *stores])
+
+            return vectorized(plan.inner, step)
+
+        return loop(plan.half_rows, row, "row")
+
+    def _panel(self, block: Expression, panel: Expression, sums: Buffer) -> Statement:
+        """All rows of a block by a panel of both halves of the columns."""
+        plan = self.plan
+        keep, kept = local((SLOTS + 1, plan.half_rows, plan.width), DTYPE, "kept")
+
+        def product(number: Expression) -> Statement:
+            products = self._product(panel, number, sums, kept)
+            finishes = tirx.IfThenElse(
+                number_at(_COMPLETES, 1, number) == 1, self._finish(block, panel, number, kept), None
+            )
+            return sequence([products, finishes])
+
+        aligned = aligned_stack(self.target.lanes(DTYPE), DTYPE)
+        return sequence([aligned, keep, loop(PRODUCTS, product, "product")])
+
+    def _finish(self, block: Expression, panel: Expression, number: Expression, kept: Buffer) -> Statement:
+        """The epilogue of the quarter of the result that a product completes."""
+        plan, quarter = self.plan, number_at(_QUARTER, 2, number)
+        first = plan.column(panel, quarter % 2)
+
+        def row(r: Expression) -> Statement:
+            def element(v: Expression, lane: Expression) -> Statement:
+                column = v * plan.lanes + lane
+                value = tirx.BufferLoad(kept, [RESULT, r, column])
+                return self.operands.finish(plan.row(block, quarter // 2) + r, first + column, value)
+
+            return unrolled(
+                plan.width // plan.lanes, lambda v: vectorized(plan.lanes, lambda lane: element(v, lane))
+            )
+
+        return loop(plan.half_rows, row, "row")
+
+    def _product(self, panel: Expression, number: Expression, sums: Buffer, kept: Buffer) -> Statement:
+        """One product, with what it is added to."""
+        plan = self.plan
+        axes = [Tiles.of(plan.half_rows, plan.tile_rows), Tiles.of(plan.width, plan.width)]
+        tile = RegisterTile.of(axes, (0, 1), plan.lanes)
+        steps = (plan.depth // plan.inner, plan.inner)
+
+        def read(point: Point, step: Index) -> Expression:
+            return tirx.BufferLoad(sums, [number, step[0], point.index[0], step[1]])
+
+        together = gcd(plan.inner, steps_of_factors(self.target))
+        row_steps = self._weight_steps(together)
+        left = LaneFactors.of(tile, (0,), together, DTYPE, read, row_steps > 0)
+        right = WeightRows.of(row_steps, plan.width, self.weights, lambda _, step: [panel, number, *step])
+
+        def start(index: Index) -> Expression:
+            slot = number_at(_START, 2, number)
+            return tirx.Select(slot == FRESH, tirx.const(0, DTYPE), tirx.BufferLoad(kept, [slot, *index]))
+
+        def update(total: Expression, point: Point, step: Index) -> Expression:
+            return total + left.at(point, step) * right.at(point, step, point.index[1])
+
+        def ahead(_: RegisterTile, first: Point, step: Index) -> list[Statement]:
+            if len(step) != 2:
+                return []
+            share = (first.tiles[0] * plan.depth + step[0] * plan.inner + step[1]) // together
+            behind = [panel, number, 0, 0, plan.depth * plan.width]
+            return prefetch_share(self.weights, behind, share, plan.width * together, plan.row_tiles)
+
+        written = next(n for n in (4, 2, 1) if plan.inner % n == 0) if together == 1 else together
+        reduction = Reduction(
+            steps,
+            (1, written),
+            DTYPE,
+            tirx.const(0, DTYPE),
+            update,
+            start=start,
+            ahead=ahead if plan.prefetch else None,
+            factors=left.factors(steps),
+            weights=right.factors,
+        )
+
+        def ends(write: Callable[[Finish], Statement]) -> Statement:
+            def slot(place: Expression) -> Finish:
+                return lambda index, value: tirx.BufferStore(kept, value, [place, *index])
+
+            def plus(place: Expression, other: int) -> Finish:
+                return lambda index, value: tirx.BufferStore(
+                    kept, value + tirx.BufferLoad(kept, [other, *index]), [place, *index]
+                )
+
+            shared = sequence([write(plus(RESULT, 2)), write(plus(0, 1))])
+            return tirx.IfThenElse(number == SHARED, shared, write(slot(number_at(_TO, 2, number))))
+
+        return nest_of_tiles(tile, reduction, ends, threaded=False)
+
+    def _weight_steps(self, together: int) -> int:
+        """Steps whose weights are one load, of several registers; 0 where each vector is one."""
+        plan = self.plan
+        if not has_streams(self.target, DTYPE) or plan.width % LANES:
+            return 0
+        vectors = plan.width // LANES
+        free = self.target.vector_registers - plan.tile_rows * (vectors + 1)
+        steps = steps_together(vectors, together, free)
+        return steps if steps * vectors > 1 else 0

@@ -1,0 +1,291 @@
+"""Strassen's algorithm in numbers: its sums, how a product is cut for it, and which cut is fastest by estimate.
+
+One level of it, in Winograd's form: with both operands and the result cut in halves of rows, columns and depth,
+
+    S1 = A21 + A22   S2 = S1 - A11   S3 = A11 - A21   S4 = A12 - S2
+    T1 = B12 - B11   T2 = B22 - T1   T3 = B22 - B12   T4 = B21 - T2
+
+    U1 = A11 B11       C11 = U1 + A12 B21
+    U2 = U1 + S2 T2    U3 = U2 + S3 T3      C21 = U3 + A22 T4
+    V = S1 T1          C22 = U3 + V         C12 = U2 + V + S4 B22
+
+(T4 has the other sign than in the literature, so that products are only added.) Each product is added to what
+comes before it in registers: its sums start from there. In the order of the text, three intermediate sums wait
+at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import gcd
+from typing import Any
+
+import numpy as np
+
+from tcomp.relay.types import Array, TensorType
+from tcomp.target.target import Target
+from tcomp.tensor.direct_convolution import step_cycles
+from tcomp.tensor.knobs import Choice, Config, Ordered, Space
+from tcomp.tensor.primitives import Tiles
+from tcomp.tensor.template import Packing
+
+Expression = Any
+
+DTYPE = "float32"
+PRODUCTS = 7
+SLOTS = 3
+"""Intermediate sums that wait at a time: U1, later U2 + V; U2; U3."""
+FRESH = 3
+"""Not a slot: where a product starts from nothing."""
+START = (FRESH, 0, 0, 1, 2, FRESH, 0)
+"""The slot that each product is added to."""
+KEEP = (0, None, 1, 2, None, None, None)
+"""The slot that the result of each product goes to, if it is not a quarter of the result."""
+QUARTER = (None, 0, None, None, 2, 3, 1)
+"""The quarter of the result, of 11, 12, 21, 22, that each product completes. The one that completes 22 is V: U3 is
+added to it for that, and U2, which is kept, for the last product."""
+SHARED = 5
+"""The product V."""
+
+MAX_TILE_ROWS = 28
+MAX_TILE_VECTORS = 4
+BLOCKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+HIDDEN = 0.1
+"""Share of the shorter of computing and loading that the longer one does not hide."""
+LEAST_HALF = 32
+"""Steps, and columns, of a half that may be worth the sums."""
+WORTH = 1.04
+"""How much faster it must be, by estimate, to be worth constants of 7/4 the size."""
+
+
+def left_operands(a11: Any, a12: Any, a21: Any, a22: Any) -> list[Any]:
+    """The left operands of the seven products in order, of quarters of the left matrix."""
+    s1 = a21 + a22
+    s2 = s1 - a11
+    return [a11, a12, s2, a11 - a21, a22, s1, a12 - s2]
+
+
+def right_operands(b11: Any, b12: Any, b21: Any, b22: Any) -> list[Any]:
+    """The right operands of the seven products in order, of quarters of the right matrix."""
+    t1 = b12 - b11
+    t2 = b22 - t1
+    return [b11, b21, t2, b22 - b12, b21 - t2, t1, b22]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A product of `rows x depth` by `depth x columns`."""
+
+    rows: int
+    depth: int
+    columns: int
+
+    def fits(self, target: Target) -> bool:
+        """Whether halves are whole vectors of steps, and there are columns enough for two panels."""
+        half, lanes = self.depth // 2, target.lanes(DTYPE)
+        even = self.depth % 2 == 0 and half % 4 == 0
+        return (
+            even and self.rows > 1 and half >= LEAST_HALF and self.columns >= max(2 * LEAST_HALF, 2 * lanes)
+        )
+
+
+@dataclass(frozen=True)
+class StrassenPlan:
+    """What a config means for a product."""
+
+    shape: Shape
+    blocks: Tiles
+    """Of rows: each has two halves."""
+    tile_rows: int
+    row_tiles: int
+    """Register tiles of one half of a block."""
+    panels: int
+    """Of one half of the columns."""
+    width: int
+    """Columns of a panel."""
+    lanes: int
+    prefetch: bool
+    parallel: bool
+
+    @staticmethod
+    def of(shape: Shape, target: Target, config: Config) -> StrassenPlan:
+        lanes, tile_rows = target.lanes(DTYPE), int(config["tile_rows"])
+        width, block = int(config["tile_vectors"]) * lanes, -(-shape.rows // int(config["blocks"]))
+        row_tiles = -(-block // (2 * tile_rows))
+        return StrassenPlan(
+            shape,
+            Tiles.of(shape.rows, 2 * tile_rows * row_tiles),
+            tile_rows,
+            row_tiles,
+            -(-shape.columns // (2 * width)),
+            width,
+            lanes,
+            bool(config["prefetch"]),
+            bool(config["parallel"]),
+        )
+
+    @property
+    def depth(self) -> int:
+        """Steps of a half."""
+        return self.shape.depth // 2
+
+    @property
+    def inner(self) -> int:
+        """Steps whose factors of one row lie side by side: a cache line's, where the depth is so even."""
+        return gcd(self.depth, 16)
+
+    @property
+    def half_rows(self) -> int:
+        """Rows of one half of a block."""
+        return self.tile_rows * self.row_tiles
+
+    @property
+    def exact(self) -> bool:
+        """Whether each element of the result is computed once."""
+        whole = self.blocks.exact and self.blocks.size == 2 * self.half_rows
+        return whole and self.shape.columns == 2 * self.panels * self.width
+
+    def row(self, block: Expression, half: Expression) -> Expression:
+        """The first row of a half of a block. Halves overlap where a block is smaller than both."""
+        return self.blocks.base(block) + half * (self.blocks.size - self.half_rows)
+
+    def column(self, panel: Expression, half: Expression) -> Expression:
+        """The first column of a panel of a half. Halves overlap where they are not whole panels."""
+        return panel * self.width + half * (self.shape.columns - self.panels * self.width)
+
+    def packing(self, matrix_of: Callable[[Array], Array]) -> Packing:
+        """The right operand, which is `[depth, columns]` by `matrix_of`, as
+        `[panel, product, step // inner, step % inner, column]`."""
+        shape = (self.panels, PRODUCTS, self.depth // self.inner, self.inner, self.width)
+
+        def pack(original: Array) -> Array:
+            matrix = matrix_of(original)
+            packed: Array = np.empty(shape, DTYPE)
+            for panel, products in enumerate(packed):
+                firsts = self.column(panel, 0), self.column(panel, 1)
+                quarters = (
+                    matrix[k : k + self.depth, c : c + self.width] for k in (0, self.depth) for c in firsts
+                )
+                for product, operand in zip(products, right_operands(*quarters), strict=True):
+                    product[...] = operand.reshape(product.shape)
+            return packed
+
+        return Packing(TensorType(shape, DTYPE), pack)
+
+
+def strassen_space(shape: Shape, target: Target, threaded: bool) -> Space:
+    """The knobs of a product."""
+    tiles, best = set(_tiles(shape, target)), best_choice(shape, target, threaded)
+
+    def reason(config: Config) -> str | None:
+        tile = int(config["tile_rows"]), int(config["tile_vectors"])
+        if tile not in tiles:
+            return (
+                f"register tile {tile[0]}x{tile[1]} needs more than {target.vector_registers} vector registers "
+                f"or half of {shape.columns} columns"
+            )
+        plan = StrassenPlan.of(shape, target, config)
+        if plan.half_rows > plan.blocks.size:
+            return f"half a block of {plan.half_rows} rows is more than {plan.blocks.size} rows"
+        return None
+
+    return Space(
+        (
+            Ordered("tile_rows", tuple(sorted({rows for rows, _ in tiles})), best["tile_rows"]),
+            Ordered("tile_vectors", tuple(sorted({vectors for _, vectors in tiles})), best["tile_vectors"]),
+            Ordered("blocks", tuple(n for n in BLOCKS if n == 1 or 2 * n <= shape.rows), best["blocks"]),
+            Choice("prefetch", (False, True), best["prefetch"]),
+            Choice("parallel", (False, True), best["parallel"]),
+        ),
+        reason,
+    )
+
+
+@lru_cache(maxsize=256)
+def best_choice(shape: Shape, target: Target, threaded: bool) -> Config:
+    """The default of a product. It is kept: each config asks for it again."""
+    configs = (
+        {"tile_rows": rows, "tile_vectors": vectors, "blocks": blocks, "prefetch": True, "parallel": threaded}
+        for rows, vectors in _tiles(shape, target)
+        for blocks in BLOCKS
+        if 2 * rows * -(-shape.rows // (2 * rows * blocks)) <= shape.rows + 2 * rows
+        and blocks * rows <= shape.rows
+    )
+    return min(configs, key=lambda config: _strassen_cycles(StrassenPlan.of(shape, target, config), target))
+
+
+def saving(shape: Shape, target: Target, threaded: bool) -> float:
+    """Estimated time of the default's product by that of plain ones."""
+    plan = StrassenPlan.of(shape, target, best_choice(shape, target, threaded))
+    plain = min(_plain_cycles(shape, target, *tile) for tile in _tiles(shape, target))
+    return _strassen_cycles(plan, target) / plain
+
+
+def _tiles(shape: Shape, target: Target) -> Iterator[tuple[int, int]]:
+    """Rows and vectors of register tiles whose sums fit beside a row of the panel and factors."""
+    lanes, room = target.lanes(DTYPE), target.vector_registers - target.spare_registers
+    for vectors in range(1, MAX_TILE_VECTORS + 1):
+        for rows in range(1, min(shape.rows // 2, MAX_TILE_ROWS) + 1):
+            factors = rows if steps_of_factors(target) > 1 else 1
+            fits = rows * vectors + vectors + factors <= room
+            if fits and 2 * vectors * lanes <= shape.columns:
+                yield rows, vectors
+
+
+def steps_of_factors(target: Target) -> int:
+    """Steps whose factors of a row are one load: 1 where each is broadcast from memory."""
+    return target.lanes(DTYPE) if target.takes_any_lane else 1
+
+
+def _products(shape: Shape, target: Target, rows: int, vectors: int) -> float:
+    """Cycles of the register tiles of a product."""
+    tiles = -(-shape.rows // rows) * -(-shape.columns // (vectors * target.lanes(DTYPE)))
+    inputs = rows / steps_of_factors(target)
+    step = step_cycles(target, rows, vectors, inputs, vectors, far=True)
+    return tiles * (shape.depth * step + 2 * rows * vectors + 20)
+
+
+def _plain_cycles(shape: Shape, target: Target, rows: int, vectors: int) -> float:
+    """Of a plain product, without its epilogue."""
+    memory = 4 * shape.depth * shape.columns / target.bytes_per_cycle[2]
+    products = _products(shape, target, rows, vectors)
+    return max(products, memory) + HIDDEN * min(products, memory)
+
+
+def _strassen_cycles(plan: StrassenPlan, target: Target) -> float:
+    """Of seven products of half the size, the left operand's sums, intermediate sums and far operands."""
+    blocks, half = plan.blocks.count, Shape(plan.half_rows, plan.depth, plan.panels * plan.width)
+    _, last_level, memory = target.bytes_per_cycle
+    near, lanes = target.cache_bytes[1], plan.lanes
+    products = PRODUCTS * _products(half, target, plan.tile_rows, plan.width // lanes)
+    sums = 20 * half.rows * half.depth / lanes
+    moved = 20 * half.rows * half.columns / lanes
+    if plan.parallel:
+        by_panels = -(-plan.panels // target.cores) * target.cores / plan.panels
+        by_blocks = -(-blocks // target.cores) * target.cores / blocks
+        idle = by_blocks if shares_blocks(plan, target) else by_panels
+        products, moved = products * idle, moved * idle
+    weights = 4 * PRODUCTS * half.depth * half.columns
+    left = 4 * PRODUCTS * half.rows * half.depth
+    again = (blocks - 1) * weights if weights > near / 2 else 0
+    far = blocks * (plan.panels - 1) * left if left > 0.6 * near else 0
+    load = weights / memory + (again + far / 2) / last_level  # Rows are one stream.
+    compute = blocks * (products + sums + moved)
+    return max(compute, load) + HIDDEN * min(compute, load)
+
+
+def shares_blocks(plan: StrassenPlan, target: Target) -> bool:
+    """Whether threads share the blocks of rows, not the panels of each block."""
+    return plan.parallel and plan.blocks.count >= 2 * target.cores
+
+
+def packed_bits(values: Sequence[int], bits: int) -> int:
+    """Small numbers as one, for `number_at`."""
+    return sum(value << (bits * place) for place, value in enumerate(values))
+
+
+def number_at(packed: int, bits: int, place: Expression) -> Expression:
+    """The number at a place that is known at run time alone."""
+    return (packed >> (place * bits)) & ((1 << bits) - 1)
