@@ -1,8 +1,8 @@
 """Matrix products with seven multiplications of half the size in place of eight, for constant right operands.
 
-The algorithm is Strassen's; `tcomp.tensor.strassen_plan` states it. The right operand's sums are made at compile
-time; the left one's are made for a block of rows at a time. A panel of columns goes through all seven products
-before the next one does: its intermediate sums wait in the second-level cache.
+The algorithm is Strassen's; `tcomp.tensor.strassen_plan` states it. The right operand's sums are made at
+compile time; the left one's are made for a block of rows at a time. A panel of columns goes through all seven
+products before the next one does: its intermediate sums wait in the second-level cache.
 
     for each block of rows:
       the left operands of the seven products               [product, step // inner, row, step % inner]
@@ -11,8 +11,8 @@ before the next one does: its intermediate sums wait in the second-level cache.
           for each row tile: sums, from those that came before, to a quarter of the result or to be kept
           the epilogue of the quarter that it completes, if it does
 
-Halves of rows and columns overlap where they must: what lies in both is computed twice. Rounding errors are a few
-times those of plain sums, and relative to the largest elements of rows in both halves rather than to each result
+Halves of rows and columns overlap where they must: what lies in both is computed twice. Rounding errors are a
+few times those of plain sums, and relative to the largest elements of rows in both halves, not to each result
 (Higham, "Accuracy and Stability of Numerical Algorithms", 23.2.2).
 """
 

@@ -1,6 +1,6 @@
-"""Strassen's algorithm in numbers: its sums, how a product is cut for it, and which cut is fastest by estimate.
+"""Strassen's algorithm in numbers: its sums, how a product is cut for it, and which cut is fastest.
 
-One level of it, in Winograd's form: with both operands and the result cut in halves of rows, columns and depth,
+One level of it, in Winograd's form. With both operands and the result cut in halves of each axis,
 
     S1 = A21 + A22   S2 = S1 - A11   S3 = A11 - A21   S4 = A12 - S2
     T1 = B12 - B11   T2 = B22 - T1   T3 = B22 - B12   T4 = B21 - T2
@@ -9,9 +9,8 @@ One level of it, in Winograd's form: with both operands and the result cut in ha
     U2 = U1 + S2 T2    U3 = U2 + S3 T3      C21 = U3 + A22 T4
     V = S1 T1          C22 = U3 + V         C12 = U2 + V + S4 B22
 
-(T4 has the other sign than in the literature, so that products are only added.) Each product is added to what
-comes before it in registers: its sums start from there. In the order of the text, three intermediate sums wait
-at a time.
+(T4 has the other sign than in the literature, so that products are only added.) Each product is added in
+registers to what comes before it. In the order of the text, three intermediate sums wait at a time.
 """
 
 from __future__ import annotations
@@ -44,10 +43,9 @@ START = (FRESH, 0, 0, 1, 2, FRESH, 0)
 KEEP = (0, None, 1, 2, None, None, None)
 """The slot that the result of each product goes to, if it is not a quarter of the result."""
 QUARTER = (None, 0, None, None, 2, 3, 1)
-"""The quarter of the result, of 11, 12, 21, 22, that each product completes. The one that completes 22 is V: U3 is
-added to it for that, and U2, which is kept, for the last product."""
+"""The quarter of the result, of 11, 12, 21, 22, that each product completes."""
 SHARED = 5
-"""The product V."""
+"""The product V: plus U3 it is a quarter of the result, plus U2 what the last product is added to."""
 
 MAX_TILE_ROWS = 28
 MAX_TILE_VECTORS = 4
@@ -177,14 +175,15 @@ class StrassenPlan:
 
 def strassen_space(shape: Shape, target: Target, threaded: bool) -> Space:
     """The knobs of a product."""
-    tiles, best = set(_tiles(shape, target)), best_choice(shape, target, threaded)
+    tiles, best = set(_tiles(shape, target)), best_choices(shape, target, threaded)[0]
+    rows, vectors, blocks = (int(best[name]) for name in ("tile_rows", "tile_vectors", "blocks"))
 
     def reason(config: Config) -> str | None:
         tile = int(config["tile_rows"]), int(config["tile_vectors"])
         if tile not in tiles:
             return (
-                f"register tile {tile[0]}x{tile[1]} needs more than {target.vector_registers} vector registers "
-                f"or half of {shape.columns} columns"
+                f"register tile {tile[0]}x{tile[1]} needs more than {target.vector_registers} vector "
+                f"registers or than half of {shape.columns} columns"
             )
         plan = StrassenPlan.of(shape, target, config)
         if plan.half_rows > plan.blocks.size:
@@ -193,9 +192,9 @@ def strassen_space(shape: Shape, target: Target, threaded: bool) -> Space:
 
     return Space(
         (
-            Ordered("tile_rows", tuple(sorted({rows for rows, _ in tiles})), best["tile_rows"]),
-            Ordered("tile_vectors", tuple(sorted({vectors for _, vectors in tiles})), best["tile_vectors"]),
-            Ordered("blocks", tuple(n for n in BLOCKS if n == 1 or 2 * n <= shape.rows), best["blocks"]),
+            Ordered("tile_rows", tuple(sorted({r for r, _ in tiles})), rows),
+            Ordered("tile_vectors", tuple(sorted({v for _, v in tiles})), vectors),
+            Ordered("blocks", tuple(n for n in BLOCKS if n == 1 or 2 * n <= shape.rows), blocks),
             Choice("prefetch", (False, True), best["prefetch"]),
             Choice("parallel", (False, True), best["parallel"]),
         ),
@@ -204,23 +203,22 @@ def strassen_space(shape: Shape, target: Target, threaded: bool) -> Space:
 
 
 @lru_cache(maxsize=256)
-def best_choice(shape: Shape, target: Target, threaded: bool) -> Config:
-    """The default of a product. It is kept: each config asks for it again."""
-    configs = (
-        {"tile_rows": rows, "tile_vectors": vectors, "blocks": blocks, "prefetch": True, "parallel": threaded}
-        for rows, vectors in _tiles(shape, target)
-        for blocks in BLOCKS
-        if 2 * rows * -(-shape.rows // (2 * rows * blocks)) <= shape.rows + 2 * rows
-        and blocks * rows <= shape.rows
-    )
-    return min(configs, key=lambda config: _strassen_cycles(StrassenPlan.of(shape, target, config), target))
+def best_choices(shape: Shape, target: Target, threaded: bool) -> tuple[Config, ...]:
+    """The best config for each width of panels, the best of all first. Kept, as each config asks again."""
 
+    def fits(rows: int, blocks: int) -> bool:
+        half = rows * -(-shape.rows // (2 * rows * blocks))
+        return half <= min(shape.rows, -(-shape.rows // blocks) + 2 * rows)
 
-def saving(shape: Shape, target: Target, threaded: bool) -> float:
-    """Estimated time of the default's product by that of plain ones."""
-    plan = StrassenPlan.of(shape, target, best_choice(shape, target, threaded))
-    plain = min(_plain_cycles(shape, target, *tile) for tile in _tiles(shape, target))
-    return _strassen_cycles(plan, target) / plain
+    best: dict[int, tuple[float, Config]] = {}
+    for rows, vectors in _tiles(shape, target):
+        for blocks in (n for n in BLOCKS if n * rows <= shape.rows and fits(rows, n)):
+            knobs = {"tile_rows": rows, "tile_vectors": vectors, "blocks": blocks}
+            config: Config = {**knobs, "prefetch": True, "parallel": threaded}
+            cycles = strassen_cycles(StrassenPlan.of(shape, target, config), target)
+            if vectors not in best or cycles < best[vectors][0]:
+                best[vectors] = cycles, config
+    return tuple(config for _, config in sorted(best.values(), key=lambda found: found[0]))
 
 
 def _tiles(shape: Shape, target: Target) -> Iterator[tuple[int, int]]:
@@ -247,15 +245,15 @@ def _products(shape: Shape, target: Target, rows: int, vectors: int) -> float:
     return tiles * (shape.depth * step + 2 * rows * vectors + 20)
 
 
-def _plain_cycles(shape: Shape, target: Target, rows: int, vectors: int) -> float:
-    """Of a plain product, without its epilogue."""
+def plain_cycles(shape: Shape, target: Target) -> float:
+    """Estimated cycles of a plain product, without its epilogue."""
     memory = 4 * shape.depth * shape.columns / target.bytes_per_cycle[2]
-    products = _products(shape, target, rows, vectors)
+    products = min(_products(shape, target, *tile) for tile in _tiles(shape, target))
     return max(products, memory) + HIDDEN * min(products, memory)
 
 
-def _strassen_cycles(plan: StrassenPlan, target: Target) -> float:
-    """Of seven products of half the size, the left operand's sums, intermediate sums and far operands."""
+def strassen_cycles(plan: StrassenPlan, target: Target) -> float:
+    """Estimated cycles: products of half the size, the left operand's sums, intermediate sums, far loads."""
     blocks, half = plan.blocks.count, Shape(plan.half_rows, plan.depth, plan.panels * plan.width)
     _, last_level, memory = target.bytes_per_cycle
     near, lanes = target.cache_bytes[1], plan.lanes

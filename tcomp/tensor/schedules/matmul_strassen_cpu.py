@@ -6,23 +6,25 @@ import numpy as np
 
 from tcomp.relay.types import Array
 from tcomp.target.target import Target
-from tcomp.tensor.anchored import PARALLEL_FLOPS, Anchored
+from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.gemm import constant_right, fits
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.knobs import Config, Space
+from tcomp.tensor.knobs import Config
 from tcomp.tensor.loops import Expression, Statement, constant
 from tcomp.tensor.product import Product
 from tcomp.tensor.schedules.matmul_cpu import MatmulCpu
 from tcomp.tensor.strassen import Operands, StrassenNest
-from tcomp.tensor.strassen_plan import DTYPE, WORTH, Shape, StrassenPlan, saving, strassen_space
-from tcomp.tensor.template import TEMPLATES, PackedBy, Scheduled, Template
+from tcomp.tensor.strassen_plan import DTYPE, Shape, StrassenPlan
+from tcomp.tensor.strassen_template import StrassenTemplate
+from tcomp.tensor.template import TEMPLATES, Scheduled
 
 
-class MatmulStrassenCpu(Template):
+class MatmulStrassenCpu(StrassenTemplate):
     """See the module's text."""
 
     name = "matmul_strassen_cpu"
     alternative_to = MatmulCpu.name
+    plain = MatmulCpu()
 
     def accepts(self, kernel: Kernel, target: Target) -> bool:
         if not fits(kernel) or constant_right(kernel) is None:
@@ -32,16 +34,12 @@ class MatmulStrassenCpu(Template):
         types = {product.left.dtype, product.right.dtype, product.accumulator}
         return plain and types == {DTYPE} and _shape(product).fits(target)
 
-    def space(self, kernel: Kernel, target: Target) -> Space:
-        return strassen_space(_shape(_product(kernel)), target, _threaded(kernel, target))
-
-    def estimate(self, kernel: Kernel, target: Target) -> float:
-        share = saving(_shape(_product(kernel)), target, _threaded(kernel, target))
-        return WORTH * share * MatmulCpu().estimate(kernel, target)
+    def shape_of(self, kernel: Kernel) -> Shape:
+        return _shape(_product(kernel))
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         product = _product(kernel)
-        plan = StrassenPlan.of(_shape(product), target, config)
+        plan = StrassenPlan.of(self.shape_of(kernel), target, config)
 
         def matrix_of(original: Array) -> Array:
             return np.swapaxes(original, -1, -2) if product.transpose_right else original
@@ -71,10 +69,6 @@ def _product(kernel: Kernel) -> Product:
 
 def _shape(product: Product) -> Shape:
     return Shape(product.rows, product.depth, product.columns)
-
-
-def _threaded(kernel: Kernel, target: Target) -> bool:
-    return target.cores > 1 and kernel.flops >= PARALLEL_FLOPS
 
 
 TEMPLATES.register(MatmulStrassenCpu.name, MatmulStrassenCpu())
