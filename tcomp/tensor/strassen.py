@@ -11,9 +11,10 @@ products before the next one does: its intermediate sums wait in the second-leve
           for each row tile: sums, from those that came before, to a quarter of the result or to be kept
           the epilogue of the quarter that it completes, if it does
 
-Halves of rows and columns overlap where they must: what lies in both is computed twice. Rounding errors are a
-few times those of plain sums, and relative to the largest elements of rows in both halves, not to each result
-(Higham, "Accuracy and Stability of Numerical Algorithms", 23.2.2).
+Halves of rows and columns overlap where they must. What lies in both is computed twice, by sums that round
+differently, and the first is taken: bits do not depend on threads. Rounding errors are a few times those of
+plain sums, and relative to the largest elements of rows in both halves, not to each result (Higham, "Accuracy
+and Stability of Numerical Algorithms", 23.2.2).
 """
 
 from __future__ import annotations
@@ -146,17 +147,22 @@ class StrassenNest:
     def _finish(self, block: Expression, panel: Expression, number: Expression, kept: Buffer) -> Statement:
         """The epilogue of the quarter of the result that a product completes."""
         plan, quarter = self.plan, number_at(_QUARTER, 2, number)
-        first = plan.column(panel, quarter % 2)
+        below, beside = quarter // 2, quarter % 2
+        first_row, first_column = plan.row(block, below), plan.column(panel, beside)
 
         def row(r: Expression) -> Statement:
-            def element(v: Expression, lane: Expression) -> Statement:
-                column = v * plan.lanes + lane
-                value = tirx.BufferLoad(kept, [RESULT, r, column])
-                return self.operands.finish(plan.row(block, quarter // 2) + r, first + column, value)
+            def vector(v: Expression) -> Statement:
+                def element(lane: Expression) -> Statement:
+                    value = tirx.BufferLoad(kept, [RESULT, r, v * plan.lanes + lane])
+                    return self.operands.finish(first_row + r, first_column + v * plan.lanes + lane, value)
 
-            return unrolled(
-                plan.width // plan.lanes, lambda v: vectorized(plan.lanes, lambda lane: element(v, lane))
-            )
+                is_own = first_column + v * plan.lanes >= beside * plan.panels * plan.width
+                elements = vectorized(plan.lanes, element)
+                return elements if plan.columns_fit else tirx.IfThenElse(is_own, elements, None)
+
+            vectors = unrolled(plan.width // plan.lanes, vector)
+            is_own = first_row + r >= plan.first_own_row(block, below)
+            return vectors if plan.rows_fit else tirx.IfThenElse(is_own, vectors, None)
 
         return loop(plan.half_rows, row, "row")
 

@@ -29,6 +29,7 @@ from tcomp.tensor.direct_convolution import step_cycles
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
 from tcomp.tensor.primitives import Tiles
 from tcomp.tensor.template import Packing
+from tcomp.tvm_api import tirx
 
 Expression = Any
 
@@ -81,9 +82,9 @@ class Shape:
     columns: int
 
     def fits(self, target: Target) -> bool:
-        """Whether halves are whole vectors of steps, and there are columns enough for two panels."""
+        """Whether halves are whole vectors of steps, columns whole vectors, and enough for two panels."""
         half, lanes = self.depth // 2, target.lanes(DTYPE)
-        even = self.depth % 2 == 0 and half % 4 == 0
+        even = self.depth % 2 == half % 4 == self.columns % lanes == 0
         return (
             even and self.rows > 1 and half >= LEAST_HALF and self.columns >= max(2 * LEAST_HALF, 2 * lanes)
         )
@@ -140,14 +141,25 @@ class StrassenPlan:
         return self.tile_rows * self.row_tiles
 
     @property
-    def exact(self) -> bool:
-        """Whether each element of the result is computed once."""
-        whole = self.blocks.exact and self.blocks.size == 2 * self.half_rows
-        return whole and self.shape.columns == 2 * self.panels * self.width
+    def rows_fit(self) -> bool:
+        """Whether no row is computed twice."""
+        return self.blocks.exact and self.blocks.size == 2 * self.half_rows
+
+    @property
+    def columns_fit(self) -> bool:
+        """Whether no column is computed twice."""
+        return self.shape.columns == 2 * self.panels * self.width
 
     def row(self, block: Expression, half: Expression) -> Expression:
-        """The first row of a half of a block. Halves overlap where a block is smaller than both."""
+        """The first row of a half of a block. Halves overlap where a block is smaller than both, and blocks
+        where they are more than all rows."""
         return self.blocks.base(block) + half * (self.blocks.size - self.half_rows)
+
+    def first_own_row(self, block: Expression, half: Expression) -> Expression:
+        """The first of these rows that no half and no block before them has."""
+        own = block * self.blocks.size
+        inside = self.blocks.base(block) + half * self.half_rows
+        return inside if self.blocks.exact else tirx.max(own, inside)
 
     def column(self, panel: Expression, half: Expression) -> Expression:
         """The first column of a panel of a half. Halves overlap where they are not whole panels."""

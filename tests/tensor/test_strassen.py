@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,36 +16,51 @@ from test_matmul import matmul
 from tcomp.codegen.jit import build_kernel, build_scheduled
 from tcomp.codegen.machine_code import hot_loop, multiplies, on_stack
 from tcomp.relay.evaluate import evaluate
+from tcomp.relay.types import Array
 from tcomp.target.target import TARGETS, Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import ALGORITHM, Config
 from tcomp.tensor.schedules.conv_strassen_cpu import ConvStrassenCpu
 from tcomp.tensor.schedules.matmul_strassen_cpu import MatmulStrassenCpu
-from tcomp.tensor.strassen_plan import PRODUCTS, QUARTER, SHARED, left_operands, right_operands
+from tcomp.tensor.strassen_plan import (
+    PRODUCTS,
+    QUARTER,
+    SHARED,
+    StrassenPlan,
+    left_operands,
+    right_operands,
+    shares_blocks,
+)
 from tcomp.tensor.template import Template, choices_for
 
 AVX2 = TARGETS["x86-64-v3"]
 MATMUL, CONV = MatmulStrassenCpu(), ConvStrassenCpu()
 
 
-def conv(data: tuple[int, ...], outputs: int, block: int, **attrs: object) -> Kernel:
+def conv(data: tuple[int, ...], outputs: int, block: int, strides: int = 1, padding: int = 0) -> Kernel:
     """A pointwise convolution of blocked data with bias, residual and relu."""
     blocked = (data[0], data[1] // block, *data[2:], block)
     layout = f"NCHW{block}c"
     return test_conv2d.conv2d(
-        blocked, (outputs, data[1], 1, 1), epilogue=True, data_layout=layout, out_layout=layout, **attrs
+        blocked,
+        (outputs, data[1], 1, 1),
+        epilogue=True,
+        data_layout=layout,
+        out_layout=layout,
+        strides=(strides,) * 2,
+        padding=(padding,) * 4,
     )
 
 
 CASES: dict[str, tuple[Template, Callable[[int], Kernel]]] = {
     "halves that fit": (MATMUL, lambda _: matmul((64, 128), (128, 192), "bias", "gelu")),
-    "odd rows and columns": (MATMUL, lambda _: matmul((37, 136), (136, 133), "bias", "residual")),
+    "odd rows and columns": (MATMUL, lambda lanes: matmul((37, 136), (136, 9 * lanes), "bias", "residual")),
     "two rows": (MATMUL, lambda _: matmul((2, 64), (64, 96))),
-    "rows of a batch": (MATMUL, lambda _: matmul((3, 11, 72), (72, 100), "bias", "relu")),
+    "rows of a batch": (MATMUL, lambda _: matmul((3, 11, 72), (72, 112), "bias", "relu")),
     "transposed weights": (MATMUL, lambda _: matmul((29, 88), (160, 88), "bias", transpose_b=True)),
     "pixels": (CONV, lambda lanes: conv((1, 64, 7, 9), 96, lanes)),
     "pixels of images": (CONV, lambda lanes: conv((3, 128, 5, 5), 160, lanes)),
-    "every other pixel": (CONV, lambda lanes: conv((2, 64, 9, 9), 64, lanes, strides=(2, 2))),
+    "every other pixel": (CONV, lambda lanes: conv((2, 64, 9, 9), 64, lanes, strides=2)),
 }
 
 
@@ -95,12 +111,13 @@ def test_what_it_does_not_take() -> None:
 
     assert accepts(matmul((64, 128), (128, 128)))
     assert not accepts(matmul((64, 128), (128, 128), constant=False))
-    assert not accepts(matmul((64, 126), (126, 128))), "halves of 63 steps are not whole vectors"
+    assert not accepts(matmul((64, 126), (126, 128))), "halves of 63 steps, not whole vectors"
     assert not accepts(matmul((1, 128), (128, 128)))
-    assert not accepts(matmul((64, 128), (128, 40)))
+    assert not accepts(matmul((64, 128), (128, 32)))
+    assert not accepts(matmul((64, 128), (128, 133))), "columns that are not whole vectors"
     assert not accepts(matmul((64, 128), (128, 128), dtype="bfloat16"))
     assert not accepts(matmul((128, 64), (128, 128), transpose_a=True))
-    padded = conv((1, 128, 8, 8), 128, 16, padding=(1, 1, 1, 1))
+    padded = conv((1, 128, 8, 8), 128, 16, padding=1)
     assert not CONV.accepts(padded, WIDEST)
 
 
@@ -125,15 +142,23 @@ def test_sums_stay_in_registers(target: Target) -> None:
     assert not on_stack(loop)
 
 
-def test_the_same_bits_by_one_thread_and_by_two() -> None:
-    kernel = matmul((150, 256), (256, 320), "bias")
+@pytest.mark.parametrize("blocks", [1, 8])
+def test_the_same_bits_by_one_thread_and_by_two(blocks: int) -> None:
+    """Whether panels or blocks of rows are shared, of which some overlap."""
+    kernel = matmul((150, 256), (256, 304), "bias", "residual")
+    target = replace(WIDEST, cores=2)
     arrays = test_matmul.random_arrays(kernel)
-    results = []
+    results: list[Array] = []
     for parallel in (False, True):
-        config = {**MATMUL.space(kernel, WIDEST).default, "parallel": parallel}
-        scheduled = MATMUL.apply(kernel, WIDEST, config)
-        results.append(build_scheduled(kernel, scheduled, WIDEST)(arrays)[0])
-    np.testing.assert_array_equal(*results)
+        knobs = {"tile_rows": 5, "tile_vectors": 2, "blocks": blocks, "parallel": parallel}
+        config = {**MATMUL.space(kernel, target).default, **knobs}
+        assert shares_blocks(StrassenPlan.of(MATMUL.shape_of(kernel), target, config), target) == (
+            parallel and blocks == 8
+        )
+        runner = build_scheduled(kernel, MATMUL.apply(kernel, target, config), target)
+        results += [runner(arrays)[0] for _ in range(5)]
+    for other in results[1:]:
+        np.testing.assert_array_equal(results[0], other)
 
 
 def test_it_is_reached_by_the_knob() -> None:

@@ -77,7 +77,7 @@ class ConvStrassenCpu(StrassenTemplate):
             return anchored.finish(at, value)
 
         nest = StrassenNest(anchored, anchored.buffer_of(weights), Operands(element, finish), plan, target)
-        return anchored.scheduled(nest.statements(), plan.exact)
+        return anchored.scheduled(nest.statements(), disjoint=True)
 
 
 def _convolution(kernel: Kernel) -> Convolution:

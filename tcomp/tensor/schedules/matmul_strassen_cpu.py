@@ -59,7 +59,7 @@ class MatmulStrassenCpu(StrassenTemplate):
             return anchored.finish(product.index([], row, column), value)
 
         nest = StrassenNest(anchored, anchored.buffer_of(right), Operands(element, finish), plan, target)
-        return anchored.scheduled(nest.statements(), plan.exact)
+        return anchored.scheduled(nest.statements(), disjoint=True)
 
 
 def _product(kernel: Kernel) -> Product:
