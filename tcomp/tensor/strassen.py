@@ -39,7 +39,7 @@ from tcomp.tensor.loops import (
     unrolled,
     vectorized,
 )
-from tcomp.tensor.primitives import Tiles
+from tcomp.tensor.primitives import Tiles, transpose_square
 from tcomp.tensor.register_tile import Index, Point, RegisterTile
 from tcomp.tensor.strassen_plan import (
     DTYPE,
@@ -58,9 +58,10 @@ from tcomp.tensor.strassen_plan import (
     steps_of_factors,
 )
 from tcomp.tensor.streams import LANES, has_streams, steps_together
-from tcomp.tensor.tile_sums import Finish, Reduction, nest_of_tiles
+from tcomp.tensor.tile_sums import Factors, Finish, Reduction, nest_of_tiles
 from tcomp.tvm_api import tirx
 
+QUARTERS = 4
 RESULT = SLOTS
 """Where a quarter of the result is kept for its epilogue, behind the slots."""
 _START = packed_bits(START, 2)
@@ -91,43 +92,83 @@ class StrassenNest:
     def statements(self) -> list[Statement]:
         """Threads share the blocks of rows where there are enough for all, else the panels of each."""
         plan = self.plan
-        shape = (PRODUCTS, plan.depth // plan.inner, plan.half_rows, plan.inner)
         by_blocks = shares_blocks(plan, self.target)
         many = parallel if plan.parallel and not by_blocks else loop
-        kept = None if by_blocks else self.anchored.add_scratch(shape, DTYPE, "left_sums")
+        kept = None if by_blocks else self.anchored.add_scratch(plan.left_shape, DTYPE, "left_sums")
 
         def block(number: Expression) -> Statement:
-            keep, sums = local(shape, DTYPE, "left_sums") if kept is None else (None, kept)
-            form = many(plan.depth // plan.inner, lambda c: self._form(number, c, sums), "chunk")
+            keep, sums = local(plan.left_shape, DTYPE, "left_sums") if kept is None else (None, kept)
+            form = self._form_beside if plan.rows_beside else self._form
+            formed = many(plan.left_shape[1], lambda part: form(number, part, sums), "part")
             panels = many(plan.panels, lambda p: self._panel(number, p, sums), "panel")
-            return sequence([*([] if keep is None else [keep]), form, panels])
+            return sequence([*([] if keep is None else [keep]), formed, panels])
 
         return [(parallel if by_blocks else loop)(plan.blocks.count, block, "block")]
 
+    def _quarters(
+        self, block: Expression, r: Expression, k: Expression
+    ) -> tuple[list[Statement], list[Expression]]:
+        """The elements of the left operand's quarters at a row and a step, after what they need."""
+        plan, needed, found = self.plan, list[Statement](), list[Expression]()
+        for below in (0, 1):
+            for beside in (0, 1):
+                statements, value = self.operands.left(plan.row(block, below) + r, beside * plan.depth + k)
+                needed += statements
+                found.append(value)
+        return needed, found
+
     def _form(self, block: Expression, chunk: Expression, sums: Buffer) -> Statement:
-        """The left operands of all products, for the steps that lie side by side."""
+        """The left operands of all products, for the steps of a chunk, which lie side by side."""
         plan = self.plan
 
-        def row(r: Expression) -> Statement:
-            def step(lane: Expression) -> Statement:
-                quarters: list[Expression] = []
-                needed: list[Statement] = []
-                for half in (0, 1):
-                    for deep in (0, 1):
-                        k = deep * plan.depth + chunk * plan.inner + lane
-                        statements, value = self.operands.left(plan.row(block, half) + r, k)
-                        needed += statements
-                        quarters.append(tirx.Var(f"a{half + 1}{deep + 1}", DTYPE))
-                        needed.append(tirx.Bind(quarters[-1], value))
-                stores = [
-                    tirx.BufferStore(sums, value, [p, chunk, r, lane])
-                    for p, value in enumerate(left_operands(*quarters))
-                ]
+        def element(r: Expression, lane: Expression) -> Statement:
+            needed, values = self._quarters(block, r, chunk * plan.inner + lane)
+            quarters = [tirx.Var("quarter", DTYPE) for _ in values]
+            binds = [tirx.Bind(quarter, value) for quarter, value in zip(quarters, values, strict=True)]
+            operands = enumerate(left_operands(*quarters))
+            stores = [tirx.BufferStore(sums, value, [p, chunk, r, lane]) for p, value in operands]
+            return sequence([*needed, *binds, *stores])
+
+        return loop(plan.half_rows, lambda r: vectorized(plan.inner, lambda lane: element(r, lane)), "row")
+
+    def _form_beside(self, block: Expression, tile: Expression, sums: Buffer) -> Statement:
+        """As `_form`, for the rows of a tile, which lie side by side: in squares that are transposed."""
+        plan = self.plan
+        shape = (QUARTERS, LANES, LANES)
+
+        def square(r: Expression, k: Expression) -> Statement:
+            keep, along = local(shape, DTYPE, "along_steps")
+            keep_turned, turned = local(shape, DTYPE, "along_rows")
+
+            def read(i: Expression, lane: Expression) -> Statement:
+                needed, values = self._quarters(block, tile * plan.tile_rows + r + i, k + lane)
+                stores = [tirx.BufferStore(along, v, [q, i, lane]) for q, v in enumerate(values)]
                 return sequence([*needed, *stores])
 
-            return vectorized(plan.inner, step)
+            def turn(q: int) -> Statement:
+                every = tirx.Ramp(0, 1, LANES)
+                return transpose_square(
+                    lambda i: tirx.BufferLoad(along, [q, i, every]),
+                    lambda j, vector: tirx.BufferStore(turned, vector, [q, j, every]),
+                    LANES,
+                    DTYPE,
+                )
 
-        return loop(plan.half_rows, row, "row")
+            def store(j: Expression, lane: Expression) -> Statement:
+                quarters = [tirx.BufferLoad(turned, [q, j, lane]) for q in range(QUARTERS)]
+                operands = enumerate(left_operands(*quarters))
+                return sequence(
+                    [tirx.BufferStore(sums, value, [p, tile, k + j, r + lane]) for p, value in operands]
+                )
+
+            reads = unrolled(LANES, lambda i: vectorized(LANES, lambda lane: read(i, lane)))
+            stores = unrolled(LANES, lambda j: vectorized(LANES, lambda lane: store(j, lane)))
+            return sequence([keep, keep_turned, reads, *(turn(q) for q in range(QUARTERS)), stores])
+
+        def squares(k: Expression) -> Statement:
+            return loop(plan.tile_rows // LANES, lambda r: square(r * LANES, k * LANES), "row")
+
+        return loop(plan.depth // LANES, squares, "step")
 
     def _panel(self, block: Expression, panel: Expression, sums: Buffer) -> Statement:
         """All rows of a block by a panel of both halves of the columns."""
@@ -173,12 +214,8 @@ class StrassenNest:
         tile = RegisterTile.of(axes, (0, 1), plan.lanes)
         steps = (plan.depth // plan.inner, plan.inner)
 
-        def read(point: Point, step: Index) -> Expression:
-            return tirx.BufferLoad(sums, [number, step[0], point.index[0], step[1]])
-
-        together = gcd(plan.inner, steps_of_factors(self.target))
+        factor, factors, together = self._factors(tile, number, sums)
         row_steps = self._weight_steps(together)
-        left = LaneFactors.of(tile, (0,), together, DTYPE, read, row_steps > 0)
         right = WeightRows.of(row_steps, plan.width, self.weights, lambda _, step: [panel, number, *step])
 
         def start(index: Index) -> Expression:
@@ -186,16 +223,17 @@ class StrassenNest:
             return tirx.Select(slot == FRESH, tirx.const(0, DTYPE), tirx.BufferLoad(kept, [slot, *index]))
 
         def update(total: Expression, point: Point, step: Index) -> Expression:
-            return total + left.at(point, step) * right.at(point, step, point.index[1])
+            return total + factor(point, step) * right.at(point, step, point.index[1])
 
         def ahead(_: RegisterTile, first: Point, step: Index) -> list[Statement]:
-            if len(step) != 2:
+            if len(step) != (1 if by_lane else 2):
                 return []
-            share = (first.tiles[0] * plan.depth + step[0] * plan.inner + step[1]) // together
+            share = (first.tiles[0] * plan.depth + step[0] * plan.inner + sum(step[1:])) // every
             behind = [panel, number, 0, 0, plan.depth * plan.width]
-            return prefetch_share(self.weights, behind, share, plan.width * together, plan.row_tiles)
+            return prefetch_share(self.weights, behind, share, plan.width * every, plan.row_tiles)
 
-        written = next(n for n in (4, 2, 1) if plan.inner % n == 0) if together == 1 else together
+        by_lane = self.target.takes_any_lane
+        every, written = (plan.inner, plan.inner) if by_lane else (1, gcd(plan.inner, 4))
         reduction = Reduction(
             steps,
             (1, written),
@@ -204,7 +242,7 @@ class StrassenNest:
             update,
             start=start,
             ahead=ahead if plan.prefetch else None,
-            factors=left.factors(steps),
+            factors=factors,
             weights=right.factors,
         )
 
@@ -222,12 +260,37 @@ class StrassenNest:
 
         return nest_of_tiles(tile, reduction, ends, threaded=False)
 
+    def _factors(
+        self, tile: RegisterTile, number: Expression, sums: Buffer
+    ) -> tuple[Callable[[Point, Index], Expression], Factors | None, int]:
+        """The left operand's factor of a row at a step, how several are loaded, and of how many steps."""
+        plan = self.plan
+        if plan.rows_beside:
+            vectors = plan.tile_rows // LANES
+            free = self.target.vector_registers - (plan.tile_rows + 1) * plan.width // LANES
+            steps = steps_together(vectors, plan.inner, free)
+            rows = WeightRows.of(
+                steps,
+                plan.tile_rows,
+                sums,
+                lambda point, step: [number, point.tiles[0], step[0] * plan.inner + step[1]],
+            )
+            return lambda point, step: rows.at(point, step, point.places[0]), rows.factors, steps
+
+        def read(point: Point, step: Index) -> Expression:
+            return tirx.BufferLoad(sums, [number, step[0], point.index[0], step[1]])
+
+        together = gcd(plan.inner, steps_of_factors(self.target))
+        lanes = LaneFactors.of(tile, (0,), together, DTYPE, read, self._weight_steps(together) > 0)
+        return lanes.at, lanes.factors((plan.depth // plan.inner, plan.inner)), together
+
     def _weight_steps(self, together: int) -> int:
         """Steps whose weights are one load, of several registers; 0 where each vector is one."""
         plan = self.plan
         if not has_streams(self.target, DTYPE) or plan.width % LANES:
             return 0
         vectors = plan.width // LANES
-        free = self.target.vector_registers - plan.tile_rows * (vectors + 1)
+        factors = plan.tile_rows // LANES if plan.rows_beside else plan.tile_rows
+        free = self.target.vector_registers - plan.tile_rows * vectors - factors
         steps = steps_together(vectors, together, free)
         return steps if steps * vectors > 1 else 0

@@ -28,6 +28,7 @@ from tcomp.target.target import Target
 from tcomp.tensor.direct_convolution import step_cycles
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
 from tcomp.tensor.primitives import Tiles
+from tcomp.tensor.streams import LANES, has_streams
 from tcomp.tensor.template import Packing
 from tcomp.tvm_api import tirx
 
@@ -105,6 +106,8 @@ class StrassenPlan:
     width: int
     """Columns of a panel."""
     lanes: int
+    rows_beside: bool
+    """Whether the factors of a tile's rows lie side by side, step by step, not those of a row's steps."""
     prefetch: bool
     parallel: bool
 
@@ -121,6 +124,7 @@ class StrassenPlan:
             -(-shape.columns // (2 * width)),
             width,
             lanes,
+            _rows_beside(target, tile_rows),
             bool(config["prefetch"]),
             bool(config["parallel"]),
         )
@@ -134,6 +138,14 @@ class StrassenPlan:
     def inner(self) -> int:
         """Steps whose factors of one row lie side by side: a cache line's, where the depth is so even."""
         return gcd(self.depth, 16)
+
+    @property
+    def left_shape(self) -> tuple[int, ...]:
+        """Of the left operands of a block: `[product, tile, step, row]`, or `[product, step // inner, row,
+        step % inner]`."""
+        if self.rows_beside:
+            return (PRODUCTS, self.row_tiles, self.depth, self.tile_rows)
+        return (PRODUCTS, self.depth // self.inner, self.half_rows, self.inner)
 
     @property
     def half_rows(self) -> int:
@@ -238,10 +250,16 @@ def _tiles(shape: Shape, target: Target) -> Iterator[tuple[int, int]]:
     lanes, room = target.lanes(DTYPE), target.vector_registers - target.spare_registers
     for vectors in range(1, MAX_TILE_VECTORS + 1):
         for rows in range(1, min(shape.rows // 2, MAX_TILE_ROWS) + 1):
-            factors = rows if steps_of_factors(target) > 1 else 1
+            together = steps_of_factors(target)
+            factors = rows // LANES if _rows_beside(target, rows) else rows if together > 1 else 1
             fits = rows * vectors + vectors + factors <= room
             if fits and 2 * vectors * lanes <= shape.columns:
                 yield rows, vectors
+
+
+def _rows_beside(target: Target, rows: int) -> bool:
+    """Where several registers are one load and a factor is a lane of one, this takes the fewest registers."""
+    return target.by_lane and has_streams(target, DTYPE) and rows % LANES == 0
 
 
 def steps_of_factors(target: Target) -> int:
