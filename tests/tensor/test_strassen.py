@@ -167,3 +167,12 @@ def test_it_is_reached_by_the_knob() -> None:
     arrays = test_matmul.random_arrays(kernel)
     (found,), (expected,) = build_kernel(kernel, WIDEST, config)(arrays), evaluate(kernel.body, arrays)
     assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_errors_are_a_few_times_those_of_plain_sums() -> None:
+    kernel = matmul((128, 768), (768, 768))
+    a, b = test_matmul.random_arrays(kernel)
+    scheduled = MATMUL.apply(kernel, WIDEST, MATMUL.space(kernel, WIDEST).default)
+    (found,) = build_scheduled(kernel, scheduled, WIDEST)([a, b])
+    exact = a.astype(np.float64) @ b.astype(np.float64)
+    assert np.abs(found - exact).max() < 4e-6 * np.abs(exact).max()
