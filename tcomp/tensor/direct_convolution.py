@@ -25,14 +25,9 @@ from tcomp.tensor.loops import (
     prefetch_share,
 )
 from tcomp.tensor.primitives import Tiles
-from tcomp.tensor.register_tile import (
-    FMA_LATENCY,
-    Index,
-    Point,
-    Reduction,
-    RegisterTile,
-)
+from tcomp.tensor.register_tile import FMA_LATENCY, Index, Point, RegisterTile
 from tcomp.tensor.streams import LANES, has_streams, registers_of_loads, steps_together
+from tcomp.tensor.tile_sums import Reduction
 from tcomp.tvm_api import tirx
 
 MAX_TILE_PIXELS = 28

@@ -52,7 +52,8 @@ from tcomp.tensor.intrinsics import (
     spread,
     vector,
 )
-from tcomp.tensor.register_tile import SIDE, ShortSums
+from tcomp.tensor.register_tile import SIDE
+from tcomp.tensor.tile_sums import ShortSums
 from tcomp.tvm_api import tirx
 
 WORD = "uint32"

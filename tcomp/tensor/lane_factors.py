@@ -23,8 +23,9 @@ from tcomp.tensor.loops import (
     vectorized,
     written_out,
 )
-from tcomp.tensor.register_tile import Factors, Index, Point, RegisterTile
+from tcomp.tensor.register_tile import Index, Point, RegisterTile
 from tcomp.tensor.streams import LANES, Stream, registers_of_loads
+from tcomp.tensor.tile_sums import Factors
 from tcomp.tvm_api import tirx, tvm
 
 

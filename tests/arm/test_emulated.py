@@ -24,6 +24,9 @@ from tcomp.relay.types import Array
 from tcomp.target.parse import parse_target
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import anchors_of
+from tcomp.tensor.knobs import ALGORITHM
+from tcomp.tensor.template import choices_for
+from tcomp.tuner.task import kernels
 
 PROGRAM = Path(__file__).with_name("run_library.c")
 QEMU = {
@@ -101,16 +104,40 @@ def test_pooling_in_the_kernel_of_a_convolution(name: str, tmp_path: Path) -> No
     x = g.op("conv2d", g.input("image", image.shape), g.constant(filters), strides=(2, 2), padding=(2,) * 4)
     x = g.op("max_pool2d", g.op("relu", x), kernel=(3, 3), strides=(2, 2), padding=(1,) * 4)
     graph = g.build(g.op("tanh", x))
-    kernels = optimize(graph, target)
-    bodies = [graph_attribute(n.attrs, "body") for n in kernels.nodes if n.op == "fused"]
+    fused = optimize(graph, target)
+    bodies = [graph_attribute(n.attrs, "body") for n in fused.nodes if n.op == "fused"]
     assert ["conv2d", "max_pool2d"] in [[n.op for n in anchors_of(body)] for body in bodies]
     library = tmp_path / "pooled.so"
-    compile_graph(kernels, target, library)
+    compile_graph(fused, target, library)
     result = run(library, target, [image], tmp_path)
     assert (result.returncode, result.stderr) == (0, b"")
     (expected,) = evaluate(graph, [image])
     found = np.frombuffer(result.stdout, np.float32).reshape(expected.shape)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["cortex-a76", "cortex-a55", "neoverse-v1", "armv7-linux"])
+def test_strassens_algorithm(name: str, tmp_path: Path) -> None:
+    """A product and a pointwise convolution that take it without being asked, with rows that do not fit."""
+    target, rng = parse_target(name), np.random.default_rng(1)
+    tools(target)
+    g = GraphBuilder("network")
+    x, image = g.input("x", (125, 512)), g.input("image", (1, 512, 14, 13))
+    y = g.op("matmul", x, g.constant(rng.standard_normal((512, 768)).astype(np.float32) / 16))
+    filters = g.constant(rng.standard_normal((512, 512, 1, 1)).astype(np.float32) / 16)
+    z = g.op("relu", g.op("conv2d", image, filters))
+    graph = g.build(g.op("gelu", y), z)
+    optimized = optimize(graph, target)
+    algorithms = [choices_for(k, target)[1].default.get(ALGORITHM) for k, _ in kernels(optimized)]
+    assert {"matmul_strassen_cpu", "conv_strassen_cpu"} <= set(algorithms)
+    arrays = [rng.standard_normal(v.type.static_shape).astype(np.float32) for v in graph.inputs]
+    library = tmp_path / "libstrassen.so"
+    compile_graph(optimized, target, library)
+    done = run(library, target, arrays, tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = np.frombuffer(done.stdout, np.float32)
+    expected = np.concatenate([v.ravel() for v in evaluate(graph, arrays)])
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from tcomp.tensor.gemm_plan import Plan
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
 from tcomp.tensor.product import Product
+from tcomp.tensor.schedules.matmul_cpu import MatmulCpu
 from tcomp.tensor.template import template_for
 
 AVX2 = TARGETS["x86-64-v3"]
@@ -243,9 +244,10 @@ def test_sums_are_split_where_outputs_are_few(
 @pytest.mark.parametrize("target_name", ["x86-64-v4", "x86-64-v3"])
 def test_sums_stay_in_registers(target_name: str) -> None:
     kernel = matmul((1024, 256), (256, 1024), "bias", "relu")
-    target = TARGETS[target_name]
-    default = template_for(kernel, target).space(kernel, target).default
-    runner = build_kernel(kernel, target)
+    target, template = TARGETS[target_name], MatmulCpu()
+    space = template.space(kernel, target)
+    default = space.complete(space.default)
+    runner = build_scheduled(kernel, template.apply(kernel, target, default), target)
     loop = hot_loop(runner.source())
     sums = int(default["tile_rows"]) * int(default["tile_vectors"])
     assert multiplies(loop) == sums * int(default["unroll"])

@@ -35,7 +35,7 @@ def kernel() -> Kernel:
 
 
 def tuned(kernel: Kernel, config: Config, relative: float) -> Record:
-    template = template_for(kernel, NARROW).id
+    template = template_for(kernel, NARROW).id_of(config)
     return record(
         relative * 1e-6, task=kernel.key, isa=NARROW.isa, template=template, config=config, baseline=1e-6
     )

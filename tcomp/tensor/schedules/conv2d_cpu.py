@@ -38,16 +38,9 @@ from tcomp.tensor.groups import ways_to_sum
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
 from tcomp.tensor.loops import Expression, Statement
-from tcomp.tensor.register_tile import (
-    FMA_LATENCY,
-    Index,
-    Point,
-    Reduction,
-    RegisterTile,
-    passes_nest,
-    tile_nest,
-)
+from tcomp.tensor.register_tile import FMA_LATENCY, Index, Point, RegisterTile
 from tcomp.tensor.template import TEMPLATES, Packed, PackedBy, Scheduled, Template
+from tcomp.tensor.tile_sums import Reduction, passes_nest, tile_nest
 
 OPERATORS = ("conv1d", "conv2d", "conv3d")
 PREFETCH_STEPS = (0, 4, 8, 16, 32, 64)

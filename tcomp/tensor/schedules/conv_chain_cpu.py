@@ -37,8 +37,9 @@ from tcomp.tensor.kernel import Kernel, only_elementwise_between
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
 from tcomp.tensor.loops import Buffer, Expression, Statement, constant, local, loop, parallel, sequence
 from tcomp.tensor.primitives import Tiles
-from tcomp.tensor.register_tile import Index, Point, RegisterTile, tile_nest
+from tcomp.tensor.register_tile import Index, Point, RegisterTile
 from tcomp.tensor.template import TEMPLATES, Packed, PackedBy, Packing, Scheduled, Template
+from tcomp.tensor.tile_sums import tile_nest
 from tcomp.tvm_api import tirx
 
 

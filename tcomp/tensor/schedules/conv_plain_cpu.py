@@ -30,15 +30,9 @@ from tcomp.tensor.loops import (
     vector_loop,
 )
 from tcomp.tensor.primitives import Tiles
-from tcomp.tensor.register_tile import (
-    FMA_LATENCY,
-    Index,
-    Point,
-    Reduction,
-    RegisterTile,
-    tile_nest,
-)
+from tcomp.tensor.register_tile import FMA_LATENCY, Index, Point, RegisterTile
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
+from tcomp.tensor.tile_sums import Reduction, tile_nest
 from tcomp.tvm_api import tirx
 
 CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")

@@ -46,9 +46,10 @@ from tcomp.tensor.loops import (
     vectorized,
 )
 from tcomp.tensor.primitives import Tiles
-from tcomp.tensor.register_tile import Index, tile_nest
+from tcomp.tensor.register_tile import Index
 from tcomp.tensor.schedules.conv2d_cpu import direct_reduction, direct_space, tile_of
 from tcomp.tensor.template import TEMPLATES, Packed, PackedBy, Scheduled, Template
+from tcomp.tensor.tile_sums import tile_nest
 from tcomp.tvm_api import tirx
 
 

@@ -44,15 +44,9 @@ from tcomp.tensor.loops import (
 )
 from tcomp.tensor.math import convert
 from tcomp.tensor.primitives import Tiles
-from tcomp.tensor.register_tile import (
-    Index,
-    Point,
-    Reduction,
-    RegisterTile,
-    passes_nest,
-    tile_nest,
-)
+from tcomp.tensor.register_tile import Index, Point, RegisterTile
 from tcomp.tensor.template import TEMPLATES, Packed, PackedBy, Packing, Scheduled, Template
+from tcomp.tensor.tile_sums import Reduction, passes_nest, tile_nest
 from tcomp.tensor.winograd import KERNEL, OUTPUTS, Keep, Scheme
 from tcomp.tensor.winograd_choice import (
     COLUMNS,

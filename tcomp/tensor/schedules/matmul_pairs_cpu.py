@@ -26,16 +26,9 @@ from tcomp.tensor.loops import (
 )
 from tcomp.tensor.primitives import Tiles, cut, vector_tile
 from tcomp.tensor.product import Product
-from tcomp.tensor.register_tile import (
-    FMA_LATENCY,
-    Index,
-    Point,
-    Reduction,
-    RegisterTile,
-    passes_nest,
-    tile_nest,
-)
+from tcomp.tensor.register_tile import FMA_LATENCY, Index, Point, RegisterTile
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
+from tcomp.tensor.tile_sums import Reduction, passes_nest, tile_nest
 from tcomp.tvm_api import tirx
 
 MAX_TILE_ROWS = 30

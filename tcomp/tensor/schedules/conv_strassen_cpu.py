@@ -1,0 +1,92 @@
+"""Pointwise convolutions with constant weights by Strassen's algorithm; see `tcomp.tensor.strassen`.
+
+Rows are the pixels of the output, steps the input channels and columns the output channels, these in blocks.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+
+from tcomp.relay.types import Array
+from tcomp.target.target import Target
+from tcomp.tensor.anchored import Anchored
+from tcomp.tensor.convolution import Convolution
+from tcomp.tensor.epilogue import epilogue_fits, placeholder_index
+from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.knobs import Config
+from tcomp.tensor.loops import Expression, Statement
+from tcomp.tensor.product import unravel
+from tcomp.tensor.schedules.conv2d_cpu import Conv2dDirect
+from tcomp.tensor.strassen import Operands, StrassenNest
+from tcomp.tensor.strassen_plan import DTYPE, Shape, StrassenPlan
+from tcomp.tensor.strassen_template import StrassenTemplate
+from tcomp.tensor.template import TEMPLATES, Scheduled
+
+
+class ConvStrassenCpu(StrassenTemplate):
+    """See the module's text."""
+
+    name = "conv_strassen_cpu"
+    alternative_to = Conv2dDirect.name
+    plain = Conv2dDirect()
+
+    def accepts(self, kernel: Kernel, target: Target) -> bool:
+        anchor = kernel.anchor
+        if anchor is None or anchor.op != "conv2d" or not epilogue_fits(kernel):
+            return False
+        conv, lanes = Convolution.of(anchor), target.lanes(DTYPE)
+        pointwise = prod(conv.kernel) == conv.groups == 1 and not conv.is_padded
+        whole = conv.in_channels % (2 * conv.in_block) == 0 and conv.out_channels % conv.out_block == 0
+        blocked = conv.in_block > 1 and conv.out_block % lanes == 0
+        constant = placeholder_index(kernel, anchor.inputs[1]) in kernel.constant_inputs
+        return (
+            conv.dtype == DTYPE and pointwise and whole and blocked and constant and _shape(conv).fits(target)
+        )
+
+    def shape_of(self, kernel: Kernel) -> Shape:
+        return _shape(_convolution(kernel))
+
+    def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
+        assert kernel.anchor is not None
+        conv = _convolution(kernel)
+        plan = StrassenPlan.of(self.shape_of(kernel), target, config)
+
+        def matrix_of(weights: Array) -> Array:
+            return np.transpose(weights.reshape(conv.out_channels, conv.in_channels))
+
+        index = placeholder_index(kernel, kernel.anchor.inputs[1])
+        assert index is not None
+        anchored = Anchored(kernel, {index: plan.packing(matrix_of)})
+        data, weights = anchored.operands
+
+        def pixel_of(row: Expression) -> list[Expression]:
+            return unravel(row, (conv.batch, *conv.out_size))
+
+        def element(row: Expression, channel: Expression) -> tuple[list[Statement], Expression]:
+            elements = anchored.elements()
+            n, *pixel = pixel_of(row)
+            at = conv.place(n, channel, conv.position(pixel, [0] * len(pixel)))
+            value = elements.element(data, at)
+            return elements.statements, value
+
+        def finish(row: Expression, channel: Expression, value: Expression) -> Statement:
+            n, *pixel = pixel_of(row)
+            at = [n, channel // conv.out_block, *pixel, channel % conv.out_block]
+            return anchored.finish(at, value)
+
+        nest = StrassenNest(anchored, anchored.buffer_of(weights), Operands(element, finish), plan, target)
+        return anchored.scheduled(nest.statements(), disjoint=True)
+
+
+def _convolution(kernel: Kernel) -> Convolution:
+    assert kernel.anchor is not None
+    return Convolution.of(kernel.anchor)
+
+
+def _shape(conv: Convolution) -> Shape:
+    return Shape(conv.batch * prod(conv.out_size), conv.in_channels, conv.out_channels)
+
+
+TEMPLATES.register(ConvStrassenCpu.name, ConvStrassenCpu())

@@ -1,0 +1,178 @@
+"""Strassen's algorithm for products and pointwise convolutions: numbers, spaces, spills, the choice of it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import test_conv2d
+import test_matmul
+from runnable import WIDEST
+from test_matmul import matmul
+
+from tcomp.codegen.jit import build_kernel, build_scheduled
+from tcomp.codegen.machine_code import hot_loop, multiplies, on_stack
+from tcomp.relay.evaluate import evaluate
+from tcomp.relay.types import Array
+from tcomp.target.target import TARGETS, Target
+from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.knobs import ALGORITHM, Config
+from tcomp.tensor.schedules.conv_strassen_cpu import ConvStrassenCpu
+from tcomp.tensor.schedules.matmul_strassen_cpu import MatmulStrassenCpu
+from tcomp.tensor.strassen_plan import (
+    PRODUCTS,
+    QUARTER,
+    SHARED,
+    StrassenPlan,
+    left_operands,
+    right_operands,
+    shares_blocks,
+)
+from tcomp.tensor.template import Template, choices_for
+
+AVX2 = TARGETS["x86-64-v3"]
+MATMUL, CONV = MatmulStrassenCpu(), ConvStrassenCpu()
+
+
+def conv(data: tuple[int, ...], outputs: int, block: int, strides: int = 1, padding: int = 0) -> Kernel:
+    """A pointwise convolution of blocked data with bias, residual and relu."""
+    blocked = (data[0], data[1] // block, *data[2:], block)
+    layout = f"NCHW{block}c"
+    return test_conv2d.conv2d(
+        blocked,
+        (outputs, data[1], 1, 1),
+        epilogue=True,
+        data_layout=layout,
+        out_layout=layout,
+        strides=(strides,) * 2,
+        padding=(padding,) * 4,
+    )
+
+
+CASES: dict[str, tuple[Template, Callable[[int], Kernel]]] = {
+    "halves that fit": (MATMUL, lambda _: matmul((64, 128), (128, 192), "bias", "gelu")),
+    "odd rows and columns": (MATMUL, lambda lanes: matmul((37, 136), (136, 9 * lanes), "bias", "residual")),
+    "two rows": (MATMUL, lambda _: matmul((2, 64), (64, 96))),
+    "rows of a batch": (MATMUL, lambda _: matmul((3, 11, 72), (72, 112), "bias", "relu")),
+    "transposed weights": (MATMUL, lambda _: matmul((29, 88), (160, 88), "bias", transpose_b=True)),
+    "pixels": (CONV, lambda lanes: conv((1, 64, 7, 9), 96, lanes)),
+    "pixels of images": (CONV, lambda lanes: conv((3, 128, 5, 5), 160, lanes)),
+    "every other pixel": (CONV, lambda lanes: conv((2, 64, 9, 9), 64, lanes, strides=2)),
+}
+
+
+def assert_matches(template: Template, kernel: Kernel, target: Target, config: Config) -> None:
+    arrays = test_conv2d.random_arrays(kernel)
+    scheduled = template.apply(kernel, target, config)
+    (found,) = build_scheduled(kernel, scheduled, target)(arrays)
+    (expected,) = evaluate(kernel.body, arrays)
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("target", [WIDEST, AVX2], ids=["widest", "avx2"])
+def test_numbers(name: str, target: Target) -> None:
+    template, make = CASES[name]
+    kernel = make(max(8, target.lanes("float32")))
+    assert template.accepts(kernel, target)
+    space, draw = template.space(kernel, target), random.Random(name)
+    assert_matches(template, kernel, target, space.default)
+    for _ in range(3):
+        assert_matches(template, kernel, target, space.random(draw))
+
+
+def test_the_sums_are_those_of_a_product() -> None:
+    """On integers, so that they are exact, and from the tables that the nest goes by."""
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(-9, 10, (2, 2, 3, 3)) for _ in range(2))
+    quarters = (m[i, j] for m in (a, b) for i in (0, 1) for j in (0, 1))
+    a11, a12, a21, a22, b11, b12, b21, b22 = quarters
+    products = [
+        left @ right
+        for left, right in zip(
+            left_operands(a11, a12, a21, a22), right_operands(b11, b12, b21, b22), strict=True
+        )
+    ]
+    assert len(products) == PRODUCTS
+    assert sorted(q for q in QUARTER if q is not None) == [0, 1, 2, 3]
+    p1, p2, p6, p7, p4, p5, p3 = products
+    assert QUARTER[SHARED] == 3
+    found = [p1 + p2, p1 + p6 + p5 + p3, p1 + p6 + p7 + p4, p1 + p6 + p7 + p5]
+    expected = [a11 @ b11 + a12 @ b21, a11 @ b12 + a12 @ b22, a21 @ b11 + a22 @ b21, a21 @ b12 + a22 @ b22]
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_what_it_does_not_take() -> None:
+    def accepts(kernel: Kernel) -> bool:
+        return MATMUL.accepts(kernel, WIDEST)
+
+    assert accepts(matmul((64, 128), (128, 128)))
+    assert not accepts(matmul((64, 128), (128, 128), constant=False))
+    assert not accepts(matmul((64, 126), (126, 128))), "halves of 63 steps, not whole vectors"
+    assert not accepts(matmul((1, 128), (128, 128)))
+    assert not accepts(matmul((64, 128), (128, 32)))
+    assert not accepts(matmul((64, 128), (128, 133))), "columns that are not whole vectors"
+    assert not accepts(matmul((64, 128), (128, 128), dtype="bfloat16"))
+    assert not accepts(matmul((128, 64), (128, 128), transpose_a=True))
+    padded = conv((1, 128, 8, 8), 128, 16, padding=1)
+    assert not CONV.accepts(padded, WIDEST)
+
+
+@pytest.mark.parametrize("name", ["cortex-a76", "x86-64-v3", "x86-64-v4"])
+def test_large_products_take_it_and_small_ones_do_not(name: str) -> None:
+    target = TARGETS[name]
+
+    def algorithm(kernel: Kernel) -> object:
+        _, space = choices_for(kernel, target)
+        return space.default.get(ALGORITHM, "matmul_cpu")
+
+    assert algorithm(matmul((197, 384), (384, 1536), "bias", "gelu")) == MATMUL.name
+    assert algorithm(matmul((16, 64), (64, 128))) == "matmul_cpu"
+
+
+@pytest.mark.parametrize("target", [WIDEST, AVX2], ids=["widest", "avx2"])
+def test_sums_stay_in_registers(target: Target) -> None:
+    kernel = matmul((128, 768), (768, 768), "bias")
+    scheduled = MATMUL.apply(kernel, target, MATMUL.space(kernel, target).default)
+    loop = hot_loop(build_scheduled(kernel, scheduled, target).source())
+    assert multiplies(loop)
+    assert not on_stack(loop)
+
+
+@pytest.mark.parametrize("blocks", [1, 8])
+def test_the_same_bits_by_one_thread_and_by_two(blocks: int) -> None:
+    """Whether panels or blocks of rows are shared, of which some overlap."""
+    kernel = matmul((150, 256), (256, 304), "bias", "residual")
+    target = replace(WIDEST, cores=2)
+    arrays = test_matmul.random_arrays(kernel)
+    results: list[Array] = []
+    for parallel in (False, True):
+        knobs = {"tile_rows": 5, "tile_vectors": 2, "blocks": blocks, "parallel": parallel}
+        config = {**MATMUL.space(kernel, target).default, **knobs}
+        assert shares_blocks(StrassenPlan.of(MATMUL.shape_of(kernel), target, config), target) == (
+            parallel and blocks == 8
+        )
+        runner = build_scheduled(kernel, MATMUL.apply(kernel, target, config), target)
+        results += [runner(arrays)[0] for _ in range(5)]
+    for other in results[1:]:
+        np.testing.assert_array_equal(results[0], other)
+
+
+def test_it_is_reached_by_the_knob() -> None:
+    kernel = matmul((64, 128), (128, 192), "bias")
+    config = {ALGORITHM: MATMUL.name, **MATMUL.space(kernel, WIDEST).default}
+    arrays = test_matmul.random_arrays(kernel)
+    (found,), (expected,) = build_kernel(kernel, WIDEST, config)(arrays), evaluate(kernel.body, arrays)
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_errors_are_a_few_times_those_of_plain_sums() -> None:
+    kernel = matmul((128, 768), (768, 768))
+    a, b = test_matmul.random_arrays(kernel)
+    scheduled = MATMUL.apply(kernel, WIDEST, MATMUL.space(kernel, WIDEST).default)
+    (found,) = build_scheduled(kernel, scheduled, WIDEST)([a, b])
+    exact = a.astype(np.float64) @ b.astype(np.float64)
+    assert np.abs(found - exact).max() < 4e-6 * np.abs(exact).max()
