@@ -133,8 +133,8 @@ class StrassenNest:
 
     def _form_beside(self, block: Expression, tile: Expression, sums: Buffer) -> Statement:
         """As `_form`, for the rows of a tile, which lie side by side: in squares that are transposed."""
-        plan = self.plan
-        shape = (QUARTERS, LANES, LANES)
+        plan, lanes = self.plan, self.target.factor_lanes(DTYPE)
+        shape = (QUARTERS, lanes, lanes)
 
         def square(r: Expression, k: Expression) -> Statement:
             keep, along = local(shape, DTYPE, "along_steps")
@@ -146,11 +146,11 @@ class StrassenNest:
                 return sequence([*needed, *stores])
 
             def turn(q: int) -> Statement:
-                every = tirx.Ramp(0, 1, LANES)
+                every = tirx.Ramp(0, 1, lanes)
                 return transpose_square(
                     lambda i: tirx.BufferLoad(along, [q, i, every]),
                     lambda j, vector: tirx.BufferStore(turned, vector, [q, j, every]),
-                    LANES,
+                    lanes,
                     DTYPE,
                 )
 
@@ -161,14 +161,14 @@ class StrassenNest:
                     [tirx.BufferStore(sums, value, [p, tile, k + j, r + lane]) for p, value in operands]
                 )
 
-            reads = unrolled(LANES, lambda i: vectorized(LANES, lambda lane: read(i, lane)))
-            stores = unrolled(LANES, lambda j: vectorized(LANES, lambda lane: store(j, lane)))
+            reads = unrolled(lanes, lambda i: vectorized(lanes, lambda lane: read(i, lane)))
+            stores = unrolled(lanes, lambda j: vectorized(lanes, lambda lane: store(j, lane)))
             return sequence([keep, keep_turned, reads, *(turn(q) for q in range(QUARTERS)), stores])
 
         def squares(k: Expression) -> Statement:
-            return loop(plan.tile_rows // LANES, lambda r: square(r * LANES, k * LANES), "row")
+            return loop(plan.tile_rows // lanes, lambda r: square(r * lanes, k * lanes), "row")
 
-        return loop(plan.depth // LANES, squares, "step")
+        return loop(plan.depth // lanes, squares, "step")
 
     def _panel(self, block: Expression, panel: Expression, sums: Buffer) -> Statement:
         """All rows of a block by a panel of both halves of the columns."""
@@ -266,16 +266,7 @@ class StrassenNest:
         """The left operand's factor of a row at a step, how several are loaded, and of how many steps."""
         plan = self.plan
         if plan.rows_beside:
-            vectors = plan.tile_rows // LANES
-            free = self.target.vector_registers - (plan.tile_rows + 1) * plan.width // LANES
-            steps = steps_together(vectors, plan.inner, free)
-            rows = WeightRows.of(
-                steps,
-                plan.tile_rows,
-                sums,
-                lambda point, step: [number, point.tiles[0], step[0] * plan.inner + step[1]],
-            )
-            return lambda point, step: rows.at(point, step, point.places[0]), rows.factors, steps
+            return self._factors_beside(number, sums)
 
         def read(point: Point, step: Index) -> Expression:
             return tirx.BufferLoad(sums, [number, step[0], point.index[0], step[1]])
@@ -290,7 +281,35 @@ class StrassenNest:
         if not has_streams(self.target, DTYPE) or plan.width % LANES:
             return 0
         vectors = plan.width // LANES
-        factors = plan.tile_rows // LANES if plan.rows_beside else plan.tile_rows
+        lanes = self.target.factor_lanes(DTYPE)
+        factors = plan.tile_rows // lanes if plan.rows_beside else plan.tile_rows
         free = self.target.vector_registers - plan.tile_rows * vectors - factors
         steps = steps_together(vectors, together, free)
         return steps if steps * vectors > 1 else 0
+
+    def _factors_beside(
+        self, number: Expression, sums: Buffer
+    ) -> tuple[Callable[[Point, Index], Expression], Factors | None, int]:
+        """As `_factors`, where those of a tile's rows lie side by side."""
+        plan, lanes = self.plan, self.target.factor_lanes(DTYPE)
+
+        def row(point: Point, step: Index) -> list[Expression]:
+            return [number, point.tiles[0], step[0] * plan.inner + step[1]]
+
+        if has_streams(self.target, DTYPE):
+            free = self.target.vector_registers - (plan.tile_rows + 1) * plan.width // LANES
+            steps = steps_together(plan.tile_rows // LANES, plan.inner, free)
+            rows = WeightRows.of(steps, plan.tile_rows, sums, row)
+            return lambda point, step: rows.at(point, step, point.places[0]), rows.factors, steps
+        allocate, held = local((plan.tile_rows,), DTYPE, "factors")
+
+        def load(_: RegisterTile, first: Point, step: Index, totals: Buffer) -> list[Statement]:
+            def lane(r: Expression) -> Statement:
+                return tirx.BufferStore(held, tirx.BufferLoad(sums, [*row(first, step), r]), [r])
+
+            vectors = unrolled(
+                plan.tile_rows // lanes, lambda v: vectorized(lanes, lambda i: lane(v * lanes + i))
+            )
+            return [allocate, vectors]
+
+        return lambda point, step: tirx.BufferLoad(held, [point.places[0]]), Factors(1, load), 1

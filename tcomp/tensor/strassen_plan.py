@@ -28,7 +28,6 @@ from tcomp.target.target import Target
 from tcomp.tensor.direct_convolution import step_cycles
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
 from tcomp.tensor.primitives import Tiles
-from tcomp.tensor.streams import LANES, has_streams
 from tcomp.tensor.template import Packing
 from tcomp.tvm_api import tirx
 
@@ -250,16 +249,21 @@ def _tiles(shape: Shape, target: Target) -> Iterator[tuple[int, int]]:
     lanes, room = target.lanes(DTYPE), target.vector_registers - target.spare_registers
     for vectors in range(1, MAX_TILE_VECTORS + 1):
         for rows in range(1, min(shape.rows // 2, MAX_TILE_ROWS) + 1):
-            together = steps_of_factors(target)
-            factors = rows // LANES if _rows_beside(target, rows) else rows if together > 1 else 1
-            fits = rows * vectors + vectors + factors <= room
+            fits = rows * vectors + vectors + _factor_registers(target, rows) <= room
             if fits and 2 * vectors * lanes <= shape.columns:
                 yield rows, vectors
 
 
 def _rows_beside(target: Target, rows: int) -> bool:
-    """Where several registers are one load and a factor is a lane of one, this takes the fewest registers."""
-    return target.by_lane and has_streams(target, DTYPE) and rows % LANES == 0
+    """Where factors are lanes of registers, this takes the fewest of them."""
+    return target.by_lane and rows % target.factor_lanes(DTYPE) == 0
+
+
+def _factor_registers(target: Target, rows: int) -> int:
+    """Registers of the factors of a tile's rows."""
+    if _rows_beside(target, rows):
+        return rows // target.factor_lanes(DTYPE)
+    return rows if steps_of_factors(target) > 1 else 1
 
 
 def steps_of_factors(target: Target) -> int:
