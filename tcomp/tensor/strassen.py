@@ -129,7 +129,15 @@ class StrassenNest:
             stores = [tirx.BufferStore(sums, value, [p, chunk, r, lane]) for p, value in operands]
             return sequence([*needed, *binds, *stores])
 
-        return loop(plan.half_rows, lambda r: vectorized(plan.inner, lambda lane: element(r, lane)), "row")
+        # No vector reaches beyond a block of channels, whose elements alone lie beside each other.
+        lanes = gcd(plan.inner, plan.lanes)
+
+        def row(r: Expression) -> Statement:
+            return unrolled(
+                plan.inner // lanes, lambda v: vectorized(lanes, lambda lane: element(r, v * lanes + lane))
+            )
+
+        return loop(plan.half_rows, row, "row")
 
     def _form_beside(self, block: Expression, tile: Expression, sums: Buffer) -> Statement:
         """As `_form`, for the rows of a tile, which lie side by side: in squares that are transposed."""

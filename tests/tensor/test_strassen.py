@@ -142,6 +142,13 @@ def test_sums_stay_in_registers(target: Target) -> None:
     assert not on_stack(loop)
 
 
+def test_channels_are_read_in_vectors() -> None:
+    """Those of a block lie beside each other, fewer than the steps whose factors do."""
+    kernel = conv((1, 256, 14, 14), 256, 8)
+    scheduled = CONV.apply(kernel, AVX2, CONV.space(kernel, AVX2).default)
+    assert "vinsertps" not in build_scheduled(kernel, scheduled, AVX2).source()
+
+
 @pytest.mark.parametrize("blocks", [1, 8])
 def test_the_same_bits_by_one_thread_and_by_two(blocks: int) -> None:
     """Whether panels or blocks of rows are shared, of which some overlap."""
