@@ -205,6 +205,14 @@ class Target:
         """Whether products take a lane of any register, so that as many of these as fit may hold factors."""
         return self.factor_registers == self.vector_registers
 
+    @property
+    def sharers(self) -> int:
+        """Threads that kernels are cut for: two, which four or more can share too, where there is no telling.
+
+        A library for an instruction set or a core runs on devices with any number of them.
+        """
+        return max(2, self.cores)
+
     def lanes(self, dtype: str = "float32") -> int:
         """Elements of `dtype` in one vector register."""
         return self.vector_bits // (8 * numpy_dtype(dtype).itemsize)

@@ -295,8 +295,8 @@ def strassen_cycles(plan: StrassenPlan, target: Target) -> float:
     sums = 20 * half.rows * half.depth / lanes
     moved = 20 * half.rows * half.columns / lanes
     if plan.parallel:
-        by_panels = -(-plan.panels // target.cores) * target.cores / plan.panels
-        by_blocks = -(-blocks // target.cores) * target.cores / blocks
+        by_panels = -(-plan.panels // target.sharers) * target.sharers / plan.panels
+        by_blocks = -(-blocks // target.sharers) * target.sharers / blocks
         idle = by_blocks if shares_blocks(plan, target) else by_panels
         products, moved = products * idle, moved * idle
     weights = 4 * PRODUCTS * half.depth * half.columns
@@ -310,7 +310,7 @@ def strassen_cycles(plan: StrassenPlan, target: Target) -> float:
 
 def shares_blocks(plan: StrassenPlan, target: Target) -> bool:
     """Whether threads share the blocks of rows, not the panels of each block."""
-    return plan.parallel and plan.blocks.count >= 2 * target.cores
+    return plan.parallel and plan.blocks.count >= 2 * target.sharers
 
 
 def packed_bits(values: Sequence[int], bits: int) -> int:

@@ -53,4 +53,4 @@ class StrassenTemplate(Template):
 
 
 def _threaded(kernel: Kernel, target: Target) -> bool:
-    return target.cores > 1 and kernel.flops >= PARALLEL_FLOPS
+    return kernel.flops >= PARALLEL_FLOPS

@@ -227,7 +227,7 @@ def blocks_cycles(block: TileBlock, steps: int) -> float:
 def threads_for(kernel: Kernel, target: Target) -> int:
     """Threads that share a kernel, on any machine: one where waking others takes as long. Tiles multiply many
     times as fast as vectors, which the common limit is for, and move bytes no faster."""
-    return max(2, target.cores) if kernel.flops / FASTER + kernel.nbytes >= PARALLEL_FLOPS else 1
+    return target.sharers if kernel.flops / FASTER + kernel.nbytes >= PARALLEL_FLOPS else 1
 
 
 def panel_ahead(

@@ -42,14 +42,14 @@ class AttentionAmxCpu(Template):
         return Space(
             (
                 Ordered("tile_rows", rows, best),
-                Choice("parallel", (False, True), target.cores > 1 and threads_for(kernel, target) > 1),
+                Choice("parallel", (False, True), threads_for(kernel, target) > 1),
             )
         )
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         block = _block(_shape(kernel), int(config["tile_rows"]))
         sums = ways_to_sum(target, DTYPE)[-1]
-        threads = max(2, target.cores) if config["parallel"] else 1
+        threads = target.sharers if config["parallel"] else 1
         cycles = _cycles(_shape(kernel), int(config["tile_rows"]))
         pieces = pieces_for(prod(_shape(kernel).batch), threads, cycles)
         return AttentionTiles(kernel, block, target.lanes(), sums, pieces).scheduled()

@@ -70,7 +70,7 @@ class MatmulAmxCpu(Template):
                 Ordered("tile_rows", tuple(sorted({b.rows for b in found})), best.rows),
                 Choice("order", ("panels", "rows"), order),
                 Choice("prefetch", (False, True), far),
-                Choice("parallel", (False, True), target.cores > 1 and threads_for(kernel, target) > 1),
+                Choice("parallel", (False, True), threads_for(kernel, target) > 1),
             ),
             reason,
         )
@@ -116,7 +116,7 @@ class MatmulAmxCpu(Template):
             columns.size,
             ahead,
         )
-        threads = max(2, target.cores) if threaded else 1
+        threads = target.sharers if threaded else 1
         walk = BlockWalk(tile, block, (2,), steps, finish)
         nest = tile_blocks_nest(walk, threads, _cycles(product, block))
         return operands.anchored.scheduled([*prepare, *more, nest], tile.disjoint)

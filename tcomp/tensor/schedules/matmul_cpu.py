@@ -97,7 +97,7 @@ class MatmulCpu(Template):
         unrolls = tuple(u for u in _unrolls(target) if product.depth % u == 0)
         partial_sums = _partial_sums(target, rows, vectors, unrolls)
         constant = constant_right(kernel) is not None
-        shared = target.cores > 1 and kernel.flops >= PARALLEL_FLOPS
+        shared = kernel.flops >= PARALLEL_FLOPS
         row_block, group = _blocking(product, target, rows, vectors, shared)
         few = product.rows <= min(rows, MOST_ROWS_APART)
         apart = constant and few and vectors > 1 and not target.by_lane
@@ -239,7 +239,7 @@ def _parts(product: Product, target: Target, rows: int, vectors: int) -> int:
     """Parts of the depth that give every thread work where the output has too few tiles."""
     tiles = prod(product.batch) * -(-product.rows // rows)
     tiles *= -(-product.columns // (vectors * _lanes(product, target)))
-    wanted = min(-(-PIECES_PER_CORE * target.cores // tiles), product.depth // SHORTEST_PART)
+    wanted = min(-(-PIECES_PER_CORE * target.sharers // tiles), product.depth // SHORTEST_PART)
     return max(n for n in PARTS if n <= max(1, wanted))
 
 
@@ -260,7 +260,7 @@ def _blocking(product: Product, target: Target, rows: int, vectors: int, shared:
     row_block = min(tiles, max(1, room // (rows * (_chunk(product) or product.depth))))
     group = min(panels, max(1, room // (row_block * rows * vectors * _lanes(product, target))))
     if shared:
-        pieces = -(-PIECES_PER_CORE * target.cores // prod(product.batch))
+        pieces = -(-PIECES_PER_CORE * target.sharers // prod(product.batch))
         group = min(group, -(-panels // pieces))
         row_block = min(row_block, -(-tiles // -(-pieces // -(-panels // group))))
     return _at_most(row_block, tiles), _at_most(group, panels)

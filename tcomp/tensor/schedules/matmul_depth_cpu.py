@@ -152,7 +152,7 @@ class MatmulDepthCpu(Template):
         rows, columns = _best(product, target)
         tiles = -(-product.rows // rows)
         # Threads share row tiles, and where these are few some threads wait.
-        waiting = -(-tiles // target.cores) * target.cores / tiles if shared else 1.0
+        waiting = -(-tiles // target.sharers) * target.sharers / tiles if shared else 1.0
         return _cycles(product, target, rows, columns) * waiting
 
     def space(self, kernel: Kernel, target: Target) -> Space:
@@ -166,7 +166,7 @@ class MatmulDepthCpu(Template):
         room = target.cache_bytes[0] * 2 // 3 // (4 * product.columns)
         chunk = 0 if product.depth <= room else max(c for c in CHUNKS if c <= max(room, CHUNKS[1]))
         count = -(-product.rows // rows)
-        block = max(b for b in BLOCKS if b <= max(1, count // target.cores)) if shared else min(32, count)
+        block = max(b for b in BLOCKS if b <= max(1, count // target.sharers)) if shared else min(32, count)
 
         def reason(config: Config) -> str | None:
             tile = int(config["tile_rows"]), int(config["tile_columns"])
@@ -331,7 +331,7 @@ def _product(kernel: Kernel) -> Product:
 
 
 def _shared(kernel: Kernel, target: Target) -> bool:
-    return target.cores > 1 and kernel.flops >= PARALLEL_FLOPS
+    return kernel.flops >= PARALLEL_FLOPS
 
 
 def _tiles(product: Product, registers: int) -> Iterator[tuple[int, int]]:
