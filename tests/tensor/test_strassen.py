@@ -121,6 +121,15 @@ def test_what_it_does_not_take() -> None:
     assert not CONV.accepts(padded, WIDEST)
 
 
+def test_defaults_are_legal() -> None:
+    """Of few rows too, and on a CPU of more cores than there are blocks."""
+    for cores in (1, 8):
+        target = replace(TARGETS["x86-64-v4"], cores=cores)
+        for rows in range(2, 60):
+            kernel = matmul((rows, 1024), (1024, 64))
+            MATMUL.space(kernel, target).check(MATMUL.space(kernel, target).default)
+
+
 @pytest.mark.parametrize("name", ["cortex-a76", "x86-64-v3", "x86-64-v4"])
 def test_large_products_take_it_and_small_ones_do_not(name: str) -> None:
     target = TARGETS[name]
