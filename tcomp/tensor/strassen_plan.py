@@ -83,12 +83,15 @@ class Shape:
     columns: int
 
     def fits(self, target: Target) -> bool:
-        """Whether halves are whole vectors of steps, columns whole vectors, and enough for two panels."""
+        """Whether halves are whole vectors of steps, columns whole vectors, and enough for two panels.
+
+        And whether 32 bits count the elements of all products' operands, which are more than the matrices'.
+        """
         half, lanes = self.depth // 2, target.lanes(DTYPE)
         even = self.depth % 2 == half % 4 == self.columns % lanes == 0
-        return (
-            even and self.rows > 1 and half >= LEAST_HALF and self.columns >= max(2 * LEAST_HALF, 2 * lanes)
-        )
+        deep = self.rows > 1 and half >= LEAST_HALF and self.columns >= max(2 * LEAST_HALF, 2 * lanes)
+        most = max(self.rows // 2 + MAX_TILE_ROWS, self.columns // 2 + MAX_TILE_VECTORS * lanes)
+        return even and deep and PRODUCTS * half * most < 2**31
 
 
 @dataclass(frozen=True)
