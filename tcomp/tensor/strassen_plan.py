@@ -82,12 +82,15 @@ class Shape:
     columns: int
 
     def fits(self, target: Target) -> bool:
-        """Whether halves are whole vectors of steps, columns whole vectors, and enough for two panels."""
+        """Whether halves are whole vectors of steps, columns whole vectors, and enough for two panels.
+
+        And whether 32 bits count the elements of all products' operands, which are more than the matrices'.
+        """
         half, lanes = self.depth // 2, target.lanes(DTYPE)
         even = self.depth % 2 == half % 4 == self.columns % lanes == 0
-        return (
-            even and self.rows > 1 and half >= LEAST_HALF and self.columns >= max(2 * LEAST_HALF, 2 * lanes)
-        )
+        deep = self.rows > 1 and half >= LEAST_HALF and self.columns >= max(2 * LEAST_HALF, 2 * lanes)
+        most = max(self.rows // 2 + MAX_TILE_ROWS, self.columns // 2 + MAX_TILE_VECTORS * lanes)
+        return even and deep and PRODUCTS * half * most < 2**31
 
 
 @dataclass(frozen=True)
@@ -208,16 +211,13 @@ def strassen_space(shape: Shape, target: Target, threaded: bool) -> Space:
                 f"register tile {tile[0]}x{tile[1]} needs more than {target.vector_registers} vector "
                 f"registers or than half of {shape.columns} columns"
             )
-        plan = StrassenPlan.of(shape, target, config)
-        if plan.half_rows > plan.blocks.size:
-            return f"half a block of {plan.half_rows} rows is more than {plan.blocks.size} rows"
         return None
 
     return Space(
         (
             Ordered("tile_rows", tuple(sorted({r for r, _ in tiles})), rows),
             Ordered("tile_vectors", tuple(sorted({v for _, v in tiles})), vectors),
-            Ordered("blocks", tuple(n for n in BLOCKS if n == 1 or 2 * n <= shape.rows), blocks),
+            Ordered("blocks", _block_counts(shape), blocks),
             Choice("prefetch", (False, True), best["prefetch"]),
             Choice("parallel", (False, True), best["parallel"]),
         ),
@@ -228,20 +228,20 @@ def strassen_space(shape: Shape, target: Target, threaded: bool) -> Space:
 @lru_cache(maxsize=256)
 def best_choices(shape: Shape, target: Target, threaded: bool) -> tuple[Config, ...]:
     """The best config for each width of panels, the best of all first. Kept, as each config asks again."""
-
-    def fits(rows: int, blocks: int) -> bool:
-        half = rows * -(-shape.rows // (2 * rows * blocks))
-        return half <= min(shape.rows, -(-shape.rows // blocks) + 2 * rows)
-
     best: dict[int, tuple[float, Config]] = {}
     for rows, vectors in _tiles(shape, target):
-        for blocks in (n for n in BLOCKS if n * rows <= shape.rows and fits(rows, n)):
+        for blocks in (n for n in _block_counts(shape) if n * rows <= shape.rows):
             knobs = {"tile_rows": rows, "tile_vectors": vectors, "blocks": blocks}
             config: Config = {**knobs, "prefetch": True, "parallel": threaded}
             cycles = strassen_cycles(StrassenPlan.of(shape, target, config), target)
             if vectors not in best or cycles < best[vectors][0]:
                 best[vectors] = cycles, config
     return tuple(config for _, config in sorted(best.values(), key=lambda found: found[0]))
+
+
+def _block_counts(shape: Shape) -> tuple[int, ...]:
+    """Into how many blocks rows may be cut: each has a row in both of its halves."""
+    return tuple(n for n in BLOCKS if n == 1 or 2 * n <= shape.rows)
 
 
 def _tiles(shape: Shape, target: Target) -> Iterator[tuple[int, int]]:

@@ -117,8 +117,20 @@ def test_what_it_does_not_take() -> None:
     assert not accepts(matmul((64, 128), (128, 133))), "columns that are not whole vectors"
     assert not accepts(matmul((64, 128), (128, 128), dtype="bfloat16"))
     assert not accepts(matmul((128, 64), (128, 128), transpose_a=True))
+    assert accepts(matmul((64, 4096), (4096, 262144)))
+    assert not accepts(matmul((64, 4096), (4096, 327680))), "packed weights of more than 2**31 elements"
+    assert not accepts(matmul((1_000_000, 2048), (2048, 128))), "left operands of more than 2**31 elements"
     padded = conv((1, 128, 8, 8), 128, 16, padding=1)
     assert not CONV.accepts(padded, WIDEST)
+
+
+def test_defaults_are_legal() -> None:
+    """Of few rows too, and on a CPU of more cores than there are blocks."""
+    for cores in (1, 8):
+        target = replace(TARGETS["x86-64-v4"], cores=cores)
+        for rows in range(2, 60):
+            kernel = matmul((rows, 1024), (1024, 64))
+            MATMUL.space(kernel, target).check(MATMUL.space(kernel, target).default)
 
 
 @pytest.mark.parametrize("name", ["cortex-a76", "x86-64-v3", "x86-64-v4"])
