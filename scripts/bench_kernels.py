@@ -60,6 +60,7 @@ class Variant:
     ) -> list[Variant]:
         """The kernel's default, or that of each algorithm on offer, with each change of `knobs`; and what
         `records` know."""
+        kernel = _allowing_all(kernel) if algorithms else kernel
         template = template_for(kernel, target)
         offered = {"": template}
         if algorithms and template.algorithms:
@@ -76,6 +77,15 @@ class Variant:
             config = template.space(kernel, target).complete(record.config)
             found.append(Variant(f"{name} tuned", kernel, template, config))
         return found
+
+
+def _allowing_all(kernel: Kernel) -> Kernel:
+    """`kernel` with leave to be computed by Strassen's algorithm."""
+    nodes = tuple(
+        replace(n, attrs={**n.attrs, "strassen": True}) if "strassen" in n.attrs else n
+        for n in kernel.body.nodes
+    )
+    return replace(kernel, body=replace(kernel.body, nodes=nodes))
 
 
 def _changed(space: Space, values: Mapping[str, str]) -> Config | None:

@@ -21,7 +21,7 @@ from tcomp.runtime import load
 from tcomp.target.host import runs_here
 from tcomp.target.target import Target
 from tcomp.transform.lower_precision import is_lowered, product_kernels, takes_fewer_bits
-from tcomp.transform.precision import Precision, factor_dtype, lowering
+from tcomp.transform.precision import BY_SUMS, Precision, factor_dtype, lowering, without_bits
 
 TOLERANCE = 2e-2
 """Allowed error of an output relative to its largest magnitude."""
@@ -46,10 +46,13 @@ class Lowered:
     def __str__(self) -> str:
         lowered = sum(map(is_lowered, self.graph.nodes))
         dtype = factor_dtype(self.target, self.precision)
-        parts = [f"{lowered} of {self.products} products in {dtype}"]
+        how = BY_SUMS if dtype is None else f"in {dtype}"
+        parts = [without_bits(self.target)] if dtype is None else []
+        parts.append(f"{lowered} of {self.products} products {how}")
         if self.kept:
             shown = ", ".join(self.kept[:5]) + (", ..." if len(self.kept) > 5 else "")
-            parts.append(f"{len(self.kept)} kernels kept in float32 for accuracy ({shown})")
+            kept = "kept plain" if dtype is None else "kept in float32"
+            parts.append(f"{len(self.kept)} kernels {kept} for accuracy ({shown})")
         if not self.errors:
             parts.append(f"accuracy not checked: `{self.target.name}` does not run on this machine")
         else:
@@ -68,10 +71,10 @@ def lower_within(
     inputs: Mapping[str, Array],
     tolerance: float = TOLERANCE,
 ) -> Lowered:
-    """The graph `exact`, as it is before lowering, with as many products in fewer bits as `tolerance` allows.
+    """The graph `exact`, as it is before lowering, with as many products lowered as `tolerance` allows.
 
-    `build` compiles a graph to a library; its last call is for the graph in the result. Without a type that
-    `target` multiplies faster, or when it does not run here, nothing is compared.
+    `build` compiles a graph to a library; its last call is for the graph in the result. Where there is
+    nothing to lower, or when `target` does not run here, nothing is compared.
     """
 
     def lowered(keep: Sequence[str] = ()) -> Graph:

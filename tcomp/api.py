@@ -28,7 +28,7 @@ from tcomp.target.parse import parse_target, parse_targets
 from tcomp.target.target import Target
 from tcomp.transform.pipeline import optimize as optimize_graph
 from tcomp.transform.pipeline import passes_before_lowering, run_passes
-from tcomp.transform.precision import Precision, describe_precision, factor_dtype
+from tcomp.transform.precision import Precision, describe_precision, factor_dtype, lowering
 from tcomp.tuner.choices import Choices, choose_configs, choose_together
 from tcomp.tuner.lookup import Records
 from tcomp.tuner.loop import TaskResult, TuneOptions
@@ -180,7 +180,7 @@ def compile(
         return report.library
 
     note = ""
-    if factor_dtype(chosen, precision) is None:
+    if lowering(chosen, precision) is None:
         build(exact)
         note = describe_precision(exact, chosen, precision)
     else:
@@ -208,7 +208,7 @@ def compile_benchmark(
     loaded = load_model(model, input_shapes)
     graph = _exact_kernels(loaded, chosen, precision)
     arrays = chosen_inputs(loaded, {})
-    if factor_dtype(chosen, precision) is not None:
+    if lowering(chosen, precision) is not None:
         with tempfile.TemporaryDirectory() as folder:
 
             def build(lowered: Graph) -> Path:

@@ -2,7 +2,7 @@
 
 Weights are plain [O, I/groups, *kernel] whatever the layouts are; the number of input channels of a
 blocked operand is known from them. There is no bias operand: it is an `add`. What lies around the input has
-`pad_value`, the zero point of quantized numbers. `multiply_as` is as in `matmul`.
+`pad_value`, the zero point of quantized numbers. `multiply_as` and `strassen` are as in `matmul`.
 """
 
 from __future__ import annotations
@@ -291,6 +291,7 @@ for _rank in (1, 2, 3):
                 "out_layout": PLAIN,
                 "out_dtype": "",
                 "multiply_as": "",
+                "strassen": False,
                 "pad_value": 0,
             },
             arity=(2, 2),

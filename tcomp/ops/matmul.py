@@ -7,6 +7,9 @@ operands' type.
 `multiply_as` lets kernels round the operands to a narrower type where they multiply them: tf32 or bfloat16
 for float32.
 The reference does.
+
+`strassen` lets them multiply sums of elements by Strassen's algorithm, whose errors are relative to the
+largest elements of other rows and columns too. The reference does not.
 """
 
 from __future__ import annotations
@@ -111,7 +114,13 @@ declare(
         compute=_compute,
         kind=FusionKind.CONTRACTION,
         takes_movement=True,
-        attrs={"transpose_a": False, "transpose_b": False, "out_dtype": "", "multiply_as": ""},
+        attrs={
+            "transpose_a": False,
+            "transpose_b": False,
+            "out_dtype": "",
+            "multiply_as": "",
+            "strassen": False,
+        },
         arity=(2, 2),
         cost=_cost,
         samples=(

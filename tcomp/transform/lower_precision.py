@@ -76,7 +76,7 @@ def product_kernels(graph: Graph) -> list[Node]:
 
 
 def is_lowered(kernel: Node) -> bool:
-    """Whether a kernel's product takes operands of 16 bits, or rounds them."""
+    """Whether a kernel's product takes operands of 16 bits, rounds them, or may multiply sums of them."""
     anchor = _anchor(kernel)
     if anchor is None:
         return False
@@ -84,7 +84,7 @@ def is_lowered(kernel: Node) -> bool:
         return anchor.inputs[0].dtype in RANGES
     if not _is_product(anchor, plain=True):
         return False
-    return anchor.inputs[0].dtype in RANGES or bool(anchor.attrs["multiply_as"])
+    return anchor.inputs[0].dtype in RANGES or bool(anchor.attrs["multiply_as"] or anchor.attrs["strassen"])
 
 
 def takes_fewer_bits(kernel: Node) -> bool:

@@ -8,14 +8,16 @@ from tcomp.errors import UnsupportedError, check_choice
 from tcomp.relay.graph import Graph
 from tcomp.target.target import Target
 from tcomp.tensor.amx import has_tiles
+from tcomp.transform.allow_strassen import AllowStrassen
 from tcomp.transform.lower_precision import LowerPrecision, is_lowered, product_kernels
 from tcomp.transform.pass_ import Pass
 from tcomp.transform.round_factors import RoundFactors
 
 Precision = Literal["exact", "fast", "tf32"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-"""`exact` computes in the model's own types; `fast` lets float32 products take 16-bit operands; `tf32` lets
-tensor cores of GPUs round float32 operands to 10 bits of mantissa."""
+"""`exact` computes in the model's own types; `fast` lets float32 products take 16-bit operands or, on CPUs
+that multiply those no faster, Strassen's algorithm; `tf32` lets tensor cores of GPUs round float32 operands
+to 10 bits of mantissa."""
 
 
 def factor_dtype(target: Target, precision: Precision) -> str | None:
@@ -35,13 +37,13 @@ def factor_dtype(target: Target, precision: Precision) -> str | None:
 
 
 def lowering(target: Target, precision: Precision, keep: str = "") -> Pass | None:
-    """The pass that lets products take fewer bits, but for the kernels in `keep`, joined by `|`.
+    """The pass that lets products lose bits, but for the kernels in `keep`, joined by `|`.
 
     None where nothing changes. Raises as `factor_dtype` does.
     """
     dtype = factor_dtype(target, precision)
     if dtype is None:
-        return None
+        return AllowStrassen(keep) if precision == "fast" and target.gpu is None else None
     if dtype == "tf32":
         return RoundFactors(keep)
     return LowerPrecision(
@@ -58,9 +60,17 @@ def describe_precision(graph: Graph, target: Target, precision: Precision) -> st
     if precision == "exact":
         return ""
     dtype = factor_dtype(target, precision)
-    if dtype is None:
-        return f"precision fast: `{target.name}` multiplies 16-bit floats no faster; all stays in float32"
     products = product_kernels(graph)
     wide = [n.name for n in products if not is_lowered(n)]
+    if dtype is None:
+        return f"precision fast: {without_bits(target)}; {len(products) - len(wide)} products {BY_SUMS}"
     kept = f", {len(wide)} in float32 ({', '.join(wide[:5])})" if wide else ""
     return f"precision {precision}: {len(products) - len(wide)} products in {dtype}{kept}"
+
+
+BY_SUMS = "may be by Strassen's algorithm"
+
+
+def without_bits(target: Target) -> str:
+    """What people are told of targets that have no fast type of 16 bits."""
+    return f"`{target.name}` multiplies 16-bit floats no faster; all stays in float32"

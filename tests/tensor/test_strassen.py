@@ -11,7 +11,6 @@ import pytest
 import test_conv2d
 import test_matmul
 from runnable import WIDEST
-from test_matmul import matmul
 
 from tcomp.codegen.jit import build_kernel, build_scheduled
 from tcomp.codegen.machine_code import hot_loop, multiplies, on_stack
@@ -37,6 +36,19 @@ AVX2 = TARGETS["x86-64-v3"]
 MATMUL, CONV = MatmulStrassenCpu(), ConvStrassenCpu()
 
 
+def matmul(
+    a: tuple[int, ...],
+    b: tuple[int, ...],
+    *epilogue: str,
+    constant: bool = True,
+    dtype: str = "float32",
+    strassen: bool = True,
+    **attrs: bool,
+) -> Kernel:
+    """As `test_matmul.matmul`, of a product that may take the algorithm."""
+    return test_matmul.matmul(a, b, *epilogue, constant=constant, dtype=dtype, strassen=strassen, **attrs)
+
+
 def conv(data: tuple[int, ...], outputs: int, block: int, strides: int = 1, padding: int = 0) -> Kernel:
     """A pointwise convolution of blocked data with bias, residual and relu."""
     blocked = (data[0], data[1] // block, *data[2:], block)
@@ -45,6 +57,7 @@ def conv(data: tuple[int, ...], outputs: int, block: int, strides: int = 1, padd
         blocked,
         (outputs, data[1], 1, 1),
         epilogue=True,
+        strassen=True,
         data_layout=layout,
         out_layout=layout,
         strides=(strides,) * 2,
@@ -110,6 +123,7 @@ def test_what_it_does_not_take() -> None:
         return MATMUL.accepts(kernel, WIDEST)
 
     assert accepts(matmul((64, 128), (128, 128)))
+    assert not accepts(matmul((64, 128), (128, 128), strassen=False)), "nobody lets errors mix"
     assert not accepts(matmul((64, 128), (128, 128), constant=False))
     assert not accepts(matmul((64, 126), (126, 128))), "halves of 63 steps, not whole vectors"
     assert not accepts(matmul((1, 128), (128, 128)))

@@ -34,7 +34,12 @@ class ConvStrassenCpu(StrassenTemplate):
 
     def accepts(self, kernel: Kernel, target: Target) -> bool:
         anchor = kernel.anchor
-        if anchor is None or anchor.op != "conv2d" or not epilogue_fits(kernel):
+        if (
+            anchor is None
+            or anchor.op != "conv2d"
+            or not anchor.attrs["strassen"]
+            or not epilogue_fits(kernel)
+        ):
             return False
         conv, lanes = Convolution.of(anchor), target.lanes(DTYPE)
         pointwise = prod(conv.kernel) == conv.groups == 1 and not conv.is_padded

@@ -29,6 +29,9 @@ class MatmulStrassenCpu(StrassenTemplate):
     def accepts(self, kernel: Kernel, target: Target) -> bool:
         if not fits(kernel) or constant_right(kernel) is None:
             return False
+        assert kernel.anchor is not None
+        if not kernel.anchor.attrs["strassen"]:
+            return False
         product = _product(kernel)
         plain = product.merged and not product.transpose_left and product.right.rank == 2
         types = {product.left.dtype, product.right.dtype, product.accumulator}
