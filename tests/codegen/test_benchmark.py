@@ -66,7 +66,9 @@ def test_numbers_and_times(built: Built) -> None:
     np.testing.assert_allclose(found, built.inputs[0] @ built.inputs[1], rtol=1e-4, atol=1e-5)
     timed = samples(done.stdout)
     assert len(timed) in (5, 10, 15)
-    assert sum(seconds * runs for seconds, runs in timed) > Options.minimum / 6, "warm runs are faster than the first"
+    assert sum(seconds * runs for seconds, runs in timed) > Options.minimum / 6, (
+        "warm runs are faster than the first"
+    )
 
 
 def test_what_is_asked_for(built: Built) -> None:
