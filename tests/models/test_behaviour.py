@@ -88,7 +88,7 @@ LINES = ("Tensor 2026", "compile, run")
 @pytest.mark.parametrize("precision", ["exact", "fast"])
 @pytest.mark.parametrize("text", LINES)
 def test_ocr_reads_a_line_of_text(text: str, precision: str, compiled: Compile) -> None:
-    """Fewer bits are checked on a line, too: on noise, of which no character is likely, none would be taken."""
+    """Fewer bits are checked on a line, too: on noise, where no character is likely, none would be taken."""
     _, _, height, width = MODELS["ocr_rec"].input_shapes["x"]
     metadata = onnx.load(model_path("ocr_rec"), load_external_data=False).metadata_props
     characters = next(entry.value for entry in metadata if entry.key == "character")
