@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 from test_emulated import run, tools
-from zoo import model_path
+from zoo import resized
 
 from quantize_models import quantize
 from tcomp.accuracy import relative_error
@@ -24,17 +24,6 @@ from tcomp.transform.lower_precision import is_lowered, product_kernels
 
 SHAPE = (1, 3, 112, 112)
 """A quarter of the pixels that the models were made for: emulated, each takes long."""
-
-
-def small(name: str, folder: Path) -> Path:
-    """The model for images of SHAPE. The sizes of its tensors between layers follow from that."""
-    model, path = onnx.load(model_path(name)), folder / f"{name}.onnx"
-    (entry,) = model.graph.input
-    for dim, extent in zip(entry.type.tensor_type.shape.dim, SHAPE, strict=True):
-        dim.dim_value = extent
-    del model.graph.value_info[:]
-    onnx.save(model, path)
-    return path
 
 
 def session(path: Path) -> onnxruntime.InferenceSession:
@@ -87,7 +76,7 @@ def layers_apart(path: Path, image: Array) -> tuple[onnx.ModelProto, dict[str, A
 def test_fast_is_near_onnxruntime(name: str, most: float, tmp_path: Path) -> None:
     target = parse_target(name)
     tools(target)
-    source = small("mobilenetv2_100", tmp_path)
+    source = resized("mobilenetv2_100", SHAPE, tmp_path)
     reference = session(source)
     (entry,) = reference.get_inputs()
     image = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
@@ -119,7 +108,7 @@ def test_int8_layers_equal_onnxruntime(model: str, name: str, tmp_path: Path) ->
     target = parse_target(name)
     tools(target)
     image = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
-    quantize(small(model, tmp_path), tmp_path / "quantized.onnx")
+    quantize(resized(model, SHAPE, tmp_path), tmp_path / "quantized.onnx")
     apart, arrays = layers_apart(tmp_path / "quantized.onnx", image)
     onnx.save(apart, tmp_path / "apart.onnx")
     graph = import_onnx(str(tmp_path / "apart.onnx"))
@@ -153,7 +142,7 @@ def test_int8_is_as_near_onnxruntime_as_exact_arithmetic(model: str, tmp_path: P
     several of later ones, in ONNX Runtime as here."""
     path, target = tmp_path / "quantized.onnx", parse_target("cortex-a76")
     tools(target)
-    quantize(small(model, tmp_path), path)
+    quantize(resized(model, SHAPE, tmp_path), path)
     reference = session(path)
     (entry,) = reference.get_inputs()
     image = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
