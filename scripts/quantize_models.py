@@ -15,10 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-from models import MODELS, ROOT
+from models import ROOT
 from tcomp.relay.types import Array
 
 
@@ -33,13 +34,14 @@ class Random(CalibrationDataReader):
         return next(self._images, None)
 
 
-def quantize(name: str, source: Path, output: Path) -> None:
-    """Write the quantized form of `source`, the file of the model of that name, which takes one image."""
-    ((entry, shape),) = MODELS[name].input_shapes.items()
+def quantize(source: Path, output: Path) -> None:
+    """Write the quantized form of `source`, a model that takes one image of a fixed size."""
+    (entry,) = onnx.load(source).graph.input
+    shape = tuple(d.dim_value for d in entry.type.tensor_type.shape.dim)
     quantize_static(
         source,
         output,
-        Random(entry, shape),
+        Random(entry.name, shape),
         quant_format=QuantFormat.QDQ,
         per_channel=True,
         activation_type=QuantType.QUInt8,
@@ -53,7 +55,7 @@ def main() -> None:
     onnxruntime.set_default_logger_severity(3)
     for name in parser.parse_args().models:
         output = ROOT / "models" / f"{name}_int8.onnx"
-        quantize(name, ROOT / "models" / f"{name}.onnx", output)
+        quantize(ROOT / "models" / f"{name}.onnx", output)
         print(output)
 
 

@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -23,9 +24,14 @@ def run(command: list[str], folder: Path) -> None:
 
 
 def run_page(page: Path, folder: Path) -> None:
-    """Python blocks of a page share their names; shell blocks run between them."""
+    """Python blocks of a page share their names; shell blocks run between them.
+
+    One process runs all Python up to the next shell block.
+    """
     python = ""
-    for language, text in BLOCK.findall(page.read_text(encoding="utf-8")):
+    blocks = groupby(BLOCK.findall(page.read_text(encoding="utf-8")), lambda block: block[0])
+    for language, parts in blocks:
+        text = "".join(part for _, part in parts)
         if language == "python":
             python += text
             (folder / "page.py").write_text(python)

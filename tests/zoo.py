@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from models import MODELS, ROOT, TESTED
@@ -38,6 +39,20 @@ def model_path(name: str, suffix: str = ".onnx") -> Path:
         pytest.fail(
             f"models/{path.name} is missing: python scripts/models.py {name}, or --tests", pytrace=False
         )
+    return path
+
+
+def resized(name: str, shape: tuple[int, ...], folder: Path) -> Path:
+    """The file, in `folder`, of a model with one input, for inputs of another shape than it was exported for.
+
+    The shapes of its tensors between layers follow from that.
+    """
+    model, path = onnx.load(model_path(name)), folder / f"{name}.onnx"
+    (entry,) = model.graph.input
+    for dim, extent in zip(entry.type.tensor_type.shape.dim, shape, strict=True):
+        dim.dim_value = extent
+    del model.graph.value_info[:]
+    onnx.save(model, path)
     return path
 
 

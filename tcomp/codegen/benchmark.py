@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -81,6 +82,20 @@ class Options:
         """The program's command line."""
         limits = f"{self.seconds:g}", self.outputs, f"{self.number}", f"{self.minimum:g}", f"{self.repeats}"
         return [program, f"{self.cpus:x}", f"{self.threads}", *limits, f"{self.abandon:g}", *arguments]
+
+
+def prepare_toolchain(target: Target) -> None:
+    """Link a program that does nothing: with the first one for a machine ziglang builds that machine's C
+    library, which takes a minute, longer than a trial may take.
+
+    Raises BuildError when there is no toolchain for static programs, or it fails.
+    """
+    toolchain = find_static_toolchain(target)
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "nothing.c").write_text("int main(void) { return 0; }\n")
+        objects = compile_c(toolchain, [folder / "nothing.c"], folder)
+        link_static(toolchain, objects, folder / "program", folder)
 
 
 class Linker:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 from tcomp.codegen.android import stand_ins
@@ -34,13 +35,25 @@ def compile_c(
 ) -> list[Path]:
     """Compile C and assembly `sources` to objects in `folder`.
 
+    Those of SOURCES, which no model changes, are compiled once in a process for a toolchain and flags.
     Raises BuildError with the compiler's first error line.
     """
-    flags = [*COMPILER_FLAGS, f"-I{SOURCES}", *more_flags, "-c"]
+    flags = (*COMPILER_FLAGS, f"-I{SOURCES}", *more_flags, "-c")
     objects = [folder / source.with_suffix(".o").name for source in sources]
     for source, result in zip(sources, objects, strict=True):
-        _execute(toolchain, [*toolchain.command, *flags, str(source), "-o", str(result)], folder)
+        if source.is_relative_to(SOURCES):
+            result.write_bytes(_object_of_ours(toolchain, flags, source))
+        else:
+            _execute(toolchain, [*toolchain.command, *flags, str(source), "-o", str(result)], folder)
     return objects
+
+
+@cache
+def _object_of_ours(toolchain: Toolchain, flags: tuple[str, ...], source: Path) -> bytes:
+    with TemporaryDirectory() as folder:
+        result = Path(folder, "object.o")
+        _execute(toolchain, [*toolchain.command, *flags, str(source), "-o", str(result)], Path(folder))
+        return result.read_bytes()
 
 
 def write_exports(folder: Path) -> None:

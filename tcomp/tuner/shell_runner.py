@@ -9,6 +9,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
+from tcomp.codegen.benchmark import prepare_toolchain
 from tcomp.codegen.toolchain import find_static_toolchain
 from tcomp.errors import DeviceError
 from tcomp.target.target import Target
@@ -42,6 +43,8 @@ class ShellRunner(Runner):
         identity = Identity.of(answer.output)
         name = f"{identity.model or self.shell.name}"
         identity.require(targets, name)
+        for target in targets:
+            prepare_toolchain(target)
         cpus = identity.cpus(targets[0]) if targets else ()
         state = State.of(answer.output, cpus)
         return Device(name, conditions=conditions(state, state, cpus))

@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 from test_emulated import run, tools
-from zoo import model_path
+from zoo import resized
 
 from quantize_models import quantize
 from tcomp.accuracy import relative_error
@@ -22,7 +22,8 @@ from tcomp.target.parse import parse_target
 from tcomp.tensor.kernel import Kernel
 from tcomp.transform.lower_precision import is_lowered, product_kernels
 
-SHAPE = (1, 3, 224, 224)
+SHAPE = (1, 3, 112, 112)
+"""A quarter of the pixels that the models were made for: emulated, each takes long."""
 
 
 def session(path: Path) -> onnxruntime.InferenceSession:
@@ -73,8 +74,9 @@ def layers_apart(path: Path, image: Array) -> tuple[onnx.ModelProto, dict[str, A
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "most"), [("cortex-a76", 1e-2), ("neoverse-v1", 2e-2)])
 def test_fast_is_near_onnxruntime(name: str, most: float, tmp_path: Path) -> None:
-    source, target = model_path("mobilenetv2_100"), parse_target(name)
+    target = parse_target(name)
     tools(target)
+    source = resized("mobilenetv2_100", SHAPE, tmp_path)
     reference = session(source)
     (entry,) = reference.get_inputs()
     image = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
@@ -103,10 +105,10 @@ def test_fast_is_near_onnxruntime(name: str, most: float, tmp_path: Path) -> Non
 )
 def test_int8_layers_equal_onnxruntime(model: str, name: str, tmp_path: Path) -> None:
     """Each layer from the same numbers: by one step where a sum lies between two, and hardly ever there."""
-    source, target = model_path(model), parse_target(name)
+    target = parse_target(name)
     tools(target)
     image = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
-    quantize(model, source, tmp_path / "quantized.onnx")
+    quantize(resized(model, SHAPE, tmp_path), tmp_path / "quantized.onnx")
     apart, arrays = layers_apart(tmp_path / "quantized.onnx", image)
     onnx.save(apart, tmp_path / "apart.onnx")
     graph = import_onnx(str(tmp_path / "apart.onnx"))
@@ -138,9 +140,9 @@ def test_int8_layers_equal_onnxruntime(model: str, name: str, tmp_path: Path) ->
 def test_int8_is_as_near_onnxruntime_as_exact_arithmetic(model: str, tmp_path: Path) -> None:
     """Outputs are steps of the last quantization. One number of an early layer that is another step becomes
     several of later ones, in ONNX Runtime as here."""
-    source, path, target = model_path(model), tmp_path / "quantized.onnx", parse_target("cortex-a76")
+    path, target = tmp_path / "quantized.onnx", parse_target("cortex-a76")
     tools(target)
-    quantize(model, source, path)
+    quantize(resized(model, SHAPE, tmp_path), path)
     reference = session(path)
     (entry,) = reference.get_inputs()
     image = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)

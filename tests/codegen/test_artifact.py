@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from small_models import chain, diamond
 
-from tcomp.codegen import link
+from tcomp.codegen import artifact, link
 from tcomp.codegen.artifact import Report, compile_graph
-from tcomp.codegen.toolchain import native_toolchain
+from tcomp.codegen.toolchain import Toolchain, native_toolchain
 from tcomp.errors import BuildError, GraphError
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.evaluate import evaluate
@@ -55,6 +55,20 @@ def test_undefined_symbols_do_not_link(tmp_path: Path):
     objects = link.compile_c(toolchain, [tmp_path / "a.c"], tmp_path)
     with pytest.raises(BuildError, match="undefined reference to `missing'"):
         link.link(toolchain, HOST, objects, tmp_path / "a.so", tmp_path)
+
+
+def test_what_is_the_same_for_all_models_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    compiler, log = tmp_path / "cc", tmp_path / "log"
+    compiler.write_text(f'#!/bin/sh\necho "$*" >> {log}\nexec {native_toolchain().command[0]} "$@"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setattr(artifact, "find_toolchain", lambda target: Toolchain("logged", (str(compiler),)))
+    for runtime in ("threads", "threads", "serial"):
+        compile_graph(chain(), HOST, tmp_path / "chain.so", runtime=runtime)
+    compiled = [Path(word).name for word in log.read_text().split() if word.endswith(".c")]
+    assert compiled.count("model.c") == 3
+    assert compiled.count("pool.c") == 2, "for other flags again"
+    found = load(tmp_path / "chain.so", threads=1)(X)[0]
+    np.testing.assert_allclose(found, evaluate(chain(), [X])[0], rtol=1e-5)
 
 
 def test_no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -13,7 +13,7 @@ import pytest
 from stand_in import install
 
 from tcomp.cli import main
-from tcomp.codegen.toolchain import find_static_toolchain
+from tcomp.codegen.toolchain import Toolchain, find_static_toolchain
 from tcomp.errors import BuildError, DeviceError, TargetError, UsageError
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.printer import save_graph
@@ -132,6 +132,13 @@ def test_governor_and_temperature_are_looked_at() -> None:
     lazy = State.of(facts(board("schedutil")))
     assert "governor is not `performance`" in conditions(lazy, lazy, ())["warning"]
     assert conditions(State.of(""), State.of(""), ()) == {}
+
+
+def test_no_trial_waits_for_the_first_program(device: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    linked: list[Toolchain] = []
+    monkeypatch.setattr("tcomp.codegen.benchmark.link_static", lambda toolchain, *_: linked.append(toolchain))
+    parse_runner("adb").connect([TARGET])
+    assert linked == [find_static_toolchain(TARGET)]
 
 
 @pytest.mark.slow

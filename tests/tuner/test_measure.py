@@ -126,7 +126,7 @@ def test_workers_die_with_a_killed_parent() -> None:
     (worker,) = _children(parent.pid)
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while _runs(worker) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not _runs(worker)

@@ -15,7 +15,7 @@ from tcomp.api import Choices
 from tcomp.cli import main
 from tcomp.codegen.emulation import Emulated, InstructionCounter, emulator_version
 from tcomp.codegen.machine_code import find_llvm_mca
-from tcomp.codegen.toolchain import find_static_toolchain
+from tcomp.codegen.toolchain import Toolchain, find_static_toolchain
 from tcomp.errors import BuildError, TargetError, UsageError
 from tcomp.relay.builder import GraphBuilder
 from tcomp.target.parse import parse_target
@@ -84,6 +84,14 @@ def test_tunes_without_a_device(tmp_path: Path) -> None:
     assert {(r.device, r.simulated) for r in records} == {("simulated cortex-a76", True)}
     assert result.record is not None
     assert result.record.conditions["table"] == "llvm-mca neoverse-n1"
+
+
+def test_no_trial_waits_for_the_first_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_tools()
+    linked: list[Toolchain] = []
+    monkeypatch.setattr("tcomp.codegen.benchmark.link_static", lambda toolchain, *_: linked.append(toolchain))
+    parse_runner("simulate").connect([A76])
+    assert linked == [find_static_toolchain(A76)]
 
 
 def test_what_cannot_be_simulated() -> None:

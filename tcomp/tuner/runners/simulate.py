@@ -19,7 +19,15 @@ from typing import Any
 
 from tcomp.codegen import c_abi
 from tcomp.codegen.arithmetic import without_arithmetic
-from tcomp.codegen.benchmark import KERNEL, Argument, Linker, Options, arguments_of, outputs_of
+from tcomp.codegen.benchmark import (
+    KERNEL,
+    Argument,
+    Linker,
+    Options,
+    arguments_of,
+    outputs_of,
+    prepare_toolchain,
+)
 from tcomp.codegen.cycles import CycleCount, Listing, Rates, count_cycles, instructions_outside
 from tcomp.codegen.emulation import EMULATORS, Emulated, InstructionCounter, emulator_version
 from tcomp.codegen.machine_code import find_llvm_mca, table_of
@@ -73,6 +81,8 @@ class SimulateRunner(Runner):
             find_static_toolchain(target)
         find_llvm_mca()
         native_toolchain()
+        for target in targets:
+            prepare_toolchain(target)
         return Device(" and ".join(sorted({simulated_device(t) for t in targets})), simulated=True)
 
     def open(self, folder: Path, threads: int) -> Station[Any]:
