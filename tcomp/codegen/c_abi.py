@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping
+from difflib import get_close_matches
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +19,7 @@ from typing import Any, Literal
 from tcomp.codegen import halves, in_order, sve
 from tcomp.codegen.macho import MachO
 from tcomp.codegen.ordering import ordered
-from tcomp.errors import BuildError
+from tcomp.errors import BuildError, TargetError
 from tcomp.target.host import CHECKED_FEATURES
 from tcomp.target.target import Target
 from tcomp.target.tiles import TILE_FEATURES
@@ -218,10 +220,22 @@ def needed_features(target: Target, with_tiles: bool = True) -> list[str]:
 
 def _tvm_target(target: Target) -> Any:
     core = str(target.llvm.get("mcpu"))
+    _check_core(core, str(target.llvm["mtriple"]))
     own: dict[str, Any] = {"mcpu": _COMPILED_AS[core]} if core in _COMPILED_AS else {}
     attributes = [*target.llvm.get("mattr", ()), *halves.llvm_attributes(target)]
     own |= {"mattr": attributes} if attributes else {}
     return tvm.target.Target({"opt-level": _OPT_LEVEL, **target.llvm, **own, **sve.llvm_target(target)})
+
+
+@cache
+def _check_core(core: str, triple: str) -> None:
+    """Raise TargetError for a core that LLVM does not know, for which it would write code for any."""
+    any_core = tvm.target.Target({"kind": "llvm", "mtriple": triple})
+    known = [str(name) for name in tvm.target.codegen.llvm_get_cpu_archlist(any_core)]
+    if core not in known:
+        near = get_close_matches(core, known, n=3)
+        hint = f"did you mean {', '.join(f'`{n}`' for n in near)}?" if near else f"one of {', '.join(known)}"
+        raise TargetError(f"LLVM knows no `mcpu` `{core}` for {triple}; {hint}")
 
 
 def _nbytes(buffer: Any) -> int | None:
