@@ -38,7 +38,9 @@ PARALLEL_CHUNKS = 64
 _PLAIN_C = 1
 """`calling_conv` of a function that TVM's MakePackedAPI leaves as it is."""
 _NAMES_EXTREMES = "tcomp.names_extremes"
-"""Attribute of functions for CPUs that have LLVM's `maximum` and `minimum`."""
+"""Attribute of functions for CPUs with LLVM's `maximum` and `minimum`: of floats of up to so many bits."""
+_WIDEST_EXTREMES = {"aarch64": 64, "arm": 32}
+"""By machine. LLVM ends the process over those of float64 on 32-bit ARM, whose vectors hold none."""
 _SVE_BITS = "tcomp.sve_bits"
 """Attribute of functions in vectors of SVE: their length."""
 _HALF_LOADS = "tcomp.half_loads"
@@ -116,8 +118,8 @@ def build(
         variable = tvm.ir.GlobalVar(symbol)
         function = as_bits(function)
         plain = to_c_abi(with_instructions(function, target), None if packed else symbol)
-        names_extremes = target.machine != "x86_64"
-        plain = plain.with_attr(_NAMES_EXTREMES, True) if names_extremes else plain
+        widest = _WIDEST_EXTREMES.get(target.machine)
+        plain = plain.with_attr(_NAMES_EXTREMES, widest) if widest else plain
         plain = plain.with_attr(_HALF_LOADS, True) if target.half_loads else plain
         module[variable] = plain.with_attr(_SVE_BITS, target.sve_bits) if target.sve_bits else plain
         if packed is not None:
@@ -305,11 +307,14 @@ def _name_extremes(function: Any) -> Any:
     are two. NaN on either side stays NaN."""
     if _NAMES_EXTREMES not in function.attrs:
         return function
+    widest = int(function.attrs[_NAMES_EXTREMES])
 
     def on_node(node: Any) -> Any:
         dtype = dtype_of(node)
+        if not dtype.startswith("float") or tvm.runtime.DataType(dtype).bits > widest:
+            return node
         name = "llvm.maximum" if isinstance(node, tirx.Max) else "llvm.minimum"
-        return tirx.call_llvm_pure_intrin(dtype, name, node.a, node.b) if dtype.startswith("float") else node
+        return tirx.call_llvm_pure_intrin(dtype, name, node.a, node.b)
 
     return function.with_body(structural_map(function.body, ((tirx.Max, tirx.Min), on_node)))
 
