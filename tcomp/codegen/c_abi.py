@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping
+from difflib import get_close_matches
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +19,7 @@ from typing import Any, Literal
 from tcomp.codegen import halves, in_order, sve
 from tcomp.codegen.macho import MachO
 from tcomp.codegen.ordering import ordered
-from tcomp.errors import BuildError
+from tcomp.errors import BuildError, TargetError
 from tcomp.target.host import CHECKED_FEATURES
 from tcomp.target.target import Target
 from tcomp.target.tiles import TILE_FEATURES
@@ -36,7 +38,9 @@ PARALLEL_CHUNKS = 64
 _PLAIN_C = 1
 """`calling_conv` of a function that TVM's MakePackedAPI leaves as it is."""
 _NAMES_EXTREMES = "tcomp.names_extremes"
-"""Attribute of functions for CPUs that have LLVM's `maximum` and `minimum`."""
+"""Attribute of functions for CPUs with LLVM's `maximum` and `minimum`: of floats of up to so many bits."""
+_WIDEST_EXTREMES = {"aarch64": 64, "arm": 32}
+"""By machine. LLVM ends the process over those of float64 on 32-bit ARM, whose vectors hold none."""
 _SVE_BITS = "tcomp.sve_bits"
 """Attribute of functions in vectors of SVE: their length."""
 _HALF_LOADS = "tcomp.half_loads"
@@ -114,8 +118,8 @@ def build(
         variable = tvm.ir.GlobalVar(symbol)
         function = as_bits(function)
         plain = to_c_abi(with_instructions(function, target), None if packed else symbol)
-        names_extremes = target.machine != "x86_64"
-        plain = plain.with_attr(_NAMES_EXTREMES, True) if names_extremes else plain
+        widest = _WIDEST_EXTREMES.get(target.machine)
+        plain = plain.with_attr(_NAMES_EXTREMES, widest) if widest else plain
         plain = plain.with_attr(_HALF_LOADS, True) if target.half_loads else plain
         module[variable] = plain.with_attr(_SVE_BITS, target.sve_bits) if target.sve_bits else plain
         if packed is not None:
@@ -218,10 +222,22 @@ def needed_features(target: Target, with_tiles: bool = True) -> list[str]:
 
 def _tvm_target(target: Target) -> Any:
     core = str(target.llvm.get("mcpu"))
+    _check_core(core, str(target.llvm["mtriple"]))
     own: dict[str, Any] = {"mcpu": _COMPILED_AS[core]} if core in _COMPILED_AS else {}
     attributes = [*target.llvm.get("mattr", ()), *halves.llvm_attributes(target)]
     own |= {"mattr": attributes} if attributes else {}
     return tvm.target.Target({"opt-level": _OPT_LEVEL, **target.llvm, **own, **sve.llvm_target(target)})
+
+
+@cache
+def _check_core(core: str, triple: str) -> None:
+    """Raise TargetError for a core that LLVM does not know, for which it would write code for any."""
+    any_core = tvm.target.Target({"kind": "llvm", "mtriple": triple})
+    known = [str(name) for name in tvm.target.codegen.llvm_get_cpu_archlist(any_core)]
+    if core not in known:
+        near = get_close_matches(core, known, n=3)
+        hint = f"did you mean {', '.join(f'`{n}`' for n in near)}?" if near else f"one of {', '.join(known)}"
+        raise TargetError(f"LLVM knows no `mcpu` `{core}` for {triple}; {hint}")
 
 
 def _nbytes(buffer: Any) -> int | None:
@@ -291,11 +307,14 @@ def _name_extremes(function: Any) -> Any:
     are two. NaN on either side stays NaN."""
     if _NAMES_EXTREMES not in function.attrs:
         return function
+    widest = int(function.attrs[_NAMES_EXTREMES])
 
     def on_node(node: Any) -> Any:
         dtype = dtype_of(node)
+        if not dtype.startswith("float") or tvm.runtime.DataType(dtype).bits > widest:
+            return node
         name = "llvm.maximum" if isinstance(node, tirx.Max) else "llvm.minimum"
-        return tirx.call_llvm_pure_intrin(dtype, name, node.a, node.b) if dtype.startswith("float") else node
+        return tirx.call_llvm_pure_intrin(dtype, name, node.a, node.b)
 
     return function.with_body(structural_map(function.body, ((tirx.Max, tirx.Min), on_node)))
 

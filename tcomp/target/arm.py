@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from tcomp.errors import TargetError
 from tcomp.target.target import TARGETS, Target
 
 KIB, MIB = 1024, 1024 * 1024
@@ -17,7 +18,7 @@ _SECOND_LEVEL, _SECOND_LEVEL_IN_ORDER, _LAST_LEVEL = 32.0, 16.0, 8.0
 
 _8_2 = frozenset({"neon", "dotprod", "fullfp16"})
 _8_6 = _8_2 | {"bf16", "i8mm"}
-_UNUSED = ("-sve", "-sve2")
+UNUSED = ("-sve", "-sve2")
 """Not for code in vectors of 128 bits, which are NEON's: so libraries load where a phone's system or a
 virtual machine has SVE switched off. Code in SVE's vectors is for one length of them, and takes no SVE2."""
 
@@ -106,6 +107,8 @@ class Core:
     """The length of SVE's vectors that code is for; 0 where it is for NEON's."""
     same_as: str = ""
     """The core by LLVM's name, where this is another way to write code for it."""
+    runs_32_bits: bool = True
+    """Whether it executes programs of 32 bits."""
 
     @property
     def in_order(self) -> bool:
@@ -140,7 +143,8 @@ CORES: Mapping[str, Core] = {
         "armv8.2-a", _8_2, (32 * KIB, 512 * KIB, 1 * MIB), 9.0, 2, "2021: large cores of phones"
     ),
     "cortex-x2": Core(
-        "armv9-a", _8_6, (64 * KIB, 1 * MIB, 2 * MIB), 12.0, 4, "2022: the largest core of phones"
+        "armv9-a", _8_6, (64 * KIB, 1 * MIB, 2 * MIB), 12.0, 4, "2022: the largest core of phones",
+        runs_32_bits=False,
     ),
     "neoverse-n1": Core(
         "armv8.2-a", _8_2, (64 * KIB, 1 * MIB, 1 * MIB), 7.0, 2, "2019: Graviton 2, Ampere Altra"
@@ -176,9 +180,15 @@ _SPARE = 4
 def on_core(system: Target, name: str) -> Target:
     """`system` with the facts of a core. Code for it may not run on older cores.
 
-    A 32-bit system keeps its own instruction set, whatever else the core has.
+    A 32-bit system keeps its own instruction set, whatever else the core has. Raises TargetError for a core
+    that runs no such system's programs.
     """
     core = CORES[name]
+    if system.machine != "aarch64" and not core.runs_32_bits:
+        raise TargetError(
+            f"core `{name}` runs no 32-bit code, which `{system.name}` is; take "
+            f"`{system.name.replace('armv7', 'arm64')}+{name}`"
+        )
     second_level = _SECOND_LEVEL_IN_ORDER if core.in_order else _SECOND_LEVEL
     memory = core.memory_per_cycle
     found = replace(
@@ -193,7 +203,7 @@ def on_core(system: Target, name: str) -> Target:
     )
     if system.machine != "aarch64":
         return found
-    unused = [switch for switch in _UNUSED if switch[1:] not in core.features]
+    unused = [switch for switch in UNUSED if switch[1:] not in core.features]
     llvm = {**found.llvm, "mattr": unused} if core.features >= _8_6 else found.llvm
     bits = core.sve_bits or system.vector_bits
     return replace(

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from typing import Any, cast
 
 from tcomp.errors import TargetError
-from tcomp.target.arm import CORES, SYSTEMS, on_core
+from tcomp.target.arm import CORES, SYSTEMS, UNUSED, on_core
 from tcomp.target.cuda_host import gpu_target
 from tcomp.target.host import host_target
 from tcomp.target.target import FAST_DTYPES, PRODUCT_FEATURES, SEGMENT_BITS, TARGETS, Target
@@ -128,6 +128,8 @@ def _from_json(text: str) -> Target:
     if "features" in facts:
         changes["features"] = frozenset(_strings("features", facts["features"]))
     target = replace(base, name=str(facts.get("name", base.name)), llvm=llvm, **changes)
+    if target.machine == "aarch64" and llvm["mcpu"] != base.llvm["mcpu"] and not target.has("sve"):
+        target = replace(target, llvm={**llvm, "mattr": [*UNUSED, *llvm.get("mattr", ())]})
     if base.sve_bits:  # Records are for one length.
         target = replace(target, isa=target.isa.replace(f"sve{base.sve_bits}", f"sve{target.sve_bits}"))
     return _with_fast_dtype(target, facts["fast_dtype"]) if "fast_dtype" in facts else target.available()

@@ -365,11 +365,11 @@ class DirectProduct:
 
         if row_lanes > 1:
             sizes = len(tile.axes) - 2, conv.strides[-1], conv.kernel[-1], row_lanes
-            inputs = RowFactors.of(tile, *sizes, conv.dtype, beside)
+            inputs = RowFactors.of(tile, *sizes, str(self.data.dtype), beside)
             factors = inputs.factors
         else:
             pixels = range(2, len(tile.axes) - 1)
-            inputs = LaneFactors.of(tile, pixels, together, conv.dtype, read, weight_steps > 0)
+            inputs = LaneFactors.of(tile, pixels, together, str(self.data.dtype), read, weight_steps > 0)
             factors = inputs.factors(steps)
         width = tile.axes[1].size * conv.out_block * conv.side
         weights = WeightRows.of(

@@ -7,17 +7,21 @@ import struct
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_emulated import network
 
 from tcomp.api import optimize
 from tcomp.codegen.artifact import compile_graph
 from tcomp.codegen.check import check_library
+from tcomp.codegen.jit import build_kernel
 from tcomp.codegen.link import SOURCES
 from tcomp.codegen.macho import MAGIC, MachO
 from tcomp.codegen.toolchain import Toolchain, find_static_toolchain, find_toolchain
 from tcomp.errors import ArtifactError, BuildError
+from tcomp.relay.builder import GraphBuilder
 from tcomp.target.parse import parse_target
+from tcomp.tuner.task import kernels
 
 MACOS = parse_target("arm64-apple")
 OBJECT, LIBRARY = 1, 6
@@ -60,6 +64,19 @@ def test_an_object_without_a_system(toolchain: Toolchain, tmp_path: Path) -> Non
     assert {"network_run", "memcpy"} <= defined
     assert not [name for name in defined if name.startswith("kernel")]
     assert "network_run" in (tmp_path / "network.h").read_text()
+
+
+def test_rows_of_zeros_need_no_system(toolchain: Toolchain, tmp_path: Path) -> None:
+    """LLVM writes the padding of a wide image by `bzero`."""
+    g = GraphBuilder("network")
+    image, weights = g.input("image", (1, 3, 8, 224)), g.constant(np.ones((8, 3, 3, 3), np.float32))
+    graph = optimize(g.build(g.op("conv2d", image, weights, strides=(2, 2), padding=(1,) * 4)), MACOS)
+    code = "".join(build_kernel(kernel, MACOS).source() for kernel, _ in kernels(graph))
+    assert "_bzero" in code
+    path = tmp_path / "network.o"
+    compile_graph(graph, MACOS, path, runtime="freestanding")
+    made = MachO(str(path), path.read_bytes())
+    assert "bzero" in {symbol.name for symbol in made.symbols if symbol.defined}
 
 
 @pytest.mark.parametrize(

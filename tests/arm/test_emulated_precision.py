@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from op_samples import check
 from quantized_graphs import convolutions
 from test_emulated import run, tools
+from test_emulated_sve import graph_of, outputs
 
 from kernel_cycles import conv, direct_default, matmul
 from tcomp.accuracy import relative_error
@@ -19,6 +21,7 @@ from tcomp.errors import BuildError
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.evaluate import evaluate
 from tcomp.relay.graph import Attr, Graph, Value
+from tcomp.relay.op import OPS
 from tcomp.relay.types import Array
 from tcomp.target.parse import parse_target
 from tcomp.target.target import TARGETS
@@ -63,6 +66,22 @@ def test_fast_is_near_float32(name: str, dtype: str, tmp_path: Path) -> None:
     found = np.frombuffer(result.stdout, np.float32).reshape(exact.shape)
     error = relative_error(found, exact)
     assert 1e-5 < error < (5e-3 if dtype == "float16" else 2e-2)
+
+
+@pytest.mark.parametrize("name", ["arm64-linux", "cortex-x2", "armv7-linux"])
+def test_convolutions_of_float16_whose_products_are_in_float32(name: str, tmp_path: Path) -> None:
+    """Padding makes a copy of an input in float32, whose elements are factors as they are there."""
+    target, op = parse_target(name), OPS["conv2d"]
+    tools(target)
+    samples = [sample for sample in op.samples if sample.types[0].dtype == "float16"]
+    assert any(sample.attrs.get("data_layout") == "NCHW16c" for sample in samples)
+    graph, arrays = graph_of([(op, sample) for sample in samples])
+    compile_graph(graph, target, tmp_path / "samples.so")
+    result = run(tmp_path / "samples.so", target, arrays, tmp_path)
+    assert (result.returncode, result.stderr) == (0, b"")
+    found, expected = outputs(graph, result.stdout), evaluate(graph, arrays)
+    for one, other, sample in zip(found, expected, samples, strict=True):
+        check([one], [other], sample)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8"])

@@ -128,6 +128,16 @@ def test_extremes_inside_functions_are_one_instruction() -> None:
     assert not any(word.startswith("fcm") for word in source)
 
 
+def test_extremes_of_float64_are_compared_on_32_bit_arm() -> None:
+    """Vectors there hold none, and LLVM would end the process over their `maximum`."""
+    g = GraphBuilder()
+    q, k, v = (
+        g.input(name, shape, "float64") for name, shape in (("q", (3, 4)), ("k", (5, 4)), ("v", (5, 2)))
+    )
+    kernel = Kernel(g.build(g.op("attention", q, k, v, scale=0.5)))
+    assert "vcmp.f64" in build_kernel(kernel, parse_target("armv7-linux")).source().replace("vcmpe", "vcmp")
+
+
 @pytest.mark.parametrize("groups", [1, 64])
 def test_sums_start_from_the_bias(groups: int) -> None:
     kernel = conv(64, 14, 64, 3 if groups > 1 else 1, groups=groups)

@@ -78,6 +78,9 @@ def test_weights_of_another_model(tmp_path: Path) -> None:
         assert text in output
     assert "weights in memory are not those of this model" in run([create, files["other"], "memory"])
     assert "weights in memory have 448 bytes" in run([create, files["cut"], "memory"])
+    unaligned = run([create, files["good"], "unaligned"])
+    assert unaligned.startswith("4 ")
+    assert "at a multiple of 64" in unaligned
     assert run([create, files["other"], "trust"]) == "0 \n"
     assert "give weights_path or weights" in run([create])
 

@@ -1,5 +1,5 @@
 /* Creates a context with the weights file of the first argument: mapped, or with a second argument from memory,
- * or trusted. Prints the status and the text, and runs the model where there is one. */
+ * from memory at an odd place, or trusted. Prints the status and the text, and runs the model where there is one. */
 #include "check.h"
 #include "tcomp.h"
 
@@ -17,10 +17,11 @@ int main(int count, char **arguments) {
   tcomp_options options = {.struct_bytes = sizeof options, .threads = 1};
   tcomp_context *context;
   void *memory = NULL;
-  if (strcmp(how, "memory") == 0)
+  if (strcmp(how, "memory") == 0 || strcmp(how, "unaligned") == 0)
     options.weights = memory = read_file(arguments[1], &options.weights_bytes);
   else if (count > 1)
     options.weights_path = arguments[1];
+  if (strcmp(how, "unaligned") == 0) options.weights = (const char *)memory + 4;
   options.trust_weights = strcmp(how, "trust") == 0;
   tcomp_status status = tcomp_create(&options, &context);
   printf("%d %s\n", status, tcomp_error(NULL));

@@ -135,6 +135,8 @@ def test_one_target_where_only_one_is_possible():
         ('{"tag": "znver4", "mtriple": 3}', "must be a string"),
         ('{"mtriple": "riscv64-linux-gnu"}', "must begin with one of x86_64, aarch64, arm64, armv7a"),
         ("arm64-linux+cortex-a77", "unknown core `cortex-a77`; did you mean .*`cortex-a76`"),
+        ("armv7-android+cortex-x2", r"`cortex-x2` runs no 32-bit code.*`arm64-android\+cortex-x2`"),
+        ("armv7-linux,cortex-x2", "`cortex-x2` runs no 32-bit code"),
         ("raspberry-pi-6", "unknown target `raspberry-pi-6`; did you mean `raspberry-pi-5`"),
         ('{"vector_bits": 7}', "`vector_bits` is 7; it must be one of"),
         ('{"vector_registers": 1}', "`vector_registers` is 1; it must be one of"),

@@ -77,6 +77,14 @@ WEAK void *memset(void *memory, int byte, size_t bytes) {
   return memory;
 }
 
+#if defined(__APPLE__)
+/* LLVM writes many zeros by it on Apple's systems. */
+WEAK void bzero(void *memory, size_t bytes) {
+  char *to = memory;
+  for (size_t i = 0; i < bytes; i++) to[i] = 0;
+}
+#endif
+
 #if defined(__arm__)
 /* Tables for unwinding name these; no exception ever passes a kernel. */
 WEAK void __aeabi_unwind_cpp_pr0(void) {}
