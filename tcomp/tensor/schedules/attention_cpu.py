@@ -9,7 +9,8 @@ import numpy as np
 
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import PARALLEL_FLOPS
-from tcomp.tensor.attention_nest import UNROLL, AttentionNest, Plan, Shape
+from tcomp.tensor.attention_nest import AttentionNest, Plan
+from tcomp.tensor.attention_operands import UNROLL, AttentionOperands, Shape
 from tcomp.tensor.epilogue import output_axes
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
@@ -61,7 +62,7 @@ class AttentionCpu(Template):
             int(config["value_vectors"]),
             str(config["parallel"]),
         )
-        return AttentionNest(kernel, plan, target).scheduled()
+        return AttentionNest(kernel, plan, target, AttentionOperands).scheduled()
 
 
 def _shape(kernel: Kernel) -> Shape:
