@@ -291,8 +291,8 @@ def _lower_multiply_add(operands: Operands) -> Expression:
 _INT8 = GroupSums(4, WORD, _int8_multiply_add)
 _INT8_SQUARES = GroupSums(8, WORD, _square_multiply_add, side=SIDE)
 _BFLOAT16_SQUARES = GroupSums(4, WORD, _square_multiply_add, side=SIDE)
-_BFLOAT16 = GroupSums(2, WORD, bfloat16.multiply_add)
-_BFLOAT16_TILES = replace(_BFLOAT16, tiles=True, delay=4)
+BFLOAT16_PAIRS = GroupSums(2, WORD, bfloat16.multiply_add)
+_BFLOAT16_TILES = replace(BFLOAT16_PAIRS, tiles=True, delay=4)
 _HALF_PAIRS = GroupSums(
     2,
     WORD,
