@@ -27,7 +27,7 @@ import numpy as np
 from tcomp.target.target import Gpu
 from tcomp.tensor.alignment import anywhere, vector_lanes
 from tcomp.tensor.anchored import Anchored
-from tcomp.tensor.attention_nest import Shape
+from tcomp.tensor.attention_operands import Shape
 from tcomp.tensor.block_tile import STATIC_SHARED_BYTES, WARP_COLUMNS, WARP_ROWS
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config

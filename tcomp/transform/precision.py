@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from tcomp.errors import UnsupportedError, check_choice
 from tcomp.relay.graph import Graph
 from tcomp.target.target import Target
-from tcomp.tensor.amx import has_tiles
+from tcomp.tensor.patches import multiplies_patches
 from tcomp.transform.allow_strassen import AllowStrassen
 from tcomp.transform.lower_precision import LowerPrecision, is_lowered, product_kernels
 from tcomp.transform.pass_ import Pass
@@ -50,8 +50,8 @@ def lowering(target: Target, precision: Precision, keep: str = "") -> Pass | Non
         dtype,
         keep,
         plain=target.gpu is not None,
-        attention=has_tiles(target),
-        patches=has_tiles(target),
+        attention=dtype == "bfloat16",
+        patches=multiplies_patches(target),
     )
 
 

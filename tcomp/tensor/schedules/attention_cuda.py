@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import ceil, prod
 
 from tcomp.target.target import Gpu, Target
-from tcomp.tensor.attention_nest import Shape
+from tcomp.tensor.attention_operands import Shape
 from tcomp.tensor.epilogue import output_axes
 from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, multiply_adds
 from tcomp.tensor.kernel import Kernel
