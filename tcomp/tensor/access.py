@@ -142,8 +142,13 @@ def vector_load(
 
     None when they are computed, or lie apart in memory, or are of `BITS`, which TVM cannot keep in variables.
     """
-    if str(tensor.dtype) in BITS:
-        return None
+    return None if str(tensor.dtype) in BITS else load_along(elements, tensor, index, lanes)
+
+
+def load_along(
+    elements: Elements, tensor: Tensor, index: Sequence[Expression], lanes: int
+) -> Expression | None:
+    """As `vector_load`, of any type."""
     *outer, first = index
     along = tirx.Var("along", "int32")
     value = elements.element(tensor, [*outer, along])

@@ -28,8 +28,8 @@ _ROUND, _MULTIPLY_ADD = "bfloat16_rounded", "bfloat16_multiply_add"
 
 
 def rounded(x: Expression) -> Expression:
-    """The bits, as `uint16`, of float32 `x` rounded to bfloat16."""
-    return call(_ROUND, "uint16", x)
+    """The bits, as `uint16`, of float32 `x` rounded to bfloat16; of all lanes of a vector."""
+    return call(_ROUND, vector("uint16", lanes_of(x)), x)
 
 
 def multiply_add(total: Expression, left: Expression, right: Expression) -> Expression:

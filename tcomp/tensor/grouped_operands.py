@@ -15,7 +15,7 @@ import numpy as np
 from tcomp.relay.types import Array, TensorType
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.gemm import constant_right
-from tcomp.tensor.groups import GroupSums
+from tcomp.tensor.groups import GroupSums, ReadElement
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.loops import Body, Buffer, Expression, Statement, loop, parallel, sequence, vector_loop
 from tcomp.tensor.primitives import Tiles, transpose_square
@@ -25,7 +25,6 @@ from tcomp.tensor.template import Packing
 from tcomp.tvm_api import Tensor, tirx
 
 ReadGroup = Callable[[Point, Expression], Expression]
-ReadElement = Callable[[Expression], "tuple[list[Statement], Expression]"]
 
 
 class GroupedOperands:
@@ -235,16 +234,5 @@ class GroupedOperands:
         self, target: Buffer, index: Sequence[Expression], k: Expression, element: ReadElement
     ) -> Statement:
         """Store the elements of word `k` of groups; beyond the depth lie zeros."""
-        size, depth = self.sums.in_word, self.product.depth
-        whole = depth % self.sums.size == 0
-        needed: list[Statement] = []
-        elements: list[Expression] = []
-        for i in range(size):
-            at = k * size + i
-            statements, value = element(at if whole else tirx.min(at, depth - 1))
-            needed += statements
-            elements.append(value)
-        group = self.sums.joined(elements)
-        if not whole:
-            group = self.sums.zero_beyond(group, depth - k * size)
+        needed, group = self.sums.word(k, self.product.depth, element)
         return sequence([*needed, tirx.BufferStore(target, group, list(index))])

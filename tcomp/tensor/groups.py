@@ -52,9 +52,12 @@ from tcomp.tensor.intrinsics import (
     spread,
     vector,
 )
+from tcomp.tensor.loops import Statement
 from tcomp.tensor.register_tile import SIDE, ShortSums
 from tcomp.tvm_api import tirx
 
+ReadElement = Callable[[Expression], tuple[list[Statement], Expression]]
+"""What is needed for the element at a place of the reduction, and that element."""
 WORD = "uint32"
 """The element type of a group of several elements."""
 MOST_STEPS = 96
@@ -117,6 +120,19 @@ class GroupSums:
         shifted = [tirx.shift_left(w, tirx.const(bits * i, WORD)) for i, w in enumerate(words)]
         return reduce(tirx.bitwise_or, shifted)
 
+    def word(self, k: Expression, extent: int, read: ReadElement) -> tuple[list[Statement], Expression]:
+        """Word `k` of an axis of `extent` elements, with zeros beyond it, after what is needed for it."""
+        whole = extent % self.size == 0
+        needed: list[Statement] = []
+        elements: list[Expression] = []
+        for i in range(self.in_word):
+            at = k * self.in_word + i
+            statements, value = read(at if whole else tirx.min(at, extent - 1))
+            needed += statements
+            elements.append(value)
+        joined = self.joined(elements)
+        return needed, joined if whole else self.zero_beyond(joined, extent - k * self.in_word)
+
     def zero_beyond(self, word: Expression, present: Expression) -> Expression:
         """`word` with zeros in all but its first `present` elements, at least one where a group is a word."""
         bits = 32 // self.in_word
@@ -151,7 +167,7 @@ def ways_to_sum(target: Target, dtype: str) -> tuple[GroupSums, ...]:
     if dtype == "bfloat16":
         if has_tiles(target):
             return (_BFLOAT16_TILES,)
-        return (_BFLOAT16_SQUARES, _BFLOAT16) if on_arm and target.has("bf16") else (_BFLOAT16,)
+        return (_BFLOAT16_SQUARES, BFLOAT16_PAIRS) if on_arm and target.has("bf16") else (BFLOAT16_PAIRS,)
     return (_HALF,) if on_arm else (_HALF_PAIRS,)
 
 
@@ -275,8 +291,8 @@ def _lower_multiply_add(operands: Operands) -> Expression:
 _INT8 = GroupSums(4, WORD, _int8_multiply_add)
 _INT8_SQUARES = GroupSums(8, WORD, _square_multiply_add, side=SIDE)
 _BFLOAT16_SQUARES = GroupSums(4, WORD, _square_multiply_add, side=SIDE)
-_BFLOAT16 = GroupSums(2, WORD, bfloat16.multiply_add)
-_BFLOAT16_TILES = replace(_BFLOAT16, tiles=True, delay=4)
+BFLOAT16_PAIRS = GroupSums(2, WORD, bfloat16.multiply_add)
+_BFLOAT16_TILES = replace(BFLOAT16_PAIRS, tiles=True, delay=4)
 _HALF_PAIRS = GroupSums(
     2,
     WORD,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import prod
+from typing import ClassVar
 
 import numpy as np
 
@@ -31,6 +32,7 @@ class AttentionCpu(Template):
 
     name = "attention_cpu"
     version = 2
+    operands: ClassVar[type[AttentionOperands]] = AttentionOperands
 
     def accepts(self, kernel: Kernel, target: Target) -> bool:
         anchor = kernel.anchor
@@ -40,8 +42,9 @@ class AttentionCpu(Template):
 
     def space(self, kernel: Kernel, target: Target) -> Space:
         shape = _shape(kernel)
-        tiles = tuple(_tiles(shape, target))
-        best = min(tiles, key=lambda tile: _cycles(shape, target, *tile))
+        group = self.operands.group
+        tiles = tuple(_tiles(shape, target, group))
+        best = min(tiles, key=lambda tile: _cycles(shape, target, group, *tile))
 
         def reason(config: Config) -> str | None:
             tile = tuple(int(config[n]) for n in ("tile_rows", "score_vectors", "value_vectors"))
@@ -55,6 +58,11 @@ class AttentionCpu(Template):
             (*ordered, Choice("parallel", ("no", "batch", "tiles"), _shared(kernel, shape, target))), reason
         )
 
+    def _least_cycles(self, kernel: Kernel, target: Target) -> float:
+        shape, group = _shape(kernel), self.operands.group
+        tiles = _tiles(shape, target, group)
+        return prod(shape.batch) * min(_cycles(shape, target, group, *tile) for tile in tiles)
+
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         plan = Plan(
             Tiles.of(_shape(kernel).rows, int(config["tile_rows"])),
@@ -62,7 +70,7 @@ class AttentionCpu(Template):
             int(config["value_vectors"]),
             str(config["parallel"]),
         )
-        return AttentionNest(kernel, plan, target, AttentionOperands).scheduled()
+        return AttentionNest(kernel, plan, target, self.operands).scheduled()
 
 
 def _shape(kernel: Kernel) -> Shape:
@@ -70,9 +78,11 @@ def _shape(kernel: Kernel) -> Shape:
     return Shape.of(kernel.anchor)
 
 
-def _row_bytes(shape: Shape, target: Target) -> int:
+def _row_bytes(shape: Shape, target: Target, group: int) -> int:
+    """Those of a row of scores, and of its weights where these are in groups."""
     lanes = target.lanes(shape.dtype)
-    return shape.key_vectors(lanes) * lanes * np.dtype(shape.dtype).itemsize
+    scores = shape.key_vectors(lanes) * lanes * np.dtype(shape.dtype).itemsize
+    return scores if group == 1 else scores + scores // group
 
 
 def _shared(kernel: Kernel, shape: Shape, target: Target) -> str:
@@ -83,9 +93,9 @@ def _shared(kernel: Kernel, shape: Shape, target: Target) -> str:
     return "batch" if heads % target.cores == 0 or heads >= 8 * target.cores else "tiles"
 
 
-def _tiles(shape: Shape, target: Target) -> Iterator[tuple[int, int, int]]:
+def _tiles(shape: Shape, target: Target, group: int) -> Iterator[tuple[int, int, int]]:
     """(rows, vectors of scores, vectors of values) that fit the registers and the row buffer."""
-    lanes, row_bytes = target.lanes(shape.dtype), _row_bytes(shape, target)
+    lanes, row_bytes = target.lanes(shape.dtype), _row_bytes(shape, target, group)
     for rows in range(1, min(shape.rows, MAX_TILE_ROWS) + 1):
         for s in range(1, min(shape.key_vectors(lanes), 4) + 1):
             for v in range(1, min(shape.value_vectors(lanes), 4) + 1):
@@ -94,12 +104,13 @@ def _tiles(shape: Shape, target: Target) -> Iterator[tuple[int, int, int]]:
                     yield rows, s, v
 
 
-def _cycles(shape: Shape, target: Target, rows: int, scores: int, values: int) -> float:
-    """Estimated cycles: both products by the tightest of FMA ports, FMA latency and loads."""
+def _cycles(shape: Shape, target: Target, group: int, rows: int, scores: int, values: int) -> float:
+    """Estimated cycles of a head: both products by the tightest of FMA ports, FMA latency and loads."""
     lanes = target.lanes(shape.dtype)
 
     def part(vectors: int, depth: int) -> float:
-        factors = rows / UNROLL if rows_fit(target, rows, vectors) else rows
+        by_lane = group == 1 and rows_fit(target, rows, vectors)
+        factors = rows / UNROLL if by_lane else rows
         load = max((factors + vectors) / target.load_ports, vectors)
         return (
             depth * (max(rows * vectors / target.fma_ports, FMA_LATENCY, load) + 0.05 * load)
@@ -111,8 +122,8 @@ def _cycles(shape: Shape, target: Target, rows: int, scores: int, values: int) -
         return count // vectors * part(vectors, depth) + rest
 
     blocks = -(-shape.rows // rows)
-    first = product(shape.key_vectors(lanes), scores, shape.depth)
-    return blocks * (first + product(shape.value_vectors(lanes), values, shape.length))
+    first = product(shape.key_vectors(lanes), scores, -(-shape.depth // group))
+    return blocks * (first + product(shape.value_vectors(lanes), values, -(-shape.length // group)))
 
 
 TEMPLATES.register(AttentionCpu.name, AttentionCpu())
