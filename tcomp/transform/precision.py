@@ -48,7 +48,7 @@ def lowering(target: Target, precision: Precision, keep: str = "") -> Pass | Non
         dtype,
         keep,
         plain=target.gpu is not None,
-        attention=has_tiles(target),
+        attention=dtype == "bfloat16",
         patches=has_tiles(target),
     )
 

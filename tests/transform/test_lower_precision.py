@@ -197,19 +197,29 @@ def masked_attention() -> Graph:
         )
         for _ in range(3)
     ]
-    return builder.build(builder.op("relu", builder.op("attention", *rows, mask, scale=0.2)))
+    return builder.build(builder.op("relu", builder.op("attention", *rows, mask, scale=0.2, name="heads")))
 
 
-def test_attention_is_lowered_where_there_are_tiles() -> None:
-    """Its mask stays as it is, and so do all operands elsewhere."""
+def test_attention_is_lowered_to_bfloat16() -> None:
+    """In tiles or pairs. Its mask stays as it is, and so do all operands where the type is float16."""
     x = [np.random.default_rng(1).standard_normal(s).astype(np.float32) for s in ((16, 32), (16, 16))]
     (exact,) = evaluate(masked_attention(), x)
-    for target, narrow in ((TARGETS["emeraldrapids"], True), (BF16, False)):
+    for target in (TARGETS["emeraldrapids"], BF16, TARGETS["neoverse-v1"], FP16):
+        narrow = target.fast_dtype == "bfloat16"
         optimized = optimize(masked_attention(), target, precision="fast")
         (anchor,) = (a for n in optimized.nodes for a in anchors_of(n) if a.op == "attention")
         assert [v.dtype for v in anchor.inputs] == ["bfloat16" if narrow else "float32"] * 3 + ["float32"]
         (fast,) = evaluate(optimized, x)
         assert 0 < np.abs(fast - exact).max() < 5e-2 * np.abs(exact).max()
+
+
+def test_attention_may_be_kept() -> None:
+    exact = run_passes(masked_attention(), passes_before_lowering(BF16, "fast"))
+    lower = lowering(BF16, "fast", keep="heads")
+    assert lower is not None
+    (heads,) = (n for n in lower.run(exact).nodes if n.name == "heads")
+    assert not is_lowered(heads)
+    assert {v.dtype for v in (*heads.inputs, *heads.outputs)} == {"float32"}
 
 
 def anchors_of(node: Node) -> list[Node]:
