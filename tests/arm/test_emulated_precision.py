@@ -24,7 +24,7 @@ from tcomp.target.parse import parse_target
 from tcomp.target.target import TARGETS
 from tcomp.tensor.groups import ways_to_sum
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.template import template_for
+from tcomp.tensor.template import choices_for, template_for
 from tcomp.transform.lower_precision import is_lowered, product_kernels
 
 
@@ -63,6 +63,36 @@ def test_fast_is_near_float32(name: str, dtype: str, tmp_path: Path) -> None:
     found = np.frombuffer(result.stdout, np.float32).reshape(exact.shape)
     error = relative_error(found, exact)
     assert 1e-5 < error < (5e-3 if dtype == "float16" else 2e-2)
+
+
+def heads() -> Graph:
+    """Attention of three heads over 37 rows, between products."""
+    rng = np.random.default_rng(0)
+    g = GraphBuilder("heads")
+    x = g.op("relu", g.input("x", (37, 48)))
+    parts = [g.op("matmul", x, g.constant(weights(rng, 96, 48).T.copy())) for _ in range(3)]
+    split = [g.op("transpose", g.op("reshape", p, shape=(37, 3, 32)), axes=(1, 0, 2)) for p in parts]
+    mixed = g.op("transpose", g.op("attention", *split, scale=0.2, name="heads"), axes=(1, 0, 2))
+    rows = g.op("reshape", mixed, shape=(37, 96))
+    return g.build(g.op("matmul", rows, g.constant(weights(rng, 40, 96).T.copy())))
+
+
+def test_attention_multiplies_pairs(tmp_path: Path) -> None:
+    target, graph = parse_target("neoverse-v1"), heads()
+    tools(target)
+    lowered = optimize(graph, target, precision="fast")
+    (kernel,) = (Kernel.of(n) for n in lowered.nodes if n.op == "fused" and n.name == "heads")
+    _, space = choices_for(kernel, target)
+    assert space.default["algorithm"] == "attention_pairs_cpu"
+    assert "bfdot" in build_kernel(kernel, target).source()
+    library = tmp_path / "heads.so"
+    compile_graph(lowered, target, library)
+    x = np.random.default_rng(1).standard_normal((37, 48)).astype(np.float32)
+    result = run(library, target, [x], tmp_path)
+    assert (result.returncode, result.stderr) == (0, b"")
+    (exact,) = evaluate(graph, [x])
+    found = np.frombuffer(result.stdout, np.float32).reshape(exact.shape)
+    assert 1e-5 < relative_error(found, exact) < 2e-2
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8"])
