@@ -15,6 +15,7 @@ from functools import reduce
 
 from tcomp.relay.graph import Node
 from tcomp.relay.types import Array, TensorType, numpy_dtype
+from tcomp.target.target import Target
 from tcomp.tensor import bfloat16
 from tcomp.tensor.amx import DTYPE, LANES, WORD_BYTES
 from tcomp.tensor.anchored import Anchored
@@ -41,6 +42,14 @@ ROW_CYCLES = 20.0
 """Estimated cycles of beginning a row of the copy."""
 WORD_CYCLES = 6.0
 """Estimated cycles of a vector of words of the copy."""
+
+
+def multiplies_patches(target: Target) -> bool:
+    """Whether `target` multiplies patches of bfloat16 faster than float32: in tiles, or in pairs of AVX-512.
+
+    ARM's products of float32 take factors out of the rows of such an input, several taps at a load.
+    """
+    return target.fast_dtype == DTYPE and target.machine == "x86_64"
 
 
 def has_patches(anchor: Node) -> bool:
@@ -87,6 +96,12 @@ class Patches:
         """From what an output pixel reads to what the next one in its row reads."""
         return self.conv.strides[-1] * self.words * WORD_BYTES
 
+    def blocked(self, sums: GroupSums) -> Convolution:
+        """The convolution of the copy of the whole input, whose pixels are blocks of channels."""
+        none = (0,) * len(self.conv.kernel)
+        copied = replace(self.conv, in_size=self.conv.needed, pad_begin=none, pad_end=none)
+        return replace(copied, dtype=DTYPE, in_block=2 * self.words, sums=sums)
+
     def rows(self, outputs: int) -> int:
         """Rows of the copy that so many neighbouring rows of the output read."""
         conv = self.conv
@@ -98,8 +113,7 @@ class Patches:
 
     def weights(self, sums: GroupSums, channels: Tiles) -> tuple[Packing, int]:
         """Weights as `[panel, kernel row, pair, output channel]`, rounded, and output channels of a panel."""
-        blocked = replace(self.conv, dtype=DTYPE, in_block=2 * self.words, sums=sums)
-        panels = WeightPanels(blocked, channels)
+        panels = WeightPanels(self.blocked(sums), channels)
         rows, taps = self.conv.kernel
         shape = (channels.count, rows, taps * self.words, panels.width)
 
@@ -117,28 +131,34 @@ class Patches:
         target: Buffer,
     ) -> Statement:
         """Copy `rows` rows of the padded input of an image, from row `first` on, to the begin of `target`."""
+        return loop(rows, lambda i: self.copy_row(anchored, image, first + i, target, [i]), "row")
+
+    def copy_row(
+        self,
+        anchored: Anchored,
+        image: Expression,
+        row: Expression,
+        target: Buffer,
+        at: Sequence[Expression],
+    ) -> Statement:
+        """Copy a row of the padded input of an image to `target[at]`."""
         conv = self.conv
         (top, left), (height, width) = conv.pad_begin, conv.in_size
         begin, end = max(left, 0), min(conv.needed[-1], width + left)
-
-        def row(number: Expression) -> Statement:
-            source = first + number - top
-            at = [number]
-            blank = sequence(self._blank(target, at, 0, conv.needed[-1]))
-            if end <= begin:
-                return blank
-            inside = sequence(
-                [
-                    *self._blank(target, at, 0, begin),
-                    *self._pixels(anchored, [image, source], target, at, begin, end),
-                    *self._blank(target, at, end, conv.needed[-1]),
-                ]
-            )
-            if top <= 0 and conv.needed[0] - top <= height:
-                return inside
-            return tirx.IfThenElse(tirx.all(source >= 0, source < height), inside, blank)
-
-        return loop(rows, row, "row")
+        source = row - top
+        blank = sequence(self._blank(target, at, 0, conv.needed[-1]))
+        if end <= begin:
+            return blank
+        inside = sequence(
+            [
+                *self._blank(target, at, 0, begin),
+                *self._pixels(anchored, [image, source], target, at, begin, end),
+                *self._blank(target, at, end, conv.needed[-1]),
+            ]
+        )
+        if top <= 0 and conv.needed[0] - top <= height:
+            return inside
+        return tirx.IfThenElse(tirx.all(source >= 0, source < height), inside, blank)
 
     def _blank(self, target: Buffer, at: Sequence[Expression], begin: int, end: int) -> list[Statement]:
         """Zeros in pixels from `begin` to `end` of a row."""

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from tcomp.errors import UnsupportedError, check_choice
 from tcomp.relay.graph import Graph
 from tcomp.target.target import Target
-from tcomp.tensor.amx import has_tiles
+from tcomp.tensor.patches import multiplies_patches
 from tcomp.transform.lower_precision import LowerPrecision, is_lowered, product_kernels
 from tcomp.transform.pass_ import Pass
 from tcomp.transform.round_factors import RoundFactors
@@ -49,7 +49,7 @@ def lowering(target: Target, precision: Precision, keep: str = "") -> Pass | Non
         keep,
         plain=target.gpu is not None,
         attention=dtype == "bfloat16",
-        patches=has_tiles(target),
+        patches=multiplies_patches(target),
     )
 
 

@@ -123,8 +123,9 @@ def test_a_chain_of_convolutions_is_one_kernel_in_float32() -> None:
     np.testing.assert_allclose(found, exact, rtol=1e-4, atol=1e-4)
 
 
-def test_first_convolutions_round_what_they_read_for_tiles() -> None:
-    graph, target = inverted_residual(28), TARGETS["emeraldrapids"]
+@pytest.mark.parametrize("target", [TARGETS["emeraldrapids"], BF16], ids=["tiles", "pairs"])
+def test_first_convolutions_round_what_they_read(target: Target) -> None:
+    graph = inverted_residual(28)
     optimized = optimize(graph, target, precision="fast")
     first, *others = product_kernels(optimized)
     assert first.name == "stem"
@@ -138,8 +139,8 @@ def test_first_convolutions_round_what_they_read_for_tiles() -> None:
     assert 0 < np.abs(fast - exact).max() < 2e-2 * np.abs(exact).max()
 
 
-@pytest.mark.parametrize("target", [FP16, BF16], ids=lambda t: t.fast_dtype)
-def test_first_convolutions_stay_in_float32_without_tiles(target: Target) -> None:
+@pytest.mark.parametrize("target", [FP16, TARGETS["neoverse-v1"]], ids=lambda t: t.fast_dtype)
+def test_first_convolutions_stay_in_float32_elsewhere(target: Target) -> None:
     optimized = optimize(inverted_residual(28), target, precision="fast")
     assert "stem" not in [n.name for n in product_kernels(optimized)]
     (stem,) = (n for n in optimized.nodes if n.name == "stem")
