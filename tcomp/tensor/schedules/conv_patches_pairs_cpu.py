@@ -21,9 +21,10 @@ from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Space
 from tcomp.tensor.loops import Buffer, Expression, Statement, loop, parallel
 from tcomp.tensor.patches import Patches, has_patches, multiplies_patches
-from tcomp.tensor.register_tile import Index, Point, RegisterTile, passes_nest, tile_nest
+from tcomp.tensor.register_tile import Index, Point, RegisterTile
 from tcomp.tensor.schedules.conv2d_cpu import Conv2dDirect, direct_space, output_index, tile_of
 from tcomp.tensor.template import TEMPLATES, Packed, PackedBy, Packing, Scheduled, Template
+from tcomp.tensor.tile_sums import passes_nest, tile_nest
 
 
 class ConvPatchesPairsCpu(Template):
