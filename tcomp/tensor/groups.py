@@ -53,12 +53,8 @@ from tcomp.tensor.intrinsics import (
     vector,
 )
 from tcomp.tensor.loops import Statement
-<<<<<<< HEAD
 from tcomp.tensor.register_tile import SIDE
 from tcomp.tensor.tile_sums import ShortSums
-=======
-from tcomp.tensor.register_tile import SIDE, ShortSums
->>>>>>> attn
 from tcomp.tvm_api import tirx
 
 ReadElement = Callable[[Expression], tuple[list[Statement], Expression]]

@@ -8,10 +8,7 @@ from tcomp.errors import UnsupportedError, check_choice
 from tcomp.relay.graph import Graph
 from tcomp.target.target import Target
 from tcomp.tensor.patches import multiplies_patches
-<<<<<<< HEAD
 from tcomp.transform.allow_strassen import AllowStrassen
-=======
->>>>>>> attn
 from tcomp.transform.lower_precision import LowerPrecision, is_lowered, product_kernels
 from tcomp.transform.pass_ import Pass
 from tcomp.transform.round_factors import RoundFactors

@@ -68,7 +68,6 @@ def test_fast_is_near_float32(name: str, dtype: str, tmp_path: Path) -> None:
     assert 1e-5 < error < (5e-3 if dtype == "float16" else 2e-2)
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize("name", ["arm64-linux", "cortex-x2", "armv7-linux"])
 def test_convolutions_of_float16_whose_products_are_in_float32(name: str, tmp_path: Path) -> None:
     """Padding makes a copy of an input in float32, whose elements are factors as they are there."""
@@ -85,8 +84,6 @@ def test_convolutions_of_float16_whose_products_are_in_float32(name: str, tmp_pa
         check([one], [other], sample)
 
 
-=======
->>>>>>> attn
 def heads() -> Graph:
     """Attention of three heads over 37 rows, between products."""
     rng = np.random.default_rng(0)
