@@ -225,7 +225,7 @@ def test_threads_do_not_change_split_sums() -> None:
     ("a", "b", "cores", "expected"),
     [
         ((1, 4096), (4096, 8), 1, {"partial_sums": 8}),
-        ((8, 8192), (8192, 8), 1, {}),
+        ((8, 8192), (8192, 8), 1, {"parts": 4}),
         ((8, 8192), (8192, 8), 2, {"parts": 4}),
         ((8, 8192), (8192, 8), 8, {"parts": 16}),
         ((1, 2048), (2048, 1000), 2, {}),
@@ -269,3 +269,13 @@ def test_sums_before_a_heavy_epilogue_stay_in_registers(name: str) -> None:
         source = build_kernel(kernel, target, config).source()
         assert "memset" not in source
         assert not on_stack(hot_loop(source, target.machine), target.machine)
+
+
+@pytest.mark.parametrize("name", ["x86-64-v3", "x86-64-v4", "cortex-a76", "raspberry-pi-5"])
+def test_products_are_shared_on_devices_of_any_number_of_cores(name: str) -> None:
+    target, kernel = TARGETS[name], matmul((128, 768), (768, 768))
+    default = MatmulCpu().space(kernel, target).default
+    assert default["parallel"]
+    assert kernel.anchor is not None
+    plan = Plan.of(Product.of(kernel.anchor), target, default)
+    assert plan.groups * plan.row_blocks >= 2 * target.sharers

@@ -87,10 +87,10 @@ def _row_bytes(shape: Shape, target: Target, group: int) -> int:
 
 def _shared(kernel: Kernel, shape: Shape, target: Target) -> str:
     """What threads share: whole heads where there are enough for all, so that each packs its own."""
-    if target.cores == 1 or kernel.flops < PARALLEL_FLOPS:
+    if kernel.flops < PARALLEL_FLOPS:
         return "no"
     heads = prod(shape.batch)
-    return "batch" if heads % target.cores == 0 or heads >= 8 * target.cores else "tiles"
+    return "batch" if heads % target.sharers == 0 or heads >= 8 * target.sharers else "tiles"
 
 
 def _tiles(shape: Shape, target: Target, group: int) -> Iterator[tuple[int, int, int]]:
