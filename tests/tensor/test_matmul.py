@@ -274,7 +274,8 @@ def test_sums_before_a_heavy_epilogue_stay_in_registers(name: str) -> None:
 @pytest.mark.parametrize("name", ["x86-64-v3", "x86-64-v4", "cortex-a76", "raspberry-pi-5"])
 def test_products_are_shared_on_devices_of_any_number_of_cores(name: str) -> None:
     target, kernel = TARGETS[name], matmul((128, 768), (768, 768))
-    default = MatmulCpu().space(kernel, target).default
+    space = MatmulCpu().space(kernel, target)
+    default = space.complete(space.default)
     assert default["parallel"]
     assert kernel.anchor is not None
     plan = Plan.of(Product.of(kernel.anchor), target, default)
