@@ -31,7 +31,8 @@ TOLERANCE = 2e-2
 class Lowered:
     """A graph with products in fewer bits, and how far its outputs are from float32.
 
-    `errors` are relative to each output's largest magnitude; none when the target does not run here.
+    `errors` are relative to each output's largest magnitude: of the library where it ran (`ran`), else of the
+    graph in numpy, which rounds operands and sums exactly. None where that would say nothing.
     """
 
     graph: Graph
@@ -42,6 +43,7 @@ class Lowered:
     kept: tuple[str, ...] = ()
     errors: Mapping[str, float] = field(default_factory=dict[str, float])
     tolerance: float = TOLERANCE
+    ran: bool = True
 
     def __str__(self) -> str:
         lowered = sum(map(is_lowered, self.graph.nodes))
@@ -60,6 +62,8 @@ class Lowered:
             parts.append(
                 f"error of `{worst}` {self.errors[worst]:.2%} of its scale (allowed {self.tolerance:.2%})"
             )
+            if not self.ran:
+                parts.append(f"rounded in numpy, as `{self.target.name}` does not run on this machine")
         return f"precision {self.precision}: " + "; ".join(parts)
 
 
@@ -74,7 +78,8 @@ def lower_within(
     """The graph `exact`, as it is before lowering, with as many products lowered as `tolerance` allows.
 
     `build` compiles a graph to a library; its last call is for the graph in the result. Where there is
-    nothing to lower, or when `target` does not run here, nothing is compared.
+    nothing to lower nothing is compared. When `target` does not run here, the graph does in numpy, which says
+    nothing of algorithms.
     """
 
     def lowered(keep: Sequence[str] = ()) -> Graph:
@@ -83,21 +88,28 @@ def lower_within(
 
     graph = lowered()
     products = len(product_kernels(graph))
-    if graph is exact or not runs_here(target):
+    runs = runs_here(target)
+    if graph is exact or (not runs and factor_dtype(target, precision) is None):
         build(graph)
         return Lowered(graph, target, precision, products, tolerance=tolerance)
+
+    def outputs_of(graph: Graph) -> Sequence[Array]:
+        if not runs:
+            return evaluate(graph, arrays)
+        with load(build(graph)) as model:
+            return model(*arrays)
+
     arrays = list(inputs.values())
     expected = evaluate(exact, arrays)
     ranking: list[str] | None = None
     kept: tuple[str, ...] = ()
     while True:
-        with load(build(graph)) as model:
-            outputs = model(*arrays)
-        errors = {
-            v.name: relative_error(a, e) for v, a, e in zip(exact.outputs, outputs, expected, strict=True)
-        }
+        pairs = zip(exact.outputs, outputs_of(graph), expected, strict=True)
+        errors = {v.name: relative_error(a, e) for v, a, e in pairs}
         if graph is exact or all(e <= tolerance for e in errors.values()):
-            return Lowered(graph, target, precision, products, kept, errors, tolerance)
+            if not runs:
+                build(graph)
+            return Lowered(graph, target, precision, products, kept, errors, tolerance, runs)
         ranking = ranking or worst_kernels(exact, graph, arrays)
         count = max(1, 2 * len(kept))
         kept = tuple(ranking[:count])

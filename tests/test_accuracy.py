@@ -129,6 +129,18 @@ def test_a_machine_without_a_faster_type_says_so(tmp_path: Path, capsys: pytest.
     np.testing.assert_allclose(found, evaluate(network(), [x])[0], rtol=1e-4, atol=1e-6)
 
 
+def test_what_overflows_on_another_machine_stays_in_float32(tmp_path: Path) -> None:
+    compiled = tcomp.compile(network(loud=1e6), tmp_path / "m.so", "cortex-a76", precision="fast")
+    assert "kernels kept in float32 for accuracy (" in compiled.precision
+    assert "loud" in compiled.precision
+    assert "rounded in numpy, as `cortex-a76` does not run on this machine" in compiled.precision
+
+
+def test_algorithms_of_another_machine_are_not_checked(tmp_path: Path) -> None:
+    compiled = tcomp.compile(network(), tmp_path / "m.so", "cortex-a72", precision="fast")
+    assert "accuracy not checked: `cortex-a72` does not run on this machine" in compiled.precision
+
+
 @pytest.mark.skipif(host_target().has("avx512bf16"), reason="the library would run here")
 @pytest.mark.skipif(shutil.which("objdump") is None, reason="no objdump")
 def test_zen_4_is_compiled_for_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,10 +148,9 @@ def test_zen_4_is_compiled_for_elsewhere(tmp_path: Path, capsys: pytest.CaptureF
     save_graph(network(), model)
     options = ["--target", "znver4", "--precision", "fast", "-o", str(library)]
     assert main(["compile", str(model), *options]) == 0
-    assert (
-        "precision fast: 3 of 3 products in bfloat16; accuracy not checked: `znver4` does not run on this "
-        "machine" in capsys.readouterr().out
-    )
+    said = capsys.readouterr().out
+    assert "precision fast: 3 of 3 products in bfloat16; error of `" in said
+    assert "(allowed 2.00%); rounded in numpy, as `znver4` does not run on this machine" in said
     code = subprocess.run(["objdump", "-d", str(library)], capture_output=True, text=True, check=True).stdout
     products = [line for line in code.splitlines() if "vdpbf16ps" in line]
     assert products
