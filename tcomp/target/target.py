@@ -207,11 +207,12 @@ class Target:
 
     @property
     def sharers(self) -> int:
-        """Threads that kernels are cut for: two, which four or more can share too, where there is no telling.
+        """Threads that products are cut for: two, which four can share too, where there is no telling.
 
-        A library for an instruction set or a core runs on devices with any number of them.
+        A library for an instruction set or a core runs on devices with any number of cores. 32-bit ARM has
+        too few registers for the addresses of shared pieces: loops of products would keep some on the stack.
         """
-        return max(2, self.cores)
+        return self.cores if self.cores > 1 or self.machine == "arm" else 2
 
     def lanes(self, dtype: str = "float32") -> int:
         """Elements of `dtype` in one vector register."""

@@ -53,4 +53,4 @@ class StrassenTemplate(Template):
 
 
 def _threaded(kernel: Kernel, target: Target) -> bool:
-    return kernel.flops >= PARALLEL_FLOPS
+    return target.sharers > 1 and kernel.flops >= PARALLEL_FLOPS

@@ -87,7 +87,7 @@ def _row_bytes(shape: Shape, target: Target, group: int) -> int:
 
 def _shared(kernel: Kernel, shape: Shape, target: Target) -> str:
     """What threads share: whole heads where there are enough for all, so that each packs its own."""
-    if kernel.flops < PARALLEL_FLOPS:
+    if target.sharers == 1 or kernel.flops < PARALLEL_FLOPS:
         return "no"
     heads = prod(shape.batch)
     return "batch" if heads % target.sharers == 0 or heads >= 8 * target.sharers else "tiles"

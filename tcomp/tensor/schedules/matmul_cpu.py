@@ -97,7 +97,7 @@ class MatmulCpu(Template):
         unrolls = tuple(u for u in _unrolls(target) if product.depth % u == 0)
         partial_sums = _partial_sums(target, rows, vectors, unrolls)
         constant = constant_right(kernel) is not None
-        shared = kernel.flops >= PARALLEL_FLOPS
+        shared = target.sharers > 1 and kernel.flops >= PARALLEL_FLOPS
         row_block, group = _blocking(product, target, rows, vectors, shared)
         few = product.rows <= min(rows, MOST_ROWS_APART)
         apart = constant and few and vectors > 1 and not target.by_lane

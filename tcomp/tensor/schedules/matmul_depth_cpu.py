@@ -331,7 +331,7 @@ def _product(kernel: Kernel) -> Product:
 
 
 def _shared(kernel: Kernel, target: Target) -> bool:
-    return kernel.flops >= PARALLEL_FLOPS
+    return target.sharers > 1 and kernel.flops >= PARALLEL_FLOPS
 
 
 def _tiles(product: Product, registers: int) -> Iterator[tuple[int, int]]:

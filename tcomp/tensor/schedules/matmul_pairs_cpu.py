@@ -80,7 +80,7 @@ class MatmulPairsCpu(Template):
                 Choice("order", ("panels", "rows"), "panels" if many and fitting else "rows"),
                 Ordered("unroll", unrolls, unrolls[-1]),
                 Choice("prefetch", (False, True), constant_right(kernel) is not None),
-                Choice("parallel", (False, True), kernel.flops >= PARALLEL_FLOPS),
+                Choice("parallel", (False, True), target.sharers > 1 and kernel.flops >= PARALLEL_FLOPS),
             ),
             reason,
         )
