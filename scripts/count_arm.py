@@ -36,6 +36,7 @@ from tcomp.relay.graph import Graph
 from tcomp.relay.types import Array
 from tcomp.runtime.fill import fill
 from tcomp.target.parse import parse_target
+from tcomp.transform.allow_strassen import AllowStrassen
 from tcomp.target.target import Target
 
 SCRIPTS = Path(__file__).parent
@@ -101,10 +102,12 @@ def cpu_options(target: Target) -> list[str]:
     return ["-cpu", core] if named else []
 
 
-def build(graph: Graph, target: Target, folder: Path) -> tuple[Report, Path]:
+def build(graph: Graph, target: Target, folder: Path, strassen: bool) -> tuple[Report, Path]:
     """A program of a model in `folder`, which keeps the names of all its functions."""
     bundle, program = folder / "bundle", folder / "program"
-    report = compile_graph(static_kernels(graph, target), target, bundle, form="bundle")
+    kernels = static_kernels(graph, target)
+    kernels = AllowStrassen().run(kernels) if strassen else kernels
+    report = compile_graph(kernels, target, bundle, form="bundle")
     toolchain = find_toolchain(target)
     sources = [SCRIPTS / "count_arm.c", *sorted(bundle.glob("*.c")), *sorted(bundle.glob("*.S"))]
     flags = [f"-I{bundle}", f"-Wa,-I{bundle}"]
@@ -151,11 +154,11 @@ def sample_inputs(graph: Graph, name: str = "") -> dict[str, Array]:
 
 
 def count(
-    graph: Graph, target: Target, folder: Path, inputs: Mapping[str, Array]
+    graph: Graph, target: Target, folder: Path, inputs: Mapping[str, Array], strassen: bool = False
 ) -> tuple[Report, Mapping[str, int], float]:
-    """The program of an imported model, the instructions of one inference by kernel, and what the magnitudes
-    of its first output add up to."""
-    report, program = build(graph, target, folder)
+    """The program of an imported model, where products may be by Strassen's algorithm or not, the instructions
+    of one inference by kernel, and what the magnitudes of its first output add up to."""
+    report, program = build(graph, target, folder, strassen)
     arrays = folder / "inputs.bin"
     arrays.write_bytes(b"".join(inputs[value.name].tobytes() for value in graph.inputs))
     options = [*cpu_options(target), "-L", LIBRARIES[target.machine]]
@@ -198,6 +201,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("models", nargs="+", help="names of models in models/, or files")
     parser.add_argument("--target", default="cortex-a76", help="a core, system or board")
+    parser.add_argument("--strassen", action="store_true", help="allow Strassen's algorithm")
     parser.add_argument("--kernels", action="store_true", help="show each kernel")
     arguments = parser.parse_args()
     target = parse_target(arguments.target)
@@ -206,7 +210,8 @@ def main() -> None:
             known = name in MODELS
             path = ROOT / "models" / f"{name}.onnx" if known else Path(name)
             graph = import_onnx(path, MODELS[name].input_shapes if known else None)
-            report, found, _ = count(graph, target, Path(folder), sample_inputs(graph, name))
+            inputs = sample_inputs(graph, name)
+            report, found, _ = count(graph, target, Path(folder), inputs, arguments.strassen)
         show(name, target, report, found, arguments.kernels)
 
 
