@@ -36,8 +36,8 @@ from tcomp.relay.graph import Graph
 from tcomp.relay.types import Array
 from tcomp.runtime.fill import fill
 from tcomp.target.parse import parse_target
-from tcomp.transform.allow_strassen import AllowStrassen
 from tcomp.target.target import Target
+from tcomp.transform.allow_strassen import AllowStrassen
 
 SCRIPTS = Path(__file__).parent
 LIBRARIES = {"aarch64": "/usr/aarch64-linux-gnu", "arm": "/usr/arm-linux-gnueabihf"}
