@@ -156,8 +156,8 @@ def sample_inputs(graph: Graph, name: str = "") -> dict[str, Array]:
 def count(
     graph: Graph, target: Target, folder: Path, inputs: Mapping[str, Array], strassen: bool = False
 ) -> tuple[Report, Mapping[str, int], float]:
-    """The program of an imported model, where products may be by Strassen's algorithm or not, the instructions
-    of one inference by kernel, and what the magnitudes of its first output add up to."""
+    """The program of an imported model, in which Strassen's algorithm is allowed or not, the instructions of
+    one inference by kernel, and what the magnitudes of its first output add up to."""
     report, program = build(graph, target, folder, strassen)
     arrays = folder / "inputs.bin"
     arrays.write_bytes(b"".join(inputs[value.name].tobytes() for value in graph.inputs))
