@@ -7,14 +7,13 @@ It runs on fused kernels. Errors of that algorithm are as large as those of othe
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from typing import ClassVar
 
-from tcomp.relay.attributes import graph as graph_attribute
 from tcomp.relay.attributes import integer, integers
 from tcomp.relay.graph import Constant, Graph, Node
-from tcomp.tensor.kernel import anchors_of
+from tcomp.transform.anchor_attributes import set_on_anchors
 from tcomp.transform.pass_ import Pass, declare_pass
 
 
@@ -30,37 +29,20 @@ class AllowStrassen(Pass):
     keep: str = ""
 
     def transform(self, graph: Graph, stats: Counter[str]) -> Graph:
-        keep = frozenset(self.keep.split("|")) - {""}
-        nodes = [n if n.op != "fused" or n.name in keep else _allowed(n) for n in graph.nodes]
-        changed = sum(new is not old for new, old in zip(nodes, graph.nodes, strict=True))
-        if not changed:
-            return graph
-        stats["products of sums"] += changed
-        return Graph(graph.inputs, tuple(nodes), graph.outputs, graph.name)
+        changed, count = set_on_anchors(graph, self.keep, _gains, strassen=True)
+        if count:
+            stats["products of sums"] += count
+        return changed
 
 
-def _allowed(kernel: Node) -> Node:
-    """`kernel` with a product that may be one of sums; itself where it has none."""
-    body = graph_attribute(kernel.attrs, "body")
-    anchors = anchors_of(body)
-    if len(anchors) != 1 or not _gains(anchors[0]) or not _is_constant(kernel, body, anchors[0]):
-        return kernel
-    attrs = {**anchors[0].attrs, "strassen": True}
-    nodes = tuple(replace(n, attrs=attrs) if n is anchors[0] else n for n in body.nodes)
-    changed = Graph(body.inputs, nodes, body.outputs, body.name)
-    return replace(kernel, attrs={**kernel.attrs, "body": changed})
-
-
-def _gains(anchor: Node) -> bool:
+def _gains(kernel: Node, body: Graph, anchor: Node) -> bool:
+    """Whether `anchor` is a float32 product with constant weights, of matrices or of pixels."""
     if anchor.op not in ("matmul", "conv2d") or anchor.inputs[0].dtype != "float32":
+        return False
+    outer = dict(zip(body.inputs, kernel.inputs, strict=True))
+    if not isinstance(outer.get(anchor.inputs[1]), Constant):
         return False
     if anchor.op == "matmul":
         return True
     taps = prod(anchor.inputs[1].type.static_shape[2:])
     return taps == integer(anchor.attrs, "groups") == 1 and not any(integers(anchor.attrs, "padding"))
-
-
-def _is_constant(kernel: Node, body: Graph, anchor: Node) -> bool:
-    """Whether the anchor's weights are a constant of the graph."""
-    outer = dict(zip(body.inputs, kernel.inputs, strict=True))
-    return isinstance(outer.get(anchor.inputs[1]), Constant)
