@@ -32,7 +32,7 @@ class Lowered:
     """A graph with products in fewer bits, and how far its outputs are from float32.
 
     `errors` are relative to each output's largest magnitude: of the library where it ran (`ran`), else of the
-    graph in numpy, which rounds operands and sums exactly. None where that would say nothing.
+    graph in numpy, which rounds operands and results but no sums. None where that would say nothing.
     """
 
     graph: Graph

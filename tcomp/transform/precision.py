@@ -62,10 +62,13 @@ def describe_precision(graph: Graph, target: Target, precision: Precision) -> st
     dtype = factor_dtype(target, precision)
     products = product_kernels(graph)
     wide = [n.name for n in products if not is_lowered(n)]
+    lowered = len(products) - len(wide)
     if dtype is None:
-        return f"precision fast: {without_bits(target)}; {len(products) - len(wide)} products {BY_SUMS}"
+        return f"precision fast: {without_bits(target)}" + (
+            f"; {lowered} products {BY_SUMS}" if lowered else ""
+        )
     kept = f", {len(wide)} in float32 ({', '.join(wide[:5])})" if wide else ""
-    return f"precision {precision}: {len(products) - len(wide)} products in {dtype}{kept}"
+    return f"precision {precision}: {lowered} products in {dtype}{kept}"
 
 
 BY_SUMS = "may be by Strassen's algorithm"
