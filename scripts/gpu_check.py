@@ -24,13 +24,13 @@ from typing import Any
 
 import numpy as np
 
-from tcomp.accuracy import relative_error
 from tcomp.codegen.jit import build_kernel
 from tcomp.codegen.kernel_runner import KernelRunner
 from tcomp.errors import TcompError
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.evaluate import evaluate
 from tcomp.relay.types import Array, numpy_dtype
+from tcomp.rounding import relative_error
 from tcomp.target.parse import parse_target
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel

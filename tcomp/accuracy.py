@@ -1,30 +1,38 @@
 """Fewer bits within a tolerance: compile, compare with float32, and take back what hurts most.
 
 The compiled model runs once on given or random inputs, and its outputs are compared with the float32 graph
-in the numpy evaluator. While an output is off by more than allowed, or is not finite, the kernels whose own
-rounding is worst stay in float32: one at first, then twice as many each time.
+in the numpy evaluator. While an output is off by more than allowed, or is not finite, the kernels whose
+rounding does most to the outputs stay in float32: one at first, then twice as many each time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-
-import numpy as np
+from statistics import median
 
 from tcomp.relay.evaluate import evaluate
-from tcomp.relay.graph import Constant, Graph, Node, Value
-from tcomp.relay.op import OPS
-from tcomp.relay.types import REALS, Array, numpy_dtype
+from tcomp.relay.graph import Graph
+from tcomp.relay.types import Array
+from tcomp.rounding import evaluate_rounded, relative_error, worst_kernels
 from tcomp.runtime import load
 from tcomp.target.host import runs_here
 from tcomp.target.target import Target
-from tcomp.transform.lower_precision import is_lowered, product_kernels, takes_fewer_bits
+from tcomp.transform.lower_precision import is_lowered, product_kernels
 from tcomp.transform.precision import BY_SUMS, Precision, factor_dtype, lowering, without_bits
 
 TOLERANCE = 2e-2
-"""Allowed error of an output relative to its largest magnitude."""
+"""Allowed error of an output relative to its largest magnitude, of types with 8 bits."""
+_TOLERANCES = {"float16": 1e-2}
+_DRAWS = 3
+"""Of what is random in an estimate; the median counts."""
+
+
+def allowed_error(target: Target, precision: Precision) -> float:
+    """What is allowed by default, relative to an output's largest magnitude."""
+    return _TOLERANCES.get(factor_dtype(target, precision) or "", TOLERANCE)
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,7 @@ class Lowered:
     """A graph with products in fewer bits, and how far its outputs are from float32.
 
     `errors` are relative to each output's largest magnitude: of the library where it ran (`ran`), else of the
-    graph in numpy, which rounds operands and results but no sums. None where that would say nothing.
+    graph in numpy (`evaluate_rounded`). None where that would say nothing.
     """
 
     graph: Graph
@@ -40,10 +48,10 @@ class Lowered:
     precision: Precision
     products: int
     """Those that were to take fewer bits, and those that could not."""
-    kept: tuple[str, ...] = ()
-    errors: Mapping[str, float] = field(default_factory=dict[str, float])
-    tolerance: float = TOLERANCE
-    ran: bool = True
+    kept: tuple[str, ...]
+    errors: Mapping[str, float]
+    tolerance: float
+    ran: bool
 
     def __str__(self) -> str:
         lowered = sum(map(is_lowered, self.graph.nodes))
@@ -73,13 +81,15 @@ def lower_within(
     precision: Precision,
     build: Callable[[Graph], Path],
     inputs: Mapping[str, Array],
-    tolerance: float = TOLERANCE,
+    tolerance: float | None = None,
 ) -> Lowered:
     """The graph `exact`, as it is before lowering, with as many products lowered as `tolerance` allows.
 
+    By default that is `allowed_error`.
+
     `build` compiles a graph to a library; its last call is for the graph in the result. Where there is
-    nothing to lower nothing is compared. When `target` does not run here, the graph does in numpy, which says
-    nothing of algorithms.
+    nothing to lower nothing is compared. When `target` does not run here, errors are estimated in numpy,
+    which says nothing of algorithms.
     """
 
     def lowered(keep: Sequence[str] = ()) -> Graph:
@@ -88,74 +98,32 @@ def lower_within(
 
     graph = lowered()
     products = len(product_kernels(graph))
+    allowed = allowed_error(target, precision) if tolerance is None else tolerance
     runs = runs_here(target)
     if graph is exact or (not runs and factor_dtype(target, precision) is None):
         build(graph)
-        return Lowered(graph, target, precision, products, tolerance=tolerance)
+        return Lowered(graph, target, precision, products, (), {}, allowed, runs)
 
-    def outputs_of(graph: Graph) -> Sequence[Array]:
+    def outputs_of(graph: Graph) -> list[Sequence[Array]]:
         if not runs:
-            return evaluate(graph, arrays)
+            return [evaluate_rounded(graph, arrays, target, seed) for seed in range(_DRAWS)]
         with load(build(graph)) as model:
-            return model(*arrays)
+            return [model(*arrays)]
 
     arrays = list(inputs.values())
     expected = evaluate(exact, arrays)
-    ranking: list[str] | None = None
+    ranking = worst_kernels(exact, graph, arrays, target)
     kept: tuple[str, ...] = ()
     while True:
-        pairs = zip(exact.outputs, outputs_of(graph), expected, strict=True)
-        errors = {v.name: relative_error(a, e) for v, a, e in pairs}
-        if graph is exact or all(e <= tolerance for e in errors.values()):
+        found = zip(*outputs_of(graph), strict=True)
+        errors = {
+            v.name: median(relative_error(a, e) for a in several)
+            for v, several, e in zip(exact.outputs, found, expected, strict=True)
+        }
+        if graph is exact or all(e <= allowed for e in errors.values()):
             if not runs:
                 build(graph)
-            return Lowered(graph, target, precision, products, kept, errors, tolerance, runs)
-        ranking = ranking or worst_kernels(exact, graph, arrays)
-        count = max(1, 2 * len(kept))
-        kept = tuple(ranking[:count])
-        graph = exact if count > len(ranking) else lowered(kept)
-
-
-def relative_error(actual: Array, expected: Array) -> float:
-    """Largest error over the largest magnitude; infinite where finite numbers became others.
-
-    For integers and booleans, the share of elements that differ.
-    """
-    if expected.size == 0:
-        return 0.0
-    if expected.dtype.name not in REALS:
-        return np.count_nonzero(np.not_equal(actual, expected)) / expected.size
-    a, e = actual.astype(np.float64), expected.astype(np.float64)
-    finite = np.isfinite(e)
-    if not np.array_equal(a[~finite], e[~finite], equal_nan=True) or not np.isfinite(a[finite]).all():
-        return float("inf")
-    scale = float(np.abs(e[finite]).max(initial=0.0))
-    error = float(np.abs(a[finite] - e[finite]).max(initial=0.0))
-    return error / scale if scale else float(error > 0)
-
-
-def worst_kernels(exact: Graph, lowered: Graph, inputs: Sequence[Array]) -> list[str]:
-    """Names of the kernels that compute with fewer bits, those first that do worst on exact inputs.
-
-    Both graphs have the same nodes in the same order.
-    """
-    values: dict[Value, Array] = dict(zip(exact.inputs, inputs, strict=True))
-    errors: dict[str, float] = {}
-    for node, low in zip(exact.nodes, lowered.nodes, strict=True):
-        operands = [v.data if isinstance(v, Constant) else values[v] for v in node.inputs]
-        results = OPS[node.op].evaluate(operands, node.attrs)
-        values.update(zip(node.outputs, results, strict=True))
-        if node.name and takes_fewer_bits(low):
-            error = _own_error(low, operands, results)
-            errors[node.name] = max(error, errors.get(node.name, 0.0))
-    return sorted(errors, key=lambda name: -errors[name])
-
-
-def _own_error(low: Node, operands: Sequence[Array], results: Sequence[Array]) -> float:
-    with np.errstate(over="ignore", invalid="ignore"):
-        rounded = [
-            v.data if isinstance(v, Constant) else a.astype(numpy_dtype(v.dtype))
-            for a, v in zip(operands, low.inputs, strict=True)
-        ]
-        found = OPS[low.op].evaluate(rounded, low.attrs)
-        return max(relative_error(a, e) for a, e in zip(found, results, strict=True))
+            return Lowered(graph, target, precision, products, kept, errors, allowed, runs)
+        more = tuple(islice(ranking, max(1, len(kept))))
+        kept = (*kept, *more)
+        graph = lowered(kept) if more else exact

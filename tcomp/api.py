@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from tcomp.accuracy import TOLERANCE, lower_within
+from tcomp.accuracy import lower_within
 from tcomp.codegen.artifact import Form, Report, Variant, Weights, compile_graph, compile_variants
 from tcomp.codegen.artifact import compile_benchmark as write_benchmark
 from tcomp.codegen.bench_case import BenchCase
@@ -125,7 +125,7 @@ def compile(
     threads: int = 1,
     precision: Precision = "exact",
     inputs: Mapping[str, Array] | None = None,
-    tolerance: float = TOLERANCE,
+    tolerance: float | None = None,
     bindings: Sequence[str] = (),
     own_weights: bool = False,
     form: Form = "library",
@@ -143,7 +143,7 @@ def compile(
     `threads` selects the records that were measured with that many threads; the library itself runs with
     any number. With another precision than `exact` the library is run once on `inputs` (random where not
     given), and kernels stay in float32 while an output is off by more than `tolerance` of its largest
-    magnitude.
+    magnitude (1e-2 in float16, else 2e-2).
     `bindings` are `jni`, `jni:PACKAGE` and `swift`: sources beside the header that call the library.
     Raises CheckFailed when `require_tuned` and a tunable kernel has no record, UsageError for an argument
     that is none of its values.

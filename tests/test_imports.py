@@ -21,7 +21,7 @@ LAYERS = [
     {"plan"},
     {"codegen"},
     {"tuner"},
-    {"accuracy", "api", "profiling", "verification"},
+    {"accuracy", "api", "profiling", "rounding", "verification"},
     {"cli"},
 ]
 # Siblings that may import each other: target facts are stated in terms of Relay's element types.
@@ -30,6 +30,7 @@ ALLOWED_SIBLINGS = {
     ("api", "verification"),
     ("api", "accuracy"),
     ("verification", "accuracy"),
+    ("accuracy", "rounding"),
     ("registry", "errors"),
 }
 OPTIONAL_HEAVY = {"onnx", "onnxruntime", "openvino", "torch", "xgboost"}

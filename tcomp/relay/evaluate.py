@@ -14,34 +14,8 @@ from tcomp.relay.specialize import specialize
 from tcomp.relay.types import Array, TensorType, type_of
 
 Observe = Callable[[Node, Sequence[Array]], None]
-
-
-def evaluate(
-    graph: Graph, inputs: Sequence[Array] | Mapping[str, Array], observe: Observe | None = None
-) -> list[Array]:
-    """The outputs of `graph`, one array each, from its inputs in order or by name.
-
-    A graph with symbolic dimensions takes its numbers from the inputs' shapes. `observe` is called with
-    every node and its results. Tensors are dropped after their last use.
-    Raises InputError when the inputs do not fit, GraphError when an operator breaks its own type rule.
-    """
-    arrays = _in_order(graph, inputs)
-    _check_inputs(graph, arrays)
-    if not graph.is_static:
-        shapes = [tuple(int(d) for d in a.shape) for a in arrays]
-        graph = specialize(graph, {v.name: s for v, s in zip(graph.inputs, shapes, strict=True)})
-    env: dict[Value, Array] = dict(zip(graph.inputs, arrays, strict=True))
-    last_use = {v: i for i, node in enumerate(graph.nodes) for v in node.inputs}
-    kept = set(graph.outputs)
-    for i, node in enumerate(graph.nodes):
-        results = evaluate_node(node, [_data(v, env) for v in node.inputs])
-        if observe is not None:
-            observe(node, results)
-        env.update(zip(node.outputs, results, strict=True))
-        for value in {*node.inputs, *node.outputs}:
-            if last_use.get(value, -1) <= i and value not in kept:
-                env.pop(value, None)
-    return [_data(v, env) for v in graph.outputs]
+Apply = Callable[[Node, Sequence[Array]], list[Array]]
+"""The results of a node from its operands."""
 
 
 def evaluate_node(node: Node, inputs: Sequence[Array]) -> list[Array]:
@@ -54,6 +28,37 @@ def evaluate_node(node: Node, inputs: Sequence[Array]) -> list[Array]:
         if not _fits(value.type, result):
             raise GraphError(f"{node.where} gave {type_of(result)} where its type is {value.type}")
     return results
+
+
+def evaluate(
+    graph: Graph,
+    inputs: Sequence[Array] | Mapping[str, Array],
+    observe: Observe | None = None,
+    apply: Apply = evaluate_node,
+) -> list[Array]:
+    """The outputs of `graph`, one array each, from its inputs in order or by name.
+
+    A graph with symbolic dimensions takes its numbers from the inputs' shapes. `observe` is called with
+    every node and its results, `apply` gives them. Tensors are dropped after their last use.
+    Raises InputError when the inputs do not fit, GraphError when an operator breaks its own type rule.
+    """
+    arrays = _in_order(graph, inputs)
+    _check_inputs(graph, arrays)
+    if not graph.is_static:
+        shapes = [tuple(int(d) for d in a.shape) for a in arrays]
+        graph = specialize(graph, {v.name: s for v, s in zip(graph.inputs, shapes, strict=True)})
+    env: dict[Value, Array] = dict(zip(graph.inputs, arrays, strict=True))
+    last_use = {v: i for i, node in enumerate(graph.nodes) for v in node.inputs}
+    kept = set(graph.outputs)
+    for i, node in enumerate(graph.nodes):
+        results = apply(node, [_data(v, env) for v in node.inputs])
+        if observe is not None:
+            observe(node, results)
+        env.update(zip(node.outputs, results, strict=True))
+        for value in {*node.inputs, *node.outputs}:
+            if last_use.get(value, -1) <= i and value not in kept:
+                env.pop(value, None)
+    return [_data(v, env) for v in graph.outputs]
 
 
 def _data(value: Value, env: Mapping[Value, Array]) -> Array:

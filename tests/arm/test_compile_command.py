@@ -11,12 +11,12 @@ from quantized_graphs import convolutions
 from test_emulated import run, tools
 from test_emulated_precision import network
 
-from tcomp.accuracy import relative_error
 from tcomp.cli import main
 from tcomp.relay.evaluate import evaluate
 from tcomp.relay.graph import Graph
 from tcomp.relay.printer import save_graph
 from tcomp.relay.types import Array
+from tcomp.rounding import relative_error
 from tcomp.target.parse import parse_target
 
 

@@ -12,7 +12,6 @@ from test_emulated import run, tools
 from test_emulated_sve import graph_of, outputs
 
 from kernel_cycles import conv, direct_default, matmul
-from tcomp.accuracy import relative_error
 from tcomp.api import optimize
 from tcomp.codegen.artifact import compile_graph
 from tcomp.codegen.jit import build_kernel
@@ -23,6 +22,7 @@ from tcomp.relay.evaluate import evaluate
 from tcomp.relay.graph import Attr, Graph, Value
 from tcomp.relay.op import OPS
 from tcomp.relay.types import Array
+from tcomp.rounding import relative_error
 from tcomp.target.parse import parse_target
 from tcomp.target.target import TARGETS
 from tcomp.tensor.groups import ways_to_sum

@@ -8,19 +8,23 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from pictures import picture_of
 from test_emulated import run, tools
-from zoo import resized
+from zoo import MODELS, model_path, resized
 
+import tcomp
+from preprocessing import line_of_text
 from quantize_models import quantize
-from tcomp.accuracy import relative_error
-from tcomp.api import import_onnx, optimize
+from tcomp.api import import_onnx, load_model, optimize
 from tcomp.codegen.artifact import compile_graph
 from tcomp.relay.graph import Constant, Graph, Value
 from tcomp.relay.op import OPS
 from tcomp.relay.types import Array
+from tcomp.rounding import relative_error
 from tcomp.target.parse import parse_target
 from tcomp.tensor.kernel import Kernel
 from tcomp.transform.lower_precision import is_lowered, product_kernels
+from tcomp.verification import OnnxReference
 
 SHAPE = (1, 3, 112, 112)
 """A quarter of the pixels that the models were made for: emulated, each takes long."""
@@ -91,6 +95,27 @@ def test_fast_is_near_onnxruntime(name: str, most: float, tmp_path: Path) -> Non
     error = relative_error(found, expected)
     print(f"{name}: {error:.2%} of the outputs' scale")
     assert 0 < error < most
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize("name", ["ocr_det", "ocr_rec"])
+def test_fast_reads_text_as_onnxruntime_does(name: str, tmp_path: Path) -> None:
+    """Networks that make much of little: kernels stay in float32 until the estimate is tolerable."""
+    target = parse_target("cortex-a76")
+    tools(target)
+    (shape,) = MODELS[name].input_shapes.values()
+    image = line_of_text(picture_of("Tensor 2026", shape[2] if name == "ocr_rec" else 40), shape[3])
+    page = np.full(shape, image.max(), np.float32)
+    page[:, :, : image.shape[2]] = image
+    model = load_model(model_path(name), MODELS[name].input_shapes)
+    compiled = tcomp.compile(model, tmp_path / "m.so", target, precision="fast", inputs={"x": page})
+    result = run(tmp_path / "m.so", target, [page], tmp_path, seconds=600)
+    assert (result.returncode, result.stderr) == (0, b"")
+    (expected,) = OnnxReference(model_path(name)).run({"x": page})
+    error = relative_error(np.frombuffer(result.stdout, np.float32).reshape(expected.shape), expected)
+    print(f"{compiled.precision}; {error:.2%} under qemu")
+    assert np.abs(expected).max() > 0.9, "it sees text"
+    assert 0 < error < 1e-2
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 import pytest
-from PIL import Image, ImageDraw, ImageFont
+from pictures import picture_of
 from zoo import MODELS, CompiledModel, model_path
 
 from preprocessing import WordPiece, ctc_text, line_of_text, magika_features
@@ -71,14 +71,6 @@ def test_magika_names_the_type_of_a_file(label: str, compiled: Compile) -> None:
     labels = json.loads(model_path("magika", ".config.json").read_text())["target_labels_space"]
     (scores,) = compiled("magika").model(magika_features(FILES[label].encode()))
     assert labels[int(scores[0].argmax())] == label
-
-
-def picture_of(text: str, height: int) -> np.ndarray:
-    """Black on white in Pillow's own font, `[height, W, 3]`."""
-    font = ImageFont.load_default(size=height * 0.7)
-    image = Image.new("RGB", (int(font.getlength(text)) + height // 2, height), "white")
-    ImageDraw.Draw(image).text((height // 4, height // 2), text, "black", font, anchor="lm")
-    return np.asarray(image)
 
 
 LINES = ("Tensor 2026", "compile, run")
