@@ -360,10 +360,16 @@ static tcomp_status run_locked(tcomp_context *context, const tcomp_buffer *input
     return fail(context->error, TCOMP_CANCELLED, "the run was cancelled at step %d (%s)", failed,
                 tcomp_model.step_labels[failed]);
   if (status != TCOMP_OK) return status;
-  if (failed >= 0)
-    return fail(context->error, TCOMP_ERROR_RUN, "step %d (%s) failed: no memory for its workspace", failed,
-                tcomp_model.step_labels[failed]);
-  return TCOMP_OK;
+  if (failed < 0) return TCOMP_OK;
+  const char *label = tcomp_model.step_labels[failed];
+  int32_t started, refusal = tcomp_pool_refusal(context->pool, &started);
+  if (refusal != 0)
+    return fail(context->error, TCOMP_ERROR_RUN,
+                "step %d (%s) failed: the system gives %d of %d threads: %s; tcomp_set_threads(context, 0) "
+                "takes as many as it gives",
+                failed, label, started, tcomp_pool_threads(context->pool), strerror(refusal));
+  return fail(context->error, TCOMP_ERROR_RUN, "step %d (%s) failed: no memory for its workspace", failed,
+              label);
 }
 
 API tcomp_status tcomp_run(tcomp_context *context, const tcomp_buffer *inputs, int32_t input_count,

@@ -12,6 +12,9 @@ void tcomp_pool_destroy(tcomp_pool *pool);
 void tcomp_pool_set_threads(tcomp_pool *pool, int32_t threads); /* 0: the default */
 int32_t tcomp_pool_threads(const tcomp_pool *pool);
 
+/* Why the run got no threads beyond `started`, an errno; 0: it did. */
+int tcomp_pool_refusal(const tcomp_pool *pool, int32_t *started);
+
 /* Makes the run that is under way fail soon; from any thread. */
 void tcomp_pool_cancel(tcomp_pool *pool);
 /* Whether the run is cancelled; asks the caller's `cancelled` too. For the thread that runs. */

@@ -32,7 +32,7 @@ typedef enum {
   TCOMP_ERROR_CPU = 2,      /* the CPU lacks what the library needs, or there is no such GPU or driver */
   TCOMP_ERROR_MEMORY = 3,   /* out of memory */
   TCOMP_ERROR_WEIGHTS = 4,  /* the weights are missing, unreadable or not those of this model */
-  TCOMP_ERROR_RUN = 5,      /* a kernel failed: no memory for its workspace, or an error of the GPU */
+  TCOMP_ERROR_RUN = 5,      /* a kernel failed: no memory for its workspace, too few threads, or the GPU */
   TCOMP_CANCELLED = 6       /* version 2: the run was stopped; its outputs hold anything */
 } tcomp_status;
 
@@ -159,7 +159,7 @@ tcomp_status tcomp_cancel(tcomp_context *context);
 
 /* Change the number of threads; 0 is the default. Not with the caller's thread pool. */
 tcomp_status tcomp_set_threads(tcomp_context *context, int32_t threads);
-int32_t tcomp_threads(const tcomp_context *context); /* fewer once the system has refused threads */
+int32_t tcomp_threads(const tcomp_context *context); /* of the default number, fewer once the system refused some */
 
 /* The text of the last error of `context`, or, with NULL, of this thread's last call that failed without a
  * context. Empty when there was none. */

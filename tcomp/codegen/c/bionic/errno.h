@@ -3,5 +3,6 @@
 
 int *__errno(void);
 #define errno (*__errno())
+#define ENOMEM 12
 
 #endif
