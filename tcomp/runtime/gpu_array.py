@@ -1,6 +1,7 @@
 """Arrays in the memory of a GPU, as PyTorch, CuPy, Numba and others show them to each other.
 
-Source: Numba's documentation, "CUDA Array Interface (Version 3)".
+By DLPack, which has names for all element types; where a library has none, by the CUDA array interface.
+Source of that: Numba's documentation, "CUDA Array Interface (Version 3)".
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tcomp.errors import InputError
+from tcomp.runtime.dlpack import is_on_cuda, read_capsule
 from tcomp.target.cuda_driver import driver
 
 INTERFACE = "__cuda_array_interface__"
@@ -39,12 +41,24 @@ class GpuArray:
 def gpu_array(where: str, value: Any) -> GpuArray | None:
     """`value` if it is in a GPU's memory. `where` names it in messages.
 
-    Raises InputError when it is of a type that the interface has no name for.
+    Raises InputError when it cannot be shown, such as one of an element type that has no name.
     """
     try:
-        facts: Mapping[str, Any] | None = getattr(value, INTERFACE, None)
-    except (AttributeError, RuntimeError, TypeError) as error:
+        return _by_dlpack(value) if is_on_cuda(value) else _by_interface(value)
+    except (AttributeError, BufferError, RuntimeError, TypeError) as error:
         raise InputError(f"{where} cannot be read in the GPU's memory: {error}") from None
+
+
+def _by_dlpack(value: Any) -> GpuArray:
+    found = read_capsule(value)
+    itemsize = found.dtype.itemsize
+    strides = None if found.strides is None else tuple(s * itemsize for s in found.strides)
+    contiguous = _is_contiguous(found.shape, strides, itemsize)
+    return GpuArray(found.pointer, found.shape, found.dtype, contiguous, True, None, found.capsule)
+
+
+def _by_interface(value: Any) -> GpuArray | None:
+    facts: Mapping[str, Any] | None = getattr(value, INTERFACE, None)
     if facts is None:
         return None
     shape, dtype = tuple(int(d) for d in facts["shape"]), np.dtype(facts["typestr"])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import byref, c_size_t, c_void_p
+from collections.abc import Sequence
+from ctypes import byref, c_int64, c_size_t, c_void_p
+from typing import ClassVar
 
 import numpy as np
 
@@ -33,6 +35,65 @@ class OnGpu:
         array = np.empty(self.shape, self.dtype)
         driver().to_host(array.ctypes.data_as(c_void_p), self.pointer, array.nbytes)
         return array
+
+
+class WithDlpack(OnGpu):
+    """The same, shown by DLPack alone."""
+
+    CODES: ClassVar[dict[str, tuple[int, int]]] = {
+        "float32": (2, 32), "int32": (0, 32), "bfloat16": (4, 16), "complex64": (5, 64)
+    }  # fmt: skip
+    freed: ClassVar[int] = 0
+    """Capsules that nobody holds any more."""
+
+    def __init__(self, array: Array, strides: Sequence[int] | None = None, offset: int = 0) -> None:
+        super().__init__(array)
+        del self.__cuda_array_interface__
+        self.strides, self.offset = strides, offset
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, 0
+
+    def __dlpack__(self, stream: int | None = None) -> object:
+        assert stream == -1
+        shape, strides = ((c_int64 * 8)(*x) for x in (self.shape, self.strides or ()))
+        code, bits = self.CODES[self.dtype.name]
+        managed = _Managed(
+            self.pointer - self.offset, 2, 0, len(self.shape), code, bits, 1,
+            ctypes.addressof(shape), ctypes.addressof(strides) if self.strides else 0, self.offset, 0, 0,
+        )  # fmt: skip
+
+        def destroy(capsule: object) -> None:
+            WithDlpack.freed += 1
+
+        destructor = ctypes.PYFUNCTYPE(None, c_void_p)(destroy)
+        _HELD.append((self, managed, shape, strides, destructor))
+        new = ctypes.pythonapi.PyCapsule_New
+        new.restype, new.argtypes = ctypes.py_object, (c_void_p, ctypes.c_char_p, c_void_p)
+        return new(ctypes.addressof(managed), b"dltensor", ctypes.cast(destructor, c_void_p))
+
+
+_HELD: list[tuple[object, ...]] = []
+"""What capsules point to, which stays."""
+
+
+class _Managed(ctypes.Structure):
+    """`DLManagedTensor`."""
+
+    _fields_ = (
+        ("data", c_void_p),
+        ("device_type", ctypes.c_int32),
+        ("device_id", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("code", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8),
+        ("lanes", ctypes.c_uint16),
+        ("shape", c_void_p),
+        ("strides", c_void_p),
+        ("byte_offset", ctypes.c_uint64),
+        ("manager_ctx", c_void_p),
+        ("deleter", c_void_p),
+    )
 
 
 class Stream:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from device_arrays import OnGpu
+from device_arrays import OnGpu, WithDlpack
 
 from tcomp import api
 from tcomp.cli import main
@@ -21,7 +21,7 @@ from tcomp.plan.planner import distinct_kernels
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.evaluate import evaluate
 from tcomp.relay.graph import Graph, Value
-from tcomp.relay.types import Array
+from tcomp.relay.types import Array, numpy_dtype
 from tcomp.runtime import load
 from tcomp.target.cuda_driver import driver
 from tcomp.target.host import host_target
@@ -188,6 +188,25 @@ def test_arrays_of_other_libraries_stay_on_the_gpu(library: Path, stream: int | 
     output = OnGpu(np.zeros((1, 7), np.float32))
     model.run_into([OnGpu(image())], [output])
     np.testing.assert_allclose(output.read(), expected, **TOLERANCE)
+
+
+def test_arrays_with_dlpack_stay_on_the_gpu(library: Path) -> None:
+    model = load(library)
+    (expected,) = evaluate(network(), [image()])
+    np.testing.assert_allclose(model(WithDlpack(image(), (243, 81, 9, 1)))[0], expected, **TOLERANCE)
+    output = WithDlpack(np.zeros((1, 7), np.float32), offset=64)
+    before = WithDlpack.freed
+    model.run_into([WithDlpack(image())], [output])
+    np.testing.assert_allclose(output.read(), expected, **TOLERANCE)
+    assert WithDlpack.freed == before + 2
+    with pytest.raises(InputError, match="input 0 `image` is not contiguous; copy it"):
+        model(WithDlpack(image(), (1, 3, 27, 243)))
+    with pytest.raises(InputError, match=r"is int32\[1,3,9,9\]; it must be"):
+        model(WithDlpack(image().view(np.int32)))
+    with pytest.raises(InputError, match=r"is bfloat16\[1,3,9,9\]; it must be"):
+        model(WithDlpack(image().astype(numpy_dtype("bfloat16"))))
+    with pytest.raises(InputError, match="cannot be read in the GPU's memory: elements of DLPack's type 5"):
+        model(WithDlpack(image().astype(np.complex64)))
 
 
 @pytest.mark.parametrize(
