@@ -307,22 +307,36 @@ class ReductionNest:
             if not is_reduction(tensor):
                 continue
             reduction = Reduction(tensor)
-            allocate, result = local((lanes,), str(tensor.dtype), f"{tensor.op.name}_lanes")
+            *around, inner = reduction.extents
+            parts = max(1, min(self.unroll, self.lanes // lanes, inner))
+            allocate, partial = local((parts * lanes,), str(tensor.dtype), f"{tensor.op.name}_lanes")
             clear = vectorized(
-                lanes, lambda s, r=result, n=reduction: tirx.BufferStore(r, n.identity, [s]), "slot"
+                parts * lanes, lambda s, r=partial, n=reduction: tirx.BufferStore(r, n.identity, [s]), "slot"
             )
 
-            def step(index: Index, reduction: Reduction = reduction, result: Buffer = result) -> Statement:
+            def step(
+                index: Index, part: int, reduction: Reduction = reduction, partial: Buffer = partial
+            ) -> Statement:
                 def accumulate(lane: Expression) -> Statement:
-                    elements = point(lane)
+                    elements, slot = point(lane), part * lanes + lane
                     value = reduction.source(elements, (*outer, start + lane), index)
-                    update = tirx.BufferStore(result, reduction.combine(result[lane], value), [lane])
+                    update = tirx.BufferStore(partial, reduction.combine(partial[slot], value), [slot])
                     return sequence([*elements.statements, update])
 
                 return vectorized(lanes, accumulate)
 
-            statements += [allocate, clear, _nest(reduction.extents, step)]
-            results[tensor] = result
+            def along(
+                index: Index, parts: int = parts, inner: int = inner, step: Callable[..., Statement] = step
+            ) -> Statement:
+                def steps(first: Expression, count: int) -> list[Statement]:
+                    return [step((*index, first + part), part) for part in range(count)]
+
+                whole = loop(inner // parts, lambda b: sequence(steps(b * parts, parts)), "block")
+                return sequence([whole, *steps(constant(inner // parts * parts), inner % parts)])
+
+            statements += [allocate, clear, _nest(around, along)]
+            statements += [self._fold(partial, reduction, parts, lanes)] if parts > 1 else []
+            results[tensor] = partial
         for tensor, buffer in self.outputs.items():
             is_full = _shape(tensor) == self.space.full_shape and self.space.reduced_shape is None
 

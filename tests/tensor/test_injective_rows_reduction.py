@@ -91,3 +91,13 @@ def test_reductions_over_any_axes(axes: tuple[int, ...], keepdims: bool) -> None
 
 def test_softmax_across_channels() -> None:
     check(graph_of([(2, 19, 5, 40)], lambda b, x: b.op("softmax", x, axis=1)), "reduction_cpu")
+
+
+@pytest.mark.parametrize("vectors", [1, 2, 4, 8])
+@pytest.mark.parametrize("shape", [(2, 3, 7, 9, 8), (2, 3, 2, 3, 16), (1, 2, 5, 1, 24)])
+def test_registers_share_rows_that_are_narrow(shape: tuple[int, ...], vectors: int) -> None:
+    """Images in blocks of channels: few lanes, and many elements that are added up in each."""
+    graph = graph_of([shape], lambda b, x: b.op("reduce_mean", x, axes=(2, 3)))
+    data = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    (found,) = build_kernel(Kernel(graph), WIDEST, {"vectors": vectors})([data])
+    np.testing.assert_allclose(found, evaluate(graph, [data])[0], rtol=1e-5, atol=1e-6)

@@ -11,7 +11,8 @@ from tcomp.tensor.template import TEMPLATES, Scheduled, Template
 
 class ReductionCpu(Template):
     """Steps: share outer rows (or strips of the innermost axis) among threads; vectorise across the
-    innermost kept axis, `vectors` registers wide; reduce in registers.
+    innermost kept axis; reduce in `vectors` registers. Where that axis fills fewer of them, each takes
+    every so many elements of a row, so that one addition need not wait for the other.
     """
 
     name = "reduction_cpu"
@@ -21,7 +22,7 @@ class ReductionCpu(Template):
         return space is not None and not space.innermost_is_column
 
     def space(self, kernel: Kernel, target: Target) -> Space:
-        return Space((Ordered("vectors", (1, 2, 4, 8), 4),))
+        return Space((Ordered("vectors", (1, 2, 4, 8), 8),))
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         return reduction_nest(kernel, target, int(config["vectors"]), horizontal=False)
