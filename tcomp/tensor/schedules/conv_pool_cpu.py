@@ -45,6 +45,7 @@ from tcomp.tensor.loops import (
     sequence,
     vectorized,
 )
+from tcomp.tensor.math import larger
 from tcomp.tensor.primitives import Tiles
 from tcomp.tensor.register_tile import Index
 from tcomp.tensor.schedules.conv2d_cpu import direct_reduction, direct_space, tile_of
@@ -204,7 +205,7 @@ class _Nest:
                         tirx.BufferLoad(ring, [block, line, column, channel])
                         for line, column in product(lines, columns(x))
                     ]
-                    return self.anchored.finish([n, block, row, x, channel], reduce(tirx.max, taps))
+                    return self.anchored.finish([n, block, row, x, channel], reduce(larger, taps))
 
                 return vectorized(lanes, one)
 
