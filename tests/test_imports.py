@@ -17,7 +17,7 @@ LAYERS = [
     {"runtime"},
     {"tensor"},
     {"ops"},
-    {"frontend", "autodiff", "transform", "parallel"},
+    {"frontend", "transform"},
     {"plan"},
     {"codegen"},
     {"tuner"},

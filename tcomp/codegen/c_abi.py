@@ -16,7 +16,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
-from tcomp.codegen import halves, in_order, sve
+from tcomp.codegen import extremes, halves, in_order, sve
 from tcomp.codegen.macho import MachO
 from tcomp.codegen.ordering import ordered
 from tcomp.errors import BuildError, TargetError
@@ -25,7 +25,7 @@ from tcomp.target.target import Target
 from tcomp.target.tiles import TILE_FEATURES
 from tcomp.tensor.blocks import lower_blocks
 from tcomp.tensor.float8 import as_bits
-from tcomp.tensor.intrinsics import dtype_of, with_instructions
+from tcomp.tensor.intrinsics import with_instructions
 from tcomp.tensor.vectors import compiled_for
 from tcomp.tvm_api import PrimFunc, s_tir, structural_map, structural_walk, tirx, tvm
 
@@ -37,10 +37,8 @@ PARALLEL_CHUNKS = 64
 """Iterations of every parallel loop, as `CHUNKS` of the C runtime's pool.c."""
 _PLAIN_C = 1
 """`calling_conv` of a function that TVM's MakePackedAPI leaves as it is."""
-_NAMES_EXTREMES = "tcomp.names_extremes"
-"""Attribute of functions for CPUs with LLVM's `maximum` and `minimum`: of floats of up to so many bits."""
-_WIDEST_EXTREMES = {"aarch64": 64, "arm": 32}
-"""By machine. LLVM ends the process over those of float64 on 32-bit ARM, whose vectors hold none."""
+_WIDEST_EXTREME = "tcomp.widest_extreme"
+"""Attribute of functions: `extremes.widest_instruction` of their target."""
 _SVE_BITS = "tcomp.sve_bits"
 """Attribute of functions in vectors of SVE: their length."""
 _HALF_LOADS = "tcomp.half_loads"
@@ -118,8 +116,7 @@ def build(
         variable = tvm.ir.GlobalVar(symbol)
         function = as_bits(function)
         plain = to_c_abi(with_instructions(function, target), None if packed else symbol)
-        widest = _WIDEST_EXTREMES.get(target.machine)
-        plain = plain.with_attr(_NAMES_EXTREMES, widest) if widest else plain
+        plain = plain.with_attr(_WIDEST_EXTREME, extremes.widest_instruction(target))
         plain = plain.with_attr(_HALF_LOADS, True) if target.half_loads else plain
         module[variable] = plain.with_attr(_SVE_BITS, target.sve_bits) if target.sve_bits else plain
         if packed is not None:
@@ -302,21 +299,12 @@ def _chunk_parallel(function: Any) -> Any:
     return function.with_body(structural_map(function.body, (tirx.For, on_loop)))
 
 
+def _keep_nan(function: Any) -> Any:
+    return extremes.keep_nan(_name_extremes(function))
+
+
 def _name_extremes(function: Any) -> Any:
-    """`max(a, b)` of floats as LLVM's `maximum`: one instruction on ARM, where TVM's comparison and choice
-    are two. NaN on either side stays NaN."""
-    if _NAMES_EXTREMES not in function.attrs:
-        return function
-    widest = int(function.attrs[_NAMES_EXTREMES])
-
-    def on_node(node: Any) -> Any:
-        dtype = dtype_of(node)
-        if not dtype.startswith("float") or tvm.runtime.DataType(dtype).bits > widest:
-            return node
-        name = "llvm.maximum" if isinstance(node, tirx.Max) else "llvm.minimum"
-        return tirx.call_llvm_pure_intrin(dtype, name, node.a, node.b)
-
-    return function.with_body(structural_map(function.body, ((tirx.Max, tirx.Min), on_node)))
+    return extremes.by_instructions(function, int(function.attrs.get(_WIDEST_EXTREME, 0)))
 
 
 def _name_extremes_of_functions(function: Any) -> Any:
@@ -380,7 +368,7 @@ def _pipeline() -> tuple[Any, Any, Any]:
             [
                 _map_plain("AddDeviceScope", _add_device_scope),
                 tirx.transform.LowerTVMBuiltin(),
-                _map_plain("NameExtremes", _name_extremes),
+                _map_plain("KeepNan", _keep_nan),
                 _map_plain("NameSveOperations", _name_sve_operations),
                 _map_plain("LoadHalves", _load_halves),
                 _map_plain("ReturnZero", _return_zero),

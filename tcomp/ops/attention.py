@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tcomp.errors import TypeRuleError
+from tcomp.ops.reducers import any_largest
 from tcomp.ops.shapes import (
     accumulator,
     broadcast_index,
@@ -82,7 +83,7 @@ def _compute(inputs: Sequence[Tensor], attrs: Attrs, outputs: Sequence[TensorTyp
     scores = te.compute(score_shape, scaled, name="masked")
 
     def highest(*row: Any) -> Any:
-        return te.max(scores(*row, highest_axis), axis=highest_axis)
+        return any_largest(scores(*row, highest_axis), axis=highest_axis)
 
     top = te.compute(shape[:-1], highest, name="highest")
 

@@ -78,7 +78,7 @@ def _evaluate(arrays: Sequence[Array], attrs: Attrs) -> list[Array]:
     kernel = taps_of_all.reshape(groups, outputs // groups, *weight.shape[1:])
     total = np.zeros((batch, groups, outputs // groups, prod(spatial)), plain.dtype)
     for offset, view in window.taps(padded, spatial):
-        columns = view.reshape(batch, groups, weight.shape[1], -1)
+        columns = view.reshape(batch, groups, weight.shape[1], prod(spatial))
         taps = kernel[(..., *offset)]
         total += taps * columns if weight.shape[1] == 1 else np.matmul(taps, columns)
     dtype = out_dtype("conv", type_of(x).dtype, attrs)
@@ -164,7 +164,7 @@ def _evaluate_transpose(arrays: Sequence[Array], attrs: Attrs) -> list[Array]:
         (batch, groups * group_outputs, *(r + e for r, e in zip(reached, _extra(attrs, rank), strict=True))),
         wide.dtype,
     )
-    columns = wide.reshape(batch, groups, inputs, -1)
+    columns = wide.reshape(batch, groups, inputs, prod(wide.shape[2:]))
     kernel = exact(weight).reshape(groups, inputs, *weight.shape[1:])
     for offset, view in window.taps(total, x.shape[2:]):
         taps = np.swapaxes(kernel[(..., *offset)], 1, 2)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import erf
 
 import numpy as np
@@ -35,15 +34,6 @@ def _sign(x: Expression) -> Expression:
     zero, one = zero_of(x), tirx.const(1, math.dtype_of(x))
     nonzero = tirx.Select(x > zero, one, tirx.Select(x < zero, tirx.const(-1, math.dtype_of(x)), zero))
     return tirx.Select(math.is_nan(x), x, nonzero) if is_float(x) else nonzero
-
-
-def _extreme(choose: Callable[[Expression, Expression], Expression]) -> Callable[..., Expression]:
-    """The larger or smaller of two, NaN where either is: `choose` keeps its second operand's alone."""
-
-    def expression(x: Expression, y: Expression) -> Expression:
-        return tirx.Select(math.is_nan(x), x, choose(x, y)) if is_float(x) else choose(x, y)
-
-    return expression
 
 
 _NAN = np.array([[np.nan, 1, np.nan, np.inf, -np.inf, 2]], np.float32)
@@ -168,12 +158,8 @@ for _row in (
         ),
     ),
     Pointwise("pow", _power_reference, _power, NUMBERS, 2, flops=30, low=1, high=3),
-    Pointwise(
-        "maximum", np.maximum, _extreme(tirx.max), NUMBERS, 2, commutative=True, special=(_NAN_SAMPLE,)
-    ),
-    Pointwise(
-        "minimum", np.minimum, _extreme(tirx.min), NUMBERS, 2, commutative=True, special=(_NAN_SAMPLE,)
-    ),
+    Pointwise("maximum", np.maximum, tirx.max, NUMBERS, 2, commutative=True, special=(_NAN_SAMPLE,)),
+    Pointwise("minimum", np.minimum, tirx.min, NUMBERS, 2, commutative=True, special=(_NAN_SAMPLE,)),
     Pointwise("bitwise_and", np.bitwise_and, tirx.bitwise_and, INTEGERS, 2, commutative=True, high=99),
     Pointwise("bitwise_or", np.bitwise_or, tirx.bitwise_or, INTEGERS, 2, commutative=True, high=99),
     Pointwise("bitwise_xor", np.bitwise_xor, tirx.bitwise_xor, INTEGERS, 2, commutative=True, high=99),

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from tcomp.errors import TypeRuleError
+from tcomp.ops.reducers import any_largest, lowest
 from tcomp.ops.shapes import accumulator, cast_tensor, element_type, static_shape, widened
 from tcomp.ops.spatial import FIRST, Window, window_attrs
 from tcomp.relay.attributes import flag, integers, text
 from tcomp.relay.graph import Attr, Attrs
 from tcomp.relay.layouts import PLAIN, channel_block
 from tcomp.relay.op import REQUIRED, Cost, FusionKind, LayoutRule, Op, Sample, declare
-from tcomp.relay.types import FLOATS, Array, TensorType, numpy_dtype, type_of
+from tcomp.relay.types import FLOATS, Array, TensorType, type_of
 from tcomp.tvm_api import Tensor, te, tirx
 
 
@@ -44,16 +45,10 @@ def _positions(shape: Sequence[int], window: Window, attrs: Attrs) -> tuple[int,
     return TensorType(window.outputs(extents, flag(attrs, "ceil_mode"))).static_shape
 
 
-def _lowest(dtype: str) -> float:
-    if dtype in FLOATS:
-        return float("-inf")
-    return int(np.iinfo(numpy_dtype(dtype)).min)
-
-
 def _evaluate_max(arrays: Sequence[Array], attrs: Attrs) -> list[Array]:
     x, window = arrays[0], _window(attrs)
     positions = _positions(x.shape, window, attrs)
-    padded = window.pad_array(x, positions, _lowest(type_of(x).dtype))
+    padded = window.pad_array(x, positions, lowest(type_of(x).dtype))
     views = [view for _, view in window.taps(padded, positions)]
     result = np.array(views[0])
     for view in views[1:]:
@@ -82,12 +77,12 @@ def _compute_max(inputs: Sequence[Tensor], attrs: Attrs, outputs: Sequence[Tenso
     window = _window(attrs)
     rank = len(window.kernel)
     shape = outputs[0].static_shape
-    padded = window.pad_tensor(x, shape[FIRST : FIRST + rank], tirx.const(_lowest(element_type(x)), x.dtype))
+    padded = window.pad_tensor(x, shape[FIRST : FIRST + rank], tirx.const(lowest(element_type(x)), x.dtype))
     taps = window.axes()
 
     def element(*index: Any) -> Any:
         at = window.read(index[FIRST : FIRST + rank], taps)
-        return te.max(padded(*index[:FIRST], *at, *index[FIRST + rank :]), axis=taps)
+        return any_largest(padded(*index[:FIRST], *at, *index[FIRST + rank :]), axis=taps)
 
     return [te.compute(shape, element, name=f"max_pool{rank}d")]
 

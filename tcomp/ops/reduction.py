@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tcomp.errors import TypeRuleError
+from tcomp.ops.reducers import any_largest, highest, largest, lowest, product, smallest
 from tcomp.ops.shapes import accumulator, cast_tensor, check_axis, static_shape
 from tcomp.relay.attributes import flag, integer, integers
 from tcomp.relay.dims import Dim
@@ -19,6 +20,12 @@ from tcomp.tensor import math
 from tcomp.tvm_api import Tensor, te, tirx
 
 _NUMBERS = FLOATS + INTEGERS
+_WITH_NAN: Array = np.linspace(-3, 3, 5 * 37, dtype=np.float32).reshape(5, 37)
+_WITH_NAN[[0, 1, 1, 2, 3], [0, 20, 33, 36, 5]] = np.nan
+_INFINITE = np.array([[np.inf] * 37, [-np.inf] * 37], np.float32)
+_TURNED: Array = np.ascontiguousarray(_WITH_NAN.T)
+_NAN_SAMPLES = tuple(Sample((TensorType(x.shape),), {"axis": 1}, inputs={0: x}) for x in (_WITH_NAN, _TURNED))
+"""Rows with NaN at either end, and between numbers; more and less than a vector of them."""
 Reducer = Callable[..., Any]
 
 
@@ -79,9 +86,12 @@ def expand_reduced(reduced: Tensor, axes: Sequence[int], result: TensorType, kee
     return te.compute(result.static_shape, at, name="reduced")
 
 
-def _product(element: Any, axis: Sequence[Any]) -> Any:
-    reducer = te.comm_reducer(lambda a, b: a * b, lambda dtype: tirx.const(1, dtype), name="product")
-    return reducer(element, axis=axis)
+def _largest(x: Array, **options: Any) -> Any:
+    return np.max(x, initial=lowest(x.dtype.name), **options)
+
+
+def _smallest(x: Array, **options: Any) -> Any:
+    return np.min(x, initial=highest(x.dtype.name), **options)
 
 
 def _declare_reduction(
@@ -153,6 +163,8 @@ def _reduction_samples(name: str) -> tuple[Sample, ...]:
     ]
     if name != "reduce_mean":
         samples.append(sample((4, 21), (1,), "int32"))
+    for x, axis in ((_WITH_NAN, 1), (_WITH_NAN, 0), (_INFINITE, 1)):
+        samples.append(Sample((TensorType(x.shape),), {"axes": (axis,)}, inputs={0: x}))
     return tuple(samples)
 
 
@@ -163,15 +175,17 @@ def _check_numbers(name: str, dtype: str) -> None:
 
 _declare_reduction("reduce_sum", np.sum, te.sum)
 _declare_reduction("reduce_mean", np.mean, te.sum, mean=True)
-_declare_reduction("reduce_max", np.max, te.max)
-_declare_reduction("reduce_min", np.min, te.min)
-_declare_reduction("reduce_prod", np.prod, _product)
+_declare_reduction("reduce_max", _largest, largest)
+_declare_reduction("reduce_min", _smallest, smallest)
+_declare_reduction("reduce_prod", np.prod, product)
 
 
 def _declare_arg_reduction(name: str, best: Callable[..., Any], reducer: Reducer) -> None:
     def infer(types: Sequence[TensorType], attrs: Attrs) -> list[TensorType]:
         _check_numbers(name, types[0].dtype)
         axis = check_axis(name, integer(attrs, "axis"), types[0].rank)
+        if types[0].shape[axis] == 0:
+            raise TypeRuleError(f"`{name}` chooses an element of axis {axis}, which has none")
         return [TensorType(reduced_shape(types[0].shape, (axis,), flag(attrs, "keepdims")), "int64")]
 
     def evaluate(arrays: Sequence[Array], attrs: Attrs) -> list[Array]:
@@ -184,7 +198,9 @@ def _declare_arg_reduction(name: str, best: Callable[..., Any], reducer: Reducer
 
     def compute(inputs: Sequence[Tensor], attrs: Attrs, outputs: Sequence[TensorType]) -> list[Tensor]:
         # Two plain reductions, which vectorise: the best value, then the first (last) position that has it.
-        x, axis, last = inputs[0], integer(attrs, "axis"), flag(attrs, "select_last")
+        # That is NaN where a row has any, and equal to nothing.
+        axis, last = integer(attrs, "axis"), flag(attrs, "select_last")
+        x = cast_tensor(inputs[0], accumulator(str(inputs[0].dtype)))
         shape = static_shape(x)
         extent = shape[axis]
         extreme = reduce_tensor(x, (axis,), reducer, lambda e: e, "extreme")
@@ -193,16 +209,15 @@ def _declare_arg_reduction(name: str, best: Callable[..., Any], reducer: Reducer
 
         def at(*kept: Any) -> Any:
             value = x(*kept[:axis], position, *kept[axis:])
-            found = tirx.Select(value == extreme(*kept), position.var, absent)
+            is_best = value == extreme(*kept)
+            if "float" in str(x.dtype):
+                is_best = tirx.any(is_best, math.is_nan(value))
+            found = tirx.Select(is_best, position.var, absent)
             return (te.max if last else te.min)(found, axis=position)
 
         found = te.compute(extreme.shape, at, name="found")
 
-        def clamped(*kept: Any) -> Any:
-            return tirx.max(tirx.min(found(*kept), tirx.const(extent - 1, "int32")), tirx.const(0, "int32"))
-
-        bounded = te.compute(extreme.shape, clamped, name="bounded")  # a row of NaN has no position
-        return [expand_reduced(bounded, (axis,), outputs[0], flag(attrs, "keepdims"))]
+        return [expand_reduced(found, (axis,), outputs[0], flag(attrs, "keepdims"))]
 
     ties = np.array([[1, 3, 3, 0, 3], [2, 2, 1, 2, 2]], "int32")
     samples = [
@@ -211,6 +226,8 @@ def _declare_arg_reduction(name: str, best: Callable[..., Any], reducer: Reducer
         Sample((TensorType((2, 5), "int32"),), {"axis": 1, "select_last": True}, inputs={0: ties}),
         Sample((TensorType((2, 5), "int32"),), {"axis": 1}, inputs={0: ties}),
         Sample((TensorType((19,), "float16"),), {"axis": 0}),
+        Sample((TensorType((3, 37), "bfloat16"),), {"axis": 1}),
+        *_NAN_SAMPLES,
     ]
     declare(
         Op(
@@ -225,12 +242,12 @@ def _declare_arg_reduction(name: str, best: Callable[..., Any], reducer: Reducer
     )
 
 
-_declare_arg_reduction("argmax", np.argmax, te.max)
-_declare_arg_reduction("argmin", np.argmin, te.min)
+_declare_arg_reduction("argmax", np.argmax, largest)
+_declare_arg_reduction("argmin", np.argmin, smallest)
 
 
 def _softmax_reference(x: Array, axis: int, logarithm: bool) -> Any:
-    shifted = x - x.max(axis=axis, keepdims=True)
+    shifted = x - _largest(x, axis=axis, keepdims=True)
     total = np.exp(shifted).sum(axis=axis, keepdims=True)
     return shifted - np.log(total) if logarithm else np.exp(shifted) / total
 
@@ -250,11 +267,11 @@ def _declare_softmax(name: str, logarithm: bool) -> None:
         axes = (integer(attrs, "axis"),)
         wide = TensorType(outputs[0].shape, accumulator(outputs[0].dtype))
         x = cast_tensor(inputs[0], wide.dtype)
-        largest = reduce_tensor(x, axes, te.max, lambda e: e, "largest")
-        powers = over_rows([largest], x, axes, wide, lambda e, m: math.exp(e - m), "powers")
+        top = reduce_tensor(x, axes, any_largest, lambda e: e, "largest")
+        powers = over_rows([top], x, axes, wide, lambda e, m: math.exp(e - m), "powers")
         total = reduce_tensor(powers, axes, te.sum, lambda e: e, "total")
         if logarithm:
-            offset = te.compute(total.shape, lambda *i: largest(*i) + math.log_(total(*i)), name="offset")
+            offset = te.compute(total.shape, lambda *i: top(*i) + math.log_(total(*i)), name="offset")
             return [over_rows([offset], x, axes, outputs[0], lambda e, o: e - o, name)]
         scale = te.compute(total.shape, lambda *i: 1 / total(*i), name="scale")
         return [over_rows([scale], powers, axes, outputs[0], lambda e, s: e * s, name)]
@@ -266,6 +283,7 @@ def _declare_softmax(name: str, logarithm: bool) -> None:
         Sample((TensorType((5, 7)),), {"axis": 0}, -6, 6),
         Sample((TensorType((3, 64), "float16"),), {"axis": 1}, rtol=4e-3, atol=2e-3),
         Sample((TensorType((3, 64), "bfloat16"),), {"axis": 1}, rtol=2e-2, atol=2e-2),
+        *_NAN_SAMPLES,
     ]
     declare(
         Op(

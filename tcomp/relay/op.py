@@ -106,7 +106,6 @@ class Op:
     - `zero_is_finite`: an elementwise operator that maps any mix of zero operands to a finite value, so
       that padding lanes of a blocked layout stay finite through it.
     - `flops_per_element`: for the default cost rule; `cost` replaces that rule.
-    - `vjp`, `jvp`: gradient rules of `tcomp.autodiff`; `sharding`: rule of `tcomp.parallel`.
     """
 
     name: str
@@ -125,9 +124,6 @@ class Op:
     flops_per_element: int = 1
     cost: CostRule | None = None
     samples: tuple[Sample, ...] = ()
-    vjp: Callable[..., Any] | None = None
-    jvp: Callable[..., Any] | None = None
-    sharding: Callable[..., Any] | None = None
 
     def complete_attrs(self, attrs: Attrs) -> dict[str, Attr]:
         """`attrs` with defaults filled in, in declaration order.

@@ -31,7 +31,7 @@ from tcomp.tensor.attention_operands import (
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.lane_factors import rows_apart, rows_fit
 from tcomp.tensor.loops import Buffer, Expression, Statement
-from tcomp.tensor.math import exp2
+from tcomp.tensor.math import exp2, larger
 from tcomp.tensor.primitives import Tiles
 from tcomp.tensor.product import unravel
 from tcomp.tensor.template import Scheduled
@@ -201,7 +201,7 @@ class AttentionNest:
 
         def finish(value: Expression, r: Expression, at: Expression, lane: Expression) -> Statement:
             place = [r, at * lanes + lane]
-            highest = tirx.max(tirx.BufferLoad(tops, [r, lane]), tirx.BufferLoad(scores, place))
+            highest = larger(tirx.BufferLoad(tops, [r, lane]), tirx.BufferLoad(scores, place))
             return loops.sequence(
                 [tirx.BufferStore(scores, value, place), tirx.BufferStore(tops, highest, [r, lane])]
             )

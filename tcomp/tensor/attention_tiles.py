@@ -26,7 +26,7 @@ from tcomp.tensor.attention_operands import Shape
 from tcomp.tensor.groups import WORD, GroupSums
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.loops import Buffer, Expression, Statement
-from tcomp.tensor.math import convert, exp2
+from tcomp.tensor.math import convert, exp2, larger
 from tcomp.tensor.primitives import Tiles, transpose_square
 from tcomp.tensor.product import unravel
 from tcomp.tensor.template import Scheduled
@@ -263,7 +263,7 @@ class AttentionTiles:
                 needed, mask = self._element(self.mask, batch, row + r, key)
                 value = value + convert(mask, "float32")
             place = tirx.Var("score", "float32")
-            highest = tirx.max(tirx.BufferLoad(top, [lane]), place)
+            highest = larger(tirx.BufferLoad(top, [lane]), place)
             return loops.sequence(
                 [
                     *needed,

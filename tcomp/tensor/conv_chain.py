@@ -8,34 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 
 from tcomp.relay.graph import Node
 from tcomp.relay.types import numpy_dtype
 from tcomp.tensor.convolution import Convolution
+from tcomp.tensor.row_pieces import RowPieces
 
 PRODUCTS_A_SAVED_BYTE = 6
 """A chain pays when it saves the traffic of a byte for so many multiplications: docs/design/algorithms.md."""
 BYTES_A_REPEATED_PRODUCT = 2
 """What the time of one repeated multiplication is worth in bytes of traffic, with AVX2; less with AVX-512."""
-
-PIECES = (1, 2, 4, 8, 16)
-"""Numbers of pieces to choose from, beside the default."""
-MOST_REPEATED_ROWS = 0.04
-"""Share of the hidden rows that may be computed twice for the sake of threads that may not exist."""
-
-
-def pieces_of_rows(rows: int, hidden_rows: int, kept_rows: int, batch: int, cores: int) -> int:
-    """Into how many pieces of neighbouring rows each image is cut, where two neighbours both read `kept_rows`
-    of the hidden ones.
-
-    So many that no core is idle, and more while few rows are computed twice: the machine that runs the kernel
-    may have more cores than the target tells.
-    """
-    pieces = -(-cores // batch)
-    while 2 * pieces <= rows and (2 * pieces - 1) * kept_rows <= MOST_REPEATED_ROWS * hidden_rows:
-        pieces *= 2
-    return min(pieces, rows)
 
 
 @dataclass(frozen=True)
@@ -63,15 +47,15 @@ class ConvChain:
     def stages(self) -> tuple[Convolution, ...]:
         return self.expand, self.depthwise, self.project
 
-    @property
-    def reach(self) -> int:
-        """Rows of hidden pixels from the first to the last one that a row of outputs reads."""
-        return (self.depthwise.kernel[0] - 1) * self.depthwise.dilation[0] + 1
-
-    @property
-    def kept_rows(self) -> int:
-        """Rows of hidden pixels that two neighbouring rows of outputs both read."""
-        return max(self.reach - self.depthwise.strides[0], 0)
+    @cached_property
+    def row_pieces(self) -> RowPieces:
+        """How the rows of outputs are cut, and which hidden ones they read."""
+        filters = self.depthwise
+        reach = (filters.kernel[0] - 1) * filters.dilation[0] + 1
+        rows, hidden_rows = self.project.out_size[0], self.expand.out_size[0]
+        return RowPieces(
+            self.project.batch, rows, hidden_rows, reach, filters.strides[0], filters.pad_begin[0]
+        )
 
     @property
     def products(self) -> int:
@@ -85,11 +69,6 @@ class ConvChain:
         size = (1, stage.out_size[1])
         return replace(stage, batch=1, in_size=size, out_size=size)
 
-    def pieces(self, cores: int) -> int:
-        """Into how many pieces of neighbouring rows each image is cut: see `pieces_of_rows`."""
-        rows, hidden_rows = self.project.out_size[0], self.expand.out_size[0]
-        return pieces_of_rows(rows, hidden_rows, self.kept_rows, self.project.batch, cores)
-
     def pays(self, near_bytes: int, cores: int) -> bool:
         """Whether one kernel is worth more than three on cores with a second-level cache of `near_bytes`.
 
@@ -100,6 +79,5 @@ class ConvChain:
         between = [c.out_blocks * c.out_block * prod(c.out_size) * itemsize for c in self.stages[:2]]
         saved = self.project.batch * sum(2 * max(0, nbytes - near_bytes) for nbytes in between)
         row = self.expand.in_channels * self.expand.out_channels * self.expand.out_size[1]
-        borders = self.project.batch * (self.pieces(cores) - 1)
-        saved -= BYTES_A_REPEATED_PRODUCT * borders * self.kept_rows * row
+        saved -= BYTES_A_REPEATED_PRODUCT * self.row_pieces.repeated(cores) * row
         return saved * PRODUCTS_A_SAVED_BYTE >= self.products

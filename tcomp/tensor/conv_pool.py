@@ -14,9 +14,10 @@ from tcomp.relay.attributes import text
 from tcomp.relay.graph import Node
 from tcomp.relay.layouts import channel_block
 from tcomp.relay.types import numpy_dtype
-from tcomp.tensor.conv_chain import PRODUCTS_A_SAVED_BYTE, pieces_of_rows
+from tcomp.tensor.conv_chain import PRODUCTS_A_SAVED_BYTE
 from tcomp.tensor.convolution import Convolution
 from tcomp.tensor.pool_windows import Taps, pool_window
+from tcomp.tensor.row_pieces import RowPieces
 
 MOST_TAPS = 25
 """Taps of a window, which are written out."""
@@ -59,16 +60,11 @@ class ConvPool:
         """One row of the convolution of one image."""
         return replace(self.conv, batch=1, out_size=(1, self.conv.out_size[1]))
 
-    @property
-    def kept_rows(self) -> int:
-        """Rows of the convolution that two neighbouring rows of windows both read."""
+    @cached_property
+    def row_pieces(self) -> RowPieces:
+        """How the rows of windows are cut, and which of the convolution they read."""
         rows = self.windows[0]
-        return max(rows.kernel - rows.stride, 0)
-
-    def pieces(self, cores: int) -> int:
-        """Into how many pieces of neighbouring rows each image is cut: see `pieces_of_rows`."""
-        rows = self.windows[0]
-        return pieces_of_rows(rows.positions, rows.extent, self.kept_rows, self.conv.batch, cores)
+        return RowPieces(self.conv.batch, rows.positions, rows.extent, rows.kernel, rows.stride, rows.begin)
 
     def pays(self, near_bytes: int, cores: int) -> bool:
         """Whether one kernel is worth more than two on cores with a second-level cache of `near_bytes`.
@@ -83,5 +79,4 @@ class ConvPool:
         output = conv.out_blocks * conv.out_block * prod(conv.out_size) * numpy_dtype(conv.dtype).itemsize
         saved = 2 * conv.batch * max(0, output - near_bytes)
         row = conv.out_channels * conv.group_inputs * prod(conv.kernel) * conv.out_size[1]
-        repeated = conv.batch * (self.pieces(cores) - 1) * self.kept_rows * row
-        return saved * PRODUCTS_A_SAVED_BYTE > repeated
+        return saved * PRODUCTS_A_SAVED_BYTE > self.row_pieces.repeated(cores) * row

@@ -24,28 +24,24 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import gcd, prod
-from typing import Any
 
 import numpy as np
 
 from tcomp.relay.op import OPS
 from tcomp.target.target import Target
 from tcomp.tensor import loops
-from tcomp.tensor.access import vector_load
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.epilogue import output_axes, placeholder_index
+from tcomp.tensor.gemm_operands import GemmOperands, Index, strip
 from tcomp.tensor.gemm_plan import Plan, pack_right
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.lane_factors import MatrixFactors, packed_rows, rows_apart, streamed_rows
 from tcomp.tensor.loops import Buffer, Expression, Statement
 from tcomp.tensor.math import convert
-from tcomp.tensor.primitives import transpose_square
 from tcomp.tensor.product import Product, unravel
 from tcomp.tensor.streams import LANES, has_streams, steps_together
 from tcomp.tensor.template import Scheduled
-from tcomp.tvm_api import Tensor, tirx
-
-Index = Sequence[Any]
+from tcomp.tvm_api import tirx
 
 HEAVY_EPILOGUE_FLOPS = 12
 """From this many operations an element, the epilogue runs in a loop over the tile's rows, not unrolled."""
@@ -107,18 +103,12 @@ class GemmNest:
         constant = constant_right(kernel)
         packing = {} if constant is None else {constant: pack_right(product, plan)}
         self.anchored = Anchored(kernel, packing)
-        self.left, self.right = self.anchored.operands
-        self.panels = self.anchored.buffer_of(self.right) if packing else None
-        self.row_tiles: Buffer | None = None
+        self.operands = GemmOperands(self.anchored, product, plan, self.lanes, bool(packing))
         self.kept: Buffer | None = None
 
     def scheduled(self) -> Scheduled:
         """1. Pack what is not packed yet. 2. Blocks, groups, chunks, panels, tiles."""
-        statements: list[Statement] = []
-        if self.plan.pack_left:
-            statements.append(self._pack_left())
-        if self.plan.pack_right and self.panels is None:
-            statements.append(self._pack_right())
+        statements = self.operands.packed()
         plan, product = self.plan, self.product
         outputs = (*product.batch, plan.row_blocks, plan.groups)
         pieces = prod(outputs) * plan.parts
@@ -138,133 +128,9 @@ class GemmNest:
             statements.append(loops.loop(prod(outputs), lambda i: self._add_parts(i, outputs), "output"))
         return self.anchored.scheduled(statements, self.plan.rows.exact and self.plan.columns.exact)
 
-    # Packing
-
-    def _pack_left(self) -> Statement:
-        """`[*batch, rows, depth] -> [*batch, row tile, depth, row]`."""
-        product, rows = self.product, self.plan.rows
-        shape = (*product.batch, rows.count, product.depth, rows.size)
-        tiles = self.row_tiles = self.anchored.add_scratch(shape, self.product.left.dtype, "packed_left")
-        width = gcd(rows.size, self.lanes)
-        side = gcd(width, product.depth)
-
-        def row(batch: Index, r: Expression, k: Expression) -> Expression | None:
-            return self._vector(self.left, product.left_index(batch, r, k), side)
-
-        zero = loops.constant(0)
-        along_depth = side >= 4 and not product.transpose_left
-        in_squares = along_depth and row([zero] * len(product.batch), zero, zero) is not None
-
-        def one(batch: Index, t: Expression) -> Statement:
-            def element(k: Expression, r: Expression) -> Statement:
-                needed, value = self._element(self.left, product.left_index(batch, rows.base(t) + r, k), None)
-                return loops.sequence([*needed, tirx.BufferStore(tiles, value, [*batch, t, k, r])])
-
-            def square(r: Expression, k: Expression) -> Statement:
-                def load(i: int) -> Expression:
-                    return row(batch, rows.base(t) + r + i, k)
-
-                def store(i: int, vector: Expression) -> Statement:
-                    return tirx.BufferStore(tiles, vector, [*batch, t, k + i, tirx.Ramp(r, 1, side)])
-
-                return transpose_square(load, store, side, self.product.left.dtype)
-
-            if in_squares:
-                return loops.loop(
-                    product.depth // side,
-                    lambda k: loops.loop(rows.size // side, lambda r: square(r * side, k * side), "r"),
-                    "k",
-                )
-            return loops.loop(product.depth, lambda k: _strip(rows.size, width, lambda r: element(k, r)), "k")
-
-        return self._over(rows.count, one, "tile")
-
-    def _pack_right(self) -> Statement:
-        """`[*batch, depth, columns]` into panels, as `pack_right` does."""
-        product, plan, columns = self.product, self.plan, self.plan.columns
-        own = tuple(product.right.static_shape[:-2]) if product.batch else ()
-        shape = (*own, columns.count * plan.panel_size)
-        panels = self.panels = self.anchored.add_scratch(shape, self.product.right.dtype, "packed_right")
-        side = gcd(gcd(columns.size, self.lanes), gcd(product.depth, plan.chunk))
-
-        def column(batch: Index, k: Expression, c: Expression) -> Expression | None:
-            return self._vector(self.right, product.right_index(batch, k, c), side)
-
-        zero = loops.constant(0)
-        in_squares = (
-            product.transpose_right and side >= 4 and column([zero] * len(own), zero, zero) is not None
-        )
-
-        def one(batch: Index, p: Expression) -> Statement:
-            group, panel = unravel(p, (plan.groups, plan.group))
-
-            def rows(chunk: Expression) -> Statement:
-                begin = plan.panel_offset(group, chunk, panel)
-
-                def at(k: Expression, c: Expression) -> list[Any]:
-                    place = begin + k * columns.size + c
-                    return [*batch, place]
-
-                def element(k: Expression, c: Expression) -> Statement:
-                    index = product.right_index(batch, chunk * plan.chunk + k, columns.base(p) + c)
-                    needed, value = self._element(self.right, index, None)
-                    return loops.sequence([*needed, tirx.BufferStore(panels, value, at(k, c))])
-
-                def square(c: Expression, k: Expression) -> Statement:
-                    def load(i: int) -> Expression:
-                        return column(batch, chunk * plan.chunk + k, columns.base(p) + c + i)
-
-                    def store(i: int, vector: Expression) -> Statement:
-                        *outer, place = at(k + i, c)
-                        return tirx.BufferStore(panels, vector, [*outer, tirx.Ramp(place, 1, side)])
-
-                    return transpose_square(load, store, side, self.product.right.dtype)
-
-                extent = plan.depth_of(chunk)
-                if in_squares:
-                    return loops.loop(
-                        extent // side,
-                        lambda k: loops.loop(columns.size // side, lambda c: square(c * side, k * side), "c"),
-                        "k",
-                    )
-                return loops.loop(extent, lambda k: self._columns(lambda c: element(k, c)), "k")
-
-            return loops.loop(plan.chunks, rows, "chunk")
-
-        return self._over(columns.count, one, "panel", own)
-
     def _columns(self, body: Callable[[Expression], Statement]) -> Statement:
         """`body` at every column of a tile, in vectors."""
-        return _strip(self.plan.columns.size, self.plan.lanes, body)
-
-    def _over(
-        self,
-        extent: int,
-        body: Callable[[Index, Expression], Statement],
-        name: str,
-        batch: tuple[int, ...] | None = None,
-    ) -> Statement:
-        """`body(batch, i)` for every batch and i below `extent`, shared among threads."""
-        outer = self.product.batch if batch is None else batch
-
-        def at(number: Expression) -> Statement:
-            *index, i = unravel(number, (*outer, extent))
-            return body(index, i)
-
-        return (loops.parallel if self.plan.parallel else loops.loop)(prod(outer) * extent, at, name)
-
-    def _element(self, tensor: Tensor, index: Index, dtype: str | None) -> tuple[list[Statement], Expression]:
-        """An element of an operand, as `dtype` if given, after the statements that it needs."""
-        elements = self.anchored.elements()
-        value = elements.element(tensor, [loops.constant(i) if isinstance(i, int) else i for i in index])
-        return elements.statements, value if dtype is None else convert(value, dtype)
-
-    def _vector(self, tensor: Tensor, index: Index, lanes: int) -> Expression | None:
-        """Elements of an operand along its last axis, where one load gets them."""
-        at = [loops.constant(i) if isinstance(i, int) else i for i in index]
-        return vector_load(self.anchored.elements(), tensor, at, lanes)
-
-    # The walk
+        return strip(self.plan.columns.size, self.plan.lanes, body)
 
     def _chunks(self, piece: _Piece) -> Statement:
         plan = self.plan
@@ -395,11 +261,11 @@ class GemmNest:
         start, offset = place.chunk * plan.chunk, plan.panel_offset(piece.group, place.chunk, place.panel)
 
         def left(r: Expression, k: Expression) -> tuple[list[Statement], Expression]:
-            if self.row_tiles is not None:
+            if self.operands.row_tiles is not None:
                 at = [*piece.batch, tile, start + k, r]
-                return [], convert(tirx.BufferLoad(self.row_tiles, at), wide)
-            return self._element(
-                self.left, product.left_index(piece.batch, plan.rows.base(tile) + r, start + k), wide
+                return [], convert(tirx.BufferLoad(self.operands.row_tiles, at), wide)
+            return self.operands.element(
+                self.operands.left, product.left_index(piece.batch, plan.rows.base(tile) + r, start + k), wide
             )
 
         panels = self._streamed_panels(place, offset, sums)
@@ -408,11 +274,13 @@ class GemmNest:
         def right(k: Expression, c: Expression, place: int) -> tuple[list[Statement], Expression]:
             if panels is not None:
                 return [], panels.at(c, place % panels.steps)
-            if self.panels is not None:
+            if self.operands.panels is not None:
                 at = [*product.packed_batch(piece.batch), offset + k * plan.columns.size + c]
-                return [], convert(tirx.BufferLoad(self.panels, at), wide)
-            return self._element(
-                self.right, product.right_index(piece.batch, start + k, plan.columns.base(panel) + c), wide
+                return [], convert(tirx.BufferLoad(self.operands.panels, at), wide)
+            return self.operands.element(
+                self.operands.right,
+                product.right_index(piece.batch, start + k, plan.columns.base(panel) + c),
+                wide,
             )
 
         def step(k: Expression, first: Expression, place: int) -> Statement:
@@ -453,12 +321,12 @@ class GemmNest:
         plan, product = self.plan, self.product
         width = plan.columns.size
         streamed = has_streams(self.target, product.accumulator) and product.right.dtype == "float32"
-        if self.panels is None or not streamed or width % LANES:
+        if self.operands.panels is None or not streamed or width % LANES:
             return None
         free = self.target.vector_registers - (plan.rows.size * plan.partial_sums * width + width) // LANES
         steps = steps_together(width // LANES, plan.unroll, free)
         first = [*product.packed_batch(place.piece.batch), offset]
-        return streamed_rows(self.panels, first, width, steps, sums)
+        return streamed_rows(self.operands.panels, first, width, steps, sums)
 
     def _factors(
         self, batch: Index, tile: Expression, start: Expression, sums: Buffer, panel_steps: int
@@ -473,16 +341,18 @@ class GemmNest:
             return None
         vectors = plan.columns.size // plan.lanes
         held = rows * plan.partial_sums * vectors + max(1, panel_steps) * vectors
-        if self.row_tiles is not None:
+        if self.operands.row_tiles is not None:
             if panel_steps and rows % LANES == 0:
                 free = self.target.vector_registers - held
                 steps = steps_together(rows // LANES, plan.unroll, free)
-                return streamed_rows(self.row_tiles, [*batch, tile, start, 0], rows, steps, sums)
-            return packed_rows(self.row_tiles, [*batch, tile], rows, self.target.factor_lanes(dtype), dtype)
+                return streamed_rows(self.operands.row_tiles, [*batch, tile, start, 0], rows, steps, sums)
+            return packed_rows(
+                self.operands.row_tiles, [*batch, tile], rows, self.target.factor_lanes(dtype), dtype
+            )
         steps, first = gcd(plan.unroll, self.target.factor_lanes(dtype)), plan.rows.base(tile)
 
         def vector(r: Expression, k: Expression) -> Expression | None:
-            return self._vector(self.left, product.left_index(batch, first + r, k), steps)
+            return self.operands.vector(self.operands.left, product.left_index(batch, first + r, k), steps)
 
         zero = loops.constant(0)
         crowded = rows * vectors + vectors + rows > self.target.vector_registers
@@ -494,23 +364,16 @@ class GemmNest:
     def _prefetch(self, place: _Place, offset: Expression, i: Expression) -> list[Statement]:
         """This iteration's share of the panel that comes next in memory."""
         plan = self.plan
-        if self.panels is None or not plan.prefetch:
+        if self.operands.panels is None or not plan.prefetch:
             return []
-        line = loops.CACHE_LINE // np.dtype(self.panels.dtype).itemsize
+        line = loops.CACHE_LINE // np.dtype(self.operands.panels.dtype).itemsize
         size, iterations = plan.chunk * plan.columns.size, plan.chunk // plan.unroll
         share = -(-size // (line * iterations * plan.row_block))
         near = plan.row_block == 1
         ahead = min(size, FEW_ROWS_AHEAD // loops.CACHE_LINE * line) if near else size
         first = offset + ahead + (place.tile * iterations + i) * (share * line)
         batch = self.product.packed_batch(place.piece.batch)
-        return [loops.prefetch(self.panels, [*batch, first + n * line], near) for n in range(share)]
-
-
-def _strip(size: int, width: int, body: Callable[[Expression], Statement]) -> Statement:
-    """`body` at every index below `size`, in vectors of `width`."""
-    return loops.unrolled(
-        size // width, lambda v: loops.vectorized(width, lambda lane: body(v * width + lane))
-    )
+        return [loops.prefetch(self.operands.panels, [*batch, first + n * line], near) for n in range(share)]
 
 
 def schedule_product(kernel: Kernel, product: Product, plan: Plan, target: Target) -> Scheduled:

@@ -14,10 +14,11 @@ from math import inf, log, nan, pi
 from typing import Any
 
 from tcomp.tensor import bfloat16
-from tcomp.tensor.intrinsics import dtype_of
+from tcomp.tensor.intrinsics import call, dtype_of, register
 from tcomp.tvm_api import tirx, tvm
 
 Expression = Any
+_LARGER = "larger"
 _MAGIC = 12582912.0  # 1.5 * 2^23: adding it rounds a float32 to an integer, held in the low bits
 _MAGIC_BITS = 0x4B400000
 _LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
@@ -110,6 +111,11 @@ def is_nan(x: Expression) -> Expression:
         return bits > tirx.const(0x7FF0000000000000, "int64")
     bits = tirx.bitwise_and(tirx.reinterpret("int32", x), tirx.const(0x7FFFFFFF, "int32"))
     return bits > tirx.const(0x7F800000, "int32")
+
+
+def larger(x: Expression, y: Expression) -> Expression:
+    """The larger of two numbers; of NaN and a number either, where `max` is NaN but costs more on x86."""
+    return call(_LARGER, dtype_of(x), x, y)
 
 
 def log1p(x: Expression) -> Expression:
@@ -406,8 +412,11 @@ _LOWERINGS = (
     ("tanh", _lower_tanh),
     ("erf", _lower_erf),
 )
+LARGER = f"tirx.{_LARGER}"
+"""The operator of calls that `larger` makes."""
 FUNCTIONS = tuple(f"tirx.{_name}" for _name, _ in _LOWERINGS)
 """Intrinsics that expand to polynomials."""
+register(_LARGER, lambda operands: tirx.max(*operands))
 for _name, _lower in _LOWERINGS:
     _register(_name, _lower)
 for _name in ("nearbyint", "reinterpret"):

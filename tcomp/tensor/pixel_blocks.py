@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from tcomp.target.target import Target
 from tcomp.tensor.amx import LANES, ROWS, TILES, TileBlock
+from tcomp.tensor.channel_panels import packed_by_blocks
 from tcomp.tensor.convolution import Convolution
 from tcomp.tensor.direct_convolution import PixelTile, pixels_of
-from tcomp.tensor.knobs import Config, Ordered
+from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.knobs import Config, Knob, Ordered, Space
+from tcomp.tensor.template import PackedBy, Template
 
 Key = tuple[bool, int, int, int, int]
 
@@ -21,6 +26,10 @@ class PixelBlock:
     block: TileBlock
     padded: bool = False
     """Whether pixels are those of the padded image."""
+
+    @property
+    def oc_blocks(self) -> int:
+        return self.pixels.oc_blocks
 
     @property
     def key(self) -> Key:
@@ -70,7 +79,54 @@ def key_of(config: Config) -> Key:
     )
 
 
-def block_knobs(found: Sequence[PixelBlock], best: PixelBlock) -> tuple[Ordered, ...]:
+@dataclass(frozen=True)
+class BlockChoice:
+    """Which block of tiles a convolution takes: those that it may, the estimated cycles of all with one,
+    and the knobs beside those of blocks, with the defaults that suit one."""
+
+    blocks: Sequence[PixelBlock]
+    cycles: Callable[[PixelBlock], float]
+    knobs: Callable[[PixelBlock], Sequence[Knob]]
+
+    def least_cycles(self, blocks: Sequence[PixelBlock]) -> float:
+        """The estimated cycles with the best of `blocks`."""
+        return min(map(self.cycles, blocks))
+
+    def space_of(self, blocks: Sequence[PixelBlock]) -> Space:
+        """The configs with one of `blocks`, the best of them by default."""
+        best, legal = min(blocks, key=self.cycles), {choice.key for choice in blocks}
+
+        def reason(config: Config) -> str | None:
+            _, height, width, oc_blocks, rows = key_of(config)
+            if key_of(config) not in legal:
+                return f"{height}x{width}x{oc_blocks} is no block of tiles of {rows} pixels that fits"
+            return None
+
+        return Space((*_block_knobs(blocks, best), *self.knobs(best)), reason)
+
+
+class TileConvolution(Template):
+    """A template of convolutions in blocks of tiles."""
+
+    @abstractmethod
+    def choice(self, kernel: Kernel, target: Target) -> BlockChoice:
+        """What blocks there are for a kernel that it accepts."""
+
+    def packings(self, kernel: Kernel, target: Target) -> PackedBy:
+        """Panels of as many channel blocks as a block of tiles has."""
+        choice = self.choice(kernel, target)
+        return packed_by_blocks(choice.blocks, lambda own: choice.space_of(own).default, choice.least_cycles)
+
+    def estimate(self, kernel: Kernel, target: Target) -> float:
+        choice = self.choice(kernel, target)
+        return choice.least_cycles(choice.blocks)
+
+    def space(self, kernel: Kernel, target: Target) -> Space:
+        choice = self.choice(kernel, target)
+        return choice.space_of(choice.blocks)
+
+
+def _block_knobs(found: Sequence[PixelBlock], best: PixelBlock) -> tuple[Ordered, ...]:
     """The knobs that choose among `found`, `best` being the default, but for `padded`."""
     names = ("tile_height", "tile_width", "oc_blocks", "tile_rows")
     values = zip(*(choice.key[1:] for choice in found), strict=True)
@@ -78,16 +134,3 @@ def block_knobs(found: Sequence[PixelBlock], best: PixelBlock) -> tuple[Ordered,
         Ordered(name, tuple(sorted(set(own))), default)
         for name, own, default in zip(names, values, best.key[1:], strict=True)
     )
-
-
-def block_reason(found: Sequence[PixelBlock]) -> Callable[[Config], str | None]:
-    """Why a config names none of `found`; None where it does."""
-    legal = {choice.key for choice in found}
-
-    def reason(config: Config) -> str | None:
-        _, height, width, oc_blocks, rows = key_of(config)
-        if key_of(config) not in legal:
-            return f"{height}x{width}x{oc_blocks} is no block of tiles of {rows} pixels that fits"
-        return None
-
-    return reason

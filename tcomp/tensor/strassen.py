@@ -43,17 +43,13 @@ from tcomp.tensor.primitives import Tiles, transpose_square
 from tcomp.tensor.register_tile import Index, Point, RegisterTile
 from tcomp.tensor.strassen_plan import (
     DTYPE,
-    FRESH,
-    KEEP,
     PRODUCTS,
-    QUARTER,
     SHARED,
-    SLOTS,
-    START,
+    STEPS,
+    Kept,
     StrassenPlan,
+    choose,
     left_operands,
-    number_at,
-    packed_bits,
     shares_blocks,
     steps_of_factors,
 )
@@ -62,12 +58,6 @@ from tcomp.tensor.tile_sums import Factors, Finish, Reduction, nest_of_tiles
 from tcomp.tvm_api import tirx
 
 QUARTERS = 4
-RESULT = SLOTS
-"""Where a quarter of the result is kept for its epilogue, behind the slots."""
-_START = packed_bits(START, 2)
-_TO = packed_bits([RESULT if slot is None else slot for slot in KEEP], 2)
-_COMPLETES = packed_bits([int(quarter is not None) for quarter in QUARTER], 1)
-_QUARTER = packed_bits([quarter or 0 for quarter in QUARTER], 2)
 
 
 @dataclass(frozen=True)
@@ -181,28 +171,27 @@ class StrassenNest:
     def _panel(self, block: Expression, panel: Expression, sums: Buffer) -> Statement:
         """All rows of a block by a panel of both halves of the columns."""
         plan = self.plan
-        keep, kept = local((SLOTS + 1, plan.half_rows, plan.width), DTYPE, "kept")
+        keep, kept = local((len(Kept), plan.half_rows, plan.width), DTYPE, "kept")
 
         def product(number: Expression) -> Statement:
             products = self._product(panel, number, sums, kept)
-            finishes = tirx.IfThenElse(
-                number_at(_COMPLETES, 1, number) == 1, self._finish(block, panel, number, kept), None
-            )
-            return sequence([products, finishes])
+            completes = choose([int(step.completes is not None) for step in STEPS], number) == 1
+            finish = tirx.IfThenElse(completes, self._finish(block, panel, number, kept), None)
+            return sequence([products, finish])
 
         aligned = aligned_stack(self.target.lanes(DTYPE), DTYPE)
         return sequence([aligned, keep, loop(PRODUCTS, product, "product")])
 
     def _finish(self, block: Expression, panel: Expression, number: Expression, kept: Buffer) -> Statement:
         """The epilogue of the quarter of the result that a product completes."""
-        plan, quarter = self.plan, number_at(_QUARTER, 2, number)
+        plan, quarter = self.plan, choose([step.completes or 0 for step in STEPS], number)
         below, beside = quarter // 2, quarter % 2
         first_row, first_column = plan.row(block, below), plan.column(panel, beside)
 
         def row(r: Expression) -> Statement:
             def vector(v: Expression) -> Statement:
                 def element(lane: Expression) -> Statement:
-                    value = tirx.BufferLoad(kept, [RESULT, r, v * plan.lanes + lane])
+                    value = tirx.BufferLoad(kept, [Kept.QUARTER.value, r, v * plan.lanes + lane])
                     return self.operands.finish(first_row + r, first_column + v * plan.lanes + lane, value)
 
                 is_own = first_column + v * plan.lanes >= beside * plan.panels * plan.width
@@ -227,8 +216,10 @@ class StrassenNest:
         right = WeightRows.of(row_steps, plan.width, self.weights, lambda _, step: [panel, number, *step])
 
         def start(index: Index) -> Expression:
-            slot = number_at(_START, 2, number)
-            return tirx.Select(slot == FRESH, tirx.const(0, DTYPE), tirx.BufferLoad(kept, [slot, *index]))
+            # No product is added to a quarter of the result, which stands for nothing here.
+            before = choose([Kept.QUARTER if s.start is None else s.start for s in STEPS], number)
+            kept_before = tirx.BufferLoad(kept, [before, *index])
+            return tirx.Select(before == Kept.QUARTER.value, tirx.const(0, DTYPE), kept_before)
 
         def update(total: Expression, point: Point, step: Index) -> Expression:
             return total + factor(point, step) * right.at(point, step, point.index[1])
@@ -255,16 +246,16 @@ class StrassenNest:
         )
 
         def ends(write: Callable[[Finish], Statement]) -> Statement:
-            def slot(place: Expression) -> Finish:
+            def to(place: Expression) -> Finish:
                 return lambda index, value: tirx.BufferStore(kept, value, [place, *index])
 
-            def plus(place: Expression, other: int) -> Finish:
+            def plus(other: Kept, place: Kept) -> Finish:
                 return lambda index, value: tirx.BufferStore(
-                    kept, value + tirx.BufferLoad(kept, [other, *index]), [place, *index]
+                    kept, value + tirx.BufferLoad(kept, [other.value, *index]), [place.value, *index]
                 )
 
-            shared = sequence([write(plus(RESULT, 2)), write(plus(0, 1))])
-            return tirx.IfThenElse(number == SHARED, shared, write(slot(number_at(_TO, 2, number))))
+            shared = sequence([write(plus(Kept.U3, Kept.QUARTER)), write(plus(Kept.U2, Kept.U1))])
+            return tirx.IfThenElse(number == SHARED, shared, write(to(choose([s.to for s in STEPS], number))))
 
         return nest_of_tiles(tile, reduction, ends, threaded=False)
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import lru_cache
 from math import gcd
 from typing import Any
@@ -34,20 +35,6 @@ from tcomp.tvm_api import tirx
 Expression = Any
 
 DTYPE = "float32"
-PRODUCTS = 7
-SLOTS = 3
-"""Intermediate sums that wait at a time: U1, later U2 + V; U2; U3."""
-FRESH = 3
-"""Not a slot: where a product starts from nothing."""
-START = (FRESH, 0, 0, 1, 2, FRESH, 0)
-"""The slot that each product is added to."""
-KEEP = (0, None, 1, 2, None, None, None)
-"""The slot that the result of each product goes to, if it is not a quarter of the result."""
-QUARTER = (None, 0, None, None, 2, 3, 1)
-"""The quarter of the result, of 11, 12, 21, 22, that each product completes."""
-SHARED = 5
-"""The product V: plus U3 it is a quarter of the result, plus U2 what the last product is added to."""
-
 MAX_TILE_ROWS = 28
 MAX_TILE_VECTORS = 4
 BLOCKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
@@ -57,6 +44,42 @@ LEAST_HALF = 32
 """Steps, and columns, of a half that may be worth the sums."""
 WORTH = 1.04
 """How much faster it must be, by estimate, to be worth constants of 7/4 the size."""
+
+
+class Kept(IntEnum):
+    """Where a sum waits for the products after it."""
+
+    U1 = 0
+    """Later U2 + V."""
+    U2 = 1
+    U3 = 2
+    QUARTER = 3
+    """A quarter of the result, for its epilogue."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One of the products: the sum that it is added to, if any, where that then waits, and the quarter of the
+    result that it completes, if it does: of 11, 12, 21, 22, from 0."""
+
+    start: Kept | None
+    to: Kept
+    completes: int | None = None
+
+
+STEPS = (
+    Step(None, Kept.U1),
+    Step(Kept.U1, Kept.QUARTER, completes=0),
+    Step(Kept.U1, Kept.U2),
+    Step(Kept.U2, Kept.U3),
+    Step(Kept.U3, Kept.QUARTER, completes=2),
+    Step(None, Kept.QUARTER, completes=3),
+    Step(Kept.U1, Kept.QUARTER, completes=1),
+)
+"""The products in the order of the text."""
+PRODUCTS = len(STEPS)
+SHARED = 5
+"""The product V: plus U3 it is a quarter of the result, plus U2 what the last product is added to."""
 
 
 def left_operands(a11: Any, a12: Any, a21: Any, a22: Any) -> list[Any]:
@@ -313,11 +336,9 @@ def shares_blocks(plan: StrassenPlan, target: Target) -> bool:
     return plan.parallel and plan.blocks.count >= 2 * target.sharers
 
 
-def packed_bits(values: Sequence[int], bits: int) -> int:
-    """Small numbers as one, for `number_at`."""
-    return sum(value << (bits * place) for place, value in enumerate(values))
-
-
-def number_at(packed: int, bits: int, place: Expression) -> Expression:
-    """The number at a place that is known at run time alone."""
+def choose(numbers: Sequence[int], place: Expression) -> Expression:
+    """The number, none of them negative, at a place that is known at run time alone: bits of a constant that
+    holds all of them."""
+    bits = max(1, *(number.bit_length() for number in numbers))
+    packed = sum(number << (bits * i) for i, number in enumerate(numbers))
     return (packed >> (place * bits)) & ((1 << bits) - 1)

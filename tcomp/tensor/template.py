@@ -230,7 +230,14 @@ def schedule(kernel: Kernel, target: Target, config: Config | None = None) -> Sc
 def choices_for(kernel: Kernel, target: Target) -> tuple[Template, Space]:
     """What schedules `kernel`, and its configs: the same for the hundreds that a search looks at.
 
-    Raises UnsupportedError when no template accepts it.
+    Raises UnsupportedError when no template accepts it, or an operand has no elements: loops over them would
+    not even begin the sums.
     """
+    for value in kernel.body.inputs:
+        if value.type.nbytes == 0:
+            raise UnsupportedError(
+                f"operand `{value.name}` of kernel {kernel.label} is {value.type}, without elements; pass "
+                "`fold-constants` computes what is made of those"
+            )
     template = template_for(kernel, target)
     return template, template.space(kernel, target)

@@ -253,3 +253,19 @@ def test_nan_stays_nan(name: str, tmp_path: Path) -> None:
     result = run(library, target, [x], tmp_path)
     found = np.frombuffer(result.stdout, np.float32)
     np.testing.assert_array_equal(found, np.clip(np.maximum(x, 0), 0.5, 6))
+
+
+@pytest.mark.parametrize("name", ["arm64-linux", "armv7-linux"])
+def test_nan_of_rows_and_windows_stays(name: str, tmp_path: Path) -> None:
+    target = parse_target(name)
+    tools(target)
+    g = GraphBuilder("extremes")
+    x = g.input("x", (2, 3, 20))
+    rows = (g.op("reduce_max", x, axes=(axis,)) for axis in (1, 2))
+    graph = g.build(*rows, g.op("max_pool1d", x, kernel=(3,), strides=(2,)))
+    library = tmp_path / "network.so"
+    compile_graph(optimize(graph, target), target, library)
+    x = np.random.default_rng(0).standard_normal((2, 3, 20)).astype(np.float32)
+    x[[0, 1, 1], [0, 1, 2], [3, 0, 19]] = np.nan
+    found = np.frombuffer(run(library, target, [x], tmp_path).stdout, np.float32)
+    np.testing.assert_array_equal(found, np.concatenate([y.ravel() for y in evaluate(graph, [x])]))

@@ -7,22 +7,23 @@ that are whole or absent.
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import random
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
 import pytest
+from folder_events import MOVED_TO, Watch
 from fuzzing import altered, damaged, small_model
 
 from tcomp.cli import main
+from tcomp.relay.types import Array
 from tcomp.runtime import load
 
 SHAPE = ["--input-shape", "x:1,2,4,4"]
@@ -185,50 +186,78 @@ def test_a_full_standard_output(folder: Path) -> None:
     assert "No space left" in result.stderr
 
 
+@pytest.mark.parametrize("name", ["compile", "run", "opt", "merge"])
+def test_files_appear_whole(folder: Path, tmp_path: Path, capsys: Capture, name: str) -> None:
+    """What a command writes is renamed into its place, over what was there: nobody sees half of it."""
+    for _ in range(2):
+        with Watch(tmp_path) as watch:
+            assert answers(capsys, *writes(folder, tmp_path, name)) == 0
+            events = list(iter(lambda: watch.next(0), None))
+        seen = {(e.name, e.kind) for e in events if not e.name.startswith(".")}
+        written = {p.name for p in tmp_path.iterdir()}
+        assert written
+        assert seen == {(name, MOVED_TO) for name in written}
+
+
 @pytest.mark.slow
 def test_killed_while_compiling(folder: Path, tmp_path: Path) -> None:
-    """kill -9 at any moment: the library that was there still runs, or the new one does.
+    """kill -9 after any change of a file: the library that was there still runs, or the new one does.
 
     Processes begin as copies of one that has imported everything, as imports write nothing.
     """
     output = tmp_path / "m.so"
     command = ["compile", str(folder / "small.onnx"), *SHAPE, "-o", str(output)]
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tcomp.cli.compile"])
+    context.set_forkserver_preload(["tcomp.cli.compile", "tcomp.runtime"])
 
-    def begin() -> BaseProcess:
-        process = context.Process(target=compile_alone, args=(command,))
-        process.start()
-        return process
+    def compile_until(last: float, begin: str = "") -> int:
+        """Compile, but for a kill after the change of number `last` of files whose names begin like that; how
+        many there were."""
+        count = 0
+        with Watch(tmp_path) as watch:
+            process = context.Process(target=compile_alone, args=(command,))
+            process.start()
+            while count < last:
+                is_alive = process.is_alive()
+                event = watch.next(0.01)
+                count += event is not None and event.name.startswith(begin)
+                if event is None and not is_alive:
+                    break
+            process.kill()
+            process.join()
+        return count
 
-    durations: list[float] = []
-    for _ in range(3):  # The first waits for the imports.
-        start = time.monotonic()
-        process = begin()
-        process.join()
-        durations.append(time.monotonic() - start)
-        assert process.exitcode == 0
+    changes = compile_until(math.inf)
+    headers = {path: path.read_bytes() for path in tmp_path.glob("*.h")}
     x = np.zeros((1, 2, 4, 4), np.float32)
     (expected,) = load(output, threads=1)(x)
-    killed = 0
-    for moment in np.linspace(0.05, 1.05, 14) * min(durations):
-        process = begin()
-        process.join(float(moment))
-        killed += process.is_alive()
-        process.kill()
+
+    def assert_whole() -> None:
+        process = context.Process(target=run_alone, args=(output, x, expected))
+        process.start()
         process.join()
-        np.testing.assert_array_equal(load(output, threads=1)(x)[0], expected)
-        assert {p.name for p in tmp_path.iterdir() if not p.name.startswith(".")} == {
-            "m.so",
-            "m.h",
-            "tcomp.h",
-        }
+        assert process.exitcode == 0
+        assert {p for p in tmp_path.iterdir() if not p.name.startswith(".")} == {output, *headers}
+        assert {path: path.read_bytes() for path in headers} == headers
+
+    killed = 0
+    for last in range(1, changes, max(1, changes // 10)):
+        killed += compile_until(last) == last
+        assert_whole()
     assert killed > 5
+    for name in ("tcomp.h", "m.h", "m.so"):
+        assert compile_until(1, name) == 1
+        assert_whole()
 
 
 def compile_alone(command: list[str]) -> None:
     """The work of a process, whose exit status is the command's."""
     sys.exit(main(command))
+
+
+def run_alone(library: Path, x: Array, expected: Array) -> None:
+    """The work of a process, which half a library would end."""
+    np.testing.assert_array_equal(load(library, threads=1)(x)[0], expected)
 
 
 def test_a_log_of_a_newer_schema(folder: Path, tmp_path: Path, capsys: Capture) -> None:

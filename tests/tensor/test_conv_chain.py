@@ -156,8 +156,8 @@ def mobilenet_block(hidden: int, size: int, stride: int, inputs: int, outputs: i
 
 def test_pieces_keep_cores_busy_and_few_rows_are_computed_twice() -> None:
     strided, plain = mobilenet_block(96, 112, 2, 16, 24), mobilenet_block(144, 56, 1, 24, 24)
-    assert [strided.pieces(cores) for cores in (1, 2, 4, 6)] == [4, 4, 4, 6]
-    assert [plain.pieces(cores) for cores in (1, 2, 4, 100)] == [2, 2, 4, 56]
+    assert [strided.row_pieces.best(cores) for cores in (1, 2, 4, 6)] == [4, 4, 4, 6]
+    assert [plain.row_pieces.best(cores) for cores in (1, 2, 4, 100)] == [2, 2, 4, 56]
 
 
 @pytest.mark.parametrize(

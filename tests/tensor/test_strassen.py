@@ -22,10 +22,11 @@ from tcomp.tensor.knobs import ALGORITHM, Config
 from tcomp.tensor.schedules.conv_strassen_cpu import ConvStrassenCpu
 from tcomp.tensor.schedules.matmul_strassen_cpu import MatmulStrassenCpu
 from tcomp.tensor.strassen_plan import (
-    PRODUCTS,
-    QUARTER,
     SHARED,
+    STEPS,
+    Kept,
     StrassenPlan,
+    choose,
     left_operands,
     right_operands,
     shares_blocks,
@@ -109,13 +110,22 @@ def test_the_sums_are_those_of_a_product() -> None:
             left_operands(a11, a12, a21, a22), right_operands(b11, b12, b21, b22), strict=True
         )
     ]
-    assert len(products) == PRODUCTS
-    assert sorted(q for q in QUARTER if q is not None) == [0, 1, 2, 3]
-    p1, p2, p6, p7, p4, p5, p3 = products
-    assert QUARTER[SHARED] == 3
-    found = [p1 + p2, p1 + p6 + p5 + p3, p1 + p6 + p7 + p4, p1 + p6 + p7 + p5]
+    kept: dict[Kept, Array] = {}
+    found: list[Array] = [np.zeros((3, 3))] * 4
+    for number, (step, product) in enumerate(zip(STEPS, products, strict=True)):
+        if number == SHARED:
+            kept[Kept.QUARTER], kept[Kept.U1] = product + kept[Kept.U3], product + kept[Kept.U2]
+        else:
+            kept[step.to] = product if step.start is None else product + kept[step.start]
+        if step.completes is not None:
+            found[step.completes] = kept[Kept.QUARTER]
     expected = [a11 @ b11 + a12 @ b21, a11 @ b12 + a12 @ b22, a21 @ b11 + a22 @ b21, a21 @ b12 + a22 @ b22]
     np.testing.assert_array_equal(found, expected)
+
+
+def test_numbers_are_chosen_at_run_time() -> None:
+    for numbers in ([0, 0], [1, 0, 1], [3, 0, 2, 5], [step.to for step in STEPS]):
+        assert [choose(numbers, place) for place in range(len(numbers))] == list(numbers)
 
 
 def test_what_it_does_not_take() -> None:
@@ -185,7 +195,7 @@ def test_the_same_bits_by_one_thread_and_by_two(blocks: int) -> None:
     for parallel in (False, True):
         knobs = {"tile_rows": 5, "tile_vectors": 2, "blocks": blocks, "parallel": parallel}
         config = {**MATMUL.space(kernel, target).default, **knobs}
-        assert shares_blocks(StrassenPlan.of(MATMUL.shape_of(kernel), target, config), target) == (
+        assert shares_blocks(StrassenPlan.of(MATMUL.product_of(kernel).shape, target, config), target) == (
             parallel and blocks == 8
         )
         runner = build_scheduled(kernel, MATMUL.apply(kernel, target, config), target)

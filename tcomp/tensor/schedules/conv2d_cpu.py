@@ -12,6 +12,7 @@ from math import gcd, prod
 
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import Anchored
+from tcomp.tensor.channel_panels import packed_by_blocks
 from tcomp.tensor.convolution import Convolution, WeightPanels, dense_steps
 from tcomp.tensor.direct_convolution import (
     DirectProduct,
@@ -39,7 +40,7 @@ from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
 from tcomp.tensor.loops import Expression, Statement
 from tcomp.tensor.register_tile import FMA_LATENCY, Index, Point, RegisterTile
-from tcomp.tensor.template import TEMPLATES, Packed, PackedBy, Scheduled, Template
+from tcomp.tensor.template import TEMPLATES, PackedBy, Scheduled, Template
 from tcomp.tensor.tile_sums import Reduction, passes_nest, tile_nest
 
 OPERATORS = ("conv1d", "conv2d", "conv3d")
@@ -74,12 +75,10 @@ class Conv2dDirect(Template):
         tiles = list(pixel_tiles(conv, target))
         group = None if conv.sums is None else (conv.sums.size, conv.sums.dtype)
 
-        def packed(blocks: int) -> Packed:
-            own = [t for t in tiles if t.oc_blocks == blocks]
-            default = direct_space(conv, target, own).default
-            return Packed(default, _cycles(conv, own, target), lambda config: config["oc_blocks"] == blocks)
-
-        return {(group, blocks): packed(blocks) for blocks in sorted({t.oc_blocks for t in tiles})}
+        by_blocks = packed_by_blocks(
+            tiles, lambda own: direct_space(conv, target, own).default, lambda own: _cycles(conv, own, target)
+        )
+        return {(group, blocks): packed for blocks, packed in by_blocks.items()}
 
     def estimate(self, kernel: Kernel, target: Target) -> float:
         conv = _convolution(kernel, target)
@@ -116,14 +115,21 @@ class Conv2dDirect(Template):
         product = DirectProduct(conv, data, packed, place_in_phases(phases), phases)
         reduction = direct_reduction(product, tile, config, target, start if with_addends else None)
 
-        def finish(index: Sequence[Expression], value: Expression) -> Statement:
-            return anchored.finish(output_index(conv, index), value)
-
-        if passes == 1:
-            nest = tile_nest(tile, reduction, finish, anchored.threaded)
-        else:
-            nest = passes_nest(tile, reduction, finish, anchored.threaded, 2, reduction.extents[0] // passes)
+        nest = direct_nest(conv, tile, reduction, passes, anchored)
         return anchored.scheduled([*copies, nest], tile.disjoint)
+
+
+def direct_nest(
+    conv: Convolution, tile: RegisterTile, reduction: Reduction, passes: int, anchored: Anchored
+) -> Statement:
+    """The loops around register tiles, whose sums go to the kernel's epilogue after so many `passes`."""
+
+    def finish(index: Index, value: Expression) -> Statement:
+        return anchored.finish(output_index(conv, index), value)
+
+    if passes == 1:
+        return tile_nest(tile, reduction, finish, anchored.threaded)
+    return passes_nest(tile, reduction, finish, anchored.threaded, 2, reduction.extents[0] // passes)
 
 
 def direct_space(conv: Convolution, target: Target, tiles: Sequence[PixelTile]) -> Space:

@@ -27,17 +27,17 @@ from tcomp.tensor.direct_convolution import (
 from tcomp.tensor.epilogue import epilogue_fits, placeholder_index
 from tcomp.tensor.groups import ways_to_sum
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.knobs import Choice, Config, Space
+from tcomp.tensor.knobs import Choice, Config, Knob
 from tcomp.tensor.loops import Expression, Statement
-from tcomp.tensor.pixel_blocks import PixelBlock, block_knobs, block_reason, key_of, pixel_blocks
+from tcomp.tensor.pixel_blocks import BlockChoice, PixelBlock, TileConvolution, key_of, pixel_blocks
 from tcomp.tensor.register_tile import Index, Point
 from tcomp.tensor.schedules.conv2d_cpu import OPERATORS, Conv2dDirect, output_index
-from tcomp.tensor.template import TEMPLATES, Packed, PackedBy, Scheduled, Template
+from tcomp.tensor.template import TEMPLATES, Scheduled
 from tcomp.tensor.tile_nest import BlockWalk, Steps, blocks_cycles, panel_ahead, threads_for, tile_blocks_nest
 from tcomp.tvm_api import tirx
 
 
-class ConvAmxCpu(Template):
+class ConvAmxCpu(TileConvolution):
     """Convolution by tile registers; see the module's text."""
 
     name = "conv_amx_cpu"
@@ -53,26 +53,18 @@ class ConvAmxCpu(Template):
             return False
         return conv.sums is not None and conv.out_block > 1 and bool(_choices(conv))
 
-    def packings(self, kernel: Kernel, target: Target) -> PackedBy:
-        """Panels of as many channel blocks as a block of tiles has."""
+    def choice(self, kernel: Kernel, target: Target) -> BlockChoice:
         conv = _convolution(kernel, target)
-        found = _choices(conv)
+        weights = 2 * conv.out_blocks * conv.out_block * conv.reduced_channels * prod(conv.kernel)
 
-        def packed(blocks: int) -> Packed:
-            own = [c for c in found if c.pixels.oc_blocks == blocks]
-            default = _space(conv, kernel, target, own).default
-            cycles = min(_cycles(conv, c, target) for c in own)
-            return Packed(default, cycles, lambda config: config["oc_blocks"] == blocks)
+        def knobs(best: PixelBlock) -> Sequence[Knob]:
+            return (
+                Choice("padded", (False, True), best.padded),
+                Choice("order", ("weights", "pixels"), walk_order(conv, best.pixels, target)),
+                Choice("prefetch", (False, True), weights > target.cache_bytes[1] // 2),
+            )
 
-        return {blocks: packed(blocks) for blocks in sorted({c.pixels.oc_blocks for c in found})}
-
-    def estimate(self, kernel: Kernel, target: Target) -> float:
-        conv = _convolution(kernel, target)
-        return min(_cycles(conv, choice, target) for choice in _choices(conv))
-
-    def space(self, kernel: Kernel, target: Target) -> Space:
-        conv = _convolution(kernel, target)
-        return _space(conv, kernel, target, _choices(conv))
+        return BlockChoice(_choices(conv), lambda choice: _cycles(conv, choice, target), knobs)
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         """1. Pad the input where necessary. 2. One nest over blocks of tiles."""
@@ -149,20 +141,6 @@ def _padded_pixels(conv: Convolution) -> int:
 def _choices(conv: Convolution) -> list[PixelBlock]:
     has_flat = len(conv.kernel) == 2 and conv.strides == (1, 1) and not conv.is_pointwise
     return pixel_blocks(conv, conv.chunk_steps, _padded_pixels(conv) if has_flat else 0)
-
-
-def _space(conv: Convolution, kernel: Kernel, target: Target, found: Sequence[PixelBlock]) -> Space:
-    best = min(found, key=lambda choice: _cycles(conv, choice, target))
-    weights = 2 * conv.out_blocks * conv.out_block * conv.reduced_channels * prod(conv.kernel)
-    return Space(
-        (
-            *block_knobs(found, best),
-            Choice("padded", (False, True), best.padded),
-            Choice("order", ("weights", "pixels"), walk_order(conv, best.pixels, target)),
-            Choice("prefetch", (False, True), weights > target.cache_bytes[1] // 2),
-        ),
-        block_reason(found),
-    )
 
 
 def _cycles(conv: Convolution, choice: PixelBlock, target: Target) -> float:

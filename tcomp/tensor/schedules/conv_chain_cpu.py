@@ -18,7 +18,7 @@ from math import gcd
 
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import Anchored
-from tcomp.tensor.conv_chain import PIECES, ConvChain
+from tcomp.tensor.conv_chain import ConvChain
 from tcomp.tensor.convolution import Convolution, WeightPanels
 from tcomp.tensor.depthwise_rows import DepthwiseRows, pack_depthwise, tile_widths
 from tcomp.tensor.direct_convolution import (
@@ -35,7 +35,7 @@ from tcomp.tensor.direct_convolution import (
 from tcomp.tensor.epilogue import epilogue_fits, placeholder_index
 from tcomp.tensor.kernel import Kernel, only_elementwise_between
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
-from tcomp.tensor.loops import Buffer, Expression, Statement, constant, local, loop, parallel, sequence
+from tcomp.tensor.loops import Buffer, Expression, Statement, local, loop, sequence
 from tcomp.tensor.primitives import Tiles
 from tcomp.tensor.register_tile import Index, Point, RegisterTile
 from tcomp.tensor.template import TEMPLATES, Packed, PackedBy, Packing, Scheduled, Template
@@ -94,8 +94,6 @@ class ConvChainCpu(Template):
         project: Sequence[PixelTile],
     ) -> Space:
         widths, width = tile_widths(chain.depthwise, target)
-        pieces = chain.pieces(target.cores)
-        counts = {p for p in PIECES if p <= chain.project.out_size[0]} | {pieces}
         # Where pixels are loaded a vector at a time, the first panel of weights alone finds a row outside the
         # nearest cache, and runs longer than the row takes to come.
         ahead = together(chain.expand, target) == 1
@@ -115,7 +113,7 @@ class ConvChainCpu(Template):
                 *_tile_knobs("expand", expand),
                 Ordered("depthwise_width", widths, width),
                 *_tile_knobs("project", project),
-                Ordered("pieces", tuple(sorted(counts)), pieces),
+                chain.row_pieces.knob(target.cores),
                 Choice("prefetch", (False, True), ahead),
             ),
             reason,
@@ -160,11 +158,9 @@ class _Nest:
     def __init__(self, kernel: Kernel, target: Target, config: Config) -> None:
         self.target = target
         self.chain = chain = _chain(kernel)
-        self.ahead = bool(config["prefetch"])
+        self.config, self.ahead = config, bool(config["prefetch"])
         self.expand_tile, self.project_tile = (_tile_of(config, name) for name in ("expand", "project"))
         self.pixels = Tiles.of(chain.depthwise.out_size[1], int(config["depthwise_width"]))
-        rows = chain.project.out_size[0]
-        self.rows = Tiles.with_rest(rows, -(-rows // int(config["pieces"])))
         self.lanes = gcd(chain.expand.out_block, target.lanes())
         packings = (
             self._panels(chain.expand, self.expand_tile),
@@ -183,45 +179,27 @@ class _Nest:
         return WeightPanels(conv, Tiles.of(conv.out_blocks, tile.oc_blocks)).packing
 
     def scheduled(self) -> Scheduled:
-        chain = self.chain
-        blocks, block = chain.expand.out_blocks, chain.expand.out_block
-        hidden_shape = (blocks, chain.reach, chain.expand.out_size[1], block)
+        chain, pieces = self.chain, self.chain.row_pieces
+        blocks, block, dtype = chain.expand.out_blocks, chain.expand.out_block, chain.expand.dtype
+        hidden_shape = (blocks, pieces.reach, chain.expand.out_size[1], block)
+        keep_hidden, hidden = local(hidden_shape, dtype, "hidden")
+        keep_row, filtered = local((blocks, chain.project.out_size[1], block), dtype, "filtered")
 
-        def piece(number: Expression) -> Statement:
-            n, place = number // self.rows.count, number % self.rows.count
-            keep_hidden, hidden = local(hidden_shape, chain.expand.dtype, "hidden")
-            keep_row, filtered = local(
-                (blocks, chain.project.out_size[1], block), chain.expand.dtype, "filtered"
+        def row(n: Expression, row: Expression, number: Expression) -> Statement:
+            return sequence(
+                [
+                    pieces.new_rows(row, number, lambda at: self._expand(n, at, hidden), "hidden_row"),
+                    self._depthwise(n, row, hidden, filtered),
+                    self._project(n, row, filtered),
+                ]
             )
-            first = self.rows.base(place)
 
-            def row(i: Expression) -> Statement:
-                return sequence(
-                    [
-                        self._new_hidden(n, first + i, i, hidden),
-                        self._depthwise(n, first + i, hidden, filtered),
-                        self._project(n, first + i, filtered),
-                    ]
-                )
-
-            count = tirx.min(self.rows.size, self.rows.extent - first) if self.rows.rest else self.rows.size
-            return sequence([keep_hidden, keep_row, loop(count, row, "row")])
-
-        make = parallel if self.anchored.threaded else loop
-        return self.anchored.scheduled([make(chain.project.batch * self.rows.count, piece, "piece")])
-
-    def _new_hidden(self, n: Expression, row: Expression, number: Expression, hidden: Buffer) -> Statement:
-        """The hidden rows that output row `row` reads and the row before it in the piece did not."""
-        chain = self.chain
-        begin = row * chain.depthwise.strides[0] - chain.depthwise.pad_begin[0]
-        kept = tirx.if_then_else(number > 0, constant(chain.kept_rows), constant(0))
-        first = tirx.max(begin + kept, 0)
-        end = tirx.min(begin + chain.reach, chain.expand.out_size[0])
-        return loop(tirx.max(end - first, 0), lambda i: self._expand(n, first + i, hidden), "hidden_row")
+        nest = pieces.nest(self.config, self.anchored.threaded, [keep_hidden, keep_row], row)
+        return self.anchored.scheduled([nest])
 
     def _expand(self, n: Expression, row: Expression, hidden: Buffer) -> Statement:
         """Hidden row `row`, in its place of the ring."""
-        conv, ring = self.chain.row_of(self.chain.expand), self.chain.reach
+        conv = self.chain.row_of(self.chain.expand)
 
         def place(index: Index) -> Index:
             _, block, _, pixel, lane = index
@@ -229,7 +207,7 @@ class _Nest:
 
         def finish(index: Index, value: Expression) -> Statement:
             _, block, pixel, lane = index
-            at = [block, tirx.truncmod(row, ring), pixel, lane]
+            at = [block, self.chain.row_pieces.place(row), pixel, lane]
             return self.anchored.pass_on(0, [n, block, row, pixel, lane], value, hidden, at)
 
         def start(index: Index) -> Expression:
@@ -240,11 +218,9 @@ class _Nest:
         return self._products(product, self.expand_tile, finish, start)
 
     def _depthwise(self, n: Expression, row: Expression, hidden: Buffer, filtered: Buffer) -> Statement:
-        ring = self.chain.reach
-
         def load(index: Index) -> Expression:
             _, block, at, pixel, lane = index
-            return tirx.BufferLoad(hidden, [block, tirx.truncmod(at, ring), pixel, lane])
+            return tirx.BufferLoad(hidden, [block, self.chain.row_pieces.place(at), pixel, lane])
 
         def finish(index: Index, value: Expression) -> Statement:
             _, block, _, pixel, lane = index

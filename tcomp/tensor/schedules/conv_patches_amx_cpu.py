@@ -19,20 +19,20 @@ from tcomp.tensor.direct_convolution import register_tile
 from tcomp.tensor.epilogue import epilogue_fits, placeholder_index
 from tcomp.tensor.groups import WORD, ways_to_sum
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.knobs import Choice, Config, Ordered, Space
+from tcomp.tensor.knobs import Choice, Config, Knob, Ordered
 from tcomp.tensor.loops import Buffer, Expression, Statement, local, loop, sequence
 from tcomp.tensor.patches import Patches, has_patches
-from tcomp.tensor.pixel_blocks import PixelBlock, block_knobs, block_reason, key_of, pixel_blocks
+from tcomp.tensor.pixel_blocks import BlockChoice, PixelBlock, TileConvolution, key_of, pixel_blocks
 from tcomp.tensor.register_tile import Index, Point
 from tcomp.tensor.schedules.conv2d_cpu import Conv2dDirect, output_index
-from tcomp.tensor.template import TEMPLATES, Packed, PackedBy, Scheduled, Template
+from tcomp.tensor.template import TEMPLATES, Scheduled
 from tcomp.tensor.tile_nest import BlockWalk, Steps, blocks_cycles, in_pieces, pieces_for, threads_for
 from tcomp.tvm_api import tirx
 
 STRIPS = (1, 2, 4, 8, 16, 32, 64)
 
 
-class ConvPatchesAmxCpu(Template):
+class ConvPatchesAmxCpu(TileConvolution):
     """Convolution of few plain channels by tile registers; see the module's text."""
 
     name = "conv_patches_amx_cpu"
@@ -47,26 +47,16 @@ class ConvPatchesAmxCpu(Template):
         constant = placeholder_index(kernel, anchor.inputs[1]) in kernel.constant_inputs
         return constant and bool(_choices(_patches(kernel)))
 
-    def packings(self, kernel: Kernel, target: Target) -> PackedBy:
-        """Panels of as many channel blocks as a block of tiles has."""
+    def choice(self, kernel: Kernel, target: Target) -> BlockChoice:
         patches = _patches(kernel)
-        found = _choices(patches)
 
-        def packed(blocks: int) -> Packed:
-            own = [c for c in found if c.pixels.oc_blocks == blocks]
-            default = _space(patches, kernel, target, own).default
-            cycles = min(_cycles(patches, c) for c in own)
-            return Packed(default, cycles, lambda config: config["oc_blocks"] == blocks)
+        def knobs(best: PixelBlock) -> Sequence[Knob]:
+            return (
+                Choice("order", ("weights", "pixels"), "pixels"),
+                Ordered("strip", STRIPS, _strip(patches, best, kernel, target)),
+            )
 
-        return {blocks: packed(blocks) for blocks in sorted({c.pixels.oc_blocks for c in found})}
-
-    def estimate(self, kernel: Kernel, target: Target) -> float:
-        patches = _patches(kernel)
-        return min(_cycles(patches, choice) for choice in _choices(patches))
-
-    def space(self, kernel: Kernel, target: Target) -> Space:
-        patches = _patches(kernel)
-        return _space(patches, kernel, target, _choices(patches))
+        return BlockChoice(_choices(patches), lambda choice: _cycles(patches, choice), knobs)
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         """For every strip: 1. Copy its part of the input. 2. Walk its blocks of tiles."""
@@ -139,18 +129,6 @@ def _patches(kernel: Kernel) -> Patches:
 
 def _choices(patches: Patches) -> list[PixelBlock]:
     return pixel_blocks(patches.conv, patches.pairs)
-
-
-def _space(patches: Patches, kernel: Kernel, target: Target, found: Sequence[PixelBlock]) -> Space:
-    best = min(found, key=lambda choice: _cycles(patches, choice))
-    return Space(
-        (
-            *block_knobs(found, best),
-            Choice("order", ("weights", "pixels"), "pixels"),
-            Ordered("strip", STRIPS, _strip(patches, best, kernel, target)),
-        ),
-        block_reason(found),
-    )
 
 
 def _strip(patches: Patches, choice: PixelBlock, kernel: Kernel, target: Target) -> int:

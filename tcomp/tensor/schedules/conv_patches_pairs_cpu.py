@@ -13,8 +13,16 @@ from tcomp.relay.types import Array, numpy_dtype
 from tcomp.target.target import Target
 from tcomp.tensor.amx import DTYPE
 from tcomp.tensor.anchored import Anchored
+from tcomp.tensor.channel_panels import packed_by_blocks
 from tcomp.tensor.convolution import Convolution, WeightPanels
-from tcomp.tensor.direct_convolution import DirectProduct, direct_cycles, is_far, pixel_tiles, register_tile
+from tcomp.tensor.direct_convolution import (
+    DirectProduct,
+    PixelTile,
+    direct_cycles,
+    is_far,
+    pixel_tiles,
+    register_tile,
+)
 from tcomp.tensor.epilogue import epilogue_fits, placeholder_index
 from tcomp.tensor.groups import BFLOAT16_PAIRS, WORD, ways_to_sum
 from tcomp.tensor.kernel import Kernel
@@ -22,9 +30,8 @@ from tcomp.tensor.knobs import Config, Space
 from tcomp.tensor.loops import Buffer, Expression, Statement, loop, parallel
 from tcomp.tensor.patches import Patches, has_patches, multiplies_patches
 from tcomp.tensor.register_tile import Index, Point, RegisterTile
-from tcomp.tensor.schedules.conv2d_cpu import Conv2dDirect, direct_space, output_index, tile_of
-from tcomp.tensor.template import TEMPLATES, Packed, PackedBy, Packing, Scheduled, Template
-from tcomp.tensor.tile_sums import passes_nest, tile_nest
+from tcomp.tensor.schedules.conv2d_cpu import Conv2dDirect, direct_nest, direct_space, tile_of
+from tcomp.tensor.template import TEMPLATES, PackedBy, Packing, Scheduled, Template
 
 
 class ConvPatchesPairsCpu(Template):
@@ -47,19 +54,14 @@ class ConvPatchesPairsCpu(Template):
         """Panels of as many channel blocks as the register tile has."""
         patches = _patches(kernel)
         conv = patches.blocked(BFLOAT16_PAIRS)
-        tiles = list(pixel_tiles(conv, target))
+        copied = patches.copy_cycles(conv.in_size[0])
 
-        def packed(blocks: int) -> Packed:
-            own = [t for t in tiles if t.oc_blocks == blocks]
-            default = direct_space(conv, target, own).default
-            cycles = min(direct_cycles(conv, tile, target) for tile in own)
-            return Packed(
-                default,
-                conv.batch * (cycles + patches.copy_cycles(conv.in_size[0])),
-                lambda config: config["oc_blocks"] == blocks,
-            )
+        def cycles(tiles: Sequence[PixelTile]) -> float:
+            return conv.batch * (min(direct_cycles(conv, tile, target) for tile in tiles) + copied)
 
-        return {blocks: packed(blocks) for blocks in sorted({t.oc_blocks for t in tiles})}
+        return packed_by_blocks(
+            list(pixel_tiles(conv, target)), lambda own: direct_space(conv, target, own).default, cycles
+        )
 
     def estimate(self, kernel: Kernel, target: Target) -> float:
         return min(packed.cycles for packed in self.packings(kernel, target).values())
@@ -89,13 +91,7 @@ class ConvPatchesPairsCpu(Template):
 
         reduction = product.reduction(tile, 1, unroll, bool(config["unroll_kernel"]), ahead)
 
-        def finish(index: Sequence[Expression], value: Expression) -> Statement:
-            return anchored.finish(output_index(conv, index), value)
-
-        if passes == 1:
-            nest = tile_nest(tile, reduction, finish, anchored.threaded)
-        else:
-            nest = passes_nest(tile, reduction, finish, anchored.threaded, 2, reduction.extents[0] // passes)
+        nest = direct_nest(conv, tile, reduction, passes, anchored)
         return anchored.scheduled([copy, nest], tile.disjoint)
 
 

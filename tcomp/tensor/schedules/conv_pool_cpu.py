@@ -18,7 +18,7 @@ from math import gcd
 
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import Anchored
-from tcomp.tensor.conv_chain import PIECES
+from tcomp.tensor.channel_panels import packed_by_blocks
 from tcomp.tensor.conv_pool import ConvPool
 from tcomp.tensor.convolution import WeightPanels
 from tcomp.tensor.direct_convolution import (
@@ -33,22 +33,20 @@ from tcomp.tensor.direct_convolution import (
 )
 from tcomp.tensor.epilogue import epilogue_fits, placeholder_index
 from tcomp.tensor.kernel import Kernel, only_elementwise_between
-from tcomp.tensor.knobs import Config, Ordered, Space
+from tcomp.tensor.knobs import Config, Space
 from tcomp.tensor.loops import (
     Buffer,
     Expression,
     Statement,
-    constant,
     local,
     loop,
-    parallel,
     sequence,
     vectorized,
 )
-from tcomp.tensor.primitives import Tiles
+from tcomp.tensor.math import larger
 from tcomp.tensor.register_tile import Index
 from tcomp.tensor.schedules.conv2d_cpu import direct_reduction, direct_space, tile_of
-from tcomp.tensor.template import TEMPLATES, Packed, PackedBy, Scheduled, Template
+from tcomp.tensor.template import TEMPLATES, PackedBy, Scheduled, Template
 from tcomp.tensor.tile_sums import tile_nest
 from tcomp.tvm_api import tirx
 
@@ -75,13 +73,10 @@ class ConvPoolCpu(Template):
         pooled = _pooled(kernel)
         tiles, rows = _tiles(pooled, target), pooled.conv.batch * pooled.conv.out_size[0]
 
-        def packed(blocks: int) -> Packed:
-            own = [t for t in tiles if t.oc_blocks == blocks]
-            cycles = rows * min(direct_cycles(pooled.row, tile, target) for tile in own)
-            default = _space(pooled, target, own).default
-            return Packed(default, cycles, lambda config: config["oc_blocks"] == blocks)
+        def cycles(tiles: list[PixelTile]) -> float:
+            return rows * min(direct_cycles(pooled.row, tile, target) for tile in tiles)
 
-        return {blocks: packed(blocks) for blocks in sorted({t.oc_blocks for t in tiles})}
+        return packed_by_blocks(tiles, lambda own: _space(pooled, target, own).default, cycles)
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         return _Nest(kernel, target, config).scheduled()
@@ -100,11 +95,9 @@ def _tiles(pooled: ConvPool, target: Target) -> list[PixelTile]:
 def _space(pooled: ConvPool, target: Target, tiles: list[PixelTile]) -> Space:
     """The knobs of a row of the convolution, whose weights are walked in one pass, and the pieces."""
     row = direct_space(pooled.row, target, tiles)
-    pieces = pooled.pieces(target.cores)
-    counts = {p for p in PIECES if p <= pooled.windows[0].positions} | {pieces}
     knobs = (knob for knob in row.knobs if knob.name != "passes")
     return Space(
-        (*knobs, Ordered("pieces", tuple(sorted(counts)), pieces)),
+        (*knobs, pooled.row_pieces.knob(target.cores)),
         lambda config: row.legal({**config, "passes": 1}),
     )
 
@@ -118,8 +111,6 @@ class _Nest:
         conv = pooled.conv
         self.lanes = target.lanes(conv.accumulator)
         self.tile = register_tile(pooled.row, tile_of(config), str(config["order"]), self.lanes)
-        rows = pooled.windows[0].positions
-        self.rows = Tiles.with_rest(rows, -(-rows // int(config["pieces"])))
         weights = placeholder_index(kernel, kernel.anchors[0].inputs[1])
         assert weights is not None
         self.with_addends = starts_from_addend(conv, target)
@@ -130,32 +121,17 @@ class _Nest:
         self.copies, self.data = conv.padded_input(self.anchored, self.lanes, self.phases, stage=0)
 
     def scheduled(self) -> Scheduled:
-        conv, (window, _) = self.pooled.conv, self.pooled.windows
-        shape = (conv.out_blocks, window.kernel, conv.out_size[1], conv.out_block)
+        conv, pieces = self.pooled.conv, self.pooled.row_pieces
+        keep, ring = local(
+            (conv.out_blocks, pieces.reach, conv.out_size[1], conv.out_block), conv.dtype, "ring"
+        )
 
-        def piece(number: Expression) -> Statement:
-            n, place = number // self.rows.count, number % self.rows.count
-            keep, ring = local(shape, conv.dtype, "ring")
-            first = self.rows.base(place)
+        def row(n: Expression, row: Expression, number: Expression) -> Statement:
+            fresh = pieces.new_rows(row, number, lambda at: self._convolve(n, at, ring), "new_row")
+            return sequence([fresh, self._maxima(n, row, ring)])
 
-            def row(i: Expression) -> Statement:
-                return sequence([self._new_rows(n, first + i, i, ring), self._maxima(n, first + i, ring)])
-
-            count = tirx.min(self.rows.size, self.rows.extent - first) if self.rows.rest else self.rows.size
-            return sequence([keep, loop(count, row, "row")])
-
-        make = parallel if self.anchored.threaded else loop
-        nest = make(conv.batch * self.rows.count, piece, "piece")
+        nest = pieces.nest(self.config, self.anchored.threaded, [keep], row)
         return self.anchored.scheduled([*self.copies, nest])
-
-    def _new_rows(self, n: Expression, row: Expression, number: Expression, ring: Buffer) -> Statement:
-        """The rows of the convolution that output row `row` reads and the row before it in the piece did
-        not."""
-        window = self.pooled.windows[0]
-        begin = row * window.stride - window.begin
-        kept = tirx.if_then_else(number > 0, constant(self.pooled.kept_rows), constant(0))
-        first, end = tirx.max(begin + kept, 0), tirx.min(begin + window.kernel, window.extent)
-        return loop(tirx.max(end - first, 0), lambda i: self._convolve(n, first + i, ring), "new_row")
 
     def _convolve(self, n: Expression, row: Expression, ring: Buffer) -> Statement:
         """Row `row` of the convolution, in its place of the ring."""
@@ -172,7 +148,7 @@ class _Nest:
 
         def finish(index: Index, value: Expression) -> Statement:
             _, block, _, pixel, lane = at(index)
-            kept = [block, tirx.truncmod(row, self.pooled.windows[0].kernel), pixel, lane]
+            kept = [block, self.pooled.row_pieces.place(row), pixel, lane]
             return self.anchored.pass_on(0, at(index), value, ring, kept)
 
         def start(index: Index) -> Expression:
@@ -190,7 +166,7 @@ class _Nest:
         lanes = gcd(conv.out_block, self.lanes)
         first, end = across.interior
         lines = [
-            tirx.truncmod(_inside(row * down.stride - down.begin + tap, down.extent), down.kernel)
+            self.pooled.row_pieces.place(_inside(row * down.stride - down.begin + tap, down.extent))
             for tap in range(down.kernel)
         ]
 
@@ -204,7 +180,7 @@ class _Nest:
                         tirx.BufferLoad(ring, [block, line, column, channel])
                         for line, column in product(lines, columns(x))
                     ]
-                    return self.anchored.finish([n, block, row, x, channel], reduce(tirx.max, taps))
+                    return self.anchored.finish([n, block, row, x, channel], reduce(larger, taps))
 
                 return vectorized(lanes, one)
 

@@ -11,18 +11,16 @@ import numpy as np
 
 from tcomp.relay.types import Array
 from tcomp.target.target import Target
-from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.convolution import Convolution
 from tcomp.tensor.epilogue import epilogue_fits, placeholder_index
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.knobs import Config
-from tcomp.tensor.loops import Expression, Statement
+from tcomp.tensor.loops import Expression
 from tcomp.tensor.product import unravel
+from tcomp.tensor.register_tile import Index
 from tcomp.tensor.schedules.conv2d_cpu import Conv2dDirect
-from tcomp.tensor.strassen import Operands, StrassenNest
-from tcomp.tensor.strassen_plan import DTYPE, Shape, StrassenPlan
-from tcomp.tensor.strassen_template import StrassenTemplate
-from tcomp.tensor.template import TEMPLATES, Scheduled
+from tcomp.tensor.strassen_plan import DTYPE, Shape
+from tcomp.tensor.strassen_template import ConstantProduct, StrassenTemplate
+from tcomp.tensor.template import TEMPLATES
 
 
 class ConvStrassenCpu(StrassenTemplate):
@@ -50,44 +48,26 @@ class ConvStrassenCpu(StrassenTemplate):
             conv.dtype == DTYPE and pointwise and whole and blocked and constant and _shape(conv).fits(target)
         )
 
-    def shape_of(self, kernel: Kernel) -> Shape:
-        return _shape(_convolution(kernel))
-
-    def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
+    def product_of(self, kernel: Kernel) -> ConstantProduct:
         assert kernel.anchor is not None
-        conv = _convolution(kernel)
-        plan = StrassenPlan.of(self.shape_of(kernel), target, config)
+        conv, index = Convolution.of(kernel.anchor), placeholder_index(kernel, kernel.anchor.inputs[1])
+        assert index is not None
 
         def matrix_of(weights: Array) -> Array:
             return np.transpose(weights.reshape(conv.out_channels, conv.in_channels))
 
-        index = placeholder_index(kernel, kernel.anchor.inputs[1])
-        assert index is not None
-        anchored = Anchored(kernel, {index: plan.packing(matrix_of)})
-        data, weights = anchored.operands
-
         def pixel_of(row: Expression) -> list[Expression]:
             return unravel(row, (conv.batch, *conv.out_size))
 
-        def element(row: Expression, channel: Expression) -> tuple[list[Statement], Expression]:
-            elements = anchored.elements()
+        def data_index(row: Expression, channel: Expression) -> Index:
             n, *pixel = pixel_of(row)
-            at = conv.place(n, channel, conv.position(pixel, [0] * len(pixel)))
-            value = elements.element(data, at)
-            return elements.statements, value
+            return conv.place(n, channel, conv.position(pixel, [0] * len(pixel)))
 
-        def finish(row: Expression, channel: Expression, value: Expression) -> Statement:
+        def at(row: Expression, channel: Expression) -> Index:
             n, *pixel = pixel_of(row)
-            at = [n, channel // conv.out_block, *pixel, channel % conv.out_block]
-            return anchored.finish(at, value)
+            return [n, channel // conv.out_block, *pixel, channel % conv.out_block]
 
-        nest = StrassenNest(anchored, anchored.buffer_of(weights), Operands(element, finish), plan, target)
-        return anchored.scheduled(nest.statements(), disjoint=True)
-
-
-def _convolution(kernel: Kernel) -> Convolution:
-    assert kernel.anchor is not None
-    return Convolution.of(kernel.anchor)
+        return ConstantProduct(_shape(conv), index, matrix_of, data_index, at)
 
 
 def _shape(conv: Convolution) -> Shape:

@@ -6,17 +6,15 @@ import numpy as np
 
 from tcomp.relay.types import Array
 from tcomp.target.target import Target
-from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.gemm import constant_right, fits
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.knobs import Config
-from tcomp.tensor.loops import Expression, Statement, constant
+from tcomp.tensor.loops import Expression, constant
 from tcomp.tensor.product import Product
+from tcomp.tensor.register_tile import Index
 from tcomp.tensor.schedules.matmul_cpu import MatmulCpu
-from tcomp.tensor.strassen import Operands, StrassenNest
-from tcomp.tensor.strassen_plan import DTYPE, Shape, StrassenPlan
-from tcomp.tensor.strassen_template import StrassenTemplate
-from tcomp.tensor.template import TEMPLATES, Scheduled
+from tcomp.tensor.strassen_plan import DTYPE, Shape
+from tcomp.tensor.strassen_template import ConstantProduct, StrassenTemplate
+from tcomp.tensor.template import TEMPLATES
 
 
 class MatmulStrassenCpu(StrassenTemplate):
@@ -37,32 +35,20 @@ class MatmulStrassenCpu(StrassenTemplate):
         types = {product.left.dtype, product.right.dtype, product.accumulator}
         return plain and types == {DTYPE} and _shape(product).fits(target)
 
-    def shape_of(self, kernel: Kernel) -> Shape:
-        return _shape(_product(kernel))
-
-    def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
-        product = _product(kernel)
-        plan = StrassenPlan.of(self.shape_of(kernel), target, config)
-
-        def matrix_of(original: Array) -> Array:
-            return np.swapaxes(original, -1, -2) if product.transpose_right else original
-
-        index = constant_right(kernel)
+    def product_of(self, kernel: Kernel) -> ConstantProduct:
+        product, index = _product(kernel), constant_right(kernel)
         assert index is not None
-        anchored = Anchored(kernel, {index: plan.packing(matrix_of)})
-        left, right = anchored.operands
 
-        def element(row: Expression, k: Expression) -> tuple[list[Statement], Expression]:
-            elements = anchored.elements()
-            at = [constant(i) if isinstance(i, int) else i for i in product.left_index([], row, k)]
-            value = elements.element(left, at)
-            return elements.statements, value
+        def matrix_of(weights: Array) -> Array:
+            return np.swapaxes(weights, -1, -2) if product.transpose_right else weights
 
-        def finish(row: Expression, column: Expression, value: Expression) -> Statement:
-            return anchored.finish(product.index([], row, column), value)
+        def left_index(row: Expression, step: Expression) -> Index:
+            return [constant(i) if isinstance(i, int) else i for i in product.left_index([], row, step)]
 
-        nest = StrassenNest(anchored, anchored.buffer_of(right), Operands(element, finish), plan, target)
-        return anchored.scheduled(nest.statements(), disjoint=True)
+        def at(row: Expression, column: Expression) -> Index:
+            return product.index([], row, column)
+
+        return ConstantProduct(_shape(product), index, matrix_of, left_index, at)
 
 
 def _product(kernel: Kernel) -> Product:

@@ -35,7 +35,7 @@ from tcomp.tensor.loops import (
     vectorized,
 )
 from tcomp.tensor.lower import lower_body, placeholders
-from tcomp.tensor.math import convert
+from tcomp.tensor.math import convert, larger
 from tcomp.tensor.pool_windows import pool_window
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
 from tcomp.tvm_api import Tensor, te, tirx
@@ -204,7 +204,7 @@ class _PoolNest:
         ]
 
     def _combine(self, result: Expression, value: Expression) -> Expression:
-        return tirx.max(result, value) if self.is_max else result + value
+        return larger(result, value) if self.is_max else result + value
 
     def _strided_source(self, lanes: int) -> Buffer | None:
         """The input in memory where vectors take every other of its elements; None where they do not."""
