@@ -83,7 +83,12 @@ def test_hot_loops_are_multiply_adds(name: str, real_nvcc: None, tmp_path: Path)
 
 def multiply_add_shares(assembly: str) -> list[float]:
     """The share of FFMA in each loop."""
-    shares: list[float] = []
+    return [body["FFMA"] / body.total() for body in loop_bodies(assembly)]
+
+
+def loop_bodies(assembly: str) -> list[Counter[str]]:
+    """How many instructions of each name every loop has, by the text of nvdisasm."""
+    bodies: list[Counter[str]] = []
     labels: dict[str, int] = {}
     instructions: list[str] = []
     for line in assembly.splitlines():
@@ -93,9 +98,8 @@ def multiply_add_shares(assembly: str) -> list[float]:
             instructions.append(found[1])
             jump = re.search(r"`\((\.L_x_\d+)\)", found[2]) if found[1] == "BRA" else None
             if jump and labels.get(jump[1], len(instructions)) < len(instructions) - 1:
-                body = instructions[labels[jump[1]] :]
-                shares.append(Counter(body)["FFMA"] / len(body))
-    return shares
+                bodies.append(Counter(instructions[labels[jump[1]] :]))
+    return bodies
 
 
 def conflicts(addresses: list[int], lanes: int) -> int:
