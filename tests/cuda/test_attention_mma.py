@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from test_attention_cuda import arrays_of, attention
 
+from tcomp import api
 from tcomp.codegen.jit import build_scheduled
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.evaluate import evaluate
 from tcomp.relay.types import Array
+from tcomp.runtime import load
 from tcomp.target.target import TARGETS, Target
 from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.mma_attention_operands import MmaAttentionOperands
 from tcomp.tensor.template import TEMPLATES, template_for
 
 SMALL = {"tile_m": 32, "tile_n": 32, "warps": 2, "stages": 2}
@@ -131,6 +136,33 @@ def test_what_is_not_a_number_stays_in_its_row(gpu: Target) -> None:
     found = computed(kernel, arrays, gpu, SMALL)
     assert np.isnan(found[0, 3]).all()
     assert np.isfinite(np.delete(found, 3, axis=1)).all()
+
+
+def test_fast_models_use_it(gpu: Target, tmp_path: Path) -> None:
+    """One product makes the queries, keys and values of all heads, which are read where it left them."""
+    rng = np.random.default_rng(0)
+    g = GraphBuilder("layer")
+    first, last = (rng.standard_normal((32, n), np.float32) / 6 for n in (96, 32))
+    x, mask = g.input("x", (1, 24, 32)), g.input("mask", (1, 1, 1, 24))
+    rows = g.op("reshape", g.op("matmul", g.op("relu", x), g.constant(first)), shape=(1, 24, 6, 16))
+    parts = [
+        g.op("slice", rows, begin=(0, 0, n, 0), end=(1, 24, n + 2, 16), strides=(1,) * 4) for n in (0, 2, 4)
+    ]
+    heads = [g.op("transpose", part, axes=(0, 2, 1, 3)) for part in parts]
+    y = g.op("transpose", g.op("attention", *heads, mask, scale=0.25), axes=(0, 2, 1, 3))
+    graph = g.build(g.op("matmul", g.op("reshape", y, shape=(1, 24, 32)), g.constant(last)))
+    done = api.compile(graph, tmp_path / "layer.so", gpu, precision="fast")
+    (kernel,) = (k for k in done.report.program.kernels if "attention" in k.kernel.key)
+    assert kernel.kernel.key.startswith("(f16[1,24,6,16], f32[1,1,1,24])")
+    assert MmaAttentionOperands(kernel.kernel).moved == ()
+    template = template_for(kernel.kernel, gpu)
+    assert template.id_of(template.space(kernel.kernel, gpu).default).startswith(TEMPLATE)
+    arrays = [
+        rng.standard_normal((1, 24, 32), np.float32),
+        np.where(np.arange(24) < 19, 0, -np.inf).astype(np.float32).reshape(1, 1, 1, 24),
+    ]
+    (found,), (expected,) = load(tmp_path / "layer.so")(*arrays), evaluate(graph, arrays)
+    np.testing.assert_allclose(found, expected, atol=5e-3 * np.abs(expected).max())
 
 
 def test_which_kernels_it_takes() -> None:
