@@ -183,6 +183,13 @@ def test_it_is_the_default_where_it_can_be(arch: str) -> None:
         assert template.id_of(default).startswith(TEMPLATE)
 
 
+@pytest.mark.parametrize("size", [160, 256])
+def test_heads_too_wide_for_plain_instructions(size: int) -> None:
+    kernel, target = narrow((4, 64, size), (4, 64, size), (4, 64, size)), TARGETS["cuda:sm_80"]
+    assert not TEMPLATES["attention_cuda"].accepts(kernel, target)
+    assert template_for(kernel, target).name == TEMPLATE
+
+
 @pytest.mark.parametrize(
     ("knobs", "reason"),
     [

@@ -41,6 +41,7 @@ KERNELS = {
     "4096 x 128, bfloat16": heads(16, 4096, 128, "bfloat16"),
     "2048 x 128, mask": heads(16, 2048, 128, mask=(2048, 2048)),
     "1024 x 80": heads(16, 1024, 80),
+    "1024 x 256": heads(8, 1024, 256),
     "grouped heads": attention((8, 4, 512, 128), (8, 1, 512, 128), (8, 1, 512, 128), dtype="float16"),
     "one query": attention((32, 1, 128), (32, 4096, 128), (32, 4096, 128), dtype="float16"),
 }
