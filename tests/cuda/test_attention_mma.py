@@ -12,6 +12,7 @@ from tcomp import api
 from tcomp.codegen.jit import build_scheduled
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.evaluate import evaluate
+from tcomp.relay.graph import Value
 from tcomp.relay.types import Array
 from tcomp.runtime import load
 from tcomp.target.target import TARGETS, Target
@@ -24,8 +25,8 @@ TEMPLATE = "attention_mma_cuda"
 TOLERANCE = {"float16": 2e-3, "bfloat16": 1.2e-2}
 
 
-def narrow(*shapes: tuple[int, ...], dtype: str = "float16", **options: object) -> Kernel:
-    return attention(*shapes, dtype=dtype, **options)  # pyright: ignore[reportArgumentType]
+def narrow(*shapes: tuple[int, ...], dtype: str = "float16", scale: float = 0.3, after: str = "") -> Kernel:
+    return attention(*shapes, dtype=dtype, scale=scale, after=after)
 
 
 def merged(dtype: str = "float16", size: int = 16) -> Kernel:
@@ -33,15 +34,14 @@ def merged(dtype: str = "float16", size: int = 16) -> Kernel:
     builder = GraphBuilder()
     rows = builder.input("rows", (2, 40, 9, size), dtype)
 
-    def heads(first: int) -> object:
+    def heads(first: int) -> Value:
         part = builder.op(
             "slice", rows, begin=(0, 0, first, 0), end=(2, 40, first + 3, size), strides=(1, 1, 1, 1)
         )
         return builder.op("transpose", part, axes=(0, 2, 1, 3))
 
     mask = builder.input("mask", (2, 1, 1, 40), "float32")
-    operands = [heads(first) for first in (0, 3, 6)]
-    result = builder.op("attention", *operands, mask, scale=0.25)  # pyright: ignore[reportArgumentType]
+    result = builder.op("attention", *(heads(first) for first in (0, 3, 6)), mask, scale=0.25)
     return Kernel(builder.build(builder.op("transpose", result, axes=(0, 2, 1, 3))))
 
 
@@ -63,7 +63,7 @@ def assert_matches(kernel: Kernel, arrays: list[Array], target: Target, config: 
     assert error <= TOLERANCE[kernel.body.inputs[0].dtype]
 
 
-CASES = {
+CASES: dict[str, tuple[Kernel, dict[str, int]]] = {
     "whole tiles": (narrow((2, 32, 64), (2, 64, 64), (2, 64, 64)), {}),
     "bfloat16": (narrow((2, 32, 64), (2, 64, 64), (2, 64, 64), dtype="bfloat16"), {}),
     "ragged": (narrow((37, 24), (45, 24), (45, 40)), {}),

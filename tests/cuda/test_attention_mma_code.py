@@ -104,7 +104,7 @@ def test_no_two_lines_share_banks(size: int, rows: int) -> None:
 def test_defaults_fill_the_processors() -> None:
     """Small problems are cut finer than large ones, whose blocks have rows enough to reuse their keys."""
     target = TARGETS["nvidia/a100"]
-    assert TEMPLATE.space(BERT, target).default["tile_m"] <= 64
+    assert int(TEMPLATE.space(BERT, target).default["tile_m"]) <= 64
     for kernel in (LONG, KERNELS["4096 x 64"]):
         default = TEMPLATE.space(kernel, target).default
         assert (default["tile_m"], default["warps"]) == (128, 4)
