@@ -44,7 +44,7 @@ KERNELS = {
     "small image": conv((1, 512, 7, 7), (512, 512, 3, 3), "bias", "residual", padding=SAME),
     "depthwise": conv((1, 96, 112, 112), (96, 1, 3, 3), "bias", padding=SAME, strides=(2, 2), groups=96),
     "attention": attention((12, 128, 64), (12, 128, 64), (12, 128, 64), (128, 128)),
-    "attention of wide heads": attention((8, 197, 128), (1, 197, 128), (1, 197, 128), dtype="float16"),
+    "attention of wide heads": attention((8, 197, 128), (1, 197, 128), (1, 197, 128)),
     "depthwise 7x7": conv((1, 384, 14, 14), (384, 1, 7, 7), padding=(3,) * 4, groups=384),
 }
 
