@@ -101,6 +101,15 @@ def rows(op: str, shape: tuple[int, int], dtype: str) -> Case:
     )  # fmt: skip
 
 
+def attention(heads: int, length: int, size: int, dtype: str) -> Case:
+    def in_torch(torch: Any, x: Sequence[Any]) -> Any:
+        return torch.nn.functional.scaled_dot_product_attention(*x)
+
+    shape, scale = (1, heads, length, size), size**-0.5
+    name = f"attention {heads} heads {length}x{size} {dtype}"
+    return Case(name, "attention", (shape,) * 3, dtype, {"scale": scale}, in_torch, ())
+
+
 CASES = (
     *(matmul(n, n, n, dtype) for dtype in ("float16", "float32") for n in (2048, 4096, 8192)),
     *(
@@ -115,6 +124,11 @@ CASES = (
             (3, 64, 224, 7, 2), (64, 64, 56, 3, 1), (64, 256, 56, 1, 1), (128, 128, 28, 3, 1),
             (256, 256, 14, 3, 1), (512, 512, 7, 3, 1), (1024, 256, 14, 1, 1),
         )
+    ),
+    *(
+        attention(*sizes, dtype)
+        for dtype in ("float16", "float32")
+        for sizes in ((12, 128, 64), (16, 1024, 64), (16, 4096, 64), (16, 4096, 128))
     ),
     rows("softmax", (4096, 4096), "float32"),
 )  # fmt: skip

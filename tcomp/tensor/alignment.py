@@ -27,6 +27,15 @@ def vector_lanes(at: At, extent: int, most: int) -> int:
     return most
 
 
+def lies_in_chunks(at: At, extent: int, size: int) -> bool:
+    """Whether each `size` neighbours, from a multiple of `size` on, lie side by side in memory, and begin at
+    such a multiple there, in all accesses of `at`, which is as that of `vector_lanes`."""
+    if extent % size:
+        return False
+    found = _in_vectors(at, extent, size)
+    return bool(found) and all(a.step == 1 and a.multiple % size == 0 for a in found)
+
+
 def is_contiguous(at: At, extent: int) -> bool:
     """Whether some access of `at` walks through memory step by step, and none in another way."""
     position = tirx.Var("position", "int32")
@@ -35,6 +44,12 @@ def is_contiguous(at: At, extent: int) -> bool:
 
 
 def _is_vector(at: At, extent: int, lanes: int) -> bool:
+    found = _in_vectors(at, extent, lanes)
+    return all(a.step == 0 or (a.step == 1 and a.wide and a.multiple % lanes == 0) for a in found)
+
+
+def _in_vectors(at: At, extent: int, lanes: int) -> list[_Access]:
+    """The accesses of `at`, their variable being the lane of a vector."""
     vector, lane = tirx.Var("vector", "int32"), tirx.Var("lane", "int32")
     vectors = extent // lanes
 
@@ -42,19 +57,19 @@ def _is_vector(at: At, extent: int, lanes: int) -> bool:
         return under(lane, constant(lanes), lambda i: at(v * lanes + i))
 
     statement = under(vector, constant(vectors), inner)
-    found = _accesses(statement, lane, [(vector, vectors), (lane, lanes)])
-    return all(a.step == 0 or (a.step == 1 and a.multiple % lanes == 0) for a in found)
+    return _accesses(statement, lane, [(vector, vectors), (lane, lanes)])
 
 
 @dataclass(frozen=True)
 class _Access:
     """A load or store: how far it moves with a variable, and what the position without it is a multiple of.
 
-    `step` is None where it is not the same everywhere; `multiple` 1 for types without vectors.
+    `step` is None where it is not the same everywhere. `wide` says whether TVM has vectors of the type.
     """
 
     step: int | None
     multiple: int
+    wide: bool
 
 
 def _accesses(statement: Statement, variable: Any, ranges: Sequence[tuple[Any, int]]) -> list[_Access]:
@@ -71,11 +86,11 @@ def _accesses(statement: Statement, variable: Any, ranges: Sequence[tuple[Any, i
         offset = analyzer.simplify(offset)
         parts = tvm.sym.detect_linear_equation(offset, [variable])
         if not parts or not isinstance(parts[0], tirx.IntImm) or not _uses_only(offset, known):
-            found.append(_Access(None, 1))
+            found.append(_Access(None, 1, False))
             return
         begin = analyzer.modular_set(parts[1])
-        wide = str(buffer.dtype) in VECTOR_TYPES
-        found.append(_Access(int(parts[0]), gcd(int(begin.coeff), int(begin.base)) if wide else 1))
+        multiple = gcd(int(begin.coeff), int(begin.base))
+        found.append(_Access(int(parts[0]), multiple, str(buffer.dtype) in VECTOR_TYPES))
 
     def on_load(load: Any) -> None:
         add(load.source, load.indices)

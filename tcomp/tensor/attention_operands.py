@@ -124,9 +124,7 @@ class AttentionOperands:
 
     def _own(self, tensor: Tensor, batch: Batch, row: Expression, column: Expression) -> list[Expression]:
         """(batch, row, column) as an index into an operand with fewer axes, or axes of extent 1."""
-        shape = [int(d) for d in tensor.shape]
-        index = [*batch, row, column][len(batch) + 2 - len(shape) :]
-        return [loops.constant(0) if d == 1 else i for d, i in zip(shape, index, strict=True)]
+        return own_index(tensor, [*batch, row, column], 0)
 
     def element(
         self, tensor: Tensor, batch: Batch, row: Expression, column: Expression
@@ -233,3 +231,10 @@ class AttentionOperands:
             return loops.sequence(statements if width >= lanes else statements[1:])
 
         return loops.loop(self.value_steps, row, "t")
+
+
+def own_index(tensor: Tensor, index: Sequence[Expression], rest: int) -> list[Expression]:
+    """`index` as one into all axes of `tensor` but the last `rest`, which may be fewer or of extent 1."""
+    shape = [int(d) for d in tensor.shape][: len(tensor.shape) - rest]
+    own = list(index)[len(index) - len(shape) :]
+    return [loops.constant(0) if extent == 1 else i for extent, i in zip(shape, own, strict=True)]

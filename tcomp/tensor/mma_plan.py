@@ -164,11 +164,6 @@ class MmaPlan(TiledProduct):
             return f"a depth of {self.depth} has no {self.splits} parts"
         return None
 
-    def _instruction_cycles(self, gpu: Gpu) -> float:
-        """Of one multiprocessor's tensor cores together, for one instruction."""
-        operations = 2 * 16 * 8 * 2 * self.chunk
-        return max(_LEAST_CYCLES, operations * gpu.processors * clock(gpu) / gpu.flops[self.dtype])
-
     def cycles(self, gpu: Gpu) -> float:
         """Estimated cycles: of the busiest of tensor cores, shared memory and second-level cache, in whole
         rounds of the blocks that run at once."""
@@ -177,7 +172,7 @@ class MmaPlan(TiledProduct):
         instructions = self.block_rows // 16 * (self.block_columns // 8) * along
         read = warps * (self.warp_rows + self.warp_columns) * self.depth_chunks * CHUNK_BYTES
         copied = self.stage_chunks * CHUNK_BYTES
-        multiply = instructions * self._instruction_cycles(gpu)
+        multiply = instructions * instruction_cycles(self.dtype, gpu)
         step = max(multiply, (read + copied) / SHARED_BYTES, copied / CACHE_BYTES) + _STEP_CYCLES
         fitting = min(
             gpu.registers // (self.registers * self.threads),
@@ -200,6 +195,12 @@ def adding_cycles(plan: Parts, gpu: Gpu) -> float:
         return 0.0
     moved = 2 * plan.splits * plan.batch * plan.rows * plan.columns * 4
     return LAUNCH_CYCLES + BLOCK_CYCLES + moved / (CACHE_BYTES * gpu.processors)
+
+
+def instruction_cycles(dtype: str, gpu: Gpu) -> float:
+    """Of one multiprocessor's tensor cores together, for one instruction."""
+    operations = 2 * 16 * 8 * 2 * chunk_elements(dtype)
+    return max(_LEAST_CYCLES, operations * gpu.processors * clock(gpu) / gpu.flops[dtype])
 
 
 def chunk_elements(dtype: str) -> int:

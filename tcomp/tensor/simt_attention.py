@@ -27,7 +27,7 @@ import numpy as np
 from tcomp.target.target import Gpu
 from tcomp.tensor.alignment import anywhere, vector_lanes
 from tcomp.tensor.anchored import Anchored
-from tcomp.tensor.attention_operands import Shape
+from tcomp.tensor.attention_operands import Shape, own_index
 from tcomp.tensor.block_tile import STATIC_SHARED_BYTES, WARP_COLUMNS, WARP_ROWS
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
@@ -163,7 +163,7 @@ class SimtAttention:
 
         def element(elements: Elements, batch: Index, x: Expression, k: Expression) -> Expression:
             matrix = (k, x) if transposed else (x, k)
-            return elements.element(tensor, [*_broadcast(tensor, batch, 2), *matrix])
+            return elements.element(tensor, [*own_index(tensor, batch, 2), *matrix])
 
         return element
 
@@ -335,7 +335,7 @@ class _Block:
             row = tirx.min(self.rows + self.of_queries.at(r), constant(shape.rows - 1))
             index = (*self.batch, row, tirx.min(key, constant(shape.length - 1)))
             elements = self.nest.anchored.elements(loops_around())
-            value = value + convert(elements.element(mask, _broadcast(mask, index, 0)), DTYPE)
+            value = value + convert(elements.element(mask, own_index(mask, index, 0)), DTYPE)
             statements = elements.statements
         if shape.length % self.nest.tile.keys:
             value = tirx.Select(key < shape.length, value, tirx.const(-inf, DTYPE))
@@ -371,10 +371,3 @@ class _Block:
 def _exponential(x: Expression) -> Expression:
     """e^x. The factor comes after the difference of scores, which may be the lowest numbers there are."""
     return exp2(x * tirx.const(log2(euler), DTYPE))
-
-
-def _broadcast(tensor: Tensor, index: Index, rest: int) -> list[Expression]:
-    """`index` as one into all axes of `tensor` but the last `rest`, which may be fewer or of extent 1."""
-    shape = [int(d) for d in tensor.shape][: len(tensor.shape) - rest]
-    own = list(index)[len(index) - len(shape) :]
-    return [constant(0) if extent == 1 else i for extent, i in zip(shape, own, strict=True)]

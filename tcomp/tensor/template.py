@@ -77,7 +77,8 @@ class Template(ABC):
     takes_chains: ClassVar[bool] = False
     """Whether it schedules kernels with several anchors, and those alone."""
     alternative_to: ClassVar[str] = ""
-    """The template beside which this one is offered as another algorithm; it has no priority then."""
+    """The template beside which this one is offered as another algorithm, whatever its own priority. Kernels
+    that the other does not accept are scheduled by this one alone."""
 
     @abstractmethod
     def accepts(self, kernel: Kernel, target: Target) -> bool:
@@ -202,7 +203,8 @@ def template_for(kernel: Kernel, target: Target) -> Template:
     candidates = [t for t in TEMPLATES.values() if t.family == target.family and t.takes_chains == is_chain]
     suited = vectors_for(kernel, target)
     fitting = [t for t in candidates if t.accepts(kernel, suited)]
-    rivals = [t for t in fitting if not t.alternative_to]
+    names = {t.name for t in fitting}
+    rivals = [t for t in fitting if t.alternative_to not in names]
     if not rivals:
         raise UnsupportedError(f"no schedule template for target `{target.name}` accepts kernel {kernel.key}")
     best = max(rivals, key=lambda t: t.priority)

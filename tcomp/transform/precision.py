@@ -50,7 +50,8 @@ def lowering(target: Target, precision: Precision, keep: str = "") -> Pass | Non
         dtype,
         keep,
         plain=target.gpu is not None,
-        attention=dtype == "bfloat16",
+        # CPUs would compute attention of float16 in float32.
+        attention=dtype == "bfloat16" or target.gpu is not None,
         patches=multiplies_patches(target),
     )
 

@@ -28,6 +28,8 @@ KERNELS: Mapping[str, Kernel] = {
     "conv2d, float16": kernel(
         "conv2d", (1, 64, 56, 56), (64, 64, 3, 3), dtype="float16", padding=(1, 1, 1, 1)
     ),
+    "attention": kernel("attention", *((12, 128, 64),) * 3, scale=0.125),
+    "attention, float16": kernel("attention", *((12, 128, 64),) * 3, dtype="float16", scale=0.125),
     "depthwise": kernel("conv2d", (1, 96, 56, 56), (96, 1, 3, 3), padding=(1, 1, 1, 1), groups=96),
     "max_pool2d": kernel(
         "max_pool2d", (1, 64, 112, 112), kernel=(3, 3), strides=(2, 2), padding=(1, 1, 1, 1)

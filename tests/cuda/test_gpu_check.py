@@ -10,7 +10,11 @@ from tcomp.target.target import Target
 
 @pytest.mark.slow
 def test_measures_and_checks(gpu: Target) -> None:
-    for case in (gpu_check.matmul(16, 24, 8, "float32"), gpu_check.rows("softmax", (4, 40), "float32")):
+    for case in (
+        gpu_check.matmul(16, 24, 8, "float32"),
+        gpu_check.rows("softmax", (4, 40), "float32"),
+        gpu_check.attention(2, 16, 16, "float16"),
+    ):
         row = gpu_check.measure(case, gpu, trials=1)
         assert row.problem == ""
         assert row.default is not None

@@ -44,7 +44,7 @@ KERNELS = {
     "small image": conv((1, 512, 7, 7), (512, 512, 3, 3), "bias", "residual", padding=SAME),
     "depthwise": conv((1, 96, 112, 112), (96, 1, 3, 3), "bias", padding=SAME, strides=(2, 2), groups=96),
     "attention": attention((12, 128, 64), (12, 128, 64), (12, 128, 64), (128, 128)),
-    "attention of wide heads": attention((8, 197, 128), (1, 197, 128), (1, 197, 128), dtype="float16"),
+    "attention of wide heads": attention((8, 197, 128), (1, 197, 128), (1, 197, 128)),
     "depthwise 7x7": conv((1, 384, 14, 14), (384, 1, 7, 7), padding=(3,) * 4, groups=384),
 }
 
@@ -83,7 +83,12 @@ def test_hot_loops_are_multiply_adds(name: str, real_nvcc: None, tmp_path: Path)
 
 def multiply_add_shares(assembly: str) -> list[float]:
     """The share of FFMA in each loop."""
-    shares: list[float] = []
+    return [body["FFMA"] / body.total() for body in loop_bodies(assembly)]
+
+
+def loop_bodies(assembly: str) -> list[Counter[str]]:
+    """How many instructions of each name every loop has, by the text of nvdisasm."""
+    bodies: list[Counter[str]] = []
     labels: dict[str, int] = {}
     instructions: list[str] = []
     for line in assembly.splitlines():
@@ -93,9 +98,8 @@ def multiply_add_shares(assembly: str) -> list[float]:
             instructions.append(found[1])
             jump = re.search(r"`\((\.L_x_\d+)\)", found[2]) if found[1] == "BRA" else None
             if jump and labels.get(jump[1], len(instructions)) < len(instructions) - 1:
-                body = instructions[labels[jump[1]] :]
-                shares.append(Counter(body)["FFMA"] / len(body))
-    return shares
+                bodies.append(Counter(instructions[labels[jump[1]] :]))
+    return bodies
 
 
 def conflicts(addresses: list[int], lanes: int) -> int:

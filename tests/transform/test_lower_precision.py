@@ -202,15 +202,18 @@ def masked_attention() -> Graph:
     return builder.build(builder.op("relu", builder.op("attention", *rows, mask, scale=0.2, name="heads")))
 
 
-def test_attention_is_lowered_to_bfloat16() -> None:
-    """In tiles or pairs. Its mask stays as it is, and so do all operands where the type is float16."""
+def test_attention_is_lowered() -> None:
+    """In bfloat16 (tiles or pairs), and on GPUs. Its mask stays as it is, all operands in float16 on CPUs."""
     x = [np.random.default_rng(1).standard_normal(s).astype(np.float32) for s in ((16, 32), (16, 16))]
     (exact,) = evaluate(masked_attention(), x)
-    for target in (TARGETS["emeraldrapids"], BF16, TARGETS["neoverse-v1"], FP16):
-        narrow = target.fast_dtype == "bfloat16"
+    cpus = (TARGETS["emeraldrapids"], BF16, TARGETS["neoverse-v1"], FP16)
+    for target in (*cpus, TARGETS["cuda:sm_80"], TARGETS["cuda:sm_75"]):
+        lowered = target.fast_dtype == "bfloat16" or target.family == "cuda"
         optimized = optimize(masked_attention(), target, precision="fast")
         (anchor,) = (a for n in optimized.nodes for a in anchors_of(n) if a.op == "attention")
-        assert [v.dtype for v in anchor.inputs] == ["bfloat16" if narrow else "float32"] * 3 + ["float32"]
+        assert [v.dtype for v in anchor.inputs] == [target.fast_dtype if lowered else "float32"] * 3 + [
+            "float32"
+        ]
         (fast,) = evaluate(optimized, x)
         assert 0 < np.abs(fast - exact).max() < 5e-2 * np.abs(exact).max()
 

@@ -1,6 +1,6 @@
 // Tensor cores and asynchronous copies of GPUs from sm_80 on. Each function is one instruction, which all threads
-// of a warp execute together (copies: each thread on its own); which element a register holds is said in the PTX
-// ISA, "Matrix Fragments" of `mma`.
+// of a warp execute together (copies and numbers: each thread on its own); which element a register holds is said in
+// the PTX ISA, "Matrix Fragments" of `mma`.
 #pragma once
 
 __device__ __forceinline__ unsigned tcomp_shared_address(const void *shared) {
@@ -45,6 +45,25 @@ TCOMP_MULTIPLY(tcomp_multiply_int8, int, "r", "mma.sync.aligned.m16n8k32.row.col
 TCOMP_MULTIPLY(tcomp_multiply_float8_e4m3fn, float, "f", "mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32")
 TCOMP_MULTIPLY(tcomp_multiply_float8_e5m2, float, "f", "mma.sync.aligned.m16n8k32.row.col.f32.e5m2.e5m2.f32")
 #undef TCOMP_MULTIPLY
+
+// Two numbers, the first in the lower half, as elements of 16 bits.
+__device__ __forceinline__ unsigned tcomp_pack_float16(float a, float b) {
+  unsigned pair;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(b), "f"(a));
+  return pair;
+}
+__device__ __forceinline__ unsigned tcomp_pack_bfloat16(float a, float b) {
+  unsigned pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(b), "f"(a));
+  return pair;
+}
+
+// 2^x within 2 ulp; zero where that is below 2^-126.
+__device__ __forceinline__ float tcomp_exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
 
 // Copies 16 bytes from global to shared memory, which are there after a wait; zeros where not `inside`.
 __device__ __forceinline__ void tcomp_copy_async(void *shared, const void *global, bool inside) {

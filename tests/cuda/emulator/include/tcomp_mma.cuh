@@ -83,6 +83,16 @@ inline void tcomp_multiply_float8_e5m2(float *s, const unsigned *a, const unsign
   emulated_multiply<emulated_e5m2>(s, a, b);
 }
 
+template <typename T> unsigned emulated_pack(float a, float b) {
+  T pair[2] = {T(a), T(b)};
+  unsigned word;
+  memcpy(&word, pair, 4);
+  return word;
+}
+inline unsigned tcomp_pack_float16(float a, float b) { return emulated_pack<__half>(a, b); }
+inline unsigned tcomp_pack_bfloat16(float a, float b) { return emulated_pack<__nv_bfloat16>(a, b); }
+inline float tcomp_exp2(float x) { return x < -126 ? 0 : exp2f(x); }
+
 // A copy happens at some time between its beginning and the wait for it: what is overwritten is lost at once (the
 // bytes are those of a NaN), and what is copied appears as late as it may.
 struct emulated_copy { void *shared; const void *global; bool inside; };

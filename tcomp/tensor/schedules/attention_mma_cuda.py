@@ -1,0 +1,59 @@
+"""Attention on GPUs' tensor cores; see `tcomp.tensor.mma_attention`."""
+
+from __future__ import annotations
+
+from tcomp.target.target import Gpu, Target
+from tcomp.tensor.epilogue import output_axes
+from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, memory_cycles
+from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.knobs import Config, Space
+from tcomp.tensor.mma_attention import MmaAttention
+from tcomp.tensor.mma_attention_operands import MmaAttentionOperands, attention_shape
+from tcomp.tensor.mma_attention_plan import AttentionPlan, default_plan, fitting_plans, plan_space
+from tcomp.tensor.mma_kernel import multiplies
+from tcomp.tensor.schedules.attention_cuda import AttentionCuda
+from tcomp.tensor.template import TEMPLATES, Scheduled, Template
+
+TYPES = ("float16", "bfloat16")
+"""Of queries, keys and values: those whose sums lie in registers as operands do."""
+
+
+class AttentionMmaCuda(Template):
+    """Attention of 16-bit operands with scores, weights before rounding, and sums in float32.
+
+    Operands are read where they lie, which may be slices and transposes of what is in memory, if their rows
+    are whole chunks of 16 bytes there. Others are brought into that form by a launch before.
+    """
+
+    name = "attention_mma_cuda"
+    family = "cuda"
+    alternative_to = AttentionCuda.name
+
+    def accepts(self, kernel: Kernel, target: Target) -> bool:
+        anchor = kernel.anchor
+        if anchor is None or anchor.op != "attention" or output_axes(kernel) is None:
+            return False
+        if anchor.inputs[0].dtype not in TYPES or not multiplies(kernel, target):
+            return False
+        return any(True for _ in fitting_plans(attention_shape(kernel), _gpu(target)))
+
+    def space(self, kernel: Kernel, target: Target) -> Space:
+        return plan_space(attention_shape(kernel), _gpu(target))
+
+    def estimate(self, kernel: Kernel, target: Target) -> float:
+        gpu, operands = _gpu(target), MmaAttentionOperands(kernel)
+        moving = LAUNCH_CYCLES * len(operands.moved) + memory_cycles(gpu, operands.moved_bytes)
+        cycles = default_plan(attention_shape(kernel), gpu).cycles(gpu)
+        return max(cycles, memory_cycles(gpu, kernel.nbytes)) + moving
+
+    def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
+        plan = AttentionPlan.of(config, attention_shape(kernel))
+        return MmaAttention(MmaAttentionOperands(kernel), plan).scheduled()
+
+
+def _gpu(target: Target) -> Gpu:
+    assert target.gpu is not None
+    return target.gpu
+
+
+TEMPLATES.register(AttentionMmaCuda.name, AttentionMmaCuda())
