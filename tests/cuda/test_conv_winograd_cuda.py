@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pytest
 from test_conv_cuda import SAME, TILE, conv
 from test_simt_resources import ARCHITECTURES, compiled
 
+from tcomp import api
+from tcomp.codegen.artifact import compile_graph
 from tcomp.codegen.jit import build_kernel
 from tcomp.errors import ScheduleError
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.evaluate import evaluate
+from tcomp.relay.types import Array
+from tcomp.runtime import load
 from tcomp.target.target import TARGETS, Target
 from tcomp.tensor.common_packing import common_packing
 from tcomp.tensor.kernel import Kernel
@@ -146,6 +151,29 @@ def test_targets_of_one_library_agree_on_the_pixels_of_tiles() -> None:
     for target, packed in zip(targets, found, strict=True):
         space_of(kernel, target).check(packed.default)
         assert packed.holds(packed.default)
+
+
+@pytest.mark.slow
+def test_a_library_takes_it_by_itself(gpu: Target, tmp_path: Path) -> None:
+    """Two convolutions and a residual around them; what passes between launches lies in the arena."""
+    generator = np.random.default_rng(0)
+
+    def weights(*shape: int) -> Array:
+        return (generator.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+
+    g = GraphBuilder("block")
+    x = g.input("x", (1, 48, 48, 48))
+    y = g.op("relu", g.op("conv2d", x, g.constant(weights(48, 48, 3, 3)), padding=SAME))
+    y = g.op("add", g.op("conv2d", y, g.constant(weights(48, 48, 3, 3)), padding=SAME), x)
+    graph = g.build(g.op("reduce_mean", g.op("relu", y), axes=(2, 3), keepdims=False))
+    fused = api.optimize(graph, gpu)
+    kernels = [Kernel.of(node) for node in fused.nodes if node.op == "fused"]
+    defaults = [template_for(kernel, gpu).space(kernel, gpu).default for kernel in kernels]
+    assert sum(config.get("algorithm") == NAME for config in defaults) == 2
+    compile_graph(fused, gpu, tmp_path / "block.so")
+    data = generator.standard_normal((1, 48, 48, 48), np.float32)
+    (found,), (expected,) = load(tmp_path / "block.so")(data), evaluate(graph, [data])
+    assert np.abs(found - expected).max() <= 2 * ERRORS[4] * np.abs(expected).max()
 
 
 @pytest.mark.slow
