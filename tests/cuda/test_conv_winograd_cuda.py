@@ -22,6 +22,7 @@ from tcomp.target.target import TARGETS, Target
 from tcomp.tensor.common_packing import common_packing
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Alternatives, Config, KnobValue
+from tcomp.tensor.schedules.conv_winograd_cuda import WORTH
 from tcomp.tensor.template import schedule, template_for
 from tcomp.tensor.threads import launches_of
 from tcomp.tensor.winograd import ERRORS
@@ -92,10 +93,27 @@ def space_of(kernel: Kernel, target: Target) -> Alternatives:
     return space
 
 
-@pytest.mark.parametrize(("size", "chosen"), [(56, NAME), (28, NAME), (14, NAME), (7, "conv_cuda")])
-def test_estimates_choose_it_where_pixels_share_its_weights(size: int, chosen: str) -> None:
-    """On an A100. At 7x7 pixels, transformed weights take longer than the products save."""
-    assert space_of(LAYERS[size], TARGETS["nvidia/a100"]).preferred == chosen
+ESTIMATES = {
+    ("nvidia/a100", 1): ((32.4, 22.3), (32.4, 22.4), (40.7, 25.9), (40.7, 38.3)),
+    ("nvidia/h100", 1): ((19.0, 17.5), (21.8, 18.5), (21.8, 21.1), (21.8, 25.7)),
+    ("nvidia/a100", 32): ((746, 355), (783, 275), (721, 268), (721, 267)),
+    ("nvidia/h100", 32): ((317, 203), (306, 149), (309, 137), (348, 137)),
+}
+"""Thousands of cycles of the layers by `conv_cuda` and by Winograd's algorithm, as in docs/design/cuda.md."""
+
+
+@pytest.mark.parametrize(("card", "images"), ESTIMATES)
+def test_estimates_are_the_documented_ones(card: str, images: int) -> None:
+    target = TARGETS[card]
+    for (plain, transformed), layer in zip(ESTIMATES[card, images], LAYERS.values(), strict=True):
+        channels, size = layer.body.inputs[0].type.static_shape[1:3]
+        kernel = conv(
+            (images, channels, size, size), (channels, channels, 3, 3), "bias", "relu", padding=SAME
+        )
+        table = template_for(kernel, target).algorithms
+        found = [table[name].estimate(kernel, target) / 1000 for name in ("conv_cuda", NAME)]
+        assert found == pytest.approx([plain, WORTH * transformed], rel=5e-3), (channels, size)
+        assert (space_of(kernel, target).preferred == NAME) == (WORTH * transformed < plain)
 
 
 def test_estimates_know_what_leaves_the_second_level_cache() -> None:
