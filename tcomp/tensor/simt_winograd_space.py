@@ -22,6 +22,8 @@ THREADS = (64, 128, 256)
 """Of a block that transforms."""
 _NEAR = 0.5
 """The part of the second-level cache in which a tensor outlasts a launch: an A100 has it in two halves."""
+_REACH = 2**31
+"""Elements that an index of 32 bits reaches."""
 _MOVE = 2
 """Instructions that load or store a value of a transform."""
 
@@ -84,21 +86,33 @@ class WinogradProblem:
         )
 
 
+def tiles_within_reach(conv: Convolution) -> tuple[tuple[int, int], ...]:
+    """Tiles of pixels whose patches and products an index of 32 bits reaches; none for very many images."""
+    return tuple(
+        pixels for pixels in pixel_tiles(conv.strides) if _largest(PixelTiles(conv, pixels)) < _REACH
+    )
+
+
+def _largest(tiles: PixelTiles) -> int:
+    """Elements of the larger one of patches and products."""
+    return tiles.scheme.positions * tiles.columns * max(tiles.conv.in_channels, tiles.conv.out_channels)
+
+
 def winograd_space(problem: WinogradProblem, target: Target) -> Space:
     """All tiles of pixels and of products; the default is what takes the least estimated cycles."""
     gpu, conv = target.gpu, problem.conv
     assert gpu is not None
     best = best_tiles(problem, target)
-    products = {pixels: _product_space(problem, pixels, target) for pixels in pixel_tiles(conv.strides)}
+    products = {pixels: _product_space(problem, pixels, target) for pixels in tiles_within_reach(conv)}
     own = products[best.pixels]
 
     def reason(config: Config) -> str | None:
-        rows, columns = int(config["outputs"]), int(config["columns"])
-        if rows == columns:
+        if config["outputs"] == config["columns"]:
             return "as many columns as rows are `columns` 0"
-        space = products.get(pixels_of(config))
-        if space is None:
-            return f"tiles of {rows}x{columns} pixels have no scheme for this stride"
+        rows, columns = pixels_of(config)
+        space = products.get((rows, columns))
+        if space is None or _largest(PixelTiles(conv, (rows, columns))) * int(config["split"]) >= _REACH:
+            return f"tiles of {rows}x{columns} pixels have more products than an index of 32 bits counts"
         return space.legal(config)
 
     rows = tuple(sorted({rows for rows, _ in products}))
@@ -117,7 +131,7 @@ def winograd_space(problem: WinogradProblem, target: Target) -> Space:
 @lru_cache(maxsize=256)
 def best_tiles(problem: WinogradProblem, target: Target) -> WinogradTiles:
     """What takes the least estimated cycles."""
-    found = (best_of(problem, pixels, target) for pixels in pixel_tiles(problem.conv.strides))
+    found = (best_of(problem, pixels, target) for pixels in tiles_within_reach(problem.conv))
     return min(found, key=lambda tiles: winograd_cycles(problem, tiles, target))
 
 

@@ -138,11 +138,23 @@ def test_estimates_know_what_leaves_the_second_level_cache() -> None:
         conv((1, 8, 9), (8, 8, 3)),
         conv((1, 8, 9, 9), (8, 8, 3, 3), constant=False),
         conv((1, 8, 9, 9), (8, 8, 3, 3), dtype="float64"),
+        conv((512, 64, 224, 224), (64, 64, 3, 3), padding=SAME),
     ],
-    ids=["strides", "dilation", "groups", "5x5", "one axis", "weights that change", "float64"],
+    ids=["strides", "dilation", "groups", "5x5", "one axis", "weights that change", "float64", "many images"],
 )
 def test_other_convolutions_have_no_such_choice(kernel: Kernel) -> None:
     assert template_for(kernel, TARGETS["cuda:sm_80"]).algorithms == {}
+
+
+def test_tiles_have_no_more_products_than_can_be_counted() -> None:
+    kernel, target = conv((128, 64, 224, 224), (64, 64, 3, 3), padding=SAME), TARGETS["cuda:sm_80"]
+    space, packings = space_of(kernel, target), template_for(kernel, target).packings(kernel, target)
+    assert {key for algorithm, key in packings if algorithm == NAME} == {*PIXELS} - {(2, 1)}
+    with pytest.raises(ScheduleError, match="2x1 pixels have more products than an index of 32 bits"):
+        space.check(winograd((2, 1)))
+    with pytest.raises(ScheduleError, match="4x4 pixels have more products than an index of 32 bits"):
+        space.check(winograd((4, 4), split=4))
+    space.check(winograd((4, 4)))
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,11 @@ from tcomp.tensor.simt_winograd_space import (
     best_of,
     best_tiles,
     pixels_of,
+    tiles_within_reach,
     winograd_cycles,
     winograd_space,
 )
 from tcomp.tensor.template import TEMPLATES, Packed, PackedBy, Scheduled, Template
-from tcomp.tensor.winograd_choice import pixel_tiles
 
 WORTH = 1.1
 """How much faster it must be, by estimate, to be worth a larger library: no GPU has timed either."""
@@ -47,6 +47,7 @@ class ConvWinogradCuda(Template):
             and conv.kernel == (3, 3)
             and conv.strides == conv.dilation == (1, 1)
             and conv.groups == 1
+            and len(tiles_within_reach(conv)) > 0
         )
 
     def packings(self, kernel: Kernel, target: Target) -> PackedBy:
@@ -57,7 +58,7 @@ class ConvWinogradCuda(Template):
             best = best_of(problem, pixels, target)
             return Packed(best.config, WORTH * winograd_cycles(problem, best, target), _takes(pixels))
 
-        return {pixels: packed(pixels) for pixels in pixel_tiles(problem.conv.strides)}
+        return {pixels: packed(pixels) for pixels in tiles_within_reach(problem.conv)}
 
     def space(self, kernel: Kernel, target: Target) -> Space:
         return winograd_space(WinogradProblem.of(kernel), target)
