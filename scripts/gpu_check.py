@@ -1,10 +1,11 @@
 """Everything that needs a GPU, in one command: `python scripts/gpu_check.py [--trials N] [--seconds S]`.
 
 First the tests marked `gpu`, then a table of kernels: the time of the default config, that of the best of
-`--trials` random legal configs (0 for none), what that is of the card's peak for the type, and the time of
-the same in PyTorch, which calls cuBLAS and cuDNN, where it is installed. Times are medians by CUDA events
-with the L2 cache cold, random data. After `--seconds` no further kernel is begun. Writes the table as
-JSON with `--json FILE`. Ends with status 1 when a test failed or a kernel's numbers are wrong.
+`--trials` random legal configs (0 for none), what that is of the card's peak for the type, the time of the
+same in PyTorch, which calls cuBLAS and cuDNN, where it is installed, and the algorithms of the default and,
+where it has another, of the best. Operations are counted as those of direct convolution. Times are medians by
+CUDA events with the L2 cache cold, random data. After `--seconds` no further kernel is begun. Writes the
+table as JSON with `--json FILE`. Ends with status 1 when a test failed or a kernel's numbers are wrong.
 """
 
 from __future__ import annotations
@@ -65,7 +66,10 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """Seconds of a case; None where there is nothing to compare with, or numbers were wrong (`problem`)."""
+    """Seconds of a case; None where there is nothing to compare with, or numbers were wrong (`problem`).
+
+    `algorithms` are the templates of the default and the best config.
+    """
 
     name: str
     default: float | None
@@ -73,6 +77,7 @@ class Row:
     torch: float | None
     teraflops: float
     of_peak: float
+    algorithms: tuple[str, ...]
     problem: str = ""
 
 
@@ -150,7 +155,8 @@ def main() -> int:
         command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", str(ROOT / "tests" / "cuda")]
         failed = subprocess.run(command, cwd=ROOT, check=False).returncode != 0
     print(f"{target.description}, {target.name}: microseconds, L2 cold, median of {RUNS} runs")
-    print(f"{'kernel':44} {'default':>10} {'best':>10} {'torch':>10} {'ratio':>6} {'TFLOP/s':>8} {'peak':>5}")
+    heads = f"{'default':>10} {'best':>10} {'torch':>10} {'ratio':>6} {'TFLOP/s':>8} {'peak':>5}"
+    print(f"{'kernel':44} {heads} algorithms")
     found: list[Row] = []
     for case in (c for c in CASES if arguments.select in c.name):
         if time.monotonic() - begin > arguments.seconds:
@@ -166,9 +172,10 @@ def main() -> int:
 def measure(case: Case, target: Target, trials: int) -> Row:
     """Check and time `case` by its default config and some others, and by PyTorch."""
     kernel = case.kernel
-    inputs = random_inputs(kernel)
+    inputs, template = random_inputs(kernel), template_for(kernel, target)
     (expected,) = reference(case, inputs)
     default, best, problem = None, None, ""
+    default_by = best_by = template.id_of(template.space(kernel, target).default)
     for number, config in enumerate(configs(kernel, target, trials)):
         try:
             runner = build_kernel(kernel, target, config)
@@ -184,10 +191,13 @@ def measure(case: Case, target: Target, trials: int) -> Row:
             problem = str(error) if number == 0 else problem
             continue
         default = seconds if number == 0 else default
-        best = seconds if best is None else min(best, seconds)
+        if best is None or seconds < best:
+            best, best_by = seconds, template.id_of(config)
     rate = 0.0 if best is None else kernel.flops / best
     peak = target.gpu.flops[case.dtype] if target.gpu else 0.0
-    return Row(case.name, default, best, torch_seconds(case, inputs), rate / 1e12, rate / peak, problem)
+    algorithms = (default_by,) if best_by == default_by else (default_by, best_by)
+    seconds = torch_seconds(case, inputs)
+    return Row(case.name, default, best, seconds, rate / 1e12, rate / peak, algorithms, problem)
 
 
 def random_inputs(kernel: Kernel) -> list[Array]:
@@ -263,7 +273,8 @@ def line(row: Row) -> str:
 
     ratio = f"{row.torch / row.best:.2f}" if row.torch and row.best else "-"
     numbers = f"{text(row.default):>10} {text(row.best):>10} {text(row.torch):>10} {ratio:>6}"
-    return f"{row.name:44} {numbers} {row.teraflops:8.1f} {row.of_peak:5.0%} {row.problem}"
+    said = " ".join([", ".join(row.algorithms), row.problem])
+    return f"{row.name:44} {numbers} {row.teraflops:8.1f} {row.of_peak:5.0%} {said}"
 
 
 if __name__ == "__main__":

@@ -8,11 +8,11 @@ threads.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from math import ceil, prod
 
 from tcomp.target.target import Gpu
-from tcomp.tensor.knobs import Config
+from tcomp.tensor.knobs import Config, KnobValue
 from tcomp.tensor.loops import Expression
 from tcomp.tvm_api import tirx
 
@@ -21,6 +21,8 @@ WARP_ROWS, WARP_COLUMNS = 4, 8
 PAD = 4
 """Elements after each row of a tile in shared memory, so that a transposing store meets no bank twice."""
 STATIC_SHARED_BYTES = 48 * 1024
+_KNOBS = ("tile_m", "tile_n", "tile_k", "thread_m", "thread_n", "stages", "split", "vector")
+"""What the fields of a tile are called in configs, in order."""
 _OTHER_REGISTERS = 36
 """Addresses, counters and what the compiler loads ahead."""
 
@@ -42,8 +44,12 @@ class BlockTile:
 
     @staticmethod
     def of(config: Config) -> BlockTile:
-        names = ("tile_m", "tile_n", "tile_k", "thread_m", "thread_n", "stages", "split", "vector")
-        return BlockTile(*(int(config[name]) for name in names))
+        return BlockTile(*(int(config[name]) for name in _KNOBS))
+
+    @property
+    def config(self) -> dict[str, KnobValue]:
+        """The knobs of this tile: the inverse of `of`."""
+        return dict(zip(_KNOBS, astuple(self), strict=True))
 
     @property
     def threads_along(self) -> tuple[int, int]:

@@ -48,8 +48,8 @@ def padded(conv: Convolution, data: Tensor) -> Tensor:
 
 
 def _is_below(index: Expression, size: int) -> Expression:
-    """1 where 0 <= index < size, else 0, by one comparison and without a branch."""
-    return (index.astype("uint32") < tirx.const(size, "uint32")).astype("int32")
+    """1 where 0 <= index < size, else 0, without a branch; compilers make one comparison of it."""
+    return tirx.bitwise_and((index >= 0).astype("int32"), (index < size).astype("int32"))
 
 
 @dataclass(frozen=True)

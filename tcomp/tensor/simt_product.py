@@ -67,13 +67,17 @@ class SimtProduct:
         m, tile = self.matrices, self.tile
         return (*m.batch, tile.split, -(-m.rows // tile.rows), -(-m.columns // tile.columns))
 
-    def scheduled(self) -> Scheduled:
+    def launches(self) -> list[Statement]:
         """1. Sums of each part of the depth. 2. Their sums, where there are several."""
         tile = self.tile
         blocks = launch(
             (prod(self.grid),), (tile.threads,), lambda b, t: left_to_compiler(self._block(b[0], t[0]))
         )
-        return self.matrices.anchored.scheduled([blocks, *self.totals.launches()])
+        return [blocks, *self.totals.launches()]
+
+    def scheduled(self) -> Scheduled:
+        """A kernel of nothing but `launches`."""
+        return self.matrices.anchored.scheduled(self.launches())
 
     def _block(self, block: Expression, thread: Expression) -> Statement:
         *batch, part, row, column = digits(block, self.grid)

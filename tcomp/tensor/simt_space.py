@@ -30,7 +30,7 @@ ARRIVAL_CYCLES = 800
 """Cycles of a tile of the depth that is waited for: load, store to shared memory, barrier."""
 _SHARED_BYTES = 128
 """What shared memory gives a multiprocessor in a cycle."""
-_SECOND_LEVEL_BYTES = 32
+SECOND_LEVEL_BYTES = 32
 """What the second-level cache gives each multiprocessor in a cycle."""
 _RESERVED_BYTES = 1024
 """Shared memory of each block that the system takes."""
@@ -98,12 +98,12 @@ def cycles(problem: Problem, tile: BlockTile, target: Target) -> float:
     gathered = tile.columns * tile.depth * (_GATHER if problem.run % tile.depth else 2 * _LOAD)
     loads = _LOAD * moved + (gathered if problem.run else 0)
     instructions = tile.threads * (tile.depth * (sums + factors / 4) + _STEP_INSTRUCTIONS) + loads
-    issue = instructions / rate + _OVERLAP * moved * itemsize / _SECOND_LEVEL_BYTES
+    issue = instructions / rate + _OVERLAP * moved * itemsize / SECOND_LEVEL_BYTES
 
     def together(count: int) -> float:
         """Cycles of so many blocks at once, from beginning to end."""
         step = max(count * max(issue, shared), ARRIVAL_CYCLES + issue)
-        ends = ARRIVAL_CYCLES + count * tile.rows * tile.columns * itemsize / _SECOND_LEVEL_BYTES
+        ends = ARRIVAL_CYCLES + count * tile.rows * tile.columns * itemsize / SECOND_LEVEL_BYTES
         return tile.steps(problem.depth) * step + ends
 
     rest = of_processor % resident

@@ -79,7 +79,7 @@ CASES = {
 }
 
 
-FAST = ("few channels, strides", "split", "rows of a thread", "strides")
+FAST = ("few channels, strides", "split", "rows of a thread", "strides", "one pixel")
 
 
 def cases(names: Iterable[str]) -> list[object]:
@@ -106,6 +106,7 @@ DEPTHWISE = {
         conv((1, 4, 12, 12), (4, 1, 3, 3), padding=(2, 2, 2, 2), dilation=(2, 2), groups=4),
         (8, 2),
     ),
+    "one pixel": (conv((1, 4, 1, 1), (4, 1, 3, 3), "bias", padding=SAME, groups=4), (1, 1)),
     "one axis": (conv((2, 4, 33), (4, 1, 7), "relu", padding=(3, 3), groups=4), (1, 4)),
     "three axes": (conv((1, 4, 5, 5, 6), (4, 1, 2, 3, 3), padding=(0, 1, 1, 1, 1, 1), groups=4), (2, 1)),
     "half precision": (

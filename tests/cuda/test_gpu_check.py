@@ -6,6 +6,7 @@ import pytest
 
 import gpu_check
 from tcomp.target.target import Target
+from tcomp.tensor.knobs import Alternatives
 
 
 @pytest.mark.slow
@@ -21,6 +22,23 @@ def test_measures_and_checks(gpu: Target) -> None:
         assert row.best is not None
         assert row.best <= row.default
         assert case.name in gpu_check.line(row)
+        assert row.algorithms[0] in gpu_check.line(row)
+
+
+@pytest.mark.slow
+def test_names_the_algorithms_of_a_convolution(gpu: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = gpu_check.conv(16, 16, 8, 3, 1, "float32")
+    space = gpu_check.template_for(case.kernel, gpu).space(case.kernel, gpu)
+    assert isinstance(space, Alternatives)
+    assert list(space.spaces) == ["conv_cuda", "conv_winograd_cuda"]
+    configs = [space.join(name, own.default) for name, own in space.spaces.items()]
+    monkeypatch.setattr(gpu_check, "configs", lambda kernel, target, trials: configs)
+    times = iter((2e-6, 1e-6))
+    monkeypatch.setattr(gpu_check, "timed", lambda runner, arguments: next(times))
+    row = gpu_check.measure(case, gpu, trials=1)
+    assert (row.problem, row.default, row.best) == ("", 2e-6, 1e-6)
+    assert row.algorithms == ("conv_cuda@1", "conv_winograd_cuda@1")
+    assert "conv_cuda@1, conv_winograd_cuda@1" in gpu_check.line(row)
 
 
 @pytest.mark.slow

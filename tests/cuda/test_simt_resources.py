@@ -19,6 +19,7 @@ from tcomp.target.target import TARGETS
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.block_tile import PAD, BlockTile
 from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.knobs import Config
 from tcomp.tensor.loops import constant
 from tcomp.tensor.matrices import ProductMatrices
 from tcomp.tensor.operand import Operand
@@ -49,10 +50,10 @@ KERNELS = {
 }
 
 
-def compiled(kernel: Kernel, arch: str) -> bytes:
-    """The machine code of the default config, of which no function spills."""
+def compiled(kernel: Kernel, arch: str, config: Config | None = None) -> bytes:
+    """The machine code of `config`, or the default, of which no function spills."""
     target = TARGETS[f"cuda:{arch}"]
-    code = device_code(schedule(kernel, target).function, "kernel", target)
+    code = device_code(schedule(kernel, target, config).function, "kernel", target)
     cubin = compile_cubin(code.source, arch)
     assert len(cubin.resources) == len(code.launches)
     for name, resources in cubin.resources.items():

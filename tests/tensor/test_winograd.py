@@ -96,15 +96,22 @@ def test_transforms_take_few_additions(outputs: int, inward: int, outward: int) 
         assert count[0] <= expected, transform
 
 
-def float32_error(pixels: tuple[int, int], stride: int, channels: int) -> float:
-    """Largest error of a convolution in float32 relative to the largest output, by numpy."""
+def float32_error(pixels: tuple[int, int], stride: int, channels: int, factors: str = "float32") -> float:
+    """Largest error of a convolution in float32 relative to the largest output, by numpy.
+
+    Data, weights and what is multiplied are rounded to `factors`.
+    """
     scheme, generator = Scheme.of(pixels, (stride, stride)), np.random.default_rng(channels)
     down, across = scheme.down, scheme.across
     shape = (32, channels, down.size, across.size)
-    x = np.maximum(generator.standard_normal(shape), 0).astype(np.float32)
-    weights = generator.standard_normal((16, channels, 3, 3)).astype(np.float32)
-    patches = down.input.astype(np.float32) @ x @ across.input.astype(np.float32).T
-    transformed = scheme.transform_weights(weights.reshape(-1, 9).T).astype(np.float32)
+
+    def rounded(values: Array) -> Array:
+        return values.astype(factors).astype(np.float32)
+
+    x = rounded(np.maximum(generator.standard_normal(shape), 0))
+    weights = rounded(generator.standard_normal((16, channels, 3, 3)))
+    patches = rounded(down.input.astype(np.float32) @ x @ across.input.astype(np.float32).T)
+    transformed = rounded(scheme.transform_weights(weights.reshape(-1, 9).T))
     transformed = transformed.reshape(down.size, across.size, *weights.shape[:2])
     products = np.einsum("tcij,ijoc->toij", patches, transformed, optimize=False)
     found = down.output.astype(np.float32) @ products @ across.output.astype(np.float32).T
@@ -121,6 +128,13 @@ def float32_error(pixels: tuple[int, int], stride: int, channels: int) -> float:
 @pytest.mark.parametrize(("pixels", "stride"), TILES)
 def test_errors_are_within_what_is_stated(pixels: tuple[int, int], stride: int, channels: int) -> None:
     assert float32_error(pixels, stride, channels) <= ERRORS[pixels[0]]
+
+
+@pytest.mark.parametrize("channels", [64, 512])
+@pytest.mark.parametrize(("outputs", "error"), [(2, 4e-4), (4, 2e-3)])
+def test_errors_of_factors_in_half_precision(outputs: int, error: float, channels: int) -> None:
+    found = float32_error((outputs, outputs), 1, channels, "float16")
+    assert 0.8 * error <= found <= 1.1 * error
 
 
 @pytest.mark.parametrize(("name", "block"), ALGORITHMS)

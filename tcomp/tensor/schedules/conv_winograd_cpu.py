@@ -14,7 +14,7 @@ pixels that exist.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from dataclasses import asdict, replace
 from math import gcd, inf, prod
 
@@ -47,7 +47,7 @@ from tcomp.tensor.primitives import Tiles
 from tcomp.tensor.register_tile import Index, Point, RegisterTile
 from tcomp.tensor.template import TEMPLATES, Packed, PackedBy, Packing, Scheduled, Template
 from tcomp.tensor.tile_sums import Reduction, passes_nest, tile_nest
-from tcomp.tensor.winograd import KERNEL, OUTPUTS, Keep, Scheme
+from tcomp.tensor.winograd import KERNEL, OUTPUTS, Scheme
 from tcomp.tensor.winograd_choice import (
     COLUMNS,
     PARTS,
@@ -62,12 +62,11 @@ from tcomp.tensor.winograd_choice import (
     tile_counts,
     winograd_cycles,
 )
+from tcomp.tensor.winograd_transform import transform_inputs, transform_outputs
 from tcomp.tvm_api import tirx
 
 WORTH = 1.05
 """How much faster it must be, by estimate, to be worth a larger library."""
-Along = Callable[[Sequence[Expression], Keep], "list[Expression]"]
-"""A transform of values in a row."""
 
 
 class ConvWinograd(Template):
@@ -251,13 +250,8 @@ class _Nest:
             def transform(load: Callable[..., Expression]) -> Statement:
                 return loop(
                     conv.in_block // self.in_lanes,
-                    lambda v: self._transform(
-                        (scheme.down.transform_input, scheme.across.transform_input),
-                        height,
-                        self.in_lanes,
-                        v,
-                        load,
-                        store,
+                    lambda v: transform_inputs(
+                        scheme, conv.dtype, load, store, self.in_lanes, v * self.in_lanes
                     ),
                     "vector",
                 )
@@ -376,8 +370,7 @@ class _Nest:
 
                     return unrolled(rows, lambda i: unrolled(columns, lambda j: guarded(i, j)))
 
-                both = scheme.down.transform_output, scheme.across.transform_output
-                transform = self._transform(both, rows, lanes, v, load, store)
+                transform = transform_outputs(scheme, conv.dtype, load, store, lanes, v * lanes)
                 if height % rows == 0 and width % columns == 0:
                     return sequence([keep, transform, pixels(False)])
                 whole = tirx.all(top + rows <= height, left + columns <= width)
@@ -390,61 +383,6 @@ class _Nest:
             lambda b: loop(self.groups.size, lambda t: one_tile(b, t), "tile"),
             "block",
         )
-
-    def _transform(
-        self,
-        transforms: tuple[Along, Along],
-        results: int,
-        lanes: int,
-        vector: Expression,
-        load: Callable[[Expression, Expression, Expression], Expression],
-        store: Callable[[Expression, Expression, Expression, Expression], Statement],
-    ) -> Statement:
-        """The first of `transforms` down the columns of `load(row, column, lane)`, the other one along the
-        `results` rows of what that makes."""
-        height, width, dtype = self.scheme.down.size, self.scheme.across.size, self.conv.dtype
-        allocate, half = local((results, width, lanes), dtype, "half")
-
-        def along(
-            transform: Along,
-            size: int,
-            values: Callable[[int, Expression], Expression],
-            keep_result: Callable[[int, Expression, Expression], Statement],
-        ) -> Statement:
-            allocate_kept, kept = local((2 * size, lanes), dtype, "kept")
-
-            def body(lane: Expression) -> Statement:
-                statements: list[Statement] = []
-
-                def keep(value: Expression) -> Expression:
-                    place = [len(statements), lane]
-                    statements.append(tirx.BufferStore(kept, value, place))
-                    return tirx.BufferLoad(kept, place)
-
-                loaded = [keep(values(k, lane)) for k in range(size)]
-                for k, value in enumerate(transform(loaded, keep)):
-                    statements.append(keep_result(k, lane, value))
-                return sequence(statements)
-
-            return sequence([allocate_kept, vectorized(lanes, body)])
-
-        def columns(j: Expression) -> Statement:
-            return along(
-                transforms[0],
-                height,
-                lambda k, lane: load(k, j, vector * lanes + lane),
-                lambda k, lane, value: tirx.BufferStore(half, value, [k, j, lane]),
-            )
-
-        def rows(i: Expression) -> Statement:
-            return along(
-                transforms[1],
-                width,
-                lambda k, lane: tirx.BufferLoad(half, [i, k, lane]),
-                lambda k, lane, value: store(i, k, vector * lanes + lane, value),
-            )
-
-        return sequence([allocate, unrolled(width, columns), unrolled(results, rows)])
 
 
 def _packing(conv: Convolution, scheme: Scheme, channels: Tiles) -> Packing:

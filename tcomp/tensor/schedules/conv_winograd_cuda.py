@@ -1,0 +1,81 @@
+"""Winograd convolution on GPUs by plain instructions, in float32; see `tcomp.tensor.simt_winograd`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tcomp.target.target import Target
+from tcomp.tensor.convolution import Convolution
+from tcomp.tensor.gemm import constant_right
+from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.knobs import Config, Space
+from tcomp.tensor.schedules.conv_cuda import ConvCuda, fits
+from tcomp.tensor.simt_winograd import PixelTiles, SimtWinograd
+from tcomp.tensor.simt_winograd_space import (
+    WinogradProblem,
+    WinogradTiles,
+    best_of,
+    best_tiles,
+    pixels_of,
+    tiles_within_reach,
+    winograd_cycles,
+    winograd_space,
+)
+from tcomp.tensor.template import TEMPLATES, Packed, PackedBy, Scheduled, Template
+
+WORTH = 1.1
+"""How much faster it must be, by estimate, to be worth a larger library: no GPU has timed either."""
+
+
+class ConvWinogradCuda(Template):
+    """3x3 convolutions without strides, ungrouped, with constant weights, in plain layout.
+
+    Knobs: pixels of a tile, `outputs` rows by `columns` (0: as many); those of the products, as in
+    `BlockTile`; `threads` of a block that transforms.
+    """
+
+    name = "conv_winograd_cuda"
+    family = "cuda"
+    alternative_to = ConvCuda.name
+
+    def accepts(self, kernel: Kernel, target: Target) -> bool:
+        if not fits(kernel) or constant_right(kernel) is None:
+            return False
+        conv = Convolution.of(kernel.anchors[0])
+        return (
+            conv.dtype == "float32"
+            and conv.kernel == (3, 3)
+            and conv.strides == conv.dilation == (1, 1)
+            and conv.groups == 1
+            and len(tiles_within_reach(conv)) > 0
+        )
+
+    def packings(self, kernel: Kernel, target: Target) -> PackedBy:
+        """Weights transformed for each tile of pixels."""
+        problem = WinogradProblem.of(kernel)
+
+        def packed(pixels: tuple[int, int]) -> Packed:
+            best = best_of(problem, pixels, target)
+            return Packed(best.config, WORTH * winograd_cycles(problem, best, target), _takes(pixels))
+
+        return {pixels: packed(pixels) for pixels in tiles_within_reach(problem.conv)}
+
+    def space(self, kernel: Kernel, target: Target) -> Space:
+        return winograd_space(WinogradProblem.of(kernel), target)
+
+    def estimate(self, kernel: Kernel, target: Target) -> float:
+        problem = WinogradProblem.of(kernel)
+        return WORTH * winograd_cycles(problem, best_tiles(problem, target), target)
+
+    def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
+        assert kernel.anchor is not None
+        tiles = WinogradTiles.of(config)
+        pixels = PixelTiles(Convolution.of(kernel.anchor), tiles.pixels)
+        return SimtWinograd(kernel, pixels, tiles.product, tiles.threads).scheduled()
+
+
+def _takes(pixels: tuple[int, int]) -> Callable[[Config], bool]:
+    return lambda config: pixels_of(config) == pixels
+
+
+TEMPLATES.register(ConvWinogradCuda.name, ConvWinogradCuda())
