@@ -232,10 +232,10 @@ def schedule(kernel: Kernel, target: Target, config: Config | None = None) -> Sc
 def choices_for(kernel: Kernel, target: Target) -> tuple[Template, Space]:
     """What schedules `kernel`, and its configs: the same for the hundreds that a search looks at.
 
-    Raises UnsupportedError when no template accepts it, or an operand has no elements: loops over them would
-    not even begin the sums.
+    Raises UnsupportedError when no template accepts it, or it adds up an operand without elements: loops over
+    them would not even begin the sums.
     """
-    for value in kernel.body.inputs:
+    for value in kernel.body.inputs if kernel.anchor is not None else ():
         if value.type.nbytes == 0:
             raise UnsupportedError(
                 f"operand `{value.name}` of kernel {kernel.label} is {value.type}, without elements; pass "
