@@ -86,13 +86,18 @@ def together(conv: Convolution, target: Target) -> int:
     )
 
 
-def weight_steps(conv: Convolution, tile: PixelTile, target: Target, partial_sums: int = 1) -> int:
-    """Steps whose weights are one load, of several registers; 0 where each vector of weights is one."""
+def weight_steps(
+    conv: Convolution, tile: PixelTile, target: Target, partial_sums: int = 1, inputs: int | None = None
+) -> int:
+    """Steps whose weights are one load, of several registers; 0 where each vector of weights is one.
+
+    They divide the steps whose `inputs` are one load: by default `together`.
+    """
     if not has_streams(target, conv.dtype) or conv.sums is not None or conv.out_block % LANES:
         return 0
     own = _weights(conv, tile, target)
     free = target.vector_registers - registers_of(conv, tile, target, partial_sums) + own
-    steps = steps_together(own, together(conv, target), free)
+    steps = steps_together(own, together(conv, target) if inputs is None else inputs, free)
     return steps if steps * own > 1 else 0
 
 

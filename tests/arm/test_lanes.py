@@ -30,6 +30,8 @@ from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.template import template_for
 
+A76 = parse_target("cortex-a76")
+
 
 def conv(channels: int, size: int, outputs: int, taps: int, stride: int = 1, groups: int = 1) -> Kernel:
     """A convolution with bias and clipping in blocked layout; its input is plain when it has few channels."""
@@ -237,6 +239,33 @@ def test_numbers_are_those_of_the_reference(name: str, tmp_path: Path) -> None:
     assert (result.returncode, result.stderr) == (0, b"")
     (expected,) = evaluate(graph, [image])
     found = np.frombuffer(result.stdout, np.float32).reshape(expected.shape)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(("unroll", "sums"), [(1, 1), (2, 1), (2, 2), (4, 2)])
+def test_steps_of_any_number_are_written_out(unroll: int, sums: int, tmp_path: Path) -> None:
+    """Weights of as many steps as are written out, or fewer, are one load."""
+    tools(A76)
+    g, rng = GraphBuilder("steps"), np.random.default_rng(0)
+    weights = g.constant(rng.standard_normal((12, 24, 2, 2)).astype(np.float32))
+    blocks = {"data_layout": "NCHW4c", "out_layout": "NCHW4c"}
+    image = g.input("image", (1, 6, 9, 21, 4))
+    graph = optimize(g.build(g.op("conv2d", image, weights, padding=(0, 0, 1, 1), **blocks)), A76)
+    config = {
+        "tile_height": 1,
+        "tile_width": 5,
+        "oc_blocks": 1,
+        "order": "weights",
+        "unroll": unroll,
+        "unroll_kernel": unroll == 2,
+        "prefetch": 0,
+        "partial_sums": sums,
+    }
+    library = tmp_path / "network.so"
+    compile_graph(graph, A76, library, lambda kernel: config if kernel.anchor else None)
+    data = rng.standard_normal((1, 6, 9, 21, 4)).astype(np.float32)
+    (expected,) = evaluate(graph, [data])
+    found = np.frombuffer(run(library, A76, [data], tmp_path).stdout, np.float32).reshape(expected.shape)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 

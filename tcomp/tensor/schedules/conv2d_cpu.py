@@ -258,7 +258,7 @@ def direct_reduction(
         ahead if distance else None,
         int(config["partial_sums"]),
         row_lanes(product.conv, target) if config["unroll_kernel"] and int(config["tile_height"]) == 1 else 1,
-        weight_steps(product.conv, tile_of(config), target, int(config["partial_sums"])),
+        weight_steps(product.conv, tile_of(config), target, int(config["partial_sums"]), steps),
         start,
     )
 
