@@ -32,11 +32,12 @@ from tcomp.target.tile_map import TileMap
 from tcomp.tensor.convolution import accumulator_dtype
 from tcomp.tensor.loops import Buffer, Expression, Statement, constant, local, loop, sequence
 from tcomp.tensor.mma_fragments import Fragments
-from tcomp.tensor.mma_nest import Store, grouped
 from tcomp.tensor.mma_operand import ChunkCopies, MmaOperand
 from tcomp.tensor.mma_plan import CHUNK_BYTES
-from tcomp.tensor.threads import digits, dynamic_shared, launch, synchronize
+from tcomp.tensor.shares import Segment
+from tcomp.tensor.threads import dynamic_shared, launch, synchronize
 from tcomp.tensor.tiles import address_of_map, in_clusters, map_variable, with_map
+from tcomp.tensor.totals import Destination, Totals
 from tcomp.tensor.warps import WARP, from_first_lane
 from tcomp.tensor.wgmma_plan import (
     BARRIER_BYTES,
@@ -158,8 +159,8 @@ class _Tile:
 
     rank: Expression
     turn: Expression
+    segment: Segment
     batch: Expression
-    part: Expression
     row: Expression
     column: Expression
 
@@ -171,9 +172,7 @@ class WgmmaNest:
     plan: WgmmaPlan
     left: MmaOperand
     right: MmaOperand
-    store: Store
-    vector: int
-    """Neighbours of a row that are stored at once: 2, or 1 where they do not lie side by side."""
+    totals: Totals
     gpu: Gpu
 
     @property
@@ -246,10 +245,13 @@ class WgmmaNest:
 
         def take(turn: Expression) -> Statement:
             number = turn * grid + block
-            batch, part, at = digits(number, (plan.batch, plan.splits, plan.tiles[0] * plan.tiles[1]))
-            row, column = grouped(at, plan.tiles, plan.group)
             rank = tirx.floormod(block, plan.cluster)
-            inside = body(_Tile(rank, turn, batch, part, row * plan.block_rows, column * plan.block_columns))
+
+            def of_segment(segment: Segment) -> Statement:
+                (batch,), row, column = plan.tiling.place(segment.tile)
+                return body(_Tile(rank, turn, segment, batch, row, column))
+
+            inside = plan.shares.segments(number, of_segment)
             whole = plan.all_tiles % grid == 0
             return inside if whole else tirx.IfThenElse(number < plan.all_tiles, inside, None)
 
@@ -265,7 +267,7 @@ class WgmmaNest:
 
         def one(step: Expression) -> Statement:
             stage, parity = self._stage(tile.turn * plan.steps + step)
-            k = (tile.part * plan.steps + step) * plan.block_depth
+            k = (tile.segment.first + step) * plan.block_depth
             full, place = shared.full(stage), shared.tiles(stage)
             return sequence(
                 [
@@ -292,7 +294,7 @@ class WgmmaNest:
 
         def one(step: Expression) -> Statement:
             stage, parity = self._stage(tile.turn * plan.steps + step)
-            k = (tile.part * plan.steps + step) * plan.block_depth
+            k = (tile.segment.first + step) * plan.block_depth
             full, place = shared.full(stage), shared.tiles(stage)
             expect = _call("tcomp_barrier_expect", full, constant(plan.copied_bytes))
             tiles = sequence([expect, *right.copies(place, full, tile, tile.column, k)])
@@ -358,21 +360,21 @@ class WgmmaNest:
                 ]
             )
 
-        def store(row: Expression, column: Expression, value: Expression) -> Statement:
-            return self.store(tile.part, tile.batch, row, column, value)
-
         warp = tirx.floormod(tirx.floordiv(thread, WARP), GROUP_THREADS // WARP)
         own_rows = tirx.floordiv(thread, GROUP_THREADS) * group_rows
-        row = tile.row + own_rows + warp * (INSTRUCTION_ROWS // 4)
+
+        def store(to: Destination) -> Statement:
+            row = to.row + own_rows + warp * (INSTRUCTION_ROWS // 4)
+            fragments = Fragments(INSTRUCTION_ROWS, sums, to.rows, to.columns, min(2, to.lanes))
+            return fragments.stored(lane, row, to.column, (plan.block_rows, plan.block_columns), to.store)
+
         return sequence(
             [
                 allocate,
                 loop(plan.steps, one, "step"),
                 _call("tcomp_products_wait<0>"),
                 give_back(tile.turn * plan.steps + (plan.steps - 1)),
-                Fragments(INSTRUCTION_ROWS, sums, plan.rows, plan.columns, self.vector).stored(
-                    lane, row, tile.column, (plan.block_rows, plan.block_columns), store
-                ),
+                self.totals.stored(tile.segment, store),
             ]
         )
 
@@ -408,9 +410,9 @@ class WgmmaNest:
 
 def wgmma_launch(
     plan: WgmmaPlan, left: MmaOperand, right: MmaOperand, gpu: Gpu
-) -> Callable[[Store, int], Statement]:
-    """The launch of a product, by how sums are stored, and how many neighbours at once."""
-    return lambda store, vector: WgmmaNest(plan, left, right, store, vector, gpu).statement
+) -> Callable[[Totals], Statement]:
+    """The launch of a product, by where sums are left."""
+    return lambda totals: WgmmaNest(plan, left, right, totals, gpu).statement
 
 
 def _call(name: str, *arguments: Expression) -> Statement:

@@ -26,6 +26,7 @@ from tcomp.tensor.mma_plan import (
     adding_cycles,
     chunk_elements,
 )
+from tcomp.tensor.shares import Parts
 
 ARCH = "sm_90a"
 """The GPUs that have these instructions."""
@@ -69,13 +70,12 @@ _TILE_CYCLES = 500
 class WgmmaPlan(TiledProduct):
     """How a product is cut for `wgmma`.
 
-    `splits` and `group` are those of `MmaPlan`.
+    `splits` is that of `MmaPlan`.
     """
 
     consumers: int
     stages: int
     splits: int = 1
-    group: int = 8
     cluster: int = 1
     """Blocks, of neighbouring rows of tiles, each of which copies a part of the right operand to all."""
     gathers: bool = False
@@ -138,9 +138,13 @@ class WgmmaPlan(TiledProduct):
         return -(-self.depth // (self.block_depth * self.splits))
 
     @property
+    def shares(self) -> Parts:
+        return Parts(self.tiling.tiles, self.steps, self.splits)
+
+    @property
     def all_tiles(self) -> int:
         """Of the output, of all parts of the depth."""
-        return self.batch * self.splits * self.tiles[0] * self.tiles[1]
+        return self.shares.blocks
 
     @property
     def stage_bytes(self) -> int:
@@ -217,7 +221,8 @@ class WgmmaPlan(TiledProduct):
         stored = resident * self.block_rows * self.block_columns * self.itemsize / CACHE_BYTES
         rounds = -(-self.all_tiles // (gpu.processors * resident))
         tile = self.steps * step + _TILE_CYCLES + stored
-        return BLOCK_CYCLES + rounds * tile + adding_cycles(self, gpu)
+        adding = adding_cycles(self.shares, self.block_rows * self.block_columns, gpu)
+        return BLOCK_CYCLES + rounds * tile + adding
 
 
 def default_wgmma_plan(

@@ -47,6 +47,7 @@ class MatmulMmaCuda(Template):
         return estimated_cycles(matrices.dtype, matrices.extents, kernel.nbytes, target.gpu)
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
+        assert target.gpu is not None
         matrices = MmaMatrices(kernel)
         plan = plan_of(matrices.dtype, matrices.extents, config)
         anchored = Anchored(kernel, matrices.packing)
@@ -54,8 +55,8 @@ class MatmulMmaCuda(Template):
         left = matrices.left(anchored, before)
         right = _unpacked(anchored, plan) or matrices.right(anchored, before)
         vector = 2 if stored_in_vectors(kernel, matrices.product.columns) else 1
-        launch = mma_launch(plan, left, right)
-        return schedule_mma(anchored, plan, before, launch, matrices.output, vector)
+        launch = mma_launch(plan, left, right, target.gpu)
+        return schedule_mma(anchored, plan, plan.shares(target.gpu), before, launch, matrices.output, vector)
 
 
 def _unpacked(anchored: Anchored, plan: MmaPlan) -> MmaOperand | None:

@@ -1,0 +1,150 @@
+"""Products whose blocks share steps of tiles compute what the reference does, on an emulated GPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from mma_kernels import SMALL, arrays_for, assert_computes, conv, in_blocks, matmul
+from test_packed_weights import numbers, product
+
+from tcomp.codegen.cuda.device_code import device_code
+from tcomp.codegen.cuda.nvcc import compile_cubin
+from tcomp.codegen.jit import build_scheduled
+from tcomp.relay.evaluate import evaluate
+from tcomp.target.target import TARGETS, Gpu, Target
+from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.mma_plan import MmaPlan, default_plan
+from tcomp.tensor.shares import Streams
+from tcomp.tensor.template import TEMPLATES, Scheduled
+
+MMA = "matmul_mma_cuda"
+
+
+def with_processors(count: int, arch: str = "sm_80") -> Target:
+    """A GPU of so few multiprocessors, each with room for one block of 64 threads."""
+    target = TARGETS[f"cuda:{arch}"]
+    assert target.gpu is not None
+    return replace(target, gpu=replace(target.gpu, processors=count, threads=64))
+
+
+KERNELS = {
+    "less than a round": (matmul((90, 200), (200, 72), "bias", "relu"), 16, {"streamed": 1}),
+    "rounds of whole tiles": (matmul((90, 200), (200, 72), "bias", "relu"), 4, {"streamed": 1, "group": 1}),
+    "two rounds": (matmul((90, 200), (200, 72), "bias", "residual"), 4, {"streamed": 2}),
+    "one tile": (matmul((20, 500), (500, 24), constant=True), 6, {"streamed": 1}),
+    "batch": (matmul((3, 40, 136), (3, 136, 40), "residual"), 5, {"streamed": 2, "depth_chunks": 8}),
+    "odd columns": (matmul((70, 200), (200, 33), "bias", constant=True), 4, {"streamed": 1, "stages": 2}),
+    "transposed output": (matmul((70, 104), (104, 40), "relu", "transpose"), 4, {"streamed": 1}),
+    "tf32": (
+        matmul((70, 76), (76, 70), "bias", dtype="float32", multiply_as="tf32", constant=True),
+        4,
+        {"streamed": 2},
+    ),
+    "int8": (
+        matmul((70, 300), (300, 70), dtype="int8", out_dtype="int32", constant=True),
+        4,
+        {"streamed": 2},
+    ),
+}
+FEW = ("less than a round", "two rounds", "batch")
+"""Those that are always tested: g++ takes long for each."""
+
+
+def scheduled(kernel: Kernel, target: Target, template: str, knobs: dict[str, int]) -> Scheduled:
+    config = {**SMALL, **knobs}
+    TEMPLATES[template].space(kernel, target).check(config)
+    return TEMPLATES[template].apply(kernel, target, config)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in FEW else [pytest.mark.slow]) for n in KERNELS]
+)
+@pytest.mark.usefixtures("gpu")
+def test_numbers(name: str) -> None:
+    kernel, processors, knobs = KERNELS[name]
+    target = with_processors(processors)
+    assert len(scheduled(kernel, target, MMA, knobs).scratch) >= 1
+    assert_computes(kernel, target, MMA, {**SMALL, **knobs})
+
+
+@pytest.mark.parametrize("streamed", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.usefixtures("gpu")
+def test_convolutions(streamed: int) -> None:
+    kernel = conv((1, 2, 9, 9, 16), (40, 32, 3, 3), True, padding=(1,) * 4, **in_blocks(16, 8))
+    assert_computes(kernel, with_processors(4), "conv_mma_cuda", {**SMALL, "streamed": streamed})
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("gpu")
+def test_weights_that_are_unpacked_on_their_way() -> None:
+    kernel, target = product(70, 50, 192, 4, 32, zeros=True, dtype="float16"), with_processors(4)
+    arrays = numbers(kernel)
+    (found,) = build_scheduled(kernel, scheduled(kernel, target, MMA, {"streamed": 1}), target)(arrays)
+    (expected,) = evaluate(kernel.body, arrays)
+    np.testing.assert_allclose(found, expected, rtol=4e-3, atol=2e-3 * np.abs(expected).max())
+
+
+@pytest.mark.usefixtures("gpu")
+def test_pieces_are_added_in_order() -> None:
+    """10^8 and -10^8 in the first and the third piece of four leave nothing of the 1 in the second."""
+    kernel, target = matmul((32, 128), (128, 32), out_dtype="float32"), with_processors(4)
+    left, right = (np.zeros_like(array) for array in arrays_for(kernel))
+    left[0, [0, 40, 64, 100]] = [10000, 1, -10000, 1]
+    right[[0, 40, 64, 100], 0] = [10000, 1, 10000, 1]
+    (found,) = build_scheduled(kernel, scheduled(kernel, target, MMA, {"streamed": 1}), target)([left, right])
+    assert found[0, 0] == 1
+
+
+def _gpu(name: str) -> Gpu:
+    gpu = TARGETS[name].gpu
+    assert gpu is not None
+    return gpu
+
+
+@pytest.mark.parametrize(
+    ("extents", "knobs", "reason"),
+    [
+        ((2048, 2048, 2048), {"streamed": 1, "splits": 2}, "2 parts of the depth"),
+        ((2048, 1024, 2048), {"streamed": 2}, "no 2 rounds of 108"),
+        ((6912, 1024, 512), {"streamed": 1}, "fill rounds of 108"),
+        ((6400, 1024, 32), {"streamed": 1}, "gets a whole one or none"),
+        ((6400, 1024, 512), {"streamed": 2}, None),
+    ],
+)
+def test_what_cannot_be_streamed_is_refused(
+    extents: tuple[int, int, int], knobs: dict[str, int], reason: str | None
+) -> None:
+    plan = replace(MmaPlan("float16", 1, *extents, 256, 128, 64, 64, 4, 3), **knobs)
+    complaint = plan.complaint(_gpu("nvidia/a100"))
+    assert complaint is None if reason is None else reason in str(complaint)
+
+
+def test_it_is_the_default_where_tiles_leave_much_of_a_round() -> None:
+    """128 tiles of 256x128 for 108 blocks at once: 20 are left of a round."""
+    gpu = _gpu("nvidia/a100")
+    plan = default_plan("float16", (1, 2048, 2048, 2048), gpu)
+    shares = plan.shares(gpu)
+    assert isinstance(shares, Streams)
+    assert (shares.tiles, shares.divided, shares.sharers) == (128, 20, 107)
+    whole = replace(plan, streamed=0)
+    assert plan.cycles(gpu) < 0.9 * whole.cycles(gpu)
+    assert default_plan("float16", (1, 512, 512, 512), gpu).streamed == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
+@pytest.mark.parametrize("streamed", [1, 2])
+@pytest.mark.usefixtures("real_nvcc")
+def test_largest_tiles_do_not_spill(streamed: int, arch: str) -> None:
+    target = TARGETS[f"cuda:{arch}"]
+    kernel = matmul((3000, 1504), (1504, 2000), "bias", "gelu", "residual", constant=True)
+    knobs = {
+        "block_rows": 256, "block_columns": 128, "warp_rows": 64, "warp_columns": 64, "depth_chunks": 8,
+        "streamed": streamed,
+    }  # fmt: skip
+    code = device_code(scheduled(kernel, target, MMA, knobs).function, "kernel", target)
+    cubin = compile_cubin(code.source, arch)
+    assert len(cubin.resources) == 2
+    assert all(found.spilled_bytes == 0 for found in cubin.resources.values())
