@@ -39,10 +39,22 @@ class BlockTile:
     """Parts of the whole depth that different blocks sum up."""
     vector: int
     """Most elements of a load from memory."""
+    streamed: int = 0
+    """Last rounds of the blocks that run at once, by which these share steps; see `Streams`."""
 
     @staticmethod
     def of(config: Config) -> BlockTile:
-        names = ("tile_m", "tile_n", "tile_k", "thread_m", "thread_n", "stages", "split", "vector")
+        names = (
+            "tile_m",
+            "tile_n",
+            "tile_k",
+            "thread_m",
+            "thread_n",
+            "stages",
+            "split",
+            "vector",
+            "streamed",
+        )
         return BlockTile(*(int(config[name]) for name in names))
 
     @property

@@ -254,7 +254,8 @@ def plan_space(dtype: str, extents: tuple[int, int, int, int], gpu: Gpu) -> Spac
         "depth_chunks": (4, 8), "stages": _STAGES, "splits": SPLITS, "streamed": STREAMED, "group": GROUPS,
     }  # fmt: skip
     knobs = tuple(Ordered(name, of, int(getattr(best, name))) for name, of in values.items())
-    return Space(knobs, lambda config: plan_of(dtype, extents, config).complaint(gpu))
+    added = {"streamed": 0}
+    return Space(knobs, lambda config: plan_of(dtype, extents, config).complaint(gpu), added)
 
 
 def plan_of(dtype: str, extents: tuple[int, int, int, int], config: Config) -> MmaPlan:

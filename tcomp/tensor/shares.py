@@ -165,7 +165,8 @@ class Streams:
     def kept(self) -> int:
         ends_of_both = (self.divided * self.steps - 1) // lcm(self.share, self.steps)
         segments = self.sharers + self.divided - 1 - ends_of_both
-        return segments - sum(self._has_one_sharer(tile) for tile in range(self.divided))
+        whole = sum(map(self._has_one_sharer, range(self.divided))) if self.share >= self.steps else 0
+        return segments - whole
 
     def _has_one_sharer(self, tile: int) -> bool:
         return tile * self.steps // self.share == ((tile + 1) * self.steps - 1) // self.share
@@ -177,20 +178,15 @@ class Streams:
         is_sharer = block < self.sharers
 
         def one(number: Expression) -> Statement:
-            tile, first, steps = (tirx.Var(name, "int32") for name in ("tile", "first_step", "steps"))
-            where = tirx.floordiv(begin, self.steps) + number
-            from_tile = tirx.max(begin - tile * self.steps, constant(0))
-            to_tile = tirx.min(end - tile * self.steps, constant(self.steps))
+            tile = tirx.Var("tile", "int32")
+            first = tirx.max(begin - tile * self.steps, constant(0))
+            # No variable, so that a loop of so many steps is known to have no more than a tile's.
+            steps = tirx.min(end - tile * self.steps, constant(self.steps)) - first
             segment = Segment(tile, first, steps, steps == self.steps, block + tile)
             inside = under(tile, constant(self.tiles), lambda _: body(segment))
-            return sequence(
-                [
-                    tirx.Bind(tile, where),
-                    tirx.Bind(first, from_tile),
-                    tirx.Bind(steps, to_tile - first),
-                    inside if self.most_segments == 1 else tirx.IfThenElse(steps > 0, inside, None),
-                ]
-            )
+            if self.most_segments > 1:
+                inside = tirx.IfThenElse(steps > 0, inside, None)
+            return sequence([tirx.Bind(tile, tirx.floordiv(begin, self.steps) + number), inside])
 
         return sequence(
             [
@@ -208,7 +204,8 @@ class Streams:
     def addends(self, tile: Expression) -> Addends:
         first = tirx.floordiv(tile * self.steps, self.share)
         last = tirx.floordiv(tile * self.steps + (self.steps - 1), self.share)
-        return Addends(first + tile, last - first + 1, 1)
+        most = (self.steps + self.share - 2) // self.share + 1
+        return Addends(first + tile, tirx.min(last - first + 1, constant(most)), 1)
 
 
 @dataclass(frozen=True)

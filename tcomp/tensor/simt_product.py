@@ -33,7 +33,7 @@ from tcomp.tensor.loops import (
 from tcomp.tensor.matrices import Matrices
 from tcomp.tensor.operand import Operand
 from tcomp.tensor.shared_tiles import Factors, SharedTile, TileLoader, add_products, each_sum, tile_elements
-from tcomp.tensor.shares import Parts, Segment, Shares, Tiling
+from tcomp.tensor.shares import Segment, Shares, Tiling
 from tcomp.tensor.template import Scheduled
 from tcomp.tensor.threads import launch, shared, synchronize
 from tcomp.tensor.totals import Destination, Totals
@@ -43,10 +43,10 @@ from tcomp.tvm_api import tirx
 class SimtProduct:
     """The launches of one product."""
 
-    def __init__(self, matrices: Matrices, tile: BlockTile) -> None:
-        self.matrices, self.tile = matrices, tile
+    def __init__(self, matrices: Matrices, tile: BlockTile, shares: Shares) -> None:
+        self.matrices, self.tile, self.shares = matrices, tile, shares
         left, right = Operand.left(matrices, tile.vector), Operand.right(matrices, tile.vector)
-        guarded = self.steps * tile.split * tile.depth > matrices.depth
+        guarded = self.steps * tile.depth > matrices.depth
         self.left = TileLoader(left, tile.rows, tile.depth, tile.threads, guarded, "left")
         self.right = TileLoader(right, tile.columns, tile.depth, tile.threads, guarded, "right")
         dtype = matrices.accumulator
@@ -55,14 +55,13 @@ class SimtProduct:
         self.allocate_right, self.right_tiles = shared(sizes[1:], dtype, "right_tiles")
         m = matrices
         self.tiling = Tiling(m.batch, m.rows, m.columns, tile.rows, tile.columns)
-        self.shares: Shares = Parts(self.tiling.tiles, self.steps, tile.split)
         self.totals = Totals(matrices, self.tiling, self.shares)
         self.allocate_sums, self.sums = local((tile.thread_rows, tile.thread_columns), dtype, "sums")
 
     @property
     def steps(self) -> int:
-        """Tiles of the depth of a part."""
-        return self.tile.steps(self.matrices.depth)
+        """Tiles of the whole depth."""
+        return self.tile.steps(self.matrices.depth) * self.tile.split
 
     def scheduled(self) -> Scheduled:
         """1. Sums of each block's share of the steps. 2. Their sums, where there are several."""
@@ -80,7 +79,7 @@ class SimtProduct:
 
         def load(step: Expression) -> list[Statement]:
             # A variable of its own, of which the range is known, so that indices simplify.
-            number, count = tirx.Var("step_number", "int32"), constant(self.steps * self.tile.split)
+            number, count = tirx.Var("step_number", "int32"), constant(self.steps)
 
             def both(at: Expression) -> Statement:
                 left = self.left.load(thread, batch, rows, at)

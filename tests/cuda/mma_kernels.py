@@ -16,7 +16,7 @@ from tcomp.tensor.template import TEMPLATES
 
 SMALL = {
     "block_rows": 32, "block_columns": 32, "warp_rows": 32, "warp_columns": 16, "depth_chunks": 4,
-    "stages": 3, "splits": 1, "streamed": 0, "group": 2,
+    "stages": 3, "splits": 1, "group": 2,
 }  # fmt: skip
 """Two warps: the emulated GPU's threads take turns."""
 

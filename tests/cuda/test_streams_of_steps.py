@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import test_conv_cuda as simt_conv
+import test_matmul_cuda as simt
 from mma_kernels import SMALL, arrays_for, assert_computes, conv, in_blocks, matmul
 from test_packed_weights import numbers, product
 
@@ -15,9 +17,12 @@ from tcomp.codegen.jit import build_scheduled
 from tcomp.relay.evaluate import evaluate
 from tcomp.target.target import TARGETS, Gpu, Target
 from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.knobs import Config
 from tcomp.tensor.mma_plan import MmaPlan, default_plan
 from tcomp.tensor.shares import Streams
 from tcomp.tensor.template import TEMPLATES, Scheduled
+from tcomp.tuner.features import features_of, names_of
+from tcomp.tuner.task import Task
 
 MMA = "matmul_mma_cuda"
 
@@ -67,6 +72,60 @@ def test_numbers(name: str) -> None:
     target = with_processors(processors)
     assert len(scheduled(kernel, target, MMA, knobs).scratch) >= 1
     assert_computes(kernel, target, MMA, {**SMALL, **knobs})
+
+
+SIMT: Config = {
+    "tile_m": 32, "tile_n": 64, "tile_k": 8, "thread_m": 4, "thread_n": 4,
+    "stages": 2, "split": 1, "vector": 4, "streamed": 1,
+}  # fmt: skip
+PLAIN = {
+    "less than a round": (simt.matmul((70, 61), (61, 100), "bias", "relu"), 8, {}),
+    "two rounds, one buffer": (simt.matmul((70, 60), (60, 100), "residual"), 4, {"streamed": 2, "stages": 1}),
+    "batches, half precision": (
+        simt.matmul((3, 40, 70), (3, 70, 36), "relu", dtype="float16"), 4, {"streamed": 2},
+    ),
+    "transposed result": (simt.matmul((5, 20, 40), (5, 40, 36), "relu", "heads first"), 4, {}),
+    "double precision": (simt.matmul((70, 61), (61, 100), dtype="float64"), 4, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if "one buffer" in n else [pytest.mark.slow]) for n in PLAIN]
+)
+@pytest.mark.usefixtures("gpu")
+def test_plain_instructions(name: str) -> None:
+    kernel, processors, knobs = PLAIN[name]
+    config = {**SIMT, **knobs}
+    target = with_processors(processors, "sm_75")
+    template = TEMPLATES["matmul_cuda"]
+    template.space(kernel, target).check(config)
+    arrays = arrays_for(kernel)
+    (found,) = build_scheduled(kernel, template.apply(kernel, target, config), target)(arrays)
+    (expected,) = evaluate(kernel.body, arrays)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("gpu")
+def test_plain_convolutions() -> None:
+    kernel = simt_conv.conv((2, 8, 9, 12), (40, 8, 3, 3), "bias", "residual", padding=(1,) * 4)
+    simt_conv.assert_matches(kernel, with_processors(5, "sm_75"), {**SIMT, "streamed": 1})
+
+
+def test_the_cost_model_knows_how_many_steps_there_are() -> None:
+    """Extents of loops over a part of the steps are not those of all integers."""
+    target = TARGETS["cuda:sm_80"]
+    whole, streamed = (
+        dict(zip(names_of(target), features_of(task, {**config, "streamed": n}), strict=True))
+        for task, config in [_square(target)]
+        for n in (0, 1)
+    )
+    assert whole["iterations"] <= streamed["iterations"] <= whole["iterations"] + 2
+
+
+def _square(target: Target) -> tuple[Task, Config]:
+    task = Task.of(matmul((2048, 2048), (2048, 2048), constant=True), target)
+    return task, task.space.default
 
 
 @pytest.mark.parametrize("streamed", [1, pytest.param(2, marks=pytest.mark.slow)])
