@@ -13,8 +13,11 @@ Where there are no tiles of the left operand (`WgmmaPlan.gathers`), as in convol
 producer copy it by chunks of 16 bytes, wait for their own, and arrive at `full`.
 
 Consumers keep the products of one step under way while they begin those of the next, so they give back a
-stage one step later. The phases of barriers go on over all tiles of the output that a block takes, so the
-producer fetches the next one's operands while consumers store sums.
+stage one step later. Those of the last step are waited for in the loop and behind it: with either alone ptxas
+sees sums read too early where a block takes one tile, and makes each product wait for the one before.
+
+The phases of barriers go on over all tiles of the output that a block takes, so the producer fetches the next
+one's operands while consumers store sums.
 
 A tile in shared memory has lines of 128 bytes, in the order of the 128-byte swizzle: a row's depth where that
 lies along memory, else 64 rows of one element of the depth. `tcomp_wgmma.cuh` says which sums a thread has.
@@ -354,7 +357,11 @@ class WgmmaNest:
                     _call("tcomp_products_begin"),
                     self._multiply(sums, left, right, place, group * plan.pieces, step),
                     _call("tcomp_products_commit"),
-                    _call("tcomp_products_wait<1>"),
+                    tirx.IfThenElse(
+                        step + 1 < plan.steps,
+                        _call("tcomp_products_wait<1>"),
+                        _call("tcomp_products_wait<0>"),
+                    ),
                     # As many steps on is the stage of the step before.
                     tirx.IfThenElse(step > 0, give_back(count + (plan.stages - 1)), None),
                 ]
