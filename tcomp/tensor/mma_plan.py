@@ -228,10 +228,11 @@ def chunk_elements(dtype: str) -> int:
 
 def default_plan(dtype: str, extents: tuple[int, int, int, int], gpu: Gpu) -> MmaPlan:
     """The plan of the fewest estimated cycles for (batch, rows, columns, depth)."""
-    return min(_defaults(dtype, extents, gpu), key=lambda plan: plan.cycles(gpu))
+    return min(default_plans(dtype, extents, gpu), key=lambda plan: plan.cycles(gpu))
 
 
-def _defaults(dtype: str, extents: tuple[int, int, int, int], gpu: Gpu) -> Iterator[MmaPlan]:
+def default_plans(dtype: str, extents: tuple[int, int, int, int], gpu: Gpu) -> Iterator[MmaPlan]:
+    """The plans that a default may be."""
     for block in _DEFAULT_BLOCKS:
         for depth_chunks in (4, 8):
             for stages in (4, 3):

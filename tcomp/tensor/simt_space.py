@@ -156,7 +156,7 @@ def default_tile(problem: Problem, target: Target) -> BlockTile:
     """
     gpu = target.gpu
     assert gpu is not None
-    fitting = list(_sensible(problem, gpu))
+    fitting = list(default_tiles(problem, gpu))
     if not fitting:
         raise UnsupportedError(f"no tile of sums in {problem.accumulator} fits target `{target.name}`")
     return min(fitting, key=lambda tile: cycles(problem, tile, target))
@@ -188,8 +188,8 @@ def simt_space(problem: Problem, target: Target) -> Space:
     )
 
 
-def _sensible(problem: Problem, gpu: Gpu) -> Iterator[BlockTile]:
-    """Tiles that a default may have: the depth is split only where there are few tiles of the output."""
+def default_tiles(problem: Problem, gpu: Gpu) -> Iterator[BlockTile]:
+    """The tiles that a default may be: the depth is split only where there are few tiles of the output."""
     for rows, columns, depth, m, n in combinations(TILES, TILES, DEPTHS, (4, 8), (4, 8)):
         whole = BlockTile(rows, columns, depth, m, n, 2, 1, max(VECTORS))
         if whole.threads < 64 or _reason(problem, whole, gpu) is not None:

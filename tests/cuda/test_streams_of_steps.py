@@ -18,8 +18,9 @@ from tcomp.relay.evaluate import evaluate
 from tcomp.target.target import TARGETS, Gpu, Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
-from tcomp.tensor.mma_plan import MmaPlan, default_plan
+from tcomp.tensor.mma_plan import MmaPlan, default_plan, default_plans
 from tcomp.tensor.shares import Streams
+from tcomp.tensor.simt_space import Problem, cycles, default_tiles
 from tcomp.tensor.template import TEMPLATES, Scheduled
 from tcomp.tuner.features import features_of, names_of
 from tcomp.tuner.task import Task
@@ -72,6 +73,27 @@ def test_numbers(name: str) -> None:
     target = with_processors(processors)
     assert len(scheduled(kernel, target, MMA, knobs).scratch) >= 1
     assert_computes(kernel, target, MMA, {**SMALL, **knobs})
+
+
+LAYERS = {
+    "BERT, feed-forward": ((128, 3072), (3072, 768), {}),
+    "ResNet, 14x14": ((196, 2304), (2304, 256), {"block_rows": 64, "block_columns": 64, "warp_columns": 32}),
+    "ResNet, 7x7": ((49, 4608), (4608, 512), {"block_rows": 64, "block_columns": 64, "warp_columns": 32}),
+    "ResNet, 56x56": ((3136, 576), (576, 64), {}),
+    "ragged": ((197, 1000), (1000, 777), {"stages": 4}),
+}
+"""Of one sentence or image, and how the default would cut those that are streamed."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.usefixtures("gpu")
+def test_layers_of_models(name: str) -> None:
+    """On all multiprocessors of an A100."""
+    left, right, knobs = LAYERS[name]
+    kernel, target = matmul(left, right, "bias", "relu", constant=True), TARGETS["cuda:sm_80"]
+    shape = {"block_rows": 128, "block_columns": 64, "warp_rows": 32, "warp_columns": 32, "depth_chunks": 8}
+    assert_computes(kernel, target, MMA, {**SMALL, **shape, "streamed": 1, **knobs})
 
 
 SIMT: Config = {
@@ -178,6 +200,53 @@ def test_what_cannot_be_streamed_is_refused(
     plan = replace(MmaPlan("float16", 1, *extents, 256, 128, 64, 64, 4, 3), **knobs)
     complaint = plan.complaint(_gpu("nvidia/a100"))
     assert complaint is None if reason is None else reason in str(complaint)
+
+
+@pytest.mark.parametrize(
+    ("extents", "whole", "streamed"),
+    [
+        ((1024, 4096, 4096), 205, 174),
+        ((2048, 2048, 2048), 108, 94),
+        ((4096, 4096, 4096), 676, 656),
+        ((8192, 8192, 8192), 5107, 5115),
+        ((128, 768, 3072), 12, 12),
+        ((196, 256, 2304), 10, 10),
+        ((49, 512, 4608), 10, 10),
+        ((3136, 64, 576), 6, 9),
+    ],
+)
+def test_estimates_on_tensor_cores(extents: tuple[int, int, int], whole: int, streamed: int) -> None:
+    """Thousands of cycles of an A100: of the best plan of whole tiles or parts of the depth, of streams."""
+    gpu = _gpu("nvidia/a100")
+    plans = list(default_plans("float16", (1, *extents), gpu))
+    best = [
+        min(plan.cycles(gpu) for plan in plans if bool(plan.streamed) is streams) for streams in (False, True)
+    ]
+    assert [round(cycles / 1000) for cycles in best] == [whole, streamed]
+
+
+@pytest.mark.parametrize(
+    ("extents", "whole", "streamed"),
+    [
+        ((1536, 1536, 1536), 347, 298),
+        ((2048, 2048, 2048), 730, 691),
+        ((4096, 4096, 4096), 5767, 5403),
+        ((512, 3072, 768), 107, 107),
+        ((128, 768, 3072), 34, 34),
+        ((196, 256, 2304), 21, 21),
+    ],
+)
+def test_estimates_of_plain_instructions(extents: tuple[int, int, int], whole: int, streamed: int) -> None:
+    """The same in float32 on an H100."""
+    target = TARGETS["nvidia/h100"]
+    m, n, k = extents
+    problem = Problem((), m, n, k, "float32", 4 * (m * n + m * k + n * k))
+    tiles = list(default_tiles(problem, _gpu("nvidia/h100")))
+    best = [
+        min(cycles(problem, tile, target) for tile in tiles if bool(tile.streamed) is streams)
+        for streams in (False, True)
+    ]
+    assert [round(found / 1000) for found in best] == [whole, streamed]
 
 
 def test_it_is_the_default_where_tiles_leave_much_of_a_round() -> None:
