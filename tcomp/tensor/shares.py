@@ -22,7 +22,7 @@ from tcomp.tvm_api import tirx
 
 @dataclass(frozen=True)
 class Segment:
-    """Steps of tile number `tile`, from `first` on, that a block takes in a row.
+    """Steps of tile number `tile`, from `first` on, that a block takes in a row, after `before` others.
 
     Their sums are piece number `piece` of the tile's where they are not `whole`.
     """
@@ -32,6 +32,7 @@ class Segment:
     steps: int | Expression
     whole: bool | Expression
     piece: Expression
+    before: int | Expression = 0
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,10 @@ class Shares(Protocol):
         """Pieces that there are."""
         ...
 
+    def steps_of(self, block: Expression) -> int | Expression:
+        """Of all segments of a block."""
+        ...
+
     def segments(self, block: Expression, body: Callable[[Segment], Statement]) -> Statement:
         """`body` for each segment of a block, in order."""
         ...
@@ -101,6 +106,9 @@ class Parts:
     @property
     def kept(self) -> int:
         return self.pieces
+
+    def steps_of(self, block: Expression) -> int | Expression:
+        return self.steps
 
     def segments(self, block: Expression, body: Callable[[Segment], Statement]) -> Statement:
         part, tile = digits(block, (self.parts, self.tiles))
@@ -171,18 +179,29 @@ class Streams:
     def _has_one_sharer(self, tile: int) -> bool:
         return tile * self.steps // self.share == ((tile + 1) * self.steps - 1) // self.share
 
+    def _bounds(self, block: Expression) -> tuple[Expression, Expression]:
+        """Where a block's share begins and ends in the row of all steps."""
+        shared = self.divided * self.steps
+        begin, own = block * self.share, shared + (block - self.sharers) * self.steps
+        end = tirx.min(begin + self.share, constant(shared))
+        is_sharer = block < self.sharers
+        return tirx.Select(is_sharer, begin, own), tirx.Select(is_sharer, end, own + self.steps)
+
+    def steps_of(self, block: Expression) -> int | Expression:
+        begin, end = self._bounds(block)
+        return end - begin
+
     def segments(self, block: Expression, body: Callable[[Segment], Statement]) -> Statement:
         begin, end = tirx.Var("share_begin", "int32"), tirx.Var("share_end", "int32")
-        shared = self.divided * self.steps
-        own = shared + (block - self.sharers) * self.steps
-        is_sharer = block < self.sharers
+        own_begin, own_end = self._bounds(block)
 
         def one(number: Expression) -> Statement:
             tile = tirx.Var("tile", "int32")
             first = tirx.max(begin - tile * self.steps, constant(0))
             # No variable, so that a loop of so many steps is known to have no more than a tile's.
             steps = tirx.min(end - tile * self.steps, constant(self.steps)) - first
-            segment = Segment(tile, first, steps, steps == self.steps, block + tile)
+            before = tile * self.steps + first - begin
+            segment = Segment(tile, first, steps, steps == self.steps, block + tile, before)
             inside = under(tile, constant(self.tiles), lambda _: body(segment))
             if self.most_segments > 1:
                 inside = tirx.IfThenElse(steps > 0, inside, None)
@@ -190,13 +209,8 @@ class Streams:
 
         return sequence(
             [
-                tirx.Bind(begin, tirx.Select(is_sharer, block * self.share, own)),
-                tirx.Bind(
-                    end,
-                    tirx.Select(
-                        is_sharer, tirx.min((block + 1) * self.share, constant(shared)), own + self.steps
-                    ),
-                ),
+                tirx.Bind(begin, own_begin),
+                tirx.Bind(end, own_end),
                 loop(self.most_segments, one, "segment"),
             ]
         )

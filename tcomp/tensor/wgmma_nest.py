@@ -158,10 +158,10 @@ class _Shared:
 
 @dataclass(frozen=True)
 class _Tile:
-    """A tile of the output: its number among those of its block, its place; the block's in the cluster."""
+    """Steps of a tile of the output: its place, the steps of its block before; the block's in the cluster."""
 
     rank: Expression
-    turn: Expression
+    before: Expression
     segment: Segment
     batch: Expression
     row: Expression
@@ -243,22 +243,26 @@ class WgmmaNest:
         return sequence([*statements, _call("tcomp_barriers_are_ready")])
 
     def _each_tile(self, block: Expression, body: Callable[[_Tile], Statement]) -> Statement:
-        """`body(tile)` for each tile of the output that a block takes."""
-        plan, grid = self.plan, self.plan.blocks(self.gpu)
+        """`body(tile)` for each tile of the output of which a block takes steps."""
+        plan, grid, shares = self.plan, self.plan.blocks(self.gpu), self.plan.shares(self.gpu)
+        first = shares.steps_of(block)
 
         def take(turn: Expression) -> Statement:
             number = turn * grid + block
             rank = tirx.floormod(block, plan.cluster)
+            before = turn * plan.steps
+            if not isinstance(first, int):  # Of the share that comes first; others are whole tiles.
+                before = tirx.Select(turn > 0, before + (first - plan.steps), constant(0))
 
             def of_segment(segment: Segment) -> Statement:
                 (batch,), row, column = plan.tiling.place(segment.tile)
-                return body(_Tile(rank, turn, segment, batch, row, column))
+                return body(_Tile(rank, before + segment.before, segment, batch, row, column))
 
-            inside = plan.shares.segments(number, of_segment)
-            whole = plan.all_tiles % grid == 0
-            return inside if whole else tirx.IfThenElse(number < plan.all_tiles, inside, None)
+            inside = shares.segments(number, of_segment)
+            whole = shares.blocks % grid == 0
+            return inside if whole else tirx.IfThenElse(number < shares.blocks, inside, None)
 
-        return loop(-(-plan.all_tiles // grid), take, "turn")
+        return loop(-(-shares.blocks // grid), take, "turn")
 
     def _stage(self, step: Expression) -> tuple[Expression, Expression]:
         """The stage of a step, counted over all tiles, and the parity of its phase."""
@@ -269,7 +273,7 @@ class WgmmaNest:
         plan = self.plan
 
         def one(step: Expression) -> Statement:
-            stage, parity = self._stage(tile.turn * plan.steps + step)
+            stage, parity = self._stage(tile.before + step)
             k = (tile.segment.first + step) * plan.block_depth
             full, place = shared.full(stage), shared.tiles(stage)
             return sequence(
@@ -282,21 +286,21 @@ class WgmmaNest:
                 ]
             )
 
-        return loop(plan.steps, one, "step")
+        return loop(tile.segment.steps, one, "step")
 
     def _gather(self, tile: _Tile, shared: _Shared, right: _Side, number: Expression) -> Statement:
         """As `_produce`, by all threads of the group: thread `number` copies its chunks of the left operand.
 
         Each waits for its own copies of a step when those of the next ones are under way.
         """
-        plan = self.plan
+        plan, steps = self.plan, tile.segment.steps
         copies = _Gathered(self.left, plan, 0, plan.rows, plan.block_rows, tile.batch, tile.row, number)
 
         def have_arrived(step: Expression) -> Statement:
-            return _call("tcomp_barrier_arrive", shared.full(self._stage(tile.turn * plan.steps + step)[0]))
+            return _call("tcomp_barrier_arrive", shared.full(self._stage(tile.before + step)[0]))
 
         def one(step: Expression) -> Statement:
-            stage, parity = self._stage(tile.turn * plan.steps + step)
+            stage, parity = self._stage(tile.before + step)
             k = (tile.segment.first + step) * plan.block_depth
             full, place = shared.full(stage), shared.tiles(stage)
             expect = _call("tcomp_barrier_expect", full, constant(plan.copied_bytes))
@@ -316,13 +320,17 @@ class WgmmaNest:
                 ]
             )
 
-        last = min(plan.ahead, plan.steps)
+        if isinstance(steps, int):
+            last = [have_arrived(constant(i)) for i in range(max(0, steps - plan.ahead), steps)]
+        else:
+            ends = [steps - (plan.ahead - i) for i in range(plan.ahead)]
+            last = [tirx.IfThenElse(end >= 0, have_arrived(end), None) for end in ends]
         return sequence(
             [
-                loop(plan.steps, one, "step"),
+                loop(steps, one, "step"),
                 _call("tcomp_gathers_wait<0>"),
                 _call("tcomp_gathers_are_seen"),
-                *(have_arrived(constant(plan.steps - last + i)) for i in range(last)),
+                *last,
             ]
         )
 
@@ -335,7 +343,7 @@ class WgmmaNest:
         group: Expression,
         thread: Expression,
     ) -> Statement:
-        plan = self.plan
+        plan, steps = self.plan, tile.segment.steps
         shape = (plan.pieces, plan.block_columns // 8, 4)
         allocate, sums = local(shape, accumulator_dtype(plan.dtype), "sums")
         group_rows = plan.pieces * INSTRUCTION_ROWS
@@ -348,7 +356,7 @@ class WgmmaNest:
             return tirx.IfThenElse(lane < plan.cluster, _call("tcomp_barrier_arrive_in", lane, empty), None)
 
         def one(step: Expression) -> Statement:
-            count = tile.turn * plan.steps + step
+            count = tile.before + step
             stage, parity = self._stage(count)
             place = shared.tiles(stage)
             return sequence(
@@ -358,7 +366,7 @@ class WgmmaNest:
                     self._multiply(sums, left, right, place, group * plan.pieces, step),
                     _call("tcomp_products_commit"),
                     tirx.IfThenElse(
-                        step + 1 < plan.steps,
+                        step + 1 < steps,
                         _call("tcomp_products_wait<1>"),
                         _call("tcomp_products_wait<0>"),
                     ),
@@ -378,9 +386,9 @@ class WgmmaNest:
         return sequence(
             [
                 allocate,
-                loop(plan.steps, one, "step"),
+                loop(steps, one, "step"),
                 _call("tcomp_products_wait<0>"),
-                give_back(tile.turn * plan.steps + (plan.steps - 1)),
+                give_back(tile.before + (steps - 1)),
                 self.totals.stored(tile.segment, store),
             ]
         )

@@ -9,6 +9,7 @@ import pytest
 import test_conv_cuda as simt_conv
 import test_matmul_cuda as simt
 from mma_kernels import SMALL, arrays_for, assert_computes, conv, in_blocks, matmul
+from test_matmul_wgmma import SMALL as SMALL_GROUPS
 from test_packed_weights import numbers, product
 
 from tcomp.codegen.cuda.device_code import device_code
@@ -22,17 +23,18 @@ from tcomp.tensor.mma_plan import MmaPlan, default_plan, default_plans
 from tcomp.tensor.shares import Streams
 from tcomp.tensor.simt_space import Problem, cycles, default_tiles
 from tcomp.tensor.template import TEMPLATES, Scheduled
+from tcomp.tensor.wgmma_plan import default_wgmma_plan
 from tcomp.tuner.features import features_of, names_of
 from tcomp.tuner.task import Task
 
 MMA = "matmul_mma_cuda"
 
 
-def with_processors(count: int, arch: str = "sm_80") -> Target:
-    """A GPU of so few multiprocessors, each with room for one block of 64 threads."""
+def with_processors(count: int, arch: str = "sm_80", threads: int = 64) -> Target:
+    """A GPU of so few multiprocessors, each with room for one block of so many threads."""
     target = TARGETS[f"cuda:{arch}"]
     assert target.gpu is not None
-    return replace(target, gpu=replace(target.gpu, processors=count, threads=64))
+    return replace(target, gpu=replace(target.gpu, processors=count, threads=threads))
 
 
 KERNELS = {
@@ -73,6 +75,39 @@ def test_numbers(name: str) -> None:
     target = with_processors(processors)
     assert len(scheduled(kernel, target, MMA, knobs).scratch) >= 1
     assert_computes(kernel, target, MMA, {**SMALL, **knobs})
+
+
+GROUPS = {
+    "less than a round": (matmul((190, 320), (320, 130), "bias", "relu"), 16, {"streamed": 1}),
+    "rounds of whole tiles": (
+        matmul((190, 328), (328, 190), "bias", constant=True), 4, {"streamed": 1, "stages": 3},
+    ),
+    "two rounds": (matmul((190, 320), (320, 190), "residual"), 4, {"streamed": 2, "stages": 3}),
+    "transposed output, batch": (matmul((3, 100, 200), (3, 200, 60), "transpose"), 4, {"streamed": 1}),
+    "int8": (matmul((190, 640), (640, 130), dtype="int8", out_dtype="int32"), 5, {"streamed": 1}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n == "two rounds" else [pytest.mark.slow]) for n in GROUPS]
+)
+@pytest.mark.usefixtures("gpu")
+def test_groups_of_warps(name: str) -> None:
+    """Stages and their phases go on from one tile to the next, whatever steps a block has of each."""
+    kernel, processors, knobs = GROUPS[name]
+    target = with_processors(processors, "sm_90a", 256)
+    assert_computes(kernel, target, "matmul_wgmma_cuda", {**SMALL_GROUPS, **knobs})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("streamed", [1, 2])
+@pytest.mark.usefixtures("gpu")
+def test_groups_of_warps_that_gather(streamed: int) -> None:
+    """Some segments are shorter than the steps whose copies are under way."""
+    kernel = conv((1, 12, 13, 13, 8), (70, 96, 3, 3), True, padding=(1,) * 4, **in_blocks(8, 8))
+    target = with_processors(4, "sm_90a", 256)
+    knobs = {**SMALL_GROUPS, "stages": 5, "streamed": streamed}
+    assert_computes(kernel, target, "conv_wgmma_cuda", knobs)
 
 
 LAYERS = {
@@ -249,6 +284,15 @@ def test_estimates_of_plain_instructions(extents: tuple[int, int, int], whole: i
     assert [round(found / 1000) for found in best] == [whole, streamed]
 
 
+def test_estimates_of_groups_of_warps() -> None:
+    """2,048 tiles for 132 blocks at once: 68 are left of 15 rounds."""
+    gpu = _gpu("nvidia/h100")
+    plan = default_wgmma_plan("float16", (1, 8192, 8192, 8192), gpu)
+    assert (plan.streamed, plan.block_rows, plan.block_columns) == (1, 128, 256)
+    assert 1.02 < replace(plan, streamed=0).cycles(gpu) / plan.cycles(gpu) < 1.03
+    assert default_wgmma_plan("float16", (1, 4096, 4096, 4096), gpu).streamed == 0
+
+
 def test_it_is_the_default_where_tiles_leave_much_of_a_round() -> None:
     """128 tiles of 256x128 for 108 blocks at once: 20 are left of a round."""
     gpu = _gpu("nvidia/a100")
@@ -276,3 +320,18 @@ def test_largest_tiles_do_not_spill(streamed: int, arch: str) -> None:
     cubin = compile_cubin(code.source, arch)
     assert len(cubin.resources) == 2
     assert all(found.spilled_bytes == 0 for found in cubin.resources.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", [(128, 256), (256, 128)])
+@pytest.mark.usefixtures("real_nvcc")
+def test_groups_of_warps_neither_spill_nor_wait(block: tuple[int, int]) -> None:
+    kernel = matmul((3000, 1504), (1504, 2000), "bias", "gelu", "residual", constant=True)
+    template, target = TEMPLATES["matmul_wgmma_cuda"], TARGETS["cuda:sm_90a"]
+    knobs = {"block_rows": block[0], "block_columns": block[1], "consumers": 2, "splits": 1, "streamed": 1}
+    config = {**template.space(kernel, target).default, **knobs}
+    template.space(kernel, target).check(config)
+    code = device_code(template.apply(kernel, target, config).function, "kernel", target)
+    cubin = compile_cubin(code.source, "sm_90a")
+    assert all(found.spilled_bytes == 0 for found in cubin.resources.values())
+    assert cubin.losses == ()

@@ -58,7 +58,7 @@ class ConvWgmmaCuda(Template):
         left, right = windows.left(anchored, before), windows.right(anchored, before)
         vector = 2 if stored_in_vectors(kernel, windows.conv.out_block) else 1
         launch = wgmma_launch(plan, left, right, target.gpu)
-        return schedule_mma(anchored, plan, plan.shares, before, launch, windows.output, vector)
+        return schedule_mma(anchored, plan, plan.shares(target.gpu), before, launch, windows.output, vector)
 
 
 TEMPLATES.register(ConvWgmmaCuda.name, ConvWgmmaCuda())
