@@ -17,11 +17,22 @@ from tcomp.codegen.cuda.nvcc import compile_cubin
 from tcomp.codegen.jit import build_scheduled
 from tcomp.relay.evaluate import evaluate
 from tcomp.target.target import TARGETS, Gpu, Target
+from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
+from tcomp.tensor.matrices import ProductMatrices
 from tcomp.tensor.mma_plan import MmaPlan, default_plan, default_plans
+from tcomp.tensor.product import Product
 from tcomp.tensor.shares import Streams
-from tcomp.tensor.simt_space import Problem, cycles, default_tiles
+from tcomp.tensor.simt_product import SimtProduct
+from tcomp.tensor.simt_space import (
+    Problem,
+    cycles,
+    default_tiles,
+    problem_of,
+    resident_blocks,
+    shares_of,
+)
 from tcomp.tensor.template import TEMPLATES, Scheduled
 from tcomp.tensor.wgmma_plan import default_wgmma_plan
 from tcomp.tuner.features import features_of, names_of
@@ -335,3 +346,46 @@ def test_groups_of_warps_neither_spill_nor_wait(block: tuple[int, int]) -> None:
     cubin = compile_cubin(code.source, "sm_90a")
     assert all(found.spilled_bytes == 0 for found in cubin.resources.values())
     assert cubin.losses == ()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
+@pytest.mark.parametrize(
+    "block", [(256, 128, 64, 64), (128, 256, 64, 64), (128, 64, 64, 32), (64, 64, 32, 32)]
+)
+@pytest.mark.usefixtures("real_nvcc")
+def test_as_many_blocks_run_at_once_as_there_are_streams(block: tuple[int, int, int, int], arch: str) -> None:
+    """By the registers that nvcc takes: with fewer, the last streams would begin when others end."""
+    target = TARGETS[f"cuda:{arch}"]
+    kernel = matmul((3000, 1504), (1504, 2040), "bias", "relu", constant=True)
+    names = ("block_rows", "block_columns", "warp_rows", "warp_columns")
+    knobs = {**dict(zip(names, block, strict=True)), "depth_chunks": 8, "streamed": 1}
+    code = device_code(scheduled(kernel, target, MMA, knobs).function, "kernel", target)
+    registers = max(found.registers for found in compile_cubin(code.source, arch).resources.values())
+    plan = MmaPlan("float16", 1, 3000, 2040, 1504, *block, 8, 3)
+    gpu = _gpu(f"cuda:{arch}")
+    assert gpu.registers // (-(-registers // 8) * 8 * plan.threads) >= plan.resident(gpu)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
+@pytest.mark.parametrize("extents", [(1536, 1536, 1536), (4096, 4096, 4096), (1000, 1000, 1000)])
+@pytest.mark.usefixtures("real_nvcc")
+def test_as_many_blocks_of_plain_instructions_run_at_once(extents: tuple[int, int, int], arch: str) -> None:
+    target, gpu = TARGETS[f"cuda:{arch}"], _gpu(f"cuda:{arch}")
+    m, n, k = extents
+    kernel = simt.matmul((m, k), (k, n), "bias", "relu")
+    problem = problem_of(kernel)
+    tile = min(
+        (tile for tile in default_tiles(problem, gpu) if tile.streamed),
+        key=lambda tile: cycles(problem, tile, target),
+    )
+    matrices = ProductMatrices(Anchored(kernel), Product.of(kernel.anchors[0]))
+    launches = SimtProduct(matrices, tile, shares_of(problem, tile, target)).scheduled()
+    code = device_code(launches.function, "kernel", target)
+    resources = compile_cubin(code.source, arch).resources.values()
+    assert all(found.spilled_bytes == 0 for found in resources)
+    registers = max(found.registers for found in resources)
+    assert resident_blocks(gpu, tile.threads, registers, tile.shared_bytes(4)) >= resident_blocks(
+        gpu, tile.threads, tile.registers(4), tile.shared_bytes(4)
+    )
