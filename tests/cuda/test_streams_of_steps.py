@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +13,14 @@ from mma_kernels import SMALL, arrays_for, assert_computes, conv, in_blocks, mat
 from test_matmul_wgmma import SMALL as SMALL_GROUPS
 from test_packed_weights import numbers, product
 
+from tcomp import api
+from tcomp.codegen.artifact import compile_graph
 from tcomp.codegen.cuda.device_code import device_code
 from tcomp.codegen.cuda.nvcc import compile_cubin
 from tcomp.codegen.jit import build_scheduled
+from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.evaluate import evaluate
+from tcomp.runtime import load
 from tcomp.target.target import TARGETS, Gpu, Target
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.kernel import Kernel
@@ -33,7 +38,7 @@ from tcomp.tensor.simt_space import (
     resident_blocks,
     shares_of,
 )
-from tcomp.tensor.template import TEMPLATES, Scheduled
+from tcomp.tensor.template import TEMPLATES, Scheduled, template_for
 from tcomp.tensor.wgmma_plan import default_wgmma_plan
 from tcomp.tuner.features import features_of, names_of
 from tcomp.tuner.task import Task
@@ -178,6 +183,28 @@ def test_plain_instructions(name: str) -> None:
 def test_plain_convolutions() -> None:
     kernel = simt_conv.conv((2, 8, 9, 12), (40, 8, 3, 3), "bias", "residual", padding=(1,) * 4)
     simt_conv.assert_matches(kernel, with_processors(5, "sm_75"), {**SIMT, "streamed": 1})
+
+
+def test_libraries_give_the_same_bits_in_every_run(gpu: Target, tmp_path: Path) -> None:
+    """The second run launches what was recorded; pieces lie where other kernels' tensors were."""
+    builder = GraphBuilder()
+    rng = np.random.default_rng(0)
+    x = builder.input("x", (70, 200))
+    for depth, columns in ((200, 90), (90, 200)):
+        weights = rng.standard_normal((depth, columns)).astype(np.float32)
+        x = builder.op("relu", builder.op("matmul", x, builder.constant(weights)))
+    graph = builder.build(x)
+    optimized = api.optimize(graph, gpu)
+    kernels = [Kernel.of(node) for node in optimized.nodes if node.op == "fused"]
+    assert template_for(kernels[0], gpu).space(kernels[0], gpu).default["streamed"] == 1
+    compile_graph(optimized, gpu, tmp_path / "model.so")
+    array = rng.standard_normal((70, 200)).astype(np.float32)
+    (expected,) = evaluate(graph, [array])
+    with load(tmp_path / "model.so") as library:
+        first, *others = (library(array)[0].copy() for _ in range(3))
+    np.testing.assert_allclose(first, expected, rtol=1e-5, atol=1e-4)
+    for other in others:
+        np.testing.assert_array_equal(other, first)
 
 
 def test_the_cost_model_knows_how_many_steps_there_are() -> None:
