@@ -112,7 +112,16 @@ class MmaNest:
     @property
     def statement(self) -> Statement:
         def block(block: Sequence[Expression], threads: Sequence[Expression]) -> Statement:
-            return self.shares.segments(block[0], lambda segment: self._segment(segment, threads[0]))
+            if self.shares.most_segments == 1:
+                return self.shares.segments(block[0], lambda segment: self._segment(segment, threads[0]))
+
+            def of_segment(segment: Segment) -> Statement:
+                # Else nvcc keeps places in shared memory from one segment to the next, and spills.
+                thread = tirx.Var("thread", "int32")
+                anew = tirx.call_extern("int32", "tcomp_anew", threads[0])
+                return sequence([tirx.Bind(thread, anew), self._segment(segment, thread)])
+
+            return self.shares.segments(block[0], of_segment)
 
         return launch((self.shares.blocks,), (self.plan.threads,), block)
 

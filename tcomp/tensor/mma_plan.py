@@ -226,9 +226,10 @@ def chunk_elements(dtype: str) -> int:
     return CHUNK_BYTES // numpy_dtype(stored_as(dtype)).itemsize
 
 
-def default_plan(dtype: str, extents: tuple[int, int, int, int], gpu: Gpu) -> MmaPlan:
-    """The plan of the fewest estimated cycles for (batch, rows, columns, depth)."""
-    return min(default_plans(dtype, extents, gpu), key=lambda plan: plan.cycles(gpu))
+def default_plan(dtype: str, extents: tuple[int, int, int, int], gpu: Gpu, streams: bool = True) -> MmaPlan:
+    """The plan of the fewest estimated cycles for (batch, rows, columns, depth), of `streams` or not."""
+    plans = (plan for plan in default_plans(dtype, extents, gpu) if streams or not plan.streamed)
+    return min(plans, key=lambda plan: plan.cycles(gpu))
 
 
 def default_plans(dtype: str, extents: tuple[int, int, int, int], gpu: Gpu) -> Iterator[MmaPlan]:
@@ -242,14 +243,16 @@ def default_plans(dtype: str, extents: tuple[int, int, int, int], gpu: Gpu) -> I
                 yield from (one for one in shared if one.complaint(gpu) is None)
 
 
-def estimated_cycles(dtype: str, extents: tuple[int, int, int, int], nbytes: int, gpu: Gpu) -> float:
+def estimated_cycles(
+    dtype: str, extents: tuple[int, int, int, int], nbytes: int, gpu: Gpu, streams: bool = True
+) -> float:
     """Of the default plan, which moves `nbytes` from and to the device's memory at least."""
-    return max(default_plan(dtype, extents, gpu).cycles(gpu), memory_cycles(gpu, nbytes))
+    return max(default_plan(dtype, extents, gpu, streams).cycles(gpu), memory_cycles(gpu, nbytes))
 
 
-def plan_space(dtype: str, extents: tuple[int, int, int, int], gpu: Gpu) -> Space:
-    """The knobs of plans of a product, by the names of the plan's fields."""
-    best = default_plan(dtype, extents, gpu)
+def plan_space(dtype: str, extents: tuple[int, int, int, int], gpu: Gpu, streams: bool = True) -> Space:
+    """The knobs of plans of a product, by the names of the plan's fields; `streams` as for `default_plan`."""
+    best = default_plan(dtype, extents, gpu, streams)
     values = {
         "block_rows": _BLOCKS, "block_columns": _BLOCKS, "warp_rows": _WARPS, "warp_columns": _WARPS,
         "depth_chunks": (4, 8), "stages": _STAGES, "splits": SPLITS, "streamed": STREAMED, "group": GROUPS,

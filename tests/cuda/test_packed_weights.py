@@ -129,6 +129,15 @@ def test_all_numbers_of_float8(of: str, gpu: Target) -> None:
     np.testing.assert_array_equal(found[0], 2 * numbers.astype(np.float32).sum(axis=1))
 
 
+def test_streams_are_left_to_tuning() -> None:
+    """With weights to be unpacked, some tiles that share steps spill."""
+    target, kernel = TARGETS["cuda:sm_80"], product(512, 4096, 4096, 4, 128, dtype="float16")
+    space = template_for(kernel, target).space(kernel, target)
+    assert space.default["algorithm"] == "matmul_mma_cuda"
+    assert "streamed" not in space.default
+    space.check({**space.default, "streamed": 1, "splits": 1})
+
+
 def test_it_is_the_default_of_few_rows() -> None:
     """What is read counts: half a byte for a weight."""
     target = TARGETS["cuda:sm_80"]
