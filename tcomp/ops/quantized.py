@@ -1,8 +1,9 @@
 """Numbers that stand for others: `(x - zero) * scale`.
 
 `dequantize_blocks` is that for weights of 4 or 8 bits `[rows, columns]`, whose scales and zero points belong
-to blocks of columns: `x[row, column]` is a byte or half of one, `scale[row, column // block]` its scale, and
-the zero point one number or as the scales are. Products compute it as they read their right operand.
+to blocks of columns: `x[row, column]` is a byte, half of one, or float8, `scale[row, column // block]` its
+scale, and the zero point one number or as the scales are. Products compute it as they read their right
+operand.
 
 `dequantize` stays one operator until a pass has seen which products take quantized operands; the pass
 `lower-quantized` writes what is left of it as a cast, a subtraction and a multiplication.
@@ -20,7 +21,7 @@ from tcomp.ops.shapes import accumulator, broadcast_shapes, element_type, widene
 from tcomp.relay.attributes import integer
 from tcomp.relay.graph import Attr, Attrs
 from tcomp.relay.op import REQUIRED, FusionKind, Op, Sample, declare
-from tcomp.relay.types import FLOATS, Array, TensorType
+from tcomp.relay.types import FLOAT8, FLOATS, Array, TensorType, numpy_dtype
 from tcomp.tvm_api import Tensor, te, tirx
 
 
@@ -73,11 +74,13 @@ def packed(levels: Array, bits: int) -> Array:
 
 
 def packed_weights(levels: Array, zeros: Array) -> tuple[Array, Array, int]:
-    """Weights `[rows, columns]` of int8 or uint8 and their zero points as `dequantize_blocks` takes them.
+    """Weights `[rows, columns]` of 8 bits and their zero points as `dequantize_blocks` takes them.
 
-    The third result is the number of bits: 4 where all weights are 16 numbers at most, from -8 or from 0 on.
-    Zero points that are all the same are one.
+    The third result is the number of bits: 4 where all are 16 integers at most, from -8 or from 0 on. Zero
+    points that are all the same are one; those of float8 are zero.
     """
+    if levels.dtype.name in FLOAT8:
+        return levels, np.zeros((), levels.dtype), 8
     wide = levels.astype(np.int16)
     bits, offset = 8, 128 if levels.dtype == np.int8 else 0
     near = 8 if wide.min(initial=0) < 0 else 0
@@ -99,8 +102,12 @@ def _infer_blocks(types: Sequence[TensorType], attrs: Attrs) -> list[TensorType]
     bits, block, columns = (integer(attrs, name) for name in ("bits", "block", "columns"))
     if bits not in (4, 8) or block < 1 or columns < 1:
         raise TypeRuleError(f"`dequantize_blocks`: {bits} bits, blocks of {block}; bits must be 4 or 8")
-    if scale.dtype not in FLOATS or x.dtype != "uint8" or zero.dtype != "uint8":
-        raise TypeRuleError("`dequantize_blocks` takes x in uint8, scales in floats, zero points in uint8")
+    takes = "uint8" if bits == 4 else x.dtype
+    if scale.dtype not in FLOATS or x.dtype not in ("uint8", *FLOAT8) or not x.dtype == zero.dtype == takes:
+        raise TypeRuleError(
+            f"`dequantize_blocks`: {x.dtype} of {bits} bits, zero points {zero.dtype}, scales {scale.dtype}; "
+            f"it takes uint8, or {' or '.join(FLOAT8)} of 8 bits, zero points of that type, scales of floats"
+        )
     rows, nbytes = x.static_shape
     blocks = -(-columns // block)
     if nbytes * 8 < columns * bits or scale.shape != (rows, blocks) or zero.shape not in (scale.shape, ()):
@@ -139,16 +146,19 @@ def _compute_blocks(inputs: Sequence[Tensor], attrs: Attrs, outputs: Sequence[Te
 
 
 def _block_sample(
-    rows: int, columns: int, bits: int, block: int, each: bool, dtype: str = "float32"
+    rows: int, columns: int, bits: int, block: int, each: bool, dtype: str = "float32", of: str = "uint8"
 ) -> Sample:
     blocks = -(-columns // block)
     types = (
-        TensorType((rows, -(-columns * bits // 8)), "uint8"),
+        TensorType((rows, -(-columns * bits // 8)), of),
         TensorType((rows, blocks), dtype),
-        TensorType((rows, blocks) if each else (), "uint8"),
+        TensorType((rows, blocks) if each else (), of),
     )
     random = np.random.default_rng(0).integers(0, 256, types[0].static_shape).astype(np.uint8)
     zeros = np.random.default_rng(1).integers(0, 2**bits, types[2].static_shape).astype(np.uint8)
+    if of in FLOAT8:
+        finite = np.where(random % 128 > 123, 1, random).astype(np.uint8)
+        random, zeros = finite.view(numpy_dtype(of)), np.zeros((), numpy_dtype(of))
     attrs: dict[str, Attr] = {"bits": bits, "block": block, "columns": columns}
     tolerance = 1e-5 if dtype == "float32" else 2e-3
     return Sample(types, attrs, inputs={0: random, 2: np.asarray(zeros)}, rtol=tolerance, atol=tolerance)
@@ -170,6 +180,8 @@ declare(
             _block_sample(5, 41, 4, 16, False),
             _block_sample(6, 40, 8, 40, True),
             _block_sample(4, 48, 8, 16, False, "float16"),
+            _block_sample(6, 40, 8, 16, False, of="float8_e4m3fn"),
+            _block_sample(5, 24, 8, 24, False, of="float8_e5m2"),
         ),
     )
 )

@@ -21,7 +21,7 @@ WARP_ROWS, WARP_COLUMNS = 4, 8
 PAD = 4
 """Elements after each row of a tile in shared memory, so that a transposing store meets no bank twice."""
 STATIC_SHARED_BYTES = 48 * 1024
-_KNOBS = ("tile_m", "tile_n", "tile_k", "thread_m", "thread_n", "stages", "split", "vector")
+_KNOBS = ("tile_m", "tile_n", "tile_k", "thread_m", "thread_n", "stages", "split", "vector", "streamed")
 """What the fields of a tile are called in configs, in order."""
 _OTHER_REGISTERS = 36
 """Addresses, counters and what the compiler loads ahead."""
@@ -41,6 +41,8 @@ class BlockTile:
     """Parts of the whole depth that different blocks sum up."""
     vector: int
     """Most elements of a load from memory."""
+    streamed: int = 0
+    """Last rounds of the blocks that run at once, by which these share steps; see `Streams`."""
 
     @staticmethod
     def of(config: Config) -> BlockTile:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import ceil, gcd, prod
+from math import ceil, gcd
 from typing import Protocol
 
 from tcomp.target.target import Gpu
@@ -32,9 +32,10 @@ from tcomp.tensor.loops import (
 from tcomp.tensor.matrices import Index, Matrices
 from tcomp.tensor.operand import Operand
 from tcomp.tensor.shared_tiles import each_sum
+from tcomp.tensor.shares import Parts, Segment, Tiling
 from tcomp.tensor.template import Scheduled
 from tcomp.tensor.threads import digits, launch, shared, synchronize
-from tcomp.tensor.totals import Totals
+from tcomp.tensor.totals import Destination, Totals
 from tcomp.tensor.warps import WARP, combine_lanes
 from tcomp.tvm_api import tirx
 
@@ -187,7 +188,10 @@ class FewRows:
         self.left = Operand.left(matrices, plan.vector)
         self.in_depth, self.depth_lanes = self.right.in_depth, self.right.depth_lanes
         self.column_lanes = self.right.column_lanes
-        self.totals = Totals(matrices, plan.split)
+        m = matrices
+        self.tiling = Tiling(m.batch, m.rows, m.columns, m.rows, m.columns)
+        self.shares = Parts(self.tiling.tiles, self.steps, plan.split)
+        self.totals = Totals(matrices, self.tiling, self.shares, lanes=1)
         dtype, steps = matrices.accumulator, plan.unroll * self.depth_lanes
         self.allocate_sums, self.sums = local((matrices.rows, plan.columns), dtype, "sums")
         self.allocate_left, self.left_values = local((matrices.rows, steps), dtype, "left_values")
@@ -210,22 +214,24 @@ class FewRows:
     def scheduled(self) -> Scheduled:
         """1. Sums of each part of the depth. 2. Their sums, where there are several."""
         m, plan = self.matrices, self.plan
-        grid = (*m.batch, plan.split, ceil(m.columns / self.block_columns))
+        blocks_across = ceil(m.columns / self.block_columns)
 
         def body(block: Sequence[Expression], thread: Sequence[Expression]) -> Statement:
-            *batch, part, columns = digits(block[0], grid)
-            inside = self._block(batch, part, columns * self.block_columns, thread[0], thread[1])
-            return left_to_compiler(inside)
+            share, columns = digits(block[0], (self.shares.blocks, blocks_across))
 
-        blocks = launch((prod(grid),), (WARP, plan.warps), body)
+            def of_segment(segment: Segment) -> Statement:
+                return self._block(segment, columns * self.block_columns, thread[0], thread[1])
+
+            return left_to_compiler(self.shares.segments(share, of_segment))
+
+        blocks = launch((self.shares.blocks * blocks_across,), (WARP, plan.warps), body)
         return m.anchored.scheduled([blocks, *self.totals.launches()])
 
-    def _block(
-        self, batch: Index, part: Expression, columns: Expression, lane: Expression, warp: Expression
-    ) -> Statement:
+    def _block(self, segment: Segment, columns: Expression, lane: Expression, warp: Expression) -> Statement:
         m, plan = self.matrices, self.plan
+        batch, _, _ = self.tiling.place(segment.tile)
         zero = tirx.const(0, m.accumulator)
-        begin = part * (self.steps * plan.unroll * self.stride)
+        begin = segment.first * (plan.unroll * self.stride)
         begin = begin + (lane * self.depth_lanes if self.in_depth else warp)
         column = self._column(columns, warp if self.in_depth else lane)
 
@@ -238,9 +244,9 @@ class FewRows:
                 each_sum(self.sums, lambda r, c: tirx.BufferStore(self.sums, zero, [r, c])),
                 loop(self.steps, step, "step"),
                 *(
-                    self._add_lanes(batch, part, column, lane)
+                    self._add_lanes(segment, column, lane)
                     if self.in_depth
-                    else self._add_warps(batch, part, columns, lane, warp)
+                    else self._add_warps(segment, columns, lane, warp)
                 ),
             ]
         )
@@ -291,23 +297,26 @@ class FewRows:
         products = self.right.add_products(self.sums, self.left_values)
         return sequence([unrolled(plan.unroll, loads, "u"), products])
 
-    def _add_lanes(self, batch: Index, part: Expression, column: Column, lane: Expression) -> list[Statement]:
+    def _add_lanes(self, segment: Segment, column: Column, lane: Expression) -> list[Statement]:
         """Add what the threads of a warp have; the first stores it."""
         m = self.matrices
 
         def add(r: Expression, c: Expression) -> Statement:
             return sequence(combine_lanes(self.sums, [r, c], WARP, lambda a, b: a + b))
 
-        def store(r: Expression, c: Expression) -> Statement:
-            write = self.totals.store(part, batch, r, column(c), self.sums[r, c])
-            whole = m.columns % self.block_columns == 0
-            inside = lane == 0 if whole else tirx.all(lane == 0, column(c) < m.columns)
-            return tirx.IfThenElse(inside, write, None)
+        def store(to: Destination) -> Statement:
+            def one(r: Expression, c: Expression) -> Statement:
+                write = to.store(r, column(c), self.sums[r, c])
+                whole = m.columns % self.block_columns == 0
+                inside = lane == 0 if whole else tirx.all(lane == 0, column(c) < m.columns)
+                return tirx.IfThenElse(inside, write, None)
 
-        return [each_sum(self.sums, add), each_sum(self.sums, store)]
+            return each_sum(self.sums, one)
+
+        return [each_sum(self.sums, add), self.totals.stored(segment, store)]
 
     def _add_warps(
-        self, batch: Index, part: Expression, columns: Expression, lane: Expression, warp: Expression
+        self, segment: Segment, columns: Expression, lane: Expression, warp: Expression
     ) -> list[Statement]:
         """Add what the warps of the block have; each output element is stored by one thread."""
         m, plan = self.matrices, self.plan
@@ -315,14 +324,17 @@ class FewRows:
         keep = each_sum(self.sums, lambda r, c: tirx.BufferStore(kept, self.sums[r, c], [warp, r, c, lane]))
         count = m.rows * plan.columns
 
-        def total(turn: Expression) -> Statement:
-            number = turn * plan.warps + warp
-            r, c = digits(number, (m.rows, plan.columns))
-            first, *others = (kept[w, r, c, lane] for w in range(plan.warps))
-            column = self._column(columns, lane)(c) + tirx.floormod(c, self.column_lanes)
-            write = self.totals.store(part, batch, r, column, sum(others, first))
-            inside = [number < count] if count % plan.warps else []
-            inside += [column < m.columns] if m.columns % self.block_columns else []
-            return tirx.IfThenElse(tirx.all(*inside), write, None) if inside else write
+        def store(to: Destination) -> Statement:
+            def total(turn: Expression) -> Statement:
+                number = turn * plan.warps + warp
+                r, c = digits(number, (m.rows, plan.columns))
+                first, *others = (kept[w, r, c, lane] for w in range(plan.warps))
+                column = self._column(columns, lane)(c) + tirx.floormod(c, self.column_lanes)
+                write = to.store(r, column, sum(others, first))
+                inside = [number < count] if count % plan.warps else []
+                inside += [column < m.columns] if m.columns % self.block_columns else []
+                return tirx.IfThenElse(tirx.all(*inside), write, None) if inside else write
 
-        return [allocate, keep, synchronize(), loop(ceil(count / plan.warps), total, "turn")]
+            return loop(ceil(count / plan.warps), total, "turn")
+
+        return [allocate, keep, synchronize(), self.totals.stored(segment, store)]

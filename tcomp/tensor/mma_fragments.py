@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from tcomp.tensor.loops import Buffer, Expression, Statement, unrolled, vectorized, written_out
+from tcomp.tensor.totals import StoreSum
 from tcomp.tvm_api import tirx
-
-StoreSum = Callable[[Expression, Expression, Expression], Statement]
-"""Of one sum: row, column, value."""
 
 
 @dataclass(frozen=True)

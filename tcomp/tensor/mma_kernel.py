@@ -19,8 +19,8 @@ from tcomp.tensor.convolution import accumulator_dtype
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.loops import Buffer, Elements, Expression, Statement, constant, local, unrolled
 from tcomp.tensor.loops import sequence as in_order
-from tcomp.tensor.mma_nest import Store
-from tcomp.tensor.mma_plan import CAPABILITIES, Parts, chunk_elements
+from tcomp.tensor.mma_plan import CAPABILITIES, TiledProduct, chunk_elements
+from tcomp.tensor.shares import Shares
 from tcomp.tensor.template import Scheduled
 from tcomp.tensor.threads import digits, spread
 from tcomp.tensor.totals import Totals
@@ -100,7 +100,7 @@ class _Sums:
     """The sums of a plan, which the anchor's output has where `index(batch, row, column)` says."""
 
     anchored: Anchored
-    plan: Parts
+    plan: TiledProduct
     index: Index
 
     @property
@@ -127,27 +127,20 @@ class _Sums:
 
 def schedule_mma(
     anchored: Anchored,
-    plan: Parts,
+    plan: TiledProduct,
+    shares: Shares,
     before: Sequence[Statement],
-    nest: Callable[[Store, int], Statement],
+    nest: Callable[[Totals], Statement],
     index: Index,
     vector: int,
 ) -> Scheduled:
     """The launches of a product; `index(batch, row, column)` is where the anchor's output has a sum.
 
-    `vector` sums of neighbouring columns lie side by side in every output. `nest(store, vector)` is the
-    launch that multiplies, and stores so many neighbours at once.
+    `vector` sums of neighbouring columns lie side by side in every output. `nest(totals)` is the launch that
+    multiplies, and leaves the sums of each block's share.
     """
-    totals = Totals(_Sums(anchored, plan, index), plan.splits)
-
-    def store(
-        part: Expression, batch: Expression, row: Expression, column: Expression, value: Expression
-    ) -> Statement:
-        return totals.store(part, [batch], row, column, value)
-
-    if plan.splits > 1:
-        vector = 2 if plan.columns % 2 == 0 else 1
-    return anchored.scheduled([*before, nest(store, vector), *totals.launches()])
+    totals = Totals(_Sums(anchored, plan, index), plan.tiling, shares, vector)
+    return anchored.scheduled([*before, nest(totals), *totals.launches()])
 
 
 def stored_in_vectors(kernel: Kernel, columns: int) -> bool:

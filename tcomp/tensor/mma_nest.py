@@ -9,6 +9,8 @@ Steps of a block:
    Chunks that are computed (`Filling`) are loaded before the first multiplications of a step, and stored
    before that barrier.
 3. The sums are stored from registers, two neighbours of a row at a time.
+
+A block whose share of the steps has several segments does so for each.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tcomp.relay.types import stored_as
+from tcomp.target.target import Gpu
 from tcomp.tensor.convolution import accumulator_dtype
 from tcomp.tensor.loops import (
     Buffer,
@@ -31,11 +34,10 @@ from tcomp.tensor.loops import (
 from tcomp.tensor.mma_fragments import Fragments
 from tcomp.tensor.mma_operand import ChunkCopies, MmaOperand, Place, swizzle
 from tcomp.tensor.mma_plan import MATRIX, MmaPlan
+from tcomp.tensor.shares import Segment, Shares
 from tcomp.tensor.threads import digits, dynamic_shared, launch, synchronize
+from tcomp.tensor.totals import Destination, Totals
 from tcomp.tvm_api import tirx
-
-Store = Callable[[Expression, Expression, Expression, Expression, Expression], Statement]
-"""Of one sum: part of the depth, batch, row, column, value."""
 
 
 @dataclass(frozen=True)
@@ -82,19 +84,15 @@ class _Side(ChunkCopies):
         return sequence([piece(i) for i in range(self.pieces)])
 
 
-def grouped(number: Expression, tiles: tuple[int, int], group: int) -> tuple[Expression, Expression]:
-    """The row and column of tile `number`: down `group` rows, then on to the next column."""
-    rows, columns = tiles
-    group = min(group, rows)
-    within = tirx.floormod(number, group * columns)
-    first = tirx.floordiv(number, group * columns) * group
-    height = constant(group) if rows % group == 0 else tirx.min(rows - first, constant(group))
-    return first + tirx.floormod(within, height), tirx.floordiv(within, height)
+def mma_launch(plan: MmaPlan, left: MmaOperand, right: MmaOperand, gpu: Gpu) -> Callable[[Totals], Statement]:
+    """The launch of a product, by where sums are left."""
+    return lambda totals: MmaNest(plan, left, right, totals, plan.shares(gpu)).statement
 
 
-def mma_launch(plan: MmaPlan, left: MmaOperand, right: MmaOperand) -> Callable[[Store, int], Statement]:
-    """The launch of a product, by how sums are stored, and how many neighbours at once."""
-    return lambda store, vector: MmaNest(plan, left, right, store, vector).statement
+def _where(condition: bool | Expression, statements: list[Statement]) -> list[Statement]:
+    if isinstance(condition, bool):
+        return statements if condition else []
+    return [tirx.IfThenElse(condition, sequence(statements), None)]
 
 
 def _call(name: str, *arguments: Expression) -> Statement:
@@ -108,20 +106,29 @@ class MmaNest:
     plan: MmaPlan
     left: MmaOperand
     right: MmaOperand
-    store: Store
-    vector: int
-    """Neighbours of a row that are stored at once: 2, or 1 where they do not lie side by side."""
+    totals: Totals
+    shares: Shares
 
     @property
     def statement(self) -> Statement:
-        return launch((self.plan.blocks,), (self.plan.threads,), self._block)
+        def block(block: Sequence[Expression], threads: Sequence[Expression]) -> Statement:
+            if self.shares.most_segments == 1:
+                return self.shares.segments(block[0], lambda segment: self._segment(segment, threads[0]))
 
-    def _block(self, block: Sequence[Expression], threads: Sequence[Expression]) -> Statement:
-        plan, thread = self.plan, threads[0]
-        batch, part, number = digits(block[0], (plan.batch, plan.splits, plan.tiles[0] * plan.tiles[1]))
-        row_tile, column_tile = grouped(number, plan.tiles, plan.group)
+            def of_segment(segment: Segment) -> Statement:
+                # Else nvcc keeps places in shared memory from one segment to the next, and spills.
+                thread = tirx.Var("thread", "int32")
+                anew = tirx.call_extern("int32", "tcomp_anew", threads[0])
+                return sequence([tirx.Bind(thread, anew), self._segment(segment, thread)])
+
+            return self.shares.segments(block[0], of_segment)
+
+        return launch((self.shares.blocks,), (self.plan.threads,), block)
+
+    def _segment(self, segment: Segment, thread: Expression) -> Statement:
+        plan = self.plan
+        (batch,), first_row, first_column = plan.tiling.place(segment.tile)
         warp_row, warp_column = digits(tirx.floordiv(thread, 32), plan.warps)
-        first_row, first_column = row_tile * plan.block_rows, column_tile * plan.block_columns
         left = _Side(
             self.left, plan, 0, plan.rows, plan.block_rows, batch, first_row, thread,
             plan.warp_rows, False, warp_row,
@@ -130,13 +137,15 @@ class MmaNest:
             self.right, plan, plan.block_rows * plan.depth_chunks, plan.columns, plan.block_columns,
             batch, first_column, thread, plan.warp_columns, True, warp_column,
         )  # fmt: skip
-        row, column = first_row + warp_row * plan.warp_rows, first_column + warp_column * plan.warp_columns
         allocate, sums = local(
             (plan.warp_rows // 16, plan.warp_columns // 8, 4), accumulator_dtype(plan.dtype), "sums"
         )
 
-        def store(row: Expression, column: Expression, value: Expression) -> Statement:
-            return self.store(part, batch, row, column, value)
+        def store(to: Destination) -> Statement:
+            row, column = to.row + warp_row * plan.warp_rows, to.column + warp_column * plan.warp_columns
+            fragments = Fragments(16, sums, to.rows, to.columns, min(2, to.lanes))
+            block = (plan.block_rows, plan.block_columns)
+            return fragments.stored(tirx.floormod(thread, 32), row, column, block, to.store)
 
         zero = tirx.const(0, str(sums.dtype))
         clear = written_out([int(d) for d in sums.shape], lambda at: tirx.BufferStore(sums, zero, at))
@@ -144,15 +153,16 @@ class MmaNest:
             [
                 allocate,
                 clear,
-                *self._multiply(left, right, sums, part * (plan.steps * plan.block_depth)),
-                Fragments(16, sums, plan.rows, plan.columns, self.vector).stored(
-                    tirx.floormod(thread, 32), row, column, (plan.block_rows, plan.block_columns), store
-                ),
+                # Until others have loaded what they need of the segment before.
+                *([synchronize()] if self.shares.most_segments > 1 else []),
+                *self._multiply(left, right, sums, segment),
+                self.totals.stored(segment, store),
             ]
         )
 
-    def _multiply(self, left: _Side, right: _Side, sums: Buffer, depth: Expression) -> list[Statement]:
-        plan = self.plan
+    def _multiply(self, left: _Side, right: _Side, sums: Buffer, segment: Segment) -> list[Statement]:
+        plan, steps = self.plan, segment.steps
+        depth = segment.first * plan.block_depth
         stages, stage_chunks = plan.stages, plan.stage_chunks
         allocate, memory = dynamic_shared(
             (stages * stage_chunks * plan.chunk,), stored_as(plan.dtype), "stages"
@@ -193,8 +203,8 @@ class MmaNest:
         registers = [one for f in fillings for one in f.allocations]
         statements: list[Statement] = [allocate, allocate_left, allocate_right, *registers]
         for step in range(stages - 1):
-            began = [copy(constant(step)), *put(constant(step))] if step < plan.steps else []
-            statements += [*began, commit]
+            began = [copy(constant(step)), *put(constant(step))]
+            statements += [*_where(step < steps, began), commit]
         statements += [*wait, *load(constant(0), 0)]
 
         def body(step: Expression) -> Statement:
@@ -205,12 +215,12 @@ class MmaNest:
                     parts += load(step, k + 1)
                 else:
                     if fillings:
-                        parts.append(tirx.IfThenElse(ahead < plan.steps, sequence(put(ahead)), None))
+                        parts.append(tirx.IfThenElse(ahead < steps, sequence(put(ahead)), None))
                     following = sequence([*wait, *load(step + 1, 0)])
-                    parts.append(tirx.IfThenElse(step + 1 < plan.steps, following, None))
+                    parts.append(tirx.IfThenElse(step + 1 < steps, following, None))
                 if k == 0:
-                    parts += [tirx.IfThenElse(ahead < plan.steps, copy(ahead), None), commit]
+                    parts += [tirx.IfThenElse(ahead < steps, copy(ahead), None), commit]
                 parts.append(multiply(k))
             return sequence(parts)
 
-        return [*statements, loop(plan.steps, body, "step")]
+        return [*statements, loop(steps, body, "step")]

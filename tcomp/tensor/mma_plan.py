@@ -9,13 +9,13 @@ chunks.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import dataclass, field, replace
 
 from tcomp.relay.types import numpy_dtype, stored_as
 from tcomp.target.target import Gpu
 from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, clock, memory_cycles
 from tcomp.tensor.knobs import Config, Ordered, Space
+from tcomp.tensor.shares import Parts, Shares, Streams, Tiling
 
 CHUNK_BYTES = 16
 CAPABILITIES: Mapping[str, int] = {
@@ -29,6 +29,7 @@ _WARPS = (16, 32, 64)
 _STAGES = (2, 3, 4, 5)
 SPLITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 GROUPS = (1, 2, 4, 8, 16)
+STREAMED = (0, 1, 2)
 _OTHER_REGISTERS = 44
 """Addresses, conditions and counters of a thread, as nvcc has them."""
 _DEFAULT_BLOCKS = (
@@ -51,21 +52,6 @@ BLOCK_CYCLES = 1500
 """Until a block's first copies are there and its last stores are out."""
 
 
-class Parts(Protocol):
-    """A product of which `splits` parts of the depth are summed up apart."""
-
-    @property
-    def dtype(self) -> str: ...
-    @property
-    def batch(self) -> int: ...
-    @property
-    def rows(self) -> int: ...
-    @property
-    def columns(self) -> int: ...
-    @property
-    def splits(self) -> int: ...
-
-
 @dataclass(frozen=True)
 class TiledProduct:
     """A product `[batch, rows, depth] x [batch, depth, columns]`, of which a block computes a tile."""
@@ -78,19 +64,27 @@ class TiledProduct:
     """In elements, whole chunks."""
     block_rows: int
     block_columns: int
+    group: int = field(default=8, kw_only=True)
+    """Rows of tiles that blocks which run at the same time share."""
+
+    @property
+    def tiling(self) -> Tiling:
+        extents = (self.rows, self.columns, self.block_rows, self.block_columns)
+        return Tiling((self.batch,), *extents, self.group)
 
     @property
     def tiles(self) -> tuple[int, int]:
         """Of blocks, along rows and columns."""
-        return -(-self.rows // self.block_rows), -(-self.columns // self.block_columns)
+        return self.tiling.along
 
 
 @dataclass(frozen=True)
 class MmaPlan(TiledProduct):
     """How a product is cut for `mma.sync`.
 
-    `splits` parts of the depth are summed up by blocks of their own. Blocks that run at the same time share
-    `group` rows of tiles, so that they find most of their operands in the second-level cache.
+    `splits` parts of the depth are summed up by blocks of their own. Or, where the tiles do not fill whole
+    rounds of the blocks that run at once, these share the steps of the last ones, of so many rounds as
+    `streamed` says, the last being no whole one.
     """
 
     warp_rows: int
@@ -98,7 +92,7 @@ class MmaPlan(TiledProduct):
     depth_chunks: int
     stages: int
     splits: int = 1
-    group: int = 8
+    streamed: int = 0
 
     @property
     def chunk(self) -> int:
@@ -128,9 +122,22 @@ class MmaPlan(TiledProduct):
         """Of the depth of one part."""
         return -(-self.depth // (self.block_depth * self.splits))
 
-    @property
-    def blocks(self) -> int:
-        return self.batch * self.splits * self.tiles[0] * self.tiles[1]
+    def resident(self, gpu: Gpu) -> int:
+        """Blocks that run at once on a multiprocessor."""
+        return max(
+            1,
+            min(
+                gpu.registers // (self.registers * self.threads),
+                gpu.shared_bytes // (self.shared_bytes + 1024),
+                gpu.threads // self.threads,
+            ),
+        )
+
+    def shares(self, gpu: Gpu) -> Shares:
+        tiles = self.tiling.tiles
+        if self.streamed:
+            return Streams.of(tiles, self.steps, self._at_once(gpu), self.streamed)
+        return Parts(tiles, self.steps, self.splits)
 
     @property
     def stage_chunks(self) -> int:
@@ -162,7 +169,15 @@ class MmaPlan(TiledProduct):
             return f"{self.threads} threads of {self.registers} registers; they have {most}"
         if self.splits > 1 and (self.splits - 1) * self.steps * self.block_depth >= self.depth:
             return f"a depth of {self.depth} has no {self.splits} parts"
-        return None
+        if not self.streamed:
+            return None
+        if self.splits > 1:
+            return f"{self.splits} parts of the depth of tiles whose steps are streamed"
+        return Streams.complaint(self.tiling.tiles, self.steps, self._at_once(gpu), self.streamed)
+
+    def _at_once(self, gpu: Gpu) -> int:
+        """Blocks that run at once."""
+        return gpu.processors * self.resident(gpu)
 
     def cycles(self, gpu: Gpu) -> float:
         """Estimated cycles: of the busiest of tensor cores, shared memory and second-level cache, in whole
@@ -174,27 +189,31 @@ class MmaPlan(TiledProduct):
         copied = self.stage_chunks * CHUNK_BYTES
         multiply = instructions * instruction_cycles(self.dtype, gpu)
         step = max(multiply, (read + copied) / SHARED_BYTES, copied / CACHE_BYTES) + _STEP_CYCLES
-        fitting = min(
-            gpu.registers // (self.registers * self.threads),
-            gpu.shared_bytes // (self.shared_bytes + 1024),
-            gpu.threads // self.threads,
-        )
-        rounds, together = 0.0, self.blocks
-        while together > 0:
-            resident = min(fitting, -(-together // gpu.processors))
-            idle = max(1.0, _BUSY_WARPS / (resident * warps))
-            full = max(1, together // (resident * gpu.processors))
-            rounds += full * (resident * self.steps * step * idle + BLOCK_CYCLES)
-            together -= full * resident * gpu.processors
-        return rounds + adding_cycles(self, gpu)
+        fitting, shares = self.resident(gpu), self.shares(gpu)
+
+        def rounds(together: int, steps: int, begins: int) -> float:
+            """Of so many blocks, of which each begins `begins` times."""
+            cycles = 0.0
+            while together > 0:
+                resident = min(fitting, -(-together // gpu.processors))
+                idle = max(1.0, _BUSY_WARPS / (resident * warps))
+                full = max(1, together // (resident * gpu.processors))
+                cycles += full * (resident * steps * step * idle + begins * BLOCK_CYCLES)
+                together -= full * resident * gpu.processors
+            return cycles
+
+        adding = adding_cycles(shares, self.block_rows * self.block_columns, gpu)
+        if isinstance(shares, Streams):
+            whole = rounds(shares.tiles - shares.divided, self.steps, 1)
+            return whole + rounds(shares.sharers, shares.share, shares.most_segments) + adding
+        return rounds(shares.blocks, self.steps, 1) + adding
 
 
-def adding_cycles(plan: Parts, gpu: Gpu) -> float:
-    """Estimated cycles of keeping parts of sums and adding them."""
-    if plan.splits == 1:
+def adding_cycles(shares: Shares, tile: int, gpu: Gpu) -> float:
+    """Estimated cycles of keeping pieces, of `tile` sums each, and adding them."""
+    if not shares.kept:
         return 0.0
-    moved = 2 * plan.splits * plan.batch * plan.rows * plan.columns * 4
-    return LAUNCH_CYCLES + BLOCK_CYCLES + moved / (CACHE_BYTES * gpu.processors)
+    return LAUNCH_CYCLES + BLOCK_CYCLES + 2 * shares.kept * tile * 4 / (CACHE_BYTES * gpu.processors)
 
 
 def instruction_cycles(dtype: str, gpu: Gpu) -> float:
@@ -208,34 +227,40 @@ def chunk_elements(dtype: str) -> int:
     return CHUNK_BYTES // numpy_dtype(stored_as(dtype)).itemsize
 
 
-def default_plan(dtype: str, extents: tuple[int, int, int, int], gpu: Gpu) -> MmaPlan:
-    """The plan of the fewest estimated cycles for (batch, rows, columns, depth)."""
-    return min(_defaults(dtype, extents, gpu), key=lambda plan: plan.cycles(gpu))
+def default_plan(dtype: str, extents: tuple[int, int, int, int], gpu: Gpu, streams: bool = True) -> MmaPlan:
+    """The plan of the fewest estimated cycles for (batch, rows, columns, depth), of `streams` or not."""
+    plans = (plan for plan in default_plans(dtype, extents, gpu) if streams or not plan.streamed)
+    return min(plans, key=lambda plan: plan.cycles(gpu))
 
 
-def _defaults(dtype: str, extents: tuple[int, int, int, int], gpu: Gpu) -> Iterator[MmaPlan]:
+def default_plans(dtype: str, extents: tuple[int, int, int, int], gpu: Gpu) -> Iterator[MmaPlan]:
+    """The plans that a default may be."""
     for block in _DEFAULT_BLOCKS:
         for depth_chunks in (4, 8):
             for stages in (4, 3):
                 plan = MmaPlan(dtype, *extents, *block, depth_chunks, stages)
-                splits = (replace(plan, splits=n) for n in SPLITS)
-                yield from (split for split in splits if split.complaint(gpu) is None)
+                shared = [replace(plan, splits=n) for n in SPLITS]
+                shared += [replace(plan, streamed=n) for n in STREAMED if n]
+                yield from (one for one in shared if one.complaint(gpu) is None)
 
 
-def estimated_cycles(dtype: str, extents: tuple[int, int, int, int], nbytes: int, gpu: Gpu) -> float:
+def estimated_cycles(
+    dtype: str, extents: tuple[int, int, int, int], nbytes: int, gpu: Gpu, streams: bool = True
+) -> float:
     """Of the default plan, which moves `nbytes` from and to the device's memory at least."""
-    return max(default_plan(dtype, extents, gpu).cycles(gpu), memory_cycles(gpu, nbytes))
+    return max(default_plan(dtype, extents, gpu, streams).cycles(gpu), memory_cycles(gpu, nbytes))
 
 
-def plan_space(dtype: str, extents: tuple[int, int, int, int], gpu: Gpu) -> Space:
-    """The knobs of plans of a product, by the names of the plan's fields."""
-    best = default_plan(dtype, extents, gpu)
+def plan_space(dtype: str, extents: tuple[int, int, int, int], gpu: Gpu, streams: bool = True) -> Space:
+    """The knobs of plans of a product, by the names of the plan's fields; `streams` as for `default_plan`."""
+    best = default_plan(dtype, extents, gpu, streams)
     values = {
         "block_rows": _BLOCKS, "block_columns": _BLOCKS, "warp_rows": _WARPS, "warp_columns": _WARPS,
-        "depth_chunks": (4, 8), "stages": _STAGES, "splits": SPLITS, "group": GROUPS,
+        "depth_chunks": (4, 8), "stages": _STAGES, "splits": SPLITS, "streamed": STREAMED, "group": GROUPS,
     }  # fmt: skip
     knobs = tuple(Ordered(name, of, int(getattr(best, name))) for name, of in values.items())
-    return Space(knobs, lambda config: plan_of(dtype, extents, config).complaint(gpu))
+    added = {"streamed": 0}
+    return Space(knobs, lambda config: plan_of(dtype, extents, config).complaint(gpu), added)
 
 
 def plan_of(dtype: str, extents: tuple[int, int, int, int], config: Config) -> MmaPlan:

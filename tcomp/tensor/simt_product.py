@@ -1,6 +1,6 @@
 """Products of matrices by plain instructions of a GPU: tiles in shared memory, sums in registers.
 
-    for each tile of rows and columns, and part of the depth (a block of threads):
+    for each tile of rows and columns, and part of the depth, that a block of threads has:
       for each tile of the depth:
         load the tiles of both operands that come next into registers
         for k in the tile of the depth:
@@ -15,8 +15,7 @@ with zeros. See `block_tile` for which thread has which sums.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from math import prod
+from collections.abc import Callable, Sequence
 
 from tcomp.tensor.block_tile import BlockTile
 from tcomp.tensor.loops import (
@@ -31,68 +30,66 @@ from tcomp.tensor.loops import (
     unrolled,
     vectorized,
 )
-from tcomp.tensor.matrices import Index, Matrices
+from tcomp.tensor.matrices import Matrices
 from tcomp.tensor.operand import Operand
 from tcomp.tensor.shared_tiles import Factors, SharedTile, TileLoader, add_products, each_sum, tile_elements
+from tcomp.tensor.shares import Segment, Shares, Tiling
 from tcomp.tensor.template import Scheduled
-from tcomp.tensor.threads import digits, launch, shared, synchronize
-from tcomp.tensor.totals import Totals
+from tcomp.tensor.threads import launch, shared, synchronize
+from tcomp.tensor.totals import Destination, Totals
 from tcomp.tvm_api import tirx
 
 
 class SimtProduct:
     """The launches of one product."""
 
-    def __init__(self, matrices: Matrices, tile: BlockTile) -> None:
-        self.matrices, self.tile = matrices, tile
+    def __init__(self, matrices: Matrices, tile: BlockTile, shares: Shares) -> None:
+        self.matrices, self.tile, self.shares = matrices, tile, shares
         left, right = Operand.left(matrices, tile.vector), Operand.right(matrices, tile.vector)
-        guarded = self.steps * tile.split * tile.depth > matrices.depth
+        guarded = self.steps * tile.depth > matrices.depth
         self.left = TileLoader(left, tile.rows, tile.depth, tile.threads, guarded, "left")
         self.right = TileLoader(right, tile.columns, tile.depth, tile.threads, guarded, "right")
         dtype = matrices.accumulator
         sizes = [tile.stages * tile_elements(size, tile.depth) for size in (tile.rows, tile.columns)]
         self.allocate_left, self.left_tiles = shared(sizes[:1], dtype, "left_tiles")
         self.allocate_right, self.right_tiles = shared(sizes[1:], dtype, "right_tiles")
-        self.totals = Totals(matrices, tile.split)
+        m = matrices
+        self.tiling = Tiling(m.batch, m.rows, m.columns, tile.rows, tile.columns)
+        self.totals = Totals(matrices, self.tiling, self.shares)
         self.allocate_sums, self.sums = local((tile.thread_rows, tile.thread_columns), dtype, "sums")
 
     @property
     def steps(self) -> int:
-        """Tiles of the depth that a block walks."""
-        return self.tile.steps(self.matrices.depth)
-
-    @property
-    def grid(self) -> tuple[int, ...]:
-        """Batch, parts of the depth, tiles of rows, tiles of columns."""
-        m, tile = self.matrices, self.tile
-        return (*m.batch, tile.split, -(-m.rows // tile.rows), -(-m.columns // tile.columns))
+        """Tiles of the whole depth."""
+        return self.tile.steps(self.matrices.depth) * self.tile.split
 
     def launches(self) -> list[Statement]:
-        """1. Sums of each part of the depth. 2. Their sums, where there are several."""
-        tile = self.tile
-        blocks = launch(
-            (prod(self.grid),), (tile.threads,), lambda b, t: left_to_compiler(self._block(b[0], t[0]))
-        )
+        """1. Sums of each block's share of the steps. 2. Their sums, where there are several."""
+
+        def body(block: Sequence[Expression], thread: Sequence[Expression]) -> Statement:
+            of_block = self.shares.segments(block[0], lambda segment: self._segment(segment, thread[0]))
+            return left_to_compiler(of_block)
+
+        blocks = launch((self.shares.blocks,), (self.tile.threads,), body)
         return [blocks, *self.totals.launches()]
 
     def scheduled(self) -> Scheduled:
         """A kernel of nothing but `launches`."""
         return self.matrices.anchored.scheduled(self.launches())
 
-    def _block(self, block: Expression, thread: Expression) -> Statement:
-        *batch, part, row, column = digits(block, self.grid)
-        rows, columns = row * self.tile.rows, column * self.tile.columns
+    def _segment(self, segment: Segment, thread: Expression) -> Statement:
+        batch, rows, columns = self.tiling.place(segment.tile)
         place = self.tile.place(thread)
 
         def load(step: Expression) -> list[Statement]:
             # A variable of its own, of which the range is known, so that indices simplify.
-            number, count = tirx.Var("step_number", "int32"), constant(self.steps * self.tile.split)
+            number, count = tirx.Var("step_number", "int32"), constant(self.steps)
 
             def both(at: Expression) -> Statement:
                 left = self.left.load(thread, batch, rows, at)
                 return sequence([left, self.right.load(thread, batch, columns, at)])
 
-            return [tirx.Bind(number, part * self.steps + step), under(number, count, both)]
+            return [tirx.Bind(number, segment.first + step), under(number, count, both)]
 
         def store(stage: Expression) -> list[Statement]:
             return [
@@ -107,19 +104,22 @@ class SimtProduct:
                 self.allocate_sums,
                 each_sum(self.sums, lambda r, c: tirx.BufferStore(self.sums, zero, [r, c])),
                 *load(constant(0)),
-                *self._walk(load, store, place),
-                self._finish(batch, part, rows, columns, place),
+                # Until others have multiplied the last tiles of the segment before.
+                *([synchronize()] if self.shares.most_segments > 1 else []),
+                *self._walk(segment.steps, load, store, place),
+                self.totals.stored(segment, lambda to: self._store(to, place)),
             ]
         )
 
     def _walk(
         self,
+        steps: int | Expression,
         load: Callable[[Expression], list[Statement]],
         store: Callable[[Expression], list[Statement]],
         place: tuple[Expression, Expression],
     ) -> list[Statement]:
-        """All steps of the depth; the first tile is loaded."""
-        last = self.steps - 1
+        """All steps of the segment; the first tile is loaded."""
+        last = steps - 1
         if self.tile.stages == 1:
 
             def one(step: Expression) -> Statement:
@@ -129,15 +129,18 @@ class SimtProduct:
                 )
 
             end = [*store(constant(0)), synchronize(), self._multiply(constant(0), place)]
-            return [loop(last, one, "step"), *end] if last else end
+            return end if isinstance(last, int) and last == 0 else [loop(last, one, "step"), *end]
 
         def overlapped(step: Expression) -> Statement:
             stage = tirx.floormod(step, 2)
             return sequence([*load(step + 1), self._multiply(stage, place), *store(1 - stage), synchronize()])
 
         begin = [*store(constant(0)), synchronize()]
-        end = self._multiply(constant(last % 2), place)
-        return [*begin, loop(last, overlapped, "step"), end] if last else [*begin, end]
+        if isinstance(last, int):
+            end = self._multiply(constant(last % 2), place)
+            return [*begin, loop(last, overlapped, "step"), end] if last else [*begin, end]
+        end = self._multiply(tirx.floormod(last, 2), place)
+        return [*begin, loop(last, overlapped, "step"), end]
 
     def _left_tile(self, stage: Expression) -> SharedTile:
         size = self.tile.rows
@@ -159,32 +162,23 @@ class SimtProduct:
         """Add the products of the tiles in buffer `stage`."""
         return add_products(self.sums, *self._factors(stage, place), self.tile.depth)
 
-    def _finish(
-        self,
-        batch: Index,
-        part: Expression,
-        rows: Expression,
-        columns: Expression,
-        place: tuple[Expression, Expression],
-    ) -> Statement:
-        tile, matrices = self.tile, self.matrices
+    def _store(self, to: Destination, place: tuple[Expression, Expression]) -> Statement:
+        tile = self.tile
         left, right = self._factors(constant(0), place)
-        lanes = self.totals.lanes(right.width)
+        lanes = min(to.lanes, right.width)
 
         def vector(r: Expression, c: Expression) -> Statement:
             """The sums from column `c` of row `r` of the thread's on."""
-            row, column = rows + left.at(r), columns + right.at(c)
+            row, column = to.row + left.at(r), to.column + right.at(c)
             inside = [
                 condition
                 for condition, ragged in (
-                    (row < matrices.rows, matrices.rows % tile.rows),
-                    (column < matrices.columns, matrices.columns % tile.columns),
+                    (row < to.rows, to.rows % tile.rows),
+                    (column < to.columns, to.columns % tile.columns),
                 )
                 if ragged
             ]
-            store = vectorized(
-                lanes, lambda i: self.totals.store(part, batch, row, column + i, self.sums[r, c + i])
-            )
+            store = vectorized(lanes, lambda i: to.store(row, column + i, self.sums[r, c + i]))
             return tirx.IfThenElse(tirx.all(*inside), store, None) if inside else store
 
         def row(r: Expression) -> Statement:

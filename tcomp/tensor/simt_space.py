@@ -7,9 +7,9 @@ as long as their multiply-adds and loads from shared memory, but no less than a 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product as combinations
-from math import ceil, prod
+from math import ceil
 
 import numpy as np
 
@@ -20,12 +20,14 @@ from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, memory_cycles, multiply_adds
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Ordered, Space
 from tcomp.tensor.product import Product
+from tcomp.tensor.shares import Parts, Shares, Streams, Tiling
 
 TILES = (32, 64, 128, 256)
 DEPTHS = (8, 16, 32)
 THREAD_TILES = (2, 4, 8)
 SPLITS = (1, 2, 4, 8, 16, 32, 64)
 VECTORS = (1, 2, 4)
+STREAMED = (0, 1, 2)
 ARRIVAL_CYCLES = 800
 """Cycles of a tile of the depth that is waited for: load, store to shared memory, barrier."""
 _SHARED_BYTES = 128
@@ -79,18 +81,42 @@ def resident_blocks(gpu: Gpu, threads: int, registers: int, shared_bytes: int) -
     return max(1, min(by_registers, by_shared, gpu.threads // threads))
 
 
+def _resident(problem: Problem, tile: BlockTile, gpu: Gpu) -> int:
+    itemsize = problem.itemsize
+    return resident_blocks(gpu, tile.threads, tile.registers(itemsize), tile.shared_bytes(itemsize))
+
+
+def _tiles(problem: Problem, tile: BlockTile) -> int:
+    return Tiling(problem.batch, problem.rows, problem.columns, tile.rows, tile.columns).tiles
+
+
+def shares_of(problem: Problem, tile: BlockTile, target: Target) -> Shares:
+    """Which block computes what."""
+    gpu = target.gpu
+    assert gpu is not None
+    tiles, steps = _tiles(problem, tile), tile.steps(problem.depth)
+    if tile.streamed:
+        return Streams.of(tiles, steps, gpu.processors * _resident(problem, tile, gpu), tile.streamed)
+    return Parts(tiles, steps, tile.split)
+
+
+def _reason(problem: Problem, tile: BlockTile, gpu: Gpu) -> str | None:
+    """Why no product is cut so, or None."""
+    reason = tile.reason(gpu, problem.itemsize, problem.depth)
+    if reason is not None or not tile.streamed:
+        return reason
+    if tile.split > 1:
+        return f"{tile.split} parts of the depth of tiles whose steps are streamed"
+    at_once = gpu.processors * _resident(problem, tile, gpu)
+    return Streams.complaint(_tiles(problem, tile), tile.steps(problem.depth), at_once, tile.streamed)
+
+
 def cycles(problem: Problem, tile: BlockTile, target: Target) -> float:
     """Estimated cycles of all launches."""
     gpu = target.gpu
     assert gpu is not None
     itemsize, rate = problem.itemsize, multiply_adds(gpu, problem.itemsize)
-    grid = -(-problem.rows // tile.rows) * -(-problem.columns // tile.columns)
-    blocks = prod(problem.batch) * grid * tile.split
-    of_processor = -(-blocks // gpu.processors)
-    resident = min(
-        resident_blocks(gpu, tile.threads, tile.registers(itemsize), tile.shared_bytes(itemsize)),
-        of_processor,
-    )
+    shares, fitting = shares_of(problem, tile, target), _resident(problem, tile, gpu)
     sums, factors = tile.thread_rows * tile.thread_columns, tile.thread_rows + tile.thread_columns
     # Threads of a warp that read the same element share it: 12 of 32 vectors are different ones.
     shared = tile.threads * tile.depth * factors * itemsize * 12 / 32 / _SHARED_BYTES
@@ -100,35 +126,51 @@ def cycles(problem: Problem, tile: BlockTile, target: Target) -> float:
     instructions = tile.threads * (tile.depth * (sums + factors / 4) + _STEP_INSTRUCTIONS) + loads
     issue = instructions / rate + _OVERLAP * moved * itemsize / SECOND_LEVEL_BYTES
 
-    def together(count: int) -> float:
+    def together(count: int, steps: int, segments: int) -> float:
         """Cycles of so many blocks at once, from beginning to end."""
         step = max(count * max(issue, shared), ARRIVAL_CYCLES + issue)
         ends = ARRIVAL_CYCLES + count * tile.rows * tile.columns * itemsize / SECOND_LEVEL_BYTES
-        return tile.steps(problem.depth) * step + ends
+        return steps * step + segments * ends
 
-    rest = of_processor % resident
-    compute = of_processor // resident * together(resident) + (together(rest) if rest else 0)
-    outputs = prod(problem.batch) * problem.rows * problem.columns
-    parts = 0 if tile.split == 1 else 2 * tile.split * outputs * itemsize
-    memory = memory_cycles(gpu, problem.nbytes + parts)
-    return max(compute, memory) + LAUNCH_CYCLES * (1 if tile.split == 1 else 2)
+    def rounds(blocks: int, steps: int, segments: int = 1) -> float:
+        of_processor = -(-blocks // gpu.processors)
+        resident = max(1, min(fitting, of_processor))
+        rest = of_processor % resident
+        full = of_processor // resident * together(resident, steps, segments)
+        return full + (together(rest, steps, segments) if rest else 0)
+
+    if isinstance(shares, Streams):
+        compute = rounds(shares.tiles - shares.divided, shares.steps)
+        compute += rounds(shares.sharers, shares.share, shares.most_segments)
+    else:
+        compute = rounds(shares.blocks, tile.steps(problem.depth))
+    pieces = 2 * shares.kept * tile.rows * tile.columns * itemsize
+    memory = memory_cycles(gpu, problem.nbytes + pieces)
+    return max(compute, memory) + LAUNCH_CYCLES * (2 if shares.kept else 1)
 
 
-def simt_space(problem: Problem, target: Target) -> Space:
-    """All tiles of a product; the default is the one of least estimated cycles.
+def default_tile(problem: Problem, target: Target) -> BlockTile:
+    """The tile of least estimated cycles.
 
     Raises UnsupportedError when none fits the target.
     """
     gpu = target.gpu
     assert gpu is not None
-
-    def reason(config: Config) -> str | None:
-        return BlockTile.of(config).reason(gpu, problem.itemsize, problem.depth)
-
-    fitting = list(_sensible(problem, gpu))
+    fitting = list(default_tiles(problem, gpu))
     if not fitting:
         raise UnsupportedError(f"no tile of sums in {problem.accumulator} fits target `{target.name}`")
-    best = min(fitting, key=lambda tile: cycles(problem, tile, target))
+    return min(fitting, key=lambda tile: cycles(problem, tile, target))
+
+
+def simt_space(problem: Problem, target: Target) -> Space:
+    """All tiles of a product; raises UnsupportedError when none fits the target."""
+    gpu = target.gpu
+    assert gpu is not None
+
+    def reason(config: Config) -> str | None:
+        return _reason(problem, BlockTile.of(config), gpu)
+
+    best = default_tile(problem, target)
     return Space(
         (
             Ordered("tile_m", TILES, best.rows),
@@ -139,16 +181,20 @@ def simt_space(problem: Problem, target: Target) -> Space:
             Ordered("stages", (1, 2), best.stages),
             Ordered("split", SPLITS, best.split),
             Ordered("vector", VECTORS, best.vector),
+            Ordered("streamed", STREAMED, best.streamed),
         ),
         reason,
+        added={"streamed": 0},
     )
 
 
-def _sensible(problem: Problem, gpu: Gpu) -> Iterator[BlockTile]:
-    """Tiles that a default may have: the depth is split only where there are few tiles of the output."""
-    for rows, columns, depth, m, n, split in combinations(TILES, TILES, DEPTHS, (4, 8), (4, 8), SPLITS):
-        tile = BlockTile(rows, columns, depth, m, n, 2, split, max(VECTORS))
-        tiles = prod(problem.batch) * -(-problem.rows // rows) * -(-problem.columns // columns)
-        enough = split == 1 or tiles < 2 * gpu.processors
-        if enough and tile.threads >= 64 and tile.reason(gpu, problem.itemsize, problem.depth) is None:
-            yield tile
+def default_tiles(problem: Problem, gpu: Gpu) -> Iterator[BlockTile]:
+    """The tiles that a default may be: the depth is split only where there are few tiles of the output."""
+    for rows, columns, depth, m, n in combinations(TILES, TILES, DEPTHS, (4, 8), (4, 8)):
+        whole = BlockTile(rows, columns, depth, m, n, 2, 1, max(VECTORS))
+        if whole.threads < 64 or _reason(problem, whole, gpu) is not None:
+            continue
+        few = _tiles(problem, whole) < 2 * gpu.processors
+        shared = [replace(whole, split=n) for n in SPLITS if few or n == 1]
+        shared += [replace(whole, streamed=n) for n in STREAMED if n]
+        yield from (tile for tile in shared if _reason(problem, tile, gpu) is None)

@@ -41,6 +41,7 @@ from tcomp.tensor.loops import (
 )
 from tcomp.tensor.matrices import Index, expressions
 from tcomp.tensor.product import unravel
+from tcomp.tensor.shares import Shares
 from tcomp.tensor.simt_product import SimtProduct
 from tcomp.tensor.template import Packing, Scheduled
 from tcomp.tensor.threads import digits, spread
@@ -126,14 +127,17 @@ class TileProducts:
 class SimtWinograd:
     """The launches of one kernel, whose weights are constant; `threads` of a block that transforms."""
 
-    def __init__(self, kernel: Kernel, tiles: PixelTiles, tile: BlockTile, threads: int) -> None:
+    def __init__(
+        self, kernel: Kernel, tiles: PixelTiles, tile: BlockTile, shares: Shares, threads: int
+    ) -> None:
         self.tiles, self.conv, self.threads = tiles, tiles.conv, threads
         self.scheme, weights = tiles.scheme, constant_right(kernel)
         assert weights is not None
         self.anchored = Anchored(kernel, {weights: _packing(self.conv, self.scheme)})
         self.patches = self._scratch(self.conv.in_channels, "patches")
         self.products = self._scratch(self.conv.out_channels, "products")
-        self.product = SimtProduct(TileProducts(self.anchored, tiles, self.patches, self.products), tile)
+        products = TileProducts(self.anchored, tiles, self.patches, self.products)
+        self.product = SimtProduct(products, tile, shares)
 
     def scheduled(self) -> Scheduled:
         """1. Transform inputs. 2. Multiply. 3. Transform products; what follows the convolution."""

@@ -14,7 +14,14 @@ from tcomp.tensor.convolution import Convolution
 from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, memory_cycles, multiply_adds
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Ordered, Space
-from tcomp.tensor.simt_space import ARRIVAL_CYCLES, SECOND_LEVEL_BYTES, Problem, cycles, simt_space
+from tcomp.tensor.simt_space import (
+    ARRIVAL_CYCLES,
+    SECOND_LEVEL_BYTES,
+    Problem,
+    cycles,
+    default_tile,
+    simt_space,
+)
 from tcomp.tensor.simt_winograd import PixelTiles
 from tcomp.tensor.winograd_choice import COLUMNS, pixel_tiles
 
@@ -137,7 +144,8 @@ def best_tiles(problem: WinogradProblem, target: Target) -> WinogradTiles:
 
 def best_of(problem: WinogradProblem, pixels: tuple[int, int], target: Target) -> WinogradTiles:
     """The best with tiles of these pixels."""
-    product = BlockTile.of(_product_space(problem, pixels, target).default)
+    assert target.gpu is not None
+    product = default_tile(problem.product(PixelTiles(problem.conv, pixels), target.gpu), target)
     return WinogradTiles(pixels, product, min(THREADS))
 
 

@@ -1,4 +1,4 @@
-"""The right operand of a product that has its weights in 4 or 8 bits (`dequantize_blocks`), on GPUs."""
+"""The right operand of a product that has weights of 4 or 8 bits (`dequantize_blocks`), on GPUs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tcomp.relay.attributes import flag, integer
 from tcomp.relay.graph import Constant, Node, Value
+from tcomp.relay.types import FLOAT8
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.epilogue import placeholder_index
 from tcomp.tensor.few_rows import Column, RowsPlan
@@ -83,7 +84,9 @@ class PackedWeights:
 
     def unpack(self, numbers: Buffer, word: Expression, zero: Expression, at: int = 0) -> Statement:
         """Make the weights of a word, less their zero point, the `at`-th so many of `numbers`."""
-        name, first = f"tcomp_unpack_{self.bits}", tirx.address_of(numbers[at * self.word])
+        dtype = self.node.inputs[0].dtype
+        kind = dtype if dtype in FLOAT8 else str(self.bits)
+        name, first = f"tcomp_unpack_{kind}", tirx.address_of(numbers[at * self.word])
         return tirx.Evaluate(tirx.call_extern("int32", name, first, word, zero))
 
     def _buffer(self, anchored: Anchored, value: Value) -> Buffer:

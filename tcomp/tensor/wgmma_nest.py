@@ -13,8 +13,11 @@ Where there are no tiles of the left operand (`WgmmaPlan.gathers`), as in convol
 producer copy it by chunks of 16 bytes, wait for their own, and arrive at `full`.
 
 Consumers keep the products of one step under way while they begin those of the next, so they give back a
-stage one step later. The phases of barriers go on over all tiles of the output that a block takes, so the
-producer fetches the next one's operands while consumers store sums.
+stage one step later. Those of the last step are waited for in the loop and behind it: with either alone ptxas
+sees sums read too early where a block takes one tile, and makes each product wait for the one before.
+
+The phases of barriers go on over all tiles of the output that a block takes, so the producer fetches the next
+one's operands while consumers store sums.
 
 A tile in shared memory has lines of 128 bytes, in the order of the 128-byte swizzle: a row's depth where that
 lies along memory, else 64 rows of one element of the depth. `tcomp_wgmma.cuh` says which sums a thread has.
@@ -32,11 +35,12 @@ from tcomp.target.tile_map import TileMap
 from tcomp.tensor.convolution import accumulator_dtype
 from tcomp.tensor.loops import Buffer, Expression, Statement, constant, local, loop, sequence
 from tcomp.tensor.mma_fragments import Fragments
-from tcomp.tensor.mma_nest import Store, grouped
 from tcomp.tensor.mma_operand import ChunkCopies, MmaOperand
 from tcomp.tensor.mma_plan import CHUNK_BYTES
-from tcomp.tensor.threads import digits, dynamic_shared, launch, synchronize
+from tcomp.tensor.shares import Segment
+from tcomp.tensor.threads import dynamic_shared, launch, synchronize
 from tcomp.tensor.tiles import address_of_map, in_clusters, map_variable, with_map
+from tcomp.tensor.totals import Destination, Totals
 from tcomp.tensor.warps import WARP, from_first_lane
 from tcomp.tensor.wgmma_plan import (
     BARRIER_BYTES,
@@ -154,12 +158,12 @@ class _Shared:
 
 @dataclass(frozen=True)
 class _Tile:
-    """A tile of the output: its number among those of its block, its place; the block's in the cluster."""
+    """Steps of a tile of the output: its place, the steps of its block before; the block's in the cluster."""
 
     rank: Expression
-    turn: Expression
+    before: Expression
+    segment: Segment
     batch: Expression
-    part: Expression
     row: Expression
     column: Expression
 
@@ -171,9 +175,7 @@ class WgmmaNest:
     plan: WgmmaPlan
     left: MmaOperand
     right: MmaOperand
-    store: Store
-    vector: int
-    """Neighbours of a row that are stored at once: 2, or 1 where they do not lie side by side."""
+    totals: Totals
     gpu: Gpu
 
     @property
@@ -241,19 +243,26 @@ class WgmmaNest:
         return sequence([*statements, _call("tcomp_barriers_are_ready")])
 
     def _each_tile(self, block: Expression, body: Callable[[_Tile], Statement]) -> Statement:
-        """`body(tile)` for each tile of the output that a block takes."""
-        plan, grid = self.plan, self.plan.blocks(self.gpu)
+        """`body(tile)` for each tile of the output of which a block takes steps."""
+        plan, grid, shares = self.plan, self.plan.blocks(self.gpu), self.plan.shares(self.gpu)
+        first = shares.steps_of(block)
 
         def take(turn: Expression) -> Statement:
             number = turn * grid + block
-            batch, part, at = digits(number, (plan.batch, plan.splits, plan.tiles[0] * plan.tiles[1]))
-            row, column = grouped(at, plan.tiles, plan.group)
             rank = tirx.floormod(block, plan.cluster)
-            inside = body(_Tile(rank, turn, batch, part, row * plan.block_rows, column * plan.block_columns))
-            whole = plan.all_tiles % grid == 0
-            return inside if whole else tirx.IfThenElse(number < plan.all_tiles, inside, None)
+            before = turn * plan.steps
+            if not isinstance(first, int):  # Of the share that comes first; others are whole tiles.
+                before = tirx.Select(turn > 0, before + (first - plan.steps), constant(0))
 
-        return loop(-(-plan.all_tiles // grid), take, "turn")
+            def of_segment(segment: Segment) -> Statement:
+                (batch,), row, column = plan.tiling.place(segment.tile)
+                return body(_Tile(rank, before + segment.before, segment, batch, row, column))
+
+            inside = shares.segments(number, of_segment)
+            whole = shares.blocks % grid == 0
+            return inside if whole else tirx.IfThenElse(number < shares.blocks, inside, None)
+
+        return loop(-(-shares.blocks // grid), take, "turn")
 
     def _stage(self, step: Expression) -> tuple[Expression, Expression]:
         """The stage of a step, counted over all tiles, and the parity of its phase."""
@@ -264,8 +273,8 @@ class WgmmaNest:
         plan = self.plan
 
         def one(step: Expression) -> Statement:
-            stage, parity = self._stage(tile.turn * plan.steps + step)
-            k = (tile.part * plan.steps + step) * plan.block_depth
+            stage, parity = self._stage(tile.before + step)
+            k = (tile.segment.first + step) * plan.block_depth
             full, place = shared.full(stage), shared.tiles(stage)
             return sequence(
                 [
@@ -277,22 +286,22 @@ class WgmmaNest:
                 ]
             )
 
-        return loop(plan.steps, one, "step")
+        return loop(tile.segment.steps, one, "step")
 
     def _gather(self, tile: _Tile, shared: _Shared, right: _Side, number: Expression) -> Statement:
         """As `_produce`, by all threads of the group: thread `number` copies its chunks of the left operand.
 
         Each waits for its own copies of a step when those of the next ones are under way.
         """
-        plan = self.plan
+        plan, steps = self.plan, tile.segment.steps
         copies = _Gathered(self.left, plan, 0, plan.rows, plan.block_rows, tile.batch, tile.row, number)
 
         def have_arrived(step: Expression) -> Statement:
-            return _call("tcomp_barrier_arrive", shared.full(self._stage(tile.turn * plan.steps + step)[0]))
+            return _call("tcomp_barrier_arrive", shared.full(self._stage(tile.before + step)[0]))
 
         def one(step: Expression) -> Statement:
-            stage, parity = self._stage(tile.turn * plan.steps + step)
-            k = (tile.part * plan.steps + step) * plan.block_depth
+            stage, parity = self._stage(tile.before + step)
+            k = (tile.segment.first + step) * plan.block_depth
             full, place = shared.full(stage), shared.tiles(stage)
             expect = _call("tcomp_barrier_expect", full, constant(plan.copied_bytes))
             tiles = sequence([expect, *right.copies(place, full, tile, tile.column, k)])
@@ -311,13 +320,17 @@ class WgmmaNest:
                 ]
             )
 
-        last = min(plan.ahead, plan.steps)
+        if isinstance(steps, int):
+            last = [have_arrived(constant(i)) for i in range(max(0, steps - plan.ahead), steps)]
+        else:
+            ends = [steps - (plan.ahead - i) for i in range(plan.ahead)]
+            last = [tirx.IfThenElse(end >= 0, have_arrived(end), None) for end in ends]
         return sequence(
             [
-                loop(plan.steps, one, "step"),
+                loop(steps, one, "step"),
                 _call("tcomp_gathers_wait<0>"),
                 _call("tcomp_gathers_are_seen"),
-                *(have_arrived(constant(plan.steps - last + i)) for i in range(last)),
+                *last,
             ]
         )
 
@@ -330,7 +343,7 @@ class WgmmaNest:
         group: Expression,
         thread: Expression,
     ) -> Statement:
-        plan = self.plan
+        plan, steps = self.plan, tile.segment.steps
         shape = (plan.pieces, plan.block_columns // 8, 4)
         allocate, sums = local(shape, accumulator_dtype(plan.dtype), "sums")
         group_rows = plan.pieces * INSTRUCTION_ROWS
@@ -343,7 +356,7 @@ class WgmmaNest:
             return tirx.IfThenElse(lane < plan.cluster, _call("tcomp_barrier_arrive_in", lane, empty), None)
 
         def one(step: Expression) -> Statement:
-            count = tile.turn * plan.steps + step
+            count = tile.before + step
             stage, parity = self._stage(count)
             place = shared.tiles(stage)
             return sequence(
@@ -352,27 +365,31 @@ class WgmmaNest:
                     _call("tcomp_products_begin"),
                     self._multiply(sums, left, right, place, group * plan.pieces, step),
                     _call("tcomp_products_commit"),
-                    _call("tcomp_products_wait<1>"),
+                    tirx.IfThenElse(
+                        step + 1 < steps,
+                        _call("tcomp_products_wait<1>"),
+                        _call("tcomp_products_wait<0>"),
+                    ),
                     # As many steps on is the stage of the step before.
                     tirx.IfThenElse(step > 0, give_back(count + (plan.stages - 1)), None),
                 ]
             )
 
-        def store(row: Expression, column: Expression, value: Expression) -> Statement:
-            return self.store(tile.part, tile.batch, row, column, value)
-
         warp = tirx.floormod(tirx.floordiv(thread, WARP), GROUP_THREADS // WARP)
         own_rows = tirx.floordiv(thread, GROUP_THREADS) * group_rows
-        row = tile.row + own_rows + warp * (INSTRUCTION_ROWS // 4)
+
+        def store(to: Destination) -> Statement:
+            row = to.row + own_rows + warp * (INSTRUCTION_ROWS // 4)
+            fragments = Fragments(INSTRUCTION_ROWS, sums, to.rows, to.columns, min(2, to.lanes))
+            return fragments.stored(lane, row, to.column, (plan.block_rows, plan.block_columns), to.store)
+
         return sequence(
             [
                 allocate,
-                loop(plan.steps, one, "step"),
+                loop(steps, one, "step"),
                 _call("tcomp_products_wait<0>"),
-                give_back(tile.turn * plan.steps + (plan.steps - 1)),
-                Fragments(INSTRUCTION_ROWS, sums, plan.rows, plan.columns, self.vector).stored(
-                    lane, row, tile.column, (plan.block_rows, plan.block_columns), store
-                ),
+                give_back(tile.before + (steps - 1)),
+                self.totals.stored(tile.segment, store),
             ]
         )
 
@@ -408,9 +425,9 @@ class WgmmaNest:
 
 def wgmma_launch(
     plan: WgmmaPlan, left: MmaOperand, right: MmaOperand, gpu: Gpu
-) -> Callable[[Store, int], Statement]:
-    """The launch of a product, by how sums are stored, and how many neighbours at once."""
-    return lambda store, vector: WgmmaNest(plan, left, right, store, vector, gpu).statement
+) -> Callable[[Totals], Statement]:
+    """The launch of a product, by where sums are left."""
+    return lambda totals: WgmmaNest(plan, left, right, totals, gpu).statement
 
 
 def _call(name: str, *arguments: Expression) -> Statement:

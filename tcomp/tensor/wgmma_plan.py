@@ -22,10 +22,12 @@ from tcomp.tensor.mma_plan import (
     GROUPS,
     SHARED_BYTES,
     SPLITS,
+    STREAMED,
     TiledProduct,
     adding_cycles,
     chunk_elements,
 )
+from tcomp.tensor.shares import Parts, Shares, Streams
 
 ARCH = "sm_90a"
 """The GPUs that have these instructions."""
@@ -69,13 +71,13 @@ _TILE_CYCLES = 500
 class WgmmaPlan(TiledProduct):
     """How a product is cut for `wgmma`.
 
-    `splits` and `group` are those of `MmaPlan`.
+    `splits` and `streamed` are those of `MmaPlan`.
     """
 
     consumers: int
     stages: int
     splits: int = 1
-    group: int = 8
+    streamed: int = 0
     cluster: int = 1
     """Blocks, of neighbouring rows of tiles, each of which copies a part of the right operand to all."""
     gathers: bool = False
@@ -138,11 +140,6 @@ class WgmmaPlan(TiledProduct):
         return -(-self.depth // (self.block_depth * self.splits))
 
     @property
-    def all_tiles(self) -> int:
-        """Of the output, of all parts of the depth."""
-        return self.batch * self.splits * self.tiles[0] * self.tiles[1]
-
-    @property
     def stage_bytes(self) -> int:
         return (self.block_rows + self.block_columns) * DEPTH_BYTES
 
@@ -167,16 +164,29 @@ class WgmmaPlan(TiledProduct):
 
     def resident(self, gpu: Gpu) -> int:
         """Blocks that run at once on a multiprocessor."""
-        return min(
-            gpu.registers // (self.registers * self.threads),
-            gpu.shared_bytes // (self.shared_bytes + 1024),
-            gpu.threads // self.threads,
+        return max(
+            1,
+            min(
+                gpu.registers // (self.registers * self.threads),
+                gpu.shared_bytes // (self.shared_bytes + 1024),
+                gpu.threads // self.threads,
+            ),
         )
 
+    def _at_once(self, gpu: Gpu) -> int:
+        """Blocks that run at once."""
+        return gpu.processors * self.resident(gpu) // self.cluster * self.cluster
+
+    def shares(self, gpu: Gpu) -> Shares:
+        """Those of the blocks that there would be if each took one."""
+        tiles = self.tiling.tiles
+        if self.streamed:
+            return Streams.of(tiles, self.steps, self._at_once(gpu), self.streamed)
+        return Parts(tiles, self.steps, self.splits)
+
     def blocks(self, gpu: Gpu) -> int:
-        """As many as run at once, if there are so many tiles."""
-        most = gpu.processors * max(1, self.resident(gpu))
-        return min(self.all_tiles, most // self.cluster * self.cluster)
+        """As many as run at once, if there are so many shares; each takes one after the other."""
+        return min(self.shares(gpu).blocks, self._at_once(gpu))
 
     def complaint(self, gpu: Gpu) -> str | None:
         """Why this plan cannot run on `gpu`."""
@@ -195,7 +205,11 @@ class WgmmaPlan(TiledProduct):
             return f"{self.block_columns} columns that {self.cluster} blocks do not share in pieces of 64"
         if self.splits > 1 and (self.splits - 1) * self.steps * self.block_depth >= self.depth:
             return f"a depth of {self.depth} has no {self.splits} parts"
-        return None
+        if not self.streamed:
+            return None
+        if self.splits > 1 or self.cluster > 1:
+            return f"{self.splits} parts and clusters of {self.cluster}, where blocks take streams of steps"
+        return Streams.complaint(self.tiling.tiles, self.steps, self._at_once(gpu), self.streamed)
 
     def cycles(self, gpu: Gpu) -> float:
         """Estimated cycles: of the busiest of tensor cores, shared memory and second-level cache, or of the
@@ -212,12 +226,19 @@ class WgmmaPlan(TiledProduct):
             fetched / CACHE_BYTES,
             chunks * _CHUNK_CYCLES,
         )
-        resident = min(self.resident(gpu), -(-self.all_tiles // gpu.processors))
+        shares = self.shares(gpu)
+        resident = min(self.resident(gpu), -(-shares.blocks // gpu.processors))
         step = max(resident * (busy + _STEP_CYCLES), _LATENCY / (self.stages - 1))
         stored = resident * self.block_rows * self.block_columns * self.itemsize / CACHE_BYTES
-        rounds = -(-self.all_tiles // (gpu.processors * resident))
-        tile = self.steps * step + _TILE_CYCLES + stored
-        return BLOCK_CYCLES + rounds * tile + adding_cycles(self, gpu)
+        at_once = gpu.processors * resident
+        end = _TILE_CYCLES + stored
+        if isinstance(shares, Streams):
+            rounds = -(-(shares.tiles - shares.divided) // at_once)
+            streams = shares.share * step + shares.most_segments * end
+        else:
+            rounds, streams = -(-shares.blocks // at_once), 0.0
+        adding = adding_cycles(shares, self.block_rows * self.block_columns, gpu)
+        return BLOCK_CYCLES + rounds * (self.steps * step + end) + streams + adding
 
 
 def default_wgmma_plan(
@@ -236,8 +257,9 @@ def _defaults(dtype: str, extents: tuple[int, int, int, int], gpu: Gpu, gathers:
     for block in _DEFAULT_BLOCKS:
         for stages in (4, 3, 6):
             plan = WgmmaPlan(dtype, *extents, *block, stages, gathers=gathers)
-            splits = (replace(plan, splits=n) for n in SPLITS)
-            yield from (split for split in splits if split.complaint(gpu) is None)
+            shared = [replace(plan, splits=n) for n in SPLITS]
+            shared += [replace(plan, streamed=n) for n in STREAMED if n]
+            yield from (one for one in shared if one.complaint(gpu) is None)
 
 
 def wgmma_space(
@@ -247,10 +269,14 @@ def wgmma_space(
     best = default_wgmma_plan(dtype, extents, gpu, most_sums, gathers)
     values = {
         "block_rows": _BLOCK_ROWS, "block_columns": _BLOCK_COLUMNS, "consumers": _CONSUMERS,
-        "stages": _STAGES, "splits": SPLITS, "group": GROUPS, "cluster": _CLUSTERS,
+        "stages": _STAGES, "splits": SPLITS, "streamed": STREAMED, "group": GROUPS, "cluster": _CLUSTERS,
     }  # fmt: skip
     knobs = tuple(Ordered(name, of, int(getattr(best, name))) for name, of in values.items())
-    return Space(knobs, lambda config: wgmma_plan_of(dtype, extents, config, gathers).complaint(gpu))
+    return Space(
+        knobs,
+        lambda config: wgmma_plan_of(dtype, extents, config, gathers).complaint(gpu),
+        added={"streamed": 0},
+    )
 
 
 def wgmma_plan_of(

@@ -37,8 +37,8 @@ MOVING_ANCHORS = ("max_pool1d", "max_pool2d", "max_pool3d")
 """Anchors whose results are elements of their operand."""
 RANGES = {"float16": 65504.0, "bfloat16": 3.3e38}
 """The 16-bit types and the largest magnitude that constants may have in each."""
-_LARGEST_LEVEL = 255
-"""What packed weights are at most, in scales."""
+_LARGEST_LEVELS = {"uint8": 255, "float8_e4m3fn": 448, "float8_e5m2": 57344}
+"""What weights of a type are at most, in scales."""
 _MOVING = (FusionKind.MOVEMENT, FusionKind.VIEW)
 
 
@@ -234,7 +234,7 @@ class _Lowering:
                 return False
             outer = node.inputs[place]
             if isinstance(outer, Constant):
-                largest = 1 if unpacking is None else _LARGEST_LEVEL
+                largest = 1 if unpacking is None else _LARGEST_LEVELS[unpacking.inputs[0].dtype]
                 if body.use_count(value) != 1 or not self._in_range(outer, largest):
                     return False
             elif not self._is_narrow(outer):

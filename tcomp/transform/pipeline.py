@@ -47,7 +47,12 @@ def passes_before_lowering(target: Target, precision: Precision = "exact") -> tu
     return (
         DeadCode(),
         LowerResize(),
-        LowerQuantized(target.multiplies("int8"), all(target.multiplies(dtype) for dtype in FLOAT8)),
+        LowerQuantized(
+            integer_products=target.multiplies("int8"),
+            float8_products=all(target.multiplies(dtype) for dtype in FLOAT8),
+            # CPUs convert a matrix as it is in less time.
+            float8_weights=target.gpu is not None,
+        ),
         FoldConstants(),
         Simplify(),
         FoldConstants(),

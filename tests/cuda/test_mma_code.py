@@ -141,7 +141,7 @@ def test_defaults_fill_the_processors() -> None:
     assert large.block_rows * large.block_columns >= 128 * 128
     assert small.block_rows * small.block_columns < 128 * 128
     assert long.splits > 1
-    assert long.blocks >= gpu.processors // 2
+    assert long.shares(gpu).blocks >= gpu.processors // 2
 
 
 def test_tensor_cores_are_the_default_where_the_gpu_has_them() -> None:

@@ -28,7 +28,11 @@ LARGE = {
     "int8": matmul((2048, 4096), (4096, 2048), dtype="int8", out_dtype="int32", constant=True),
     "tf32": matmul((4096, 4096), (4096, 4096), "bias", dtype="float32", multiply_as="tf32", constant=True),
     "long": matmul((256, 16384), (16384, 256), dtype="bfloat16", constant=True),
+    "a tile a block, gelu": matmul((512, 512), (512, 512), "bias", "gelu", constant=True),
+    "a tile a block, transposed": matmul((1024, 1024), (1024, 1024), "bias", "relu", "transpose"),
+    "a step a tile": matmul((512, 64), (64, 512), "transpose"),
 }
+TRANSPOSED = matmul((1024, 1536), (1536, 1536), "transpose", constant=True)
 
 
 def code_of(kernel: Kernel, **knobs: int) -> DeviceCode:
@@ -44,6 +48,17 @@ def code_of(kernel: Kernel, **knobs: int) -> DeviceCode:
 def test_defaults_neither_spill_nor_wait(name: str) -> None:
     cubin = compile_cubin(code_of(LARGE[name]).source, "sm_90a")
     assert all(found.spilled_bytes == 0 for found in cubin.resources.values())
+    assert cubin.losses == ()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "block", [(64, 64, 1), (128, 64, 2), (64, 128, 1), (128, 128, 2), (64, 192, 1), (64, 256, 1)]
+)
+@pytest.mark.usefixtures("real_nvcc")
+def test_other_tiles_of_transposed_outputs_do_not_wait(block: tuple[int, int, int]) -> None:
+    knobs = dict(zip(("block_rows", "block_columns", "consumers"), block, strict=True))
+    cubin = compile_cubin(code_of(TRANSPOSED, **knobs, splits=1, stages=3).source, "sm_90a")
     assert cubin.losses == ()
 
 

@@ -74,7 +74,7 @@ def dequantized(
     shape = (COLUMNS, DEPTH) if transposed else (DEPTH, COLUMNS)
     low, high = {
         TensorProto.INT4: (-8, 8), TensorProto.UINT4: (0, 16), TensorProto.INT8: (-128, 128),
-        TensorProto.UINT8: (0, 256),
+        TensorProto.UINT8: (0, 256), TensorProto.FLOAT8E4M3FN: (-16, 17), TensorProto.FLOAT8E5M2: (-4, 5),
     }[dtype]  # fmt: skip
     of_scale = (
         [shape[axis]] if not block else [-(-d // block) if a == axis else d for a, d in enumerate(shape)]
@@ -105,6 +105,11 @@ CASES = {
     "blocks across outputs": lambda p: dequantized(p, TensorProto.UINT8, 1, 64, zeros=True),
     "int8 by output": lambda p: dequantized(p, TensorProto.INT8, 1, 0, zeros=False),
     "uint8 by output, transposed": lambda p: dequantized(p, TensorProto.UINT8, 0, 0, True, transposed=True),
+    "float8 by output": lambda p: dequantized(p, TensorProto.FLOAT8E4M3FN, 1, 0, zeros=False),
+    "float8 in blocks": lambda p: dequantized(p, TensorProto.FLOAT8E4M3FN, 0, 32, zeros=False),
+    "float8_e5m2 by output, transposed": lambda p: dequantized(
+        p, TensorProto.FLOAT8E5M2, 0, 0, zeros=False, transposed=True
+    ),
     "int4 by output, external": lambda p: dequantized(p, TensorProto.INT4, 1, 0, zeros=False, external=True),
 }
 
@@ -117,7 +122,7 @@ def test_weights_stay_packed(name: str, tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx", options, providers=["CPUExecutionProvider"])
     (expected,) = session.run(None, {"x": X})
     graph = import_onnx(tmp_path / "m.onnx", {"x": X.shape})
-    optimized = optimize(graph, TARGETS["x86-64-v3"])
+    optimized = optimize(graph, TARGETS["cuda:sm_80" if "float8" in name else "x86-64-v3"])
     (kernel,) = (Kernel.of(n) for n in optimized.nodes if n.op == "fused")
     bits = 8 if "8" in name or "across" in name else 4
     assert kernel.anchor is not None

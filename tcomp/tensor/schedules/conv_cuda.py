@@ -12,7 +12,7 @@ from tcomp.tensor.epilogue import output_axes
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Space
 from tcomp.tensor.simt_product import SimtProduct
-from tcomp.tensor.simt_space import Problem, cycles, simt_space
+from tcomp.tensor.simt_space import Problem, cycles, default_tile, shares_of, simt_space
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
 
 OPERATORS = ("conv1d", "conv2d", "conv3d")
@@ -32,10 +32,12 @@ class ConvCuda(Template):
 
     def estimate(self, kernel: Kernel, target: Target) -> float:
         problem = _problem(kernel)
-        return cycles(problem, BlockTile.of(simt_space(problem, target).default), target)
+        return cycles(problem, default_tile(problem, target), target)
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
-        return SimtProduct(ConvolutionMatrices.of(kernel), BlockTile.of(config)).scheduled()
+        tile = BlockTile.of(config)
+        shares = shares_of(_problem(kernel), tile, target)
+        return SimtProduct(ConvolutionMatrices.of(kernel), tile, shares).scheduled()
 
 
 def fits(kernel: Kernel) -> bool:

@@ -41,14 +41,15 @@ class ConvMmaCuda(Template):
         return product + windows.gathering(target.gpu)
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
+        assert target.gpu is not None
         windows = Windows(kernel)
         plan = plan_of(factor_dtype(kernel), windows.extents, config)
         anchored = Anchored(kernel, windows.packing)
         before: list[Statement] = []
         left, right = windows.left(anchored, before), windows.right(anchored, before)
         vector = 2 if stored_in_vectors(kernel, windows.conv.out_block) else 1
-        launch = mma_launch(plan, left, right)
-        return schedule_mma(anchored, plan, before, launch, windows.output, vector)
+        launch = mma_launch(plan, left, right, target.gpu)
+        return schedule_mma(anchored, plan, plan.shares(target.gpu), before, launch, windows.output, vector)
 
 
 TEMPLATES.register(ConvMmaCuda.name, ConvMmaCuda())

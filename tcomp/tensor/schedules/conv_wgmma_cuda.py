@@ -26,8 +26,7 @@ class ConvWgmmaCuda(Template):
     """Ungrouped convolutions of float16, bfloat16 and int8, by groups of warps.
 
     Steps as of `ConvMmaCuda`. Weights are copied by tiles, and windows, which have none, by chunks: on their
-    way nothing could round them to tf32. Outputs are in blocks of channels: of loops whose sums are stored
-    far from each other, nvcc makes products that wait for each other.
+    way nothing could round them to tf32.
     """
 
     name = "conv_wgmma_cuda"
@@ -37,7 +36,7 @@ class ConvWgmmaCuda(Template):
     def accepts(self, kernel: Kernel, target: Target) -> bool:
         if target.gpu is None or target.gpu.arch != ARCH or not has_windows(kernel, target):
             return False
-        return factor_dtype(kernel) != "tf32" and Windows(kernel).conv.out_block > 1
+        return factor_dtype(kernel) != "tf32"
 
     def space(self, kernel: Kernel, target: Target) -> Space:
         assert target.gpu is not None
@@ -59,7 +58,7 @@ class ConvWgmmaCuda(Template):
         left, right = windows.left(anchored, before), windows.right(anchored, before)
         vector = 2 if stored_in_vectors(kernel, windows.conv.out_block) else 1
         launch = wgmma_launch(plan, left, right, target.gpu)
-        return schedule_mma(anchored, plan, before, launch, windows.output, vector)
+        return schedule_mma(anchored, plan, plan.shares(target.gpu), before, launch, windows.output, vector)
 
 
 TEMPLATES.register(ConvWgmmaCuda.name, ConvWgmmaCuda())

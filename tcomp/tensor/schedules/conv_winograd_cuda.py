@@ -10,6 +10,7 @@ from tcomp.tensor.gemm import constant_right
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Space
 from tcomp.tensor.schedules.conv_cuda import ConvCuda, fits
+from tcomp.tensor.simt_space import shares_of
 from tcomp.tensor.simt_winograd import PixelTiles, SimtWinograd
 from tcomp.tensor.simt_winograd_space import (
     WinogradProblem,
@@ -68,10 +69,11 @@ class ConvWinogradCuda(Template):
         return WORTH * winograd_cycles(problem, best_tiles(problem, target), target)
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
-        assert kernel.anchor is not None
-        tiles = WinogradTiles.of(config)
-        pixels = PixelTiles(Convolution.of(kernel.anchor), tiles.pixels)
-        return SimtWinograd(kernel, pixels, tiles.product, tiles.threads).scheduled()
+        assert target.gpu is not None
+        problem, tiles = WinogradProblem.of(kernel), WinogradTiles.of(config)
+        pixels = PixelTiles(problem.conv, tiles.pixels)
+        shares = shares_of(problem.product(pixels, target.gpu), tiles.product, target)
+        return SimtWinograd(kernel, pixels, tiles.product, shares, tiles.threads).scheduled()
 
 
 def _takes(pixels: tuple[int, int]) -> Callable[[Config], bool]:

@@ -11,7 +11,7 @@ from tcomp.tensor.knobs import Config, Space
 from tcomp.tensor.matrices import ProductMatrices
 from tcomp.tensor.product import Product
 from tcomp.tensor.simt_product import SimtProduct
-from tcomp.tensor.simt_space import cycles, problem_of, simt_space
+from tcomp.tensor.simt_space import cycles, default_tile, problem_of, shares_of, simt_space
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
 
 
@@ -29,12 +29,13 @@ class MatmulCuda(Template):
 
     def estimate(self, kernel: Kernel, target: Target) -> float:
         problem = problem_of(kernel)
-        return cycles(problem, BlockTile.of(simt_space(problem, target).default), target)
+        return cycles(problem, default_tile(problem, target), target)
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         assert kernel.anchor is not None
         matrices = ProductMatrices(Anchored(kernel), Product.of(kernel.anchor))
-        return SimtProduct(matrices, BlockTile.of(config)).scheduled()
+        tile = BlockTile.of(config)
+        return SimtProduct(matrices, tile, shares_of(problem_of(kernel), tile, target)).scheduled()
 
 
 TEMPLATES.register(MatmulCuda.name, MatmulCuda())

@@ -39,14 +39,16 @@ class MatmulMmaCuda(Template):
     def space(self, kernel: Kernel, target: Target) -> Space:
         assert target.gpu is not None
         matrices = MmaMatrices(kernel)
-        return plan_space(matrices.dtype, matrices.extents, target.gpu)
+        return plan_space(matrices.dtype, matrices.extents, target.gpu, _streams(kernel))
 
     def estimate(self, kernel: Kernel, target: Target) -> float:
         assert target.gpu is not None
         matrices = MmaMatrices(kernel)
-        return estimated_cycles(matrices.dtype, matrices.extents, kernel.nbytes, target.gpu)
+        streams = _streams(kernel)
+        return estimated_cycles(matrices.dtype, matrices.extents, kernel.nbytes, target.gpu, streams)
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
+        assert target.gpu is not None
         matrices = MmaMatrices(kernel)
         plan = plan_of(matrices.dtype, matrices.extents, config)
         anchored = Anchored(kernel, matrices.packing)
@@ -54,8 +56,13 @@ class MatmulMmaCuda(Template):
         left = matrices.left(anchored, before)
         right = _unpacked(anchored, plan) or matrices.right(anchored, before)
         vector = 2 if stored_in_vectors(kernel, matrices.product.columns) else 1
-        launch = mma_launch(plan, left, right)
-        return schedule_mma(anchored, plan, before, launch, matrices.output, vector)
+        launch = mma_launch(plan, left, right, target.gpu)
+        return schedule_mma(anchored, plan, plan.shares(target.gpu), before, launch, matrices.output, vector)
+
+
+def _streams(kernel: Kernel) -> bool:
+    """Whether a default may be of streams: with weights to be unpacked some take too many registers."""
+    return PackedWeights.of(kernel) is None
 
 
 def _unpacked(anchored: Anchored, plan: MmaPlan) -> MmaOperand | None:

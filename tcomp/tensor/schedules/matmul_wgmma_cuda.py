@@ -62,7 +62,7 @@ class MatmulWgmmaCuda(Template):
         left, right = matrices.left(anchored, before), matrices.right(anchored, before)
         vector = 2 if stored_in_vectors(kernel, matrices.product.columns) else 1
         launch = wgmma_launch(plan, left, right, gpu)
-        return schedule_mma(anchored, plan, before, launch, matrices.output, vector)
+        return schedule_mma(anchored, plan, plan.shares(gpu), before, launch, matrices.output, vector)
 
 
 def _most_sums(kernel: Kernel) -> int:

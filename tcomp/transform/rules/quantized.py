@@ -202,6 +202,8 @@ def _weights_in_blocks(match: Match) -> Value | None:
     transposed = flag(root.attrs, "transpose_b")
     axis = 0 if transposed else 1
     vectors = [per_channel(a, 2, axis, w.shape[axis]) for a in (scales, zeros)]
+    if _has_float8(w) and zeros.any():
+        return None
     if any(v is None for v in vectors):
         return None
     scale, zero = (np.array(v).reshape(-1, 1) for v in vectors if v is not None)
@@ -225,8 +227,13 @@ def _has_bytes(data: Array) -> bool:
     return data.dtype.name in _BYTES
 
 
+def _has_float8(data: Array) -> bool:
+    return data.dtype.name in FLOAT8
+
+
 _X, _SCALE, _ZERO = operand("x", _is_byte), operand("scale"), operand("zero")
 _WEIGHTS = op("dequantize", constant("w", where=_has_bytes), constant("w_scale"), constant("w_zero"))
+_OF_FLOAT8 = op("dequantize", constant("w", where=_has_float8), constant("w_scale"), constant("w_zero"))
 _WIDE = op("cast", _X, dtype="int32")
 _CENTRED = either(
     op("sub", _WIDE, op("cast", _ZERO, dtype="int32")), op("sub", _WIDE, constant("zero")), _WIDE
@@ -235,6 +242,7 @@ _CENTRED = either(
 _FLOAT8, _OTHER_FLOAT8 = operand("x", _is_float8), operand("w", _is_float8)
 
 WEIGHTS = (Rule("weights-in-blocks", op("matmul", operand("x"), _WEIGHTS), _weights_in_blocks),)
+FLOAT8_WEIGHTS = (Rule("float8-in-blocks", op("matmul", operand("x"), _OF_FLOAT8), _weights_in_blocks),)
 DEQUANTIZE = (Rule("dequantize", op("dequantize", operand("x"), _SCALE, _ZERO), _lowered),)
 INTEGER_PRODUCTS = (
     Rule(

@@ -3,6 +3,12 @@
 // the PTX ISA, "Matrix Fragments" of `mma`.
 #pragma once
 
+// `value`, which the compiler takes for another one each time: it keeps nothing in registers that follows from it.
+__device__ __forceinline__ int tcomp_anew(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 __device__ __forceinline__ unsigned tcomp_shared_address(const void *shared) {
   return static_cast<unsigned>(__cvta_generic_to_shared(shared));
 }

@@ -1,4 +1,4 @@
-// Weights of 4 and 8 bits as float32 numbers, less a whole zero point of at most 255.
+// Weights of 4 and 8 bits as float32 numbers, less a zero point: a whole one of at most 255, or that of float8.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -36,6 +36,26 @@ __device__ __forceinline__ void tcomp_unpack_4(float *numbers, unsigned word, fl
 __device__ __forceinline__ void tcomp_unpack_8(float *numbers, unsigned word, float zero) {
 #pragma unroll
   for (int i = 0; i < 4; i++) numbers[i] = tcomp_biased(word >> 8 * i, 255u) - (8388608.0f + zero);
+}
+
+// The four floats of a word. Sign, exponent and mantissa are put where float32 has them, which is 2^-120 times the
+// number, subnormal ones included; 480 are the bits of NaN.
+__device__ __forceinline__ void tcomp_unpack_float8_e4m3fn(float *numbers, unsigned word, float zero) {
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    const int bits = ((int)(word << (24 - 8 * i)) >> 4) & (int)0x87f00000u;
+    const float number = __int_as_float(bits) * 1.329227995784916e36f;
+    numbers[i] = (fabsf(number) > 448.0f ? __int_as_float(0x7fc00000) : number) - zero;
+  }
+}
+
+// Float16 with less mantissa.
+__device__ __forceinline__ void tcomp_unpack_float8_e5m2(float *numbers, unsigned word, float zero) {
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    const unsigned short bits = (unsigned short)((word >> 8 * i & 255u) << 8);
+    numbers[i] = __half2float(__ushort_as_half(bits)) - zero;
+  }
 }
 
 // Stores eight numbers times their scale in 16 bits each, at a multiple of 16 bytes.

@@ -64,7 +64,7 @@ def _block_weights(ctx: Context, node: OnnxNode) -> Value | None:
     """Constant matrices with scales of blocks along an axis, which products take as they are; else None."""
     x, scale, zero = node.input(0), node.input(1), node.optional(2)
     known = all(isinstance(v, Constant) for v in (x, scale, *(() if zero is None else (zero,))))
-    if not known or x.type.rank != 2 or x.dtype not in ("int8", "uint8"):
+    if not known or x.type.rank != 2 or x.dtype not in ("int8", "uint8", *FLOAT8):
         return None
     axis, block = normalise_axis(node.integer("axis", 1), x), node.integer("block_size", 0)
     columns = x.type.static_shape[axis]
@@ -72,6 +72,8 @@ def _block_weights(ctx: Context, node: OnnxNode) -> Value | None:
         return None
     levels, scales = ctx.array(x, "data"), ctx.array(scale, "scale")
     zeros = np.zeros((1, 1), levels.dtype) if zero is None else ctx.array(zero, "zero point")
+    if x.dtype in FLOAT8 and zeros.any():
+        return None
     if axis == 0:
         levels, scales, zeros = (np.swapaxes(a, 0, 1) for a in (levels, scales, zeros))
     weights, shifts, bits = packed_weights(levels, zeros)

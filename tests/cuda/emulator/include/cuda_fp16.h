@@ -35,6 +35,7 @@ inline bool operator>(__half a, __half b) { return (float)a > (float)b; }
 inline bool __hgt(__half a, __half b) { return a > b; }
 inline bool __hlt(__half a, __half b) { return a < b; }
 inline float __half2float(__half x) { return x; }
+inline __half __ushort_as_half(unsigned short x) { __half y; y.bits = x; return y; }
 inline __half __float2half(float x) { return __half(x); }
 inline __half __float2half_rn(float x) { return __half(x); }
 inline __half2 __floats2half2_rn(float x, float y) { return {__half(x), __half(y)}; }

@@ -4,6 +4,8 @@
 #include "cuda_fp16.h"
 #include "emulated_float8.h"
 
+inline int tcomp_anew(int value) { return value; }
+
 // What each thread of a warp gives is seen by all others.
 template <typename T> const T *emulated_share(const T &mine) {
   static T given[EMULATED_CLUSTER * 1024];
