@@ -16,6 +16,7 @@ from tcomp.codegen.toolchain import find_toolchain
 from tcomp.errors import TargetError
 from tcomp.relay.types import Array, TensorType
 from tcomp.target.target import Target
+from tcomp.tensor.amx import uses_tiles
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
 from tcomp.tensor.template import Scheduled, schedule
@@ -72,6 +73,11 @@ class CpuCandidate(RpcCandidate):
     @staticmethod
     def build(prepared: Prepared, config: Config, folder: Path) -> CpuCandidate:
         scheduled = schedule(prepared.kernel, prepared.target, config)
+        if uses_tiles(scheduled.function):
+            raise TargetError(
+                "the kernel uses tiles, for which TVM's server does not ask its system; give the target as "
+                '{"tag": ..., "mattr": ["-amx-tile"]}, or tune on the machine itself'
+            )
         module = build({"kernel": scheduled.function}, prepared.target, packed=ENTRY, tensors="dltensors")
         compiled, library = folder / "kernel.o", folder / "kernel.so"
         compiled.write_bytes(object_of(module, prepared.target))

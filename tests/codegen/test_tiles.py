@@ -8,10 +8,17 @@ import numpy as np
 import pytest
 
 import tcomp
-from tcomp.errors import BuildError
+from tcomp.api import optimize
+from tcomp.errors import BuildError, TargetError
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.graph import Graph
 from tcomp.relay.types import numpy_dtype
+from tcomp.target.parse import parse_target
+from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.template import template_for
+from tcomp.tuner.rpc_candidates import CpuCandidate
+from tcomp.tuner.runner import Prepared
+from tcomp.tuner.trial_data import trial_data
 
 TARGET = "emeraldrapids"
 
@@ -36,3 +43,16 @@ def test_a_freestanding_model_has_none(tmp_path: Path) -> None:
     tcomp.compile(product("float32"), tmp_path / "m.o", target=TARGET, runtime="freestanding")
     without = f'{{"tag": "{TARGET}", "mattr": ["-amx-tile"]}}'
     tcomp.compile(product("bfloat16"), tmp_path / "m.o", target=without, runtime="freestanding")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_servers_get_no_kernel_that_uses_them(dtype: str, tmp_path: Path) -> None:
+    target = parse_target(TARGET)
+    (kernel,) = (Kernel.of(n) for n in optimize(product(dtype), target).nodes if n.op == "fused")
+    prepared = Prepared(kernel.key, kernel, target, trial_data(kernel, 0))
+    config = template_for(kernel, target).space(kernel, target).default
+    if dtype == "float32":
+        CpuCandidate.build(prepared, config, tmp_path)
+        return
+    with pytest.raises(TargetError, match=r"uses tiles.*-amx-tile"):
+        CpuCandidate.build(prepared, config, tmp_path)

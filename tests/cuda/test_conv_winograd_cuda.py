@@ -185,7 +185,7 @@ def test_targets_of_one_library_agree_on_the_pixels_of_tiles() -> None:
 
 @pytest.mark.slow
 def test_a_library_takes_it_by_itself(gpu: Target, tmp_path: Path) -> None:
-    """One of two convolutions with a residual around them at least; what passes between launches lies in the arena."""
+    """At least one of two convolutions; what passes between launches lies in the arena."""
     generator = np.random.default_rng(0)
 
     def weights(*shape: int) -> Array:

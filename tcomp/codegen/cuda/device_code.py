@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from math import prod
+from math import isinf, prod
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +223,7 @@ def _lowering() -> Callable[[Any], Any]:
             tvm.transform.module_pass(_keep_nan, opt_level=0, name="KeepNaN"),
             tirx.transform.LowerIntrin(),
             tirx.transform.BF16StorageLegalize(),
+            tvm.transform.module_pass(_name_infinity, opt_level=0, name="NameInfinity"),
         ]
     )
 
@@ -235,6 +236,20 @@ def _keep_nan(module: Any, context: Any) -> Any:
         name = "tcomp_maximum" if isinstance(node, tirx.Max) else "tcomp_minimum"
         return tirx.call_pure_extern(dtype, name, node.a, node.b) if dtype.startswith("float") else node
 
-    rule = ((tirx.Max, tirx.Min), on_extreme)
+    return _mapped(module, ((tirx.Max, tirx.Min), on_extreme))
+
+
+def _name_infinity(module: Any, context: Any) -> Any:
+    """Infinity of bfloat16 as that of float32, converted: TVM has a name in CUDA C for that one alone."""
+
+    def on_constant(node: Any) -> Any:
+        if dtype_of(node) != "bfloat16" or not isinf(node.value):
+            return node
+        return tirx.Cast("bfloat16", tirx.FloatImm("float32", node.value))
+
+    return _mapped(module, (tirx.FloatImm, on_constant))
+
+
+def _mapped(module: Any, rule: Any) -> Any:
     changed = {v: f.with_body(structural_map(f.body, rule)) for v, f in module.functions.items()}
     return tvm.IRModule(changed, attrs=module.attrs)

@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 from tcomp.codegen.toolchain import find_toolchain
 from tcomp.errors import DeviceError, TargetError, UsageError
 from tcomp.target.target import Target
-from tcomp.tensor.amx import has_tiles
 from tcomp.tensor.knobs import Config
 from tcomp.tuner.rpc_candidates import CpuCandidate, GpuCandidate, RpcCandidate, last_line, require_remote_gpu
 from tcomp.tuner.rpc_tracker import RpcTracker, within
@@ -82,11 +81,6 @@ class RpcRunner(Runner):
                 )
             if target.gpu is not None:
                 board.require_gpu(target)
-            elif has_tiles(target):
-                raise TargetError(
-                    f"kernels for `{target.name}` use tiles, for which TVM's server does not ask its system; "
-                    'give the target as {"tag": ..., "mattr": ["-amx-tile"]}, or tune on the machine itself'
-                )
         return Device(self.key)
 
     def open(self, folder: Path, threads: int) -> Station[Any]:
