@@ -1,11 +1,15 @@
-"""What estimates of kernels for GPUs have in common: clock, multiply-adds, launches."""
+"""What estimates of kernels for GPUs have in common: clock, multiply-adds, launches, blocks at once."""
 
 from __future__ import annotations
+
+from math import ceil
 
 from tcomp.target.target import Gpu
 
 LAUNCH_CYCLES = 3000
 """Of a launch, whatever its work."""
+_RESERVED_BYTES = 1024
+"""Shared memory of each block that the system takes."""
 
 
 def multiply_adds(gpu: Gpu, itemsize: int) -> float:
@@ -22,3 +26,10 @@ def clock(gpu: Gpu) -> float:
 def memory_cycles(gpu: Gpu, nbytes: float) -> float:
     """Cycles in which `nbytes` come from or go to the device's memory."""
     return nbytes * clock(gpu) / gpu.bytes_per_second
+
+
+def resident_blocks(gpu: Gpu, threads: int, registers: int, shared_bytes: int) -> int:
+    """Blocks that a multiprocessor has room for at once."""
+    by_registers = gpu.registers // (ceil(registers / 8) * 8 * threads)
+    by_shared = gpu.shared_bytes // (shared_bytes + _RESERVED_BYTES)
+    return max(1, min(by_registers, by_shared, gpu.threads // threads))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from tcomp.target.target import Gpu
-from tcomp.tensor.gpu_rates import LAUNCH_CYCLES
+from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, resident_blocks
 from tcomp.tensor.knobs import Config, Ordered, Space
 from tcomp.tensor.mma_plan import (
     BLOCK_CYCLES,
@@ -22,7 +22,6 @@ from tcomp.tensor.mma_plan import (
     chunk_elements,
     instruction_cycles,
 )
-from tcomp.tensor.simt_space import resident_blocks
 
 ROWS = (16, 32, 64, 128, 256)
 KEYS = (32, 64, 128)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from tcomp.relay.types import numpy_dtype, stored_as
 from tcomp.target.target import Gpu
-from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, clock, memory_cycles
+from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, clock, memory_cycles, resident_blocks
 from tcomp.tensor.knobs import Config, Ordered, Space
 from tcomp.tensor.shares import Parts, Shares, Streams, Tiling
 
@@ -124,14 +124,7 @@ class MmaPlan(TiledProduct):
 
     def resident(self, gpu: Gpu) -> int:
         """Blocks that run at once on a multiprocessor."""
-        return max(
-            1,
-            min(
-                gpu.registers // (self.registers * self.threads),
-                gpu.shared_bytes // (self.shared_bytes + 1024),
-                gpu.threads // self.threads,
-            ),
-        )
+        return resident_blocks(gpu, self.threads, self.registers, self.shared_bytes)
 
     def shares(self, gpu: Gpu) -> Shares:
         tiles = self.tiling.tiles

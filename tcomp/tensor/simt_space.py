@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product as combinations
-from math import ceil
 
 import numpy as np
 
 from tcomp.errors import UnsupportedError
 from tcomp.target.target import Gpu, Target
 from tcomp.tensor.block_tile import BlockTile
-from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, memory_cycles, multiply_adds
+from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, memory_cycles, multiply_adds, resident_blocks
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Ordered, Space
 from tcomp.tensor.product import Product
@@ -34,8 +33,6 @@ _SHARED_BYTES = 128
 """What shared memory gives a multiprocessor in a cycle."""
 SECOND_LEVEL_BYTES = 32
 """What the second-level cache gives each multiprocessor in a cycle."""
-_RESERVED_BYTES = 1024
-"""Shared memory of each block that the system takes."""
 _OVERLAP = 0.5
 """The part of that time which multiply-adds do not hide."""
 _LOAD = 2
@@ -72,13 +69,6 @@ def problem_of(kernel: Kernel) -> Problem:
     return Problem(
         product.batch, product.rows, product.columns, product.depth, product.accumulator, kernel.nbytes
     )
-
-
-def resident_blocks(gpu: Gpu, threads: int, registers: int, shared_bytes: int) -> int:
-    """Blocks that a multiprocessor has room for at once."""
-    by_registers = gpu.registers // (ceil(registers / 8) * 8 * threads)
-    by_shared = gpu.shared_bytes // (shared_bytes + _RESERVED_BYTES)
-    return max(1, min(by_registers, by_shared, gpu.threads // threads))
 
 
 def _resident(problem: Problem, tile: BlockTile, gpu: Gpu) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from tcomp.relay.types import numpy_dtype, stored_as
 from tcomp.target.target import Gpu
-from tcomp.tensor.gpu_rates import clock
+from tcomp.tensor.gpu_rates import clock, resident_blocks
 from tcomp.tensor.knobs import Config, Ordered, Space
 from tcomp.tensor.mma_plan import (
     BLOCK_CYCLES,
@@ -164,14 +164,7 @@ class WgmmaPlan(TiledProduct):
 
     def resident(self, gpu: Gpu) -> int:
         """Blocks that run at once on a multiprocessor."""
-        return max(
-            1,
-            min(
-                gpu.registers // (self.registers * self.threads),
-                gpu.shared_bytes // (self.shared_bytes + 1024),
-                gpu.threads // self.threads,
-            ),
-        )
+        return resident_blocks(gpu, self.threads, self.registers, self.shared_bytes)
 
     def _at_once(self, gpu: Gpu) -> int:
         """Blocks that run at once."""

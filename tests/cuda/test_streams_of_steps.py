@@ -23,6 +23,7 @@ from tcomp.relay.evaluate import evaluate
 from tcomp.runtime import load
 from tcomp.target.target import TARGETS, Gpu, Target
 from tcomp.tensor.anchored import Anchored
+from tcomp.tensor.gpu_rates import resident_blocks
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
 from tcomp.tensor.matrices import ProductMatrices
@@ -35,7 +36,6 @@ from tcomp.tensor.simt_space import (
     cycles,
     default_tiles,
     problem_of,
-    resident_blocks,
     shares_of,
 )
 from tcomp.tensor.template import TEMPLATES, Scheduled, template_for

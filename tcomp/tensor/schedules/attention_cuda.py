@@ -7,11 +7,11 @@ from math import ceil, prod
 from tcomp.target.target import Gpu, Target
 from tcomp.tensor.attention_operands import Shape
 from tcomp.tensor.epilogue import output_axes
-from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, multiply_adds
+from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, multiply_adds, resident_blocks
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Ordered, Space
 from tcomp.tensor.simt_attention import DTYPE, AttentionTile, SimtAttention
-from tcomp.tensor.simt_space import ARRIVAL_CYCLES, resident_blocks
+from tcomp.tensor.simt_space import ARRIVAL_CYCLES
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
 
 ROWS = (32, 64, 128)
