@@ -1,0 +1,254 @@
+"""Whole models on this GPU: tcomp, tuned and untuned, beside PyTorch's compiler, in turns.
+
+    python scripts/models.py resnet50 bert_base
+    tcomp tune models/resnet50.onnx --target cuda --precision fast --log resnet50.jsonl
+    python scripts/bench_gpu.py resnet50 bert_base --log resnet50.jsonl
+    python scripts/bench_gpu.py resnet50 --precisions float16 --json results.json
+
+PyTorch runs the same graph (`torch_graph.py`), with normalisations, attention and merged products as
+tcomp's passes leave them, eagerly and by `torch.compile` in the mode `max-autotune`, which takes Triton's,
+cuBLAS's and cuDNN's kernels by measuring and launches them as CUDA graphs. float16 is PyTorch's module in
+float16 and tcomp's `--precision fast`; images lie as channels-last there. In each round all run once, so that
+a change of clocks meets all; columns are medians of ratios to `torch.compile` in the same rounds (below 1 is
+faster) and their quartiles. Inputs and outputs stay in the GPU's memory. Errors are relative to the largest
+number of an output, the worst of all outputs, against the graph in PyTorch in float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench_cpu import random_inputs
+from models import MODELS, ROOT
+from tcomp.codegen.artifact import compile_graph
+from tcomp.frontend.onnx import import_onnx
+from tcomp.relay.graph import Graph
+from tcomp.rounding import relative_error
+from tcomp.runtime import load
+from tcomp.target.parse import parse_target
+from tcomp.target.target import Target
+from tcomp.transform.fuse_ops import FuseOps
+from tcomp.transform.layout import BlockChannels
+from tcomp.transform.pipeline import optimize, passes_before_lowering, run_passes
+from tcomp.transform.precision import Precision
+from tcomp.tuner.choices import choose_configs
+from torch_graph import TorchGraph
+
+PRECISIONS: Mapping[str, Precision] = {"float32": "exact", "tf32": "tf32", "float16": "fast"}
+REFERENCE = "torch.compile"
+Run = Callable[[], Sequence[torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model in a precision, and its inputs as numpy has them."""
+
+    name: str
+    graph: Graph
+    inputs: Mapping[str, Any]
+    precision: str
+
+    @property
+    def torch_graph(self) -> TorchGraph:
+        """With all that passes do before they choose layouts and kernels."""
+        passes = passes_before_lowering(parse_target("cuda:sm_90a"))
+        return TorchGraph(
+            run_passes(self.graph, [p for p in passes if not isinstance(p, FuseOps | BlockChannels)])
+        )
+
+
+def case_of(name: str, precision: str) -> Case:
+    """The model `name` of `scripts/models.py`."""
+    graph = import_onnx(ROOT / "models" / f"{name}.onnx", MODELS[name].input_shapes)
+    return Case(name, graph, random_inputs(name, graph), precision)
+
+
+def torch_runs(case: Case, device: torch.device, mode: str) -> dict[str, Run]:
+    """PyTorch's, eager and compiled."""
+    wide = torch.float32
+    narrow = torch.float16 if case.precision == "float16" else wide
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = case.precision == "tf32"
+    torch.backends.cudnn.benchmark = True
+    module = case.torch_graph.to(device, narrow, memory_format=torch.channels_last).eval()
+    tensors = [_tensor(a, device, narrow) for a in case.inputs.values()]
+    compiled = torch.compile(module, mode=mode)
+
+    def run(call: Callable[..., Sequence[torch.Tensor]]) -> Run:
+        def once() -> Sequence[torch.Tensor]:
+            with torch.no_grad():
+                return call(*tensors)
+
+        return once
+
+    return {"torch": run(module), REFERENCE: run(compiled)}
+
+
+def _tensor(array: Any, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    tensor = torch.from_numpy(array).to(device)
+    tensor = tensor.to(dtype) if tensor.is_floating_point() else tensor
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+
+def tcomp_runs(
+    case: Case, target: Target, device: torch.device, logs: Sequence[Path], folder: Path
+) -> tuple[dict[str, Run], str]:
+    """Libraries with and without records, and how many kernels have some."""
+    kernels = optimize(case.graph, target, precision=PRECISIONS[case.precision])
+    choices = choose_configs(kernels, target, logs)
+    variants = {"untuned": None} | ({"tuned": choices.config_of} if choices.tuned else {})
+    runs: dict[str, Run] = {}
+    for variant, config_of in variants.items():
+        library = folder / f"{case.name}_{case.precision}_{variant}.so"
+        compile_graph(kernels, target, library, config_of)
+        runs[variant] = _library_run(library, case, device)
+    return runs, f"{choices.tuned}/{choices.tuned + len(choices.missing)}"
+
+
+def _library_run(library: Path, case: Case, device: torch.device) -> Run:
+    model = load(library)
+    inputs = [torch.from_numpy(a).to(device) for a in case.inputs.values()]
+    outputs = [
+        torch.empty(info.shape, dtype=getattr(torch, info.dtype), device=device) for info in model.outputs
+    ]
+
+    def run() -> Sequence[torch.Tensor]:
+        if device.type == "cuda":
+            model.enqueue(inputs, outputs, torch.cuda.current_stream().cuda_stream)
+        else:
+            model.run_into([t.numpy() for t in inputs], [t.numpy() for t in outputs])
+        return outputs
+
+    return run
+
+
+def expected_outputs(case: Case, device: torch.device) -> list[Any]:
+    """The graph in float32, without tf32."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    module = case.torch_graph.to(device)
+    with torch.no_grad():
+        return [
+            y.cpu().numpy() for y in module(*(torch.from_numpy(a).to(device) for a in case.inputs.values()))
+        ]
+
+
+def worst_error(run: Run, expected: Sequence[Any]) -> float:
+    """Of all outputs, relative to the largest number of each."""
+    return max(
+        relative_error(got.float().cpu().numpy(), wanted) for got, wanted in zip(run(), expected, strict=True)
+    )
+
+
+def seconds_of(run: Run, device: torch.device, number: int) -> float:
+    """Of one run, out of `number` begun one after the other."""
+    if device.type != "cuda":
+        start = time.perf_counter()
+        for _ in range(number):
+            run()
+        return (time.perf_counter() - start) / number
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    first.record()
+    for _ in range(number):
+        run()
+    last.record()
+    last.synchronize()
+    return first.elapsed_time(last) * 1e-3 / number
+
+
+def bench(
+    case: Case,
+    target: Target,
+    device: torch.device,
+    logs: Sequence[Path],
+    rounds: int,
+    number: int,
+    mode: str,
+) -> dict[str, Any]:
+    """Times in seconds of each in every round, and errors."""
+    expected = expected_outputs(case, device)
+    with tempfile.TemporaryDirectory() as folder:
+        ours, records = tcomp_runs(case, target, device, logs, Path(folder))
+        runs = torch_runs(case, device, mode) | ours
+        errors = {name: worst_error(run, expected) for name, run in runs.items()}
+        times: dict[str, list[float]] = {name: [] for name in runs}
+        for run in runs.values():  # PyTorch records its graphs in the second and third run.
+            seconds_of(run, device, 3)
+        for _ in range(rounds):
+            for name, run in runs.items():
+                times[name].append(seconds_of(run, device, number))
+    return {"model": case.name, "precision": case.precision,
+            "records": records, "times": times, "errors": errors}  # fmt: skip
+
+
+def ratios(result: Mapping[str, Any], name: str) -> list[float]:
+    """Of one to `torch.compile`, round by round."""
+    times = result["times"]
+    return [a / b for a, b in zip(times[name], times[REFERENCE], strict=True)]
+
+
+def table(results: Sequence[Mapping[str, Any]]) -> str:
+    """One row a model and precision; below it the geometric mean of each row's last ratio, tuned if it is."""
+    columns = ("torch", "untuned", "tuned")
+    head = ["model", "precision", f"{REFERENCE} (error)", *columns, "records"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    best: list[float] = []
+    for result in results:
+        cells = [result["model"], result["precision"]]
+        microseconds = statistics.median(result["times"][REFERENCE]) * 1e6
+        cells.append(f"{microseconds:.0f} us ({result['errors'][REFERENCE]:.1e})")
+        for column in columns:
+            if column not in result["times"]:
+                cells.append("-")
+                continue
+            low, middle, high = statistics.quantiles(ratios(result, column), n=4)
+            cells.append(f"**{middle:.2f}** ({low:.2f}-{high:.2f}; {result['errors'][column]:.1e})")
+            last = middle
+        best.append(last)
+        lines.append("| " + " | ".join([*cells, result["records"]]) + " |")
+    return "\n".join([*lines, "", f"tcomp's geometric mean: {statistics.geometric_mean(best):.2f}"])
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("models", nargs="+", metavar="MODEL", choices=sorted(MODELS))
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["float16", "float32"])
+    parser.add_argument("--log", type=Path, action="append", help="default: tuning_logs/")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--number", type=int, default=20, help="runs in one turn")
+    parser.add_argument("--mode", default="max-autotune", help="of torch.compile")
+    parser.add_argument("--json", type=Path, help="write every time measured")
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = parse()
+    target, device = parse_target("cuda"), torch.device("cuda")
+    results = []
+    for name in options.models:
+        for precision in options.precisions:
+            case = case_of(name, precision)
+            logs = options.log or [ROOT / "tuning_logs"]
+            results.append(bench(case, target, device, logs, options.rounds, options.number, options.mode))
+            print(f"{name}, {precision}: done", file=sys.stderr)
+            torch.compiler.reset()
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1))
+    print(f"{target.description}, torch {torch.__version__}, numpy {np.__version__}\n\n{table(results)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
