@@ -34,7 +34,8 @@ def test_every_file_of_the_package_is_installed() -> None:
     (listed,) = re.findall(r"^tcomp = (\[.*\])$", text, re.MULTILINE)
     matches = (path for pattern in ast.literal_eval(listed) for path in (ROOT / "tcomp").glob(pattern))
     packaged = {path for path in matches if path.is_file()}
-    others = {p for p in (ROOT / "tcomp").rglob("*.*") if p.suffix not in (".py", ".pyc")}
+    files = (p for p in (ROOT / "tcomp").rglob("*") if p.is_file())
+    others = {p for p in files if p.suffix not in (".py", ".pyc")}
     assert others == packaged
 
 

@@ -7,11 +7,14 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tcomp.codegen.cuda.cubin import find_compiler
+from tcomp.codegen.cuda.nvrtc import Nvrtc, find_nvrtc
+from tcomp.errors import BuildError
 from tcomp.target.cuda_driver import LIBRARY
 from tcomp.target.parse import parse_target
 from tcomp.target.target import Target
@@ -45,7 +48,25 @@ def gpu(emulated: Path) -> Iterator[Target]:
 @pytest.fixture
 def real_nvcc(monkeypatch: pytest.MonkeyPatch) -> None:
     """NVIDIA's compiler, which says what real GPUs need, instead of the emulated GPU's."""
-    folders = [f for f in os.environ["PATH"].split(os.pathsep) if f != str(EMULATOR)]
-    monkeypatch.setenv("PATH", os.pathsep.join(folders))
-    if shutil.which("nvcc") is None:
-        pytest.skip("no nvcc: install the CUDA toolkit")
+    _without(monkeypatch, lambda folder: folder == EMULATOR)
+    try:
+        find_compiler()
+    except BuildError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def real_nvrtc(monkeypatch: pytest.MonkeyPatch) -> Nvrtc:
+    """NVIDIA's compiler as a library, as there were no nvcc."""
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    _without(monkeypatch, lambda folder: (folder / "nvcc").exists())
+    found = find_nvrtc()
+    if found is None:
+        pytest.skip("no NVRTC: pip install 'tcomp[cuda]'")
+    return found
+
+
+def _without(patch: pytest.MonkeyPatch, condition: Callable[[Path], bool]) -> None:
+    """Take the folders out of PATH that meet the condition."""
+    folders = [f for f in os.environ["PATH"].split(os.pathsep) if not condition(Path(f))]
+    patch.setenv("PATH", os.pathsep.join(folders))

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from tcomp.codegen.cuda.cubin import compile_cubin
 from tcomp.codegen.cuda.jit import Memory
-from tcomp.codegen.cuda.nvcc import compile_cubin
 from tcomp.relay.types import Array, TensorType
 from tcomp.target.cuda_driver import driver
 from tcomp.target.tile_map import TileMap

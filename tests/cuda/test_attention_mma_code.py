@@ -12,8 +12,8 @@ from test_attention_cuda import attention
 from test_mma_code import elements
 from test_simt_resources import loop_bodies
 
+from tcomp.codegen.cuda.cubin import Cubin, compile_cubin
 from tcomp.codegen.cuda.device_code import DeviceCode, device_code
-from tcomp.codegen.cuda.nvcc import Cubin, compile_cubin
 from tcomp.relay.builder import GraphBuilder
 from tcomp.target.target import TARGETS
 from tcomp.tensor.gpu_rates import clock

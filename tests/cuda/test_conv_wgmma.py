@@ -11,9 +11,9 @@ from test_conv_mma import KERNELS as OTHERS
 from test_conv_mma import P
 from test_matmul_wgmma import HOPPER, SMALL
 
+from tcomp.codegen.cuda.cubin import compile_cubin
 from tcomp.codegen.cuda.device_code import device_code
 from tcomp.codegen.cuda.jit import CudaKernelRunner
-from tcomp.codegen.cuda.nvcc import compile_cubin
 from tcomp.errors import ScheduleError
 from tcomp.target.target import TARGETS
 from tcomp.tensor.template import TEMPLATES, schedule, template_for

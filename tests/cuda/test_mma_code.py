@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from mma_kernels import SMALL, conv, in_blocks, matmul
 
+from tcomp.codegen.cuda.cubin import compile_cubin
 from tcomp.codegen.cuda.device_code import DeviceCode, device_code
-from tcomp.codegen.cuda.nvcc import compile_cubin
 from tcomp.errors import ScheduleError
 from tcomp.target.target import TARGETS
 from tcomp.tensor.kernel import Kernel

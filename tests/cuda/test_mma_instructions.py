@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from device_programs import run
 
-from tcomp.codegen.cuda.nvcc import compile_cubin
+from tcomp.codegen.cuda.cubin import compile_cubin
 from tcomp.relay.types import FLOAT8, Array, numpy_dtype
 from tcomp.target.target import Target
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from mma_kernels import SMALL
 
+from tcomp.codegen.cuda.cubin import compile_cubin
 from tcomp.codegen.cuda.device_code import device_code
-from tcomp.codegen.cuda.nvcc import compile_cubin
 from tcomp.codegen.jit import build_scheduled
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.evaluate import evaluate

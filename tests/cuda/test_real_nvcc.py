@@ -15,6 +15,17 @@ from tcomp.tensor.template import schedule
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.usefixtures("real_nvcc")
 def test_defaults_compile_without_spills(name: str, arch: str) -> None:
+    _compile(name, arch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.usefixtures("real_nvrtc")
+def test_nvrtc_takes_the_same(name: str) -> None:
+    _compile(name, "sm_90a")
+
+
+def _compile(name: str, arch: str) -> None:
     target = parse_target(f"cuda:{arch}")
     kernel = KERNELS[name]
     runner = build_cuda(kernel, schedule(kernel, target), target)

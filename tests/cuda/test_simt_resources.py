@@ -13,8 +13,8 @@ from test_attention_cuda import attention
 from test_conv_cuda import SAME, conv
 from test_matmul_cuda import matmul
 
+from tcomp.codegen.cuda.cubin import compile_cubin
 from tcomp.codegen.cuda.device_code import device_code
-from tcomp.codegen.cuda.nvcc import compile_cubin
 from tcomp.target.target import TARGETS
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.block_tile import PAD, BlockTile

@@ -15,8 +15,8 @@ from test_packed_weights import numbers, product
 
 from tcomp import api
 from tcomp.codegen.artifact import compile_graph
+from tcomp.codegen.cuda.cubin import compile_cubin
 from tcomp.codegen.cuda.device_code import device_code
-from tcomp.codegen.cuda.nvcc import compile_cubin
 from tcomp.codegen.jit import build_scheduled
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.evaluate import evaluate

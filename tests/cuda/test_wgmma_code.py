@@ -11,8 +11,8 @@ import pytest
 from mma_kernels import matmul
 from test_wgmma_instructions import product
 
+from tcomp.codegen.cuda.cubin import compile_cubin
 from tcomp.codegen.cuda.device_code import DeviceCode, device_code
-from tcomp.codegen.cuda.nvcc import compile_cubin
 from tcomp.errors import ScheduleError
 from tcomp.target.target import TARGETS
 from tcomp.tensor.kernel import Kernel

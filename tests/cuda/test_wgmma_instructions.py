@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from device_programs import dies, run, small_integers
 
-from tcomp.codegen.cuda.nvcc import compile_cubin
+from tcomp.codegen.cuda.cubin import compile_cubin
 from tcomp.relay.types import FLOAT8, Array, numpy_dtype, rounded_to_tf32, stored_as
 from tcomp.target.target import Target
 from tcomp.target.tile_map import TileMap
@@ -22,7 +22,9 @@ LINE = 128
 """Bytes of a line of a tile."""
 
 COPY = """
+#ifndef __CUDACC_RTC__
 #include <cuda.h>
+#endif
 #include "tcomp_wgmma.cuh"
 extern "C" __global__ void kernel(const char *tensor, unsigned *lines,
                                   const __grid_constant__ CUtensorMap map) {{
@@ -88,7 +90,9 @@ def test_copies_round_to_tf32(gpu: Target) -> None:
 PRODUCT = """
 #include <cuda_fp16.h>
 #include <cuda_bf16.h>
+#ifndef __CUDACC_RTC__
 #include <cuda.h>
+#endif
 #include "tcomp_wgmma.cuh"
 extern "C" __global__ void kernel(const char *a, const char *b, {sum} *out,
                                   const __grid_constant__ CUtensorMap a_map,

@@ -9,8 +9,8 @@ from functools import cached_property
 
 import numpy as np
 
+from tcomp.codegen.cuda.cubin import Cubin, compile_cubin
 from tcomp.codegen.cuda.device_code import DeviceCode, Launch, device_code
-from tcomp.codegen.cuda.nvcc import Cubin, compile_cubin
 from tcomp.codegen.kernel_runner import KernelRunner
 from tcomp.errors import BuildError
 from tcomp.relay.types import Array, TensorType, numpy_dtype

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
+from tcomp.codegen.cuda.cubin import Cubin, compile_cubin
 from tcomp.codegen.cuda.device_code import Launch, device_code
-from tcomp.codegen.cuda.nvcc import Cubin, compile_cubin
 from tcomp.plan.program import Program
 from tcomp.target.target import Target
 from tcomp.target.tile_map import DRIVER_SWIZZLES, DRIVER_TYPES, TileMap

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tcomp.codegen.cuda.cubin import Cubin
 from tcomp.codegen.cuda.device_code import DeviceCode
 from tcomp.codegen.cuda.model_code import LAUNCHING, DeviceKernel, image_source, launch_tables
-from tcomp.codegen.cuda.nvcc import Cubin
 from tcomp.codegen.link import SOURCES, compile_c, link_plugin
 from tcomp.codegen.toolchain import Toolchain
 from tcomp.relay.types import TensorType

@@ -43,6 +43,7 @@ static bool is_locked(const void *pointer) {
 }
 
 API int cuInit(unsigned) { return setting("EMULATED_DEVICES", 1) ? OK : NO_DEVICE; }
+API int cuGetExportTable(const void **, const void *) { return NOT_FOUND; }  // NVRTC asks, and goes on without
 API int cuDriverGetVersion(int *version) { *version = setting("EMULATED_DRIVER", 13000); return OK; }
 API int cuDeviceGetCount(int *count) { *count = setting("EMULATED_DEVICES", 1); return OK; }
 API int cuDeviceGet(int *device, int number) { *device = number; return number < setting("EMULATED_DEVICES", 1) ? OK : 101; }

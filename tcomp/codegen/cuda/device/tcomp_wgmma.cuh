@@ -3,6 +3,12 @@
 // Instructions", `cp.async.bulk.tensor`, `mbarrier`.
 #pragma once
 
+#ifdef __CUDACC_RTC__  // which has no cuda.h
+struct alignas(64) CUtensorMap {
+  unsigned long long opaque[16];
+};
+#endif
+
 // The first multiple of 1024 in the shared memory that is given at launch: swizzles repeat after so many bytes.
 __device__ __forceinline__ unsigned tcomp_shared_begin(const void *shared) {
   return (static_cast<unsigned>(__cvta_generic_to_shared(shared)) + 1023) / 1024 * 1024;

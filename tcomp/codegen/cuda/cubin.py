@@ -1,0 +1,88 @@
+"""From CUDA C to cubins, with what each kernel takes of a multiprocessor."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tcomp.codegen.cuda.nvcc import Nvcc, find_nvcc
+from tcomp.codegen.cuda.nvrtc import Nvrtc, find_nvrtc
+from tcomp.errors import BuildError
+
+_FUNCTION = re.compile(
+    r"Compiling entry function '(?P<name>\w+)'.*?"
+    r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads"
+    r".*?Used (?P<registers>\d+) registers(?P<rest>[^\n]*)",
+    re.DOTALL,
+)
+_SHARED = re.compile(r"(\d+) bytes smem")
+_SLOW = re.compile(r"\(C75\d\d\) [^\n]*")
+"""Of products of warp groups that wait for each other."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a thread takes (registers of 32 bits, spilled bytes), and a block (static shared memory)."""
+
+    registers: int
+    spilled_bytes: int
+    shared_bytes: int
+
+
+@dataclass(frozen=True)
+class Cubin:
+    """Machine code for an architecture as the driver loads it, and the resources of its functions by name.
+
+    `losses` is what the assembler says makes it slow.
+    """
+
+    image: bytes
+    resources: Mapping[str, Resources]
+    losses: tuple[str, ...] = ()
+
+
+def compile_cubin(source: str, arch: str, portable: bool = False) -> Cubin:
+    """Compile CUDA C for the architecture `arch`, such as `sm_80`, by nvcc, or by NVRTC where there is none.
+
+    With `portable` the image also holds PTX, of which the driver makes code for newer architectures; there is
+    none for those of an `a`, whose instructions no other has.
+    Raises BuildError with the compiler's first complaint, or saying what to install when there is none.
+    """
+    compiler = find_compiler()
+    image, said = compiler.compile(source, arch, portable and not arch.endswith("a"))
+    if image is None:
+        raise BuildError(f"{compiler.name} for {arch} failed: {_complaint(said)}")
+    return Cubin(image, _resources(said), tuple(_SLOW.findall(said)))
+
+
+def find_compiler() -> Nvcc | Nvrtc:
+    """nvcc of PATH or of the toolkit that CUDA_HOME names, else NVRTC.
+
+    Raises BuildError, saying what to install, when there is neither.
+    """
+    found = find_nvcc() or find_nvrtc()
+    if found is None:
+        raise BuildError(
+            "no nvcc found, which makes code for NVIDIA's GPUs, and no NVRTC; install the CUDA toolkit and "
+            "put nvcc on PATH or set CUDA_HOME to its folder, or `pip install 'tcomp[cuda]'`, which has NVRTC"
+        )
+    return found
+
+
+def _complaint(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return next(
+        (line for line in lines if "error" in line or "fatal" in line), lines[-1] if lines else "no output"
+    )
+
+
+def _resources(text: str) -> dict[str, Resources]:
+    found: dict[str, Resources] = {}
+    for match in _FUNCTION.finditer(text):
+        shared = _SHARED.search(match["rest"])
+        spilled = int(match["stores"]) + int(match["loads"])
+        found[match["name"]] = Resources(
+            int(match["registers"]), spilled, int(shared[1]) if shared is not None else 0
+        )
+    return found
