@@ -1,0 +1,152 @@
+// Barriers in shared memory, and what brings data there: copies of tiles and of chunks.
+//
+// What hardware does on its own is seen as late as it may be, and what it will overwrite is lost at once.
+#pragma once
+#include <set>
+
+#include "cuda.h"
+#include "emulated_ptx.h"
+
+// ---- shared memory by number ----
+
+static const unsigned EMULATED_REMOTE = 1u << 31;  // a bit of addresses of another block of the cluster
+
+static unsigned char *emulated_at(unsigned address, unsigned bytes, unsigned rank) {
+  if (address < EMULATED_SHARED_BEGIN || address + bytes > EMULATED_SHARED_BEGIN + EMULATED_SHARED_BYTES)
+    emulated_fail("an address outside of shared memory");
+  return emulated_shared[rank] + (address - EMULATED_SHARED_BEGIN);
+}
+struct emulated_place_in_cluster { unsigned rank, address; };
+static emulated_place_in_cluster emulated_in_cluster(unsigned address) {
+  if (address & EMULATED_REMOTE) return {address >> 24 & 15, address & 0xffffff};
+  return {emulated_rank(), address};
+}
+
+// ---- barriers ----
+
+struct emulated_barrier {
+  uint64_t valid : 6, phase : 1, pending : 18, count : 18;
+  int64_t bytes : 21;
+  void settle() {
+    if (pending != 0 || bytes != 0) return;
+    phase ^= 1;
+    pending = count;
+    emulated_progress++;
+  }
+};
+static_assert(sizeof(emulated_barrier) == 8, "what a barrier takes");
+static const unsigned EMULATED_BARRIER = 0x2b;
+struct emulated_unready { unsigned thread, rank, address; };
+static std::vector<emulated_unready> emulated_unready_barriers;  // whose initialisation others may not see yet
+
+static emulated_barrier *emulated_barrier_at(unsigned address, unsigned rank) {
+  if (address % 8 != 0) emulated_fail("a barrier is not aligned to 8 bytes");
+  auto barrier = (emulated_barrier *)emulated_at(address, 8, rank);
+  if (barrier->valid != EMULATED_BARRIER) emulated_fail("a barrier is not initialised");
+  return barrier;
+}
+static void emulated_arrive(unsigned address, unsigned rank, long bytes) {
+  emulated_barrier *barrier = emulated_barrier_at(address, rank);
+  if (barrier->pending == 0) emulated_fail("more threads arrive at a barrier than it was initialised for");
+  barrier->bytes += bytes;
+  barrier->pending--;
+  barrier->settle();
+}
+
+// ---- copies of tiles ----
+
+// The order of chunks of 16 bytes within `span` bytes, which depends on the place of the line.
+static unsigned emulated_swizzle(unsigned address, unsigned span) {
+  return address ^ (address >> 3 & (span - 1) & ~15u);
+}
+
+// To the nearest number of tf32: what CUTLASS relies on copies to do (sm90_mma_tma_gmma_ss_warpspecialized.hpp).
+static void emulated_round(unsigned char *place) {
+  uint32_t bits;
+  memcpy(&bits, place, 4);
+  if ((bits >> 23 & 255) == 255) return;
+  bits = (bits + 0x1000) & ~0x1fffu;
+  memcpy(place, &bits, 4);
+}
+static void emulated_copy_tile(const CUtensorMap &map, unsigned to, unsigned barrier, const std::vector<int> &at,
+                               unsigned blocks) {
+  unsigned number = 1;
+  if (map.valid != EMULATED_TENSOR_MAP || map.rank != at.size()) emulated_fail("a tile of another kind of tensor");
+  if (to % 128 != 0) emulated_fail("a tile in shared memory is not aligned to 128 bytes");
+  for (auto &one : emulated_unready_barriers)
+    if (one.address == barrier && (blocks >> one.rank & 1)) emulated_fail("a copy arrives at a barrier before its initialisation is seen");
+  for (unsigned i = 0; i < map.rank; i++) number *= (map.box[i] + map.steps[i] - 1) / map.steps[i];
+  unsigned bytes = number * map.itemsize;
+  for (unsigned rank = 0; rank < emulated_cluster_size; rank++) {
+    if (!(blocks >> rank & 1)) continue;
+    memset(emulated_at(to, bytes, rank), 0xff, bytes);  // the bytes of a NaN
+    emulated_pending.push_back([=] {
+      for (unsigned i = 0; i < number; i++) {
+        const char *from = map.address;
+        bool inside = true;
+        for (unsigned axis = 0, rest = i; axis < map.rank; axis++) {
+          unsigned count = (map.box[axis] + map.steps[axis] - 1) / map.steps[axis];
+          int64_t index = at[axis] + (int64_t)(rest % count) * map.steps[axis];
+          rest /= count;
+          inside &= index >= 0 && index < map.extents[axis];
+          from += index * (int64_t)(axis ? map.strides[axis - 1] : map.itemsize);
+        }
+        unsigned address = to + i * map.itemsize;
+        unsigned char *place = emulated_at(map.swizzle ? emulated_swizzle(address, map.swizzle) : address, map.itemsize, rank);
+        if (inside) memcpy(place, from, map.itemsize);
+        if (inside && map.rounds) emulated_round(place);
+        if (!inside) memset(place, 0, map.itemsize);
+      }
+      emulated_barrier *done = emulated_barrier_at(barrier, rank);
+      done->bytes -= bytes;
+      done->settle();
+    });
+  }
+  if (blocks >> emulated_cluster_size) emulated_fail("a copy to a block that the cluster does not have");
+}
+
+// ---- copies of chunks by threads: in shared memory when they were waited for, and seen by products after a fence ----
+
+struct emulated_chunk { unsigned to; const char *from; unsigned bytes; };
+struct emulated_chunks {
+  unsigned cluster;
+  std::vector<emulated_chunk> open, waited_for;
+  std::vector<std::vector<emulated_chunk>> groups;
+};
+static std::set<std::pair<unsigned, unsigned>> emulated_unseen_chunks;  // block of the cluster, address
+static emulated_chunks &emulated_own_chunks() {
+  static emulated_chunks of[EMULATED_CLUSTER * 1024];
+  emulated_chunks &own = of[emulated_current];
+  if (own.cluster != emulated_clusters) own = {emulated_clusters, {}, {}, {}};
+  return own;
+}
+// Fails where a product begins to read 64 lines of 128 bytes of which a chunk is not seen yet: it reads them later here.
+static void emulated_require_chunks(unsigned begin) {
+  unsigned first = begin - begin % 1024;
+  auto unseen = emulated_unseen_chunks.lower_bound({emulated_rank(), first});
+  if (unseen != emulated_unseen_chunks.end() && *unseen < std::pair{emulated_rank(), first + 64 * 128})
+    emulated_fail("a product begins before it sees what threads have copied");
+}
+static void emulated_copy_chunk(unsigned to, const char *from, unsigned size, unsigned bytes) {
+  if (size != 16 || (bytes != 0 && bytes != 16) || to % 16 != 0 || (bytes != 0 && (uintptr_t)from % 16 != 0))
+    emulated_fail("a chunk that is not 16 bytes, or not aligned to them");
+  memset(emulated_at(to, 16, emulated_rank()), 0xff, 16);
+  emulated_own_chunks().open.push_back({to, from, bytes});
+  emulated_unseen_chunks.insert({emulated_rank(), to});
+}
+static void emulated_wait_for_chunks(unsigned pending) {
+  emulated_chunks &own = emulated_own_chunks();
+  while (own.groups.size() > pending) {
+    own.waited_for.insert(own.waited_for.end(), own.groups.front().begin(), own.groups.front().end());
+    own.groups.erase(own.groups.begin());
+  }
+}
+static void emulated_show_chunks() {
+  for (auto &chunk : emulated_own_chunks().waited_for) {
+    unsigned char *place = emulated_at(chunk.to, 16, emulated_rank());
+    memset(place, 0, 16);
+    memcpy(place, chunk.from, chunk.bytes);
+    emulated_unseen_chunks.erase({emulated_rank(), chunk.to});
+  }
+  emulated_own_chunks().waited_for.clear();
+}
