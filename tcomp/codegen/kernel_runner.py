@@ -55,28 +55,33 @@ class KernelRunner(ABC):
         """What the code takes of the device, and what the device is like now, for records."""
         return {}
 
+    @property
+    def rest_seconds(self) -> float:
+        """What a timed run takes besides, which its time does not count."""
+        return 0.0
+
     @abstractmethod
     def load(self) -> None:
         """Make the machine code ready now; without this the first run does."""
 
     @abstractmethod
-    def prepare(self, arrays: Sequence[Array]) -> Sequence[Any]:
+    def prepare(self, arrays: Sequence[Array]) -> Any:
         """The function's arguments, in the device's memory: inputs packed, scratch and outputs allocated."""
 
     @abstractmethod
-    def run_prepared(self, arguments: Sequence[Any]) -> None:
+    def run_prepared(self, arguments: Any) -> None:
         """One run with arguments that `prepare` made."""
 
     @abstractmethod
-    def time_prepared(self, arguments: Sequence[Any], number: int = 1, repeat: int = 3) -> list[float]:
+    def time_prepared(self, arguments: Any, number: int = 1, repeat: int = 3) -> list[float]:
         """As `time`, with arguments that `prepare` made."""
 
     @abstractmethod
-    def clock_prepared(self, arguments: Sequence[Any], repeat: int) -> list[float]:
+    def clock_prepared(self, arguments: Any, repeat: int) -> list[float]:
         """Seconds of each of `repeat` runs in a row, none before them: for kernels that take milliseconds."""
 
     @abstractmethod
-    def outputs(self, arguments: Sequence[Any]) -> list[Array]:
+    def outputs(self, arguments: Any) -> list[Array]:
         """What the last run with `arguments` computed."""
 
     @abstractmethod

@@ -62,6 +62,19 @@ class Event:
         return milliseconds.value * 1e-3
 
 
+@dataclass(frozen=True)
+class LaunchCall:
+    """A call of `cuLaunchKernel`, and the memory that its arguments are in."""
+
+    driver: Driver
+    arguments: tuple[object, ...]
+    memory: object
+
+    def start(self) -> None:
+        """Let the kernel run after what was started before."""
+        self.driver.call("cuLaunchKernel", *self.arguments)
+
+
 class Driver:
     """The driver, with the primary context of one device current in this thread.
 
@@ -167,17 +180,17 @@ class Driver:
         dynamic_shared_bytes: int,
         pointers: Sequence[int],
         maps: Sequence[tuple[int, TileMap]] = (),
-    ) -> None:
-        """Start a kernel whose arguments are pointers, then maps of the tensors at some of them, by number.
+    ) -> LaunchCall:
+        """The launch of a kernel whose arguments are pointers, then maps of tensors at some of them, by number.
 
-        It runs after what was started before.
+        What takes time is done here, so that `start` is one call.
         """
         values = [c_void_p(p) for p in pointers]
         rooms = [self.tile_map(tiles, pointers[number]) for number, tiles in maps]
         places = [*map(ctypes.addressof, values), *map(address_of_map, rooms)]
-        arguments = (c_void_p * len(places))(*places)
-        sizes = map(c_uint, (*grid, *block, dynamic_shared_bytes))
-        self.call("cuLaunchKernel", function, *sizes, None, arguments, None)
+        sizes = tuple(map(c_uint, (*grid, *block, dynamic_shared_bytes)))
+        arguments = (function, *sizes, None, (c_void_p * len(places))(*places), None)
+        return LaunchCall(self, arguments, (values, rooms))
 
     def event(self) -> Event:
         handle = c_void_p()

@@ -108,12 +108,18 @@ class GpuCandidate(RpcCandidate):
     """A kernel that starts itself by the driver of the machine's GPU, and times itself by events there."""
 
     def __init__(
-        self, library: bytes, data: TrialData, inputs: Sequence[Array], taken: Mapping[str, str]
+        self,
+        library: bytes,
+        data: TrialData,
+        inputs: Sequence[Array],
+        taken: Mapping[str, str],
+        rest_seconds: float,
     ) -> None:
         super().__init__(library, data)
         self._inputs = inputs
         self._taken = taken
         self._device: Any = None
+        self.rest_seconds = rest_seconds
 
     @staticmethod
     def build(prepared: Prepared, config: Config, folder: Path) -> GpuCandidate:
@@ -127,7 +133,7 @@ class GpuCandidate(RpcCandidate):
         read = [TensorType(a.shape, str(a.dtype)) for a in inputs]
         libraries = TrialLibraries(find_toolchain(target), folder, target.gpu)
         library = libraries.of(runner.code, runner.cubin, [*read, *scheduled.scratch, *runner.output_types])
-        return GpuCandidate(library, prepared.data, inputs, runner.taken)
+        return GpuCandidate(library, prepared.data, inputs, runner.taken, runner.rest_seconds)
 
     def prepare(self, device: Any) -> None:
         self._device = device

@@ -16,6 +16,9 @@ from tcomp.tuner.trial_data import is_wrong
 class TimedCandidate(ABC):
     """A candidate that runs when it is called."""
 
+    rest_seconds: float = 0.0
+    """What a timed run takes besides, which its time does not count: to empty a GPU's caches."""
+
     @abstractmethod
     def run(self) -> None:
         """One run, not timed."""
@@ -58,7 +61,10 @@ class TimingStation(Station[Timed]):
         for check in checks:
             if is_wrong(check):
                 return wrong(check)
-        numbers = [max(1, round(request.round_seconds / max(f, 1e-9))) for f in firsts]
+        numbers = [
+            max(1, round(request.round_seconds / max(f + c.rest_seconds, 1e-9)))
+            for f, c in zip(firsts, candidates, strict=True)
+        ]
         rounds = [
             [
                 candidate.time(number, repeat=1)[0]
@@ -79,8 +85,9 @@ def adaptive_times(candidate: TimedCandidate, request: Measure) -> Times:
     """
     firsts = candidate.clock(repeat=2)
     fastest = max(min(firsts), 1e-9)
-    repeats, number = request.repeats, max(1, ceil(request.minimum_seconds / (request.repeats * fastest)))
-    if fastest > request.abandon_above and number * repeats * fastest > request.minimum_seconds / 4:
+    repeats, whole = request.repeats, fastest + candidate.rest_seconds
+    number = max(1, ceil(request.minimum_seconds / (repeats * whole)))
+    if fastest > request.abandon_above and number * repeats * whole > request.minimum_seconds / 4:
         return times_of([fastest], runs=2)
     # One run of a slow kernel is a sample; many runs of a fast one are timed from C.
     samples = firsts if number == 1 else []

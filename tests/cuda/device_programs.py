@@ -33,7 +33,7 @@ def run(
     module = driver().load(compile_cubin(source, arch).image)
     function = driver().function(module, "kernel", shared_bytes)
     pointers = [m.pointer for m in memories]
-    driver().launch(function, (blocks, 1, 1), (threads, 1, 1), shared_bytes, pointers, maps)
+    driver().launch(function, (blocks, 1, 1), (threads, 1, 1), shared_bytes, pointers, maps).start()
     driver().synchronize()
     return [m.read() for m in memories[len(arrays) :]]
 

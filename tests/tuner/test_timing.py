@@ -46,3 +46,19 @@ class Clockwork(TimedCandidate):
 )
 def test_runs(seconds: tuple[float, ...], best: float, runs: int) -> None:
     assert adaptive_times(Clockwork(seconds), Measure(10.0, 1.2 * best, best)).runs == runs
+
+
+def test_rests_count_as_time_of_a_trial() -> None:
+    numbers: list[int] = []
+
+    class Counted(Clockwork):
+        def time(self, number: int, repeat: int) -> list[float]:
+            numbers.append(number)
+            return super().time(number, repeat)
+
+    quick, resting = Counted((1e-5,)), Counted((1e-5,))
+    resting.rest_seconds = 9e-5
+    request = Measure(10.0, float("inf"), float("inf"))
+    for candidate in (quick, resting):
+        adaptive_times(candidate, request)
+    assert numbers == [240, 24]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from ctypes import c_void_p
 from dataclasses import dataclass
 from functools import cached_property
+from math import ceil
 
 import numpy as np
 
@@ -14,13 +15,15 @@ from tcomp.codegen.cuda.device_code import DeviceCode, Launch, device_code
 from tcomp.codegen.kernel_runner import KernelRunner
 from tcomp.errors import BuildError
 from tcomp.relay.types import Array, TensorType, numpy_dtype
-from tcomp.target.cuda_driver import Driver, driver
+from tcomp.target.cuda_driver import Driver, LaunchCall, driver
 from tcomp.target.cuda_state import gpu_state
-from tcomp.target.target import Target
+from tcomp.target.target import Gpu, Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.template import Scheduled
 
 _SYMBOL = "kernel"
+_START_SECONDS = 60e-6
+"""In which Python starts an event, a few launches and another event."""
 
 
 class Memory:
@@ -47,6 +50,14 @@ class Memory:
         array = np.empty(self.type.static_shape, numpy_dtype(self.type.dtype))
         self._device.to_host(array.ctypes.data_as(c_void_p), self.pointer, array.nbytes)
         return array
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Memory of inputs, scratch and outputs, and the launches that read and write it."""
+
+    memory: Sequence[Memory]
+    launches: Sequence[LaunchCall]
 
 
 class Loaded:
@@ -102,53 +113,84 @@ class CudaKernelRunner(KernelRunner):
     def conditions(self) -> Mapping[str, str]:
         return {**self.taken, **gpu_state()}
 
-    def prepare(self, arrays: Sequence[Array]) -> list[Memory]:
-        device, arguments = driver(), list[Memory]()
+    def prepare(self, arrays: Sequence[Array]) -> Arguments:
+        device, memory = driver(), list[Memory]()
         for array in self.packed(arrays):
-            arguments.append(Memory(device, TensorType(array.shape, str(array.dtype))))
-            arguments[-1].write(array)
-        return arguments + [Memory(device, t) for t in (*self.scheduled.scratch, *self.output_types)]
+            memory.append(Memory(device, TensorType(array.shape, str(array.dtype))))
+            memory[-1].write(array)
+        memory += [Memory(device, t) for t in (*self.scheduled.scratch, *self.output_types)]
+        pointers = [one.pointer for one in memory]
+        launches = [
+            device.launch(function, one.grid, one.block, one.dynamic_shared_bytes, pointers, one.maps)
+            for function, one in zip(self.loaded.functions, self.code.launches, strict=True)
+        ]
+        return Arguments(memory, launches)
 
-    def run_prepared(self, arguments: Sequence[Memory]) -> None:
-        self._start(arguments)
+    def run_prepared(self, arguments: Arguments) -> None:
+        for launch in arguments.launches:
+            launch.start()
         driver().synchronize()
 
-    def time_prepared(self, arguments: Sequence[Memory], number: int = 1, repeat: int = 3) -> list[float]:
+    def time_prepared(self, arguments: Arguments, number: int = 1, repeat: int = 3) -> list[float]:
         self.run_prepared(arguments)
         return [self._timed(arguments, number) / number for _ in range(repeat)]
 
-    def clock_prepared(self, arguments: Sequence[Memory], repeat: int) -> list[float]:
+    def clock_prepared(self, arguments: Arguments, repeat: int) -> list[float]:
         return [self._timed(arguments, 1) for _ in range(repeat)]
 
-    def outputs(self, arguments: Sequence[Memory]) -> list[Array]:
-        return [memory.read() for memory in arguments[len(arguments) - len(self.output_types) :]]
+    def outputs(self, arguments: Arguments) -> list[Array]:
+        memory = arguments.memory
+        return [one.read() for one in memory[len(memory) - len(self.output_types) :]]
 
     def source(self, kind: str = "cuda") -> str:
         """The generated CUDA C."""
         return self.code.source
 
-    def _start(self, arguments: Sequence[Memory]) -> None:
-        pointers = [memory.pointer for memory in arguments]
-        for function, one in zip(self.loaded.functions, self.code.launches, strict=True):
-            driver().launch(function, one.grid, one.block, one.dynamic_shared_bytes, pointers, one.maps)
+    def _timed(self, arguments: Arguments, number: int) -> float:
+        """Seconds of `number` runs, by the device's own clock, the L2 cache being cold in each.
 
-    def _timed(self, arguments: Sequence[Memory], number: int) -> float:
-        """Seconds of `number` runs, by the device's own clock, the L2 cache being cold in each."""
+        The device is busy with filling memory while this thread starts all that comes between the events:
+        were it not, the time until the launch would count.
+        """
         seconds = 0.0
         begin, end = self.loaded.events
         for _ in range(number):
-            self._flush.fill()
+            for _ in range(self._fills):
+                self._flush.fill()
             begin.record()
-            self._start(arguments)
+            for launch in arguments.launches:
+                launch.start()
             end.record()
             seconds += end.seconds_since(begin)
         return seconds
 
+    @property
+    def rest_seconds(self) -> float:
+        return self._fills * flush_seconds(self._gpu) + _START_SECONDS
+
+    @property
+    def _fills(self) -> int:
+        """How often memory is written before a run that is timed."""
+        return ceil(_START_SECONDS / flush_seconds(self._gpu))
+
     @cached_property
     def _flush(self) -> Memory:
-        """Memory of twice the size of the L2 cache: writing it drives everything else out."""
+        return Memory(driver(), TensorType((flush_bytes(self._gpu),), "uint8"))
+
+    @property
+    def _gpu(self) -> Gpu:
         assert self.target.gpu is not None
-        return Memory(driver(), TensorType((2 * self.target.gpu.l2_bytes,), "uint8"))
+        return self.target.gpu
+
+
+def flush_bytes(gpu: Gpu) -> int:
+    """Memory of twice the size of the L2 cache: writing it drives everything else out."""
+    return 2 * gpu.l2_bytes
+
+
+def flush_seconds(gpu: Gpu) -> float:
+    """In which so much is written, by the data sheet."""
+    return flush_bytes(gpu) / gpu.bytes_per_second
 
 
 def build_cuda(kernel: Kernel, scheduled: Scheduled, target: Target) -> CudaKernelRunner:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tcomp.codegen.cuda.cubin import Cubin
 from tcomp.codegen.cuda.device_code import DeviceCode
+from tcomp.codegen.cuda.jit import flush_bytes
 from tcomp.codegen.cuda.model_code import LAUNCHING, DeviceKernel, image_source, launch_tables
 from tcomp.codegen.link import SOURCES, compile_c, link_plugin
 from tcomp.codegen.toolchain import Toolchain
@@ -47,7 +48,7 @@ class TrialLibraries:
             *launch_tables(kernels),
             f"const int32_t tcomp_trial_parameters = {len(parameters)};",
             f"const uint64_t tcomp_trial_bytes[] = {{{sizes or 0}}};",
-            f"const uint64_t tcomp_trial_flush_bytes = {2 * self.gpu.l2_bytes}u;",
+            f"const uint64_t tcomp_trial_flush_bytes = {flush_bytes(self.gpu)}u;",
         ]
         tables.write_text("\n".join([*lines, ""]))
         images.write_text(image_source(kernels))

@@ -69,13 +69,14 @@ class LocalCandidate(TimedCandidate):
     def __init__(self, data: TrialData, runner: KernelRunner) -> None:
         self._data = data
         self._runner = runner
+        self.rest_seconds = runner.rest_seconds
 
     def prepare(self) -> None:
         """Load the machine code and make the arguments; without this the first run does."""
         _ = self._arguments
 
     @cached_property
-    def _arguments(self) -> Sequence[Any]:
+    def _arguments(self) -> Any:
         self._runner.load()
         return self._runner.prepare(self._data.inputs)
 
