@@ -31,6 +31,7 @@ import numpy as np
 import torch
 
 from bench_cpu import random_inputs
+from gpu_check import gpu_here
 from models import MODELS, ROOT
 from tcomp.codegen.artifact import compile_graph
 from tcomp.frontend.onnx import import_onnx
@@ -235,7 +236,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> int:
     options = parse()
-    target, device = parse_target("cuda"), torch.device("cuda")
+    target, device = gpu_here(), torch.device("cuda")
     results = []
     for name in options.models:
         for precision in options.precisions:

@@ -181,7 +181,7 @@ class Driver:
         pointers: Sequence[int],
         maps: Sequence[tuple[int, TileMap]] = (),
     ) -> LaunchCall:
-        """The launch of a kernel whose arguments are pointers, then maps of tensors at some of them, by number.
+        """The launch of a kernel whose arguments are pointers, then maps of tensors at some, by number.
 
         What takes time is done here, so that `start` is one call.
         """

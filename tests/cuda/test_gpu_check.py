@@ -20,7 +20,7 @@ def test_measures_and_checks(gpu: Target) -> None:
         assert row.problem == ""
         assert row.default is not None
         assert row.best is not None
-        assert row.best <= row.default
+        assert row.best > 0
         assert case.name in gpu_check.line(row)
         assert row.algorithms[0] in gpu_check.line(row)
 
@@ -33,7 +33,7 @@ def test_names_the_algorithms_of_a_convolution(gpu: Target, monkeypatch: pytest.
     assert list(space.spaces) == ["conv_cuda", "conv_winograd_cuda"]
     configs = [space.join(name, own.default) for name, own in space.spaces.items()]
     monkeypatch.setattr(gpu_check, "configs", lambda kernel, target, trials: configs)
-    times = iter((2e-6, 1e-6))
+    times = iter((2e-6, 1e-6, *[1e-6] * gpu_check.ROUNDS))
     monkeypatch.setattr(gpu_check, "timed", lambda runner, arguments: next(times))
     row = gpu_check.measure(case, gpu, trials=1)
     assert (row.problem, row.default, row.best) == ("", 2e-6, 1e-6)
@@ -46,3 +46,26 @@ def test_tells_wrong_numbers(gpu: Target, monkeypatch: pytest.MonkeyPatch) -> No
     case = gpu_check.matmul(16, 24, 8, "float32")
     monkeypatch.setattr(gpu_check, "reference", lambda case, inputs: [inputs[0] @ inputs[1] + 1])
     assert "wrong by" in gpu_check.measure(case, gpu, trials=0).problem
+
+
+@pytest.mark.slow
+def test_products_rounded_to_tf32(gpu: Target) -> None:
+    row = gpu_check.measure(gpu_check.matmul(16, 24, 8, "tf32"), gpu, trials=0)
+    assert (row.problem, row.configs) == ("", 1)
+
+
+@pytest.mark.slow
+def test_stops_at_the_end_of_its_time(gpu: Target) -> None:
+    """The default is timed in any case."""
+    row = gpu_check.measure(gpu_check.matmul(16, 24, 8, "bfloat16"), gpu, trials=8, seconds=0.0)
+    assert (row.problem, row.configs) == ("", 1)
+
+
+def test_means_are_beside_their_goals() -> None:
+    def row(kind: str, best: float | None, torch: float | None) -> gpu_check.Row:
+        return gpu_check.Row(kind, "k", best, best, torch, None, 1.0, 0.5, 1, ("a",))
+
+    found = [row("attention", 1e-6, 4e-6), row("attention", 1e-6, 1e-6), row("rows", None, 1e-6)]
+    (mean,) = gpu_check.means(found).splitlines()
+    assert mean.startswith("attention")
+    assert "2.00 of PyTorch's speed (should be 1.00; least 1.00)" in mean
