@@ -26,8 +26,6 @@ from tcomp.transform.precision import BY_SUMS, Precision, factor_dtype, lowering
 TOLERANCE = 2e-2
 """Allowed error of an output relative to its largest magnitude, of types with 8 bits."""
 _TOLERANCES = {"float16": 1e-2}
-_DRAWS = 3
-"""Of what is random in an estimate; the median counts."""
 
 
 def allowed_error(target: Target, precision: Precision) -> float:
@@ -104,9 +102,9 @@ def lower_within(
         build(graph)
         return Lowered(graph, target, precision, products, (), {}, allowed, runs)
 
-    def outputs_of(graph: Graph) -> list[Sequence[Array]]:
+    def outputs_of(graph: Graph) -> Sequence[Sequence[Array]]:
         if not runs:
-            return [evaluate_rounded(graph, arrays, target, seed) for seed in range(_DRAWS)]
+            return list(evaluate_rounded(graph, arrays, target))
         with load(build(graph)) as model:
             return [model(*arrays)]
 
@@ -115,7 +113,7 @@ def lower_within(
     ranking = worst_kernels(exact, graph, arrays, target)
     kept: tuple[str, ...] = ()
     while True:
-        found = zip(*outputs_of(graph), strict=True)
+        found = zip(*outputs_of(graph), strict=True)  # of each output in all runs, whose median counts
         errors = {
             v.name: median(relative_error(a, e) for a in several)
             for v, several, e in zip(exact.outputs, found, expected, strict=True)

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from tcomp.relay.attributes import graph as graph_attribute
-from tcomp.relay.evaluate import Apply, evaluate, evaluate_node
+from tcomp.relay.evaluate import evaluate, evaluate_node
 from tcomp.relay.graph import Constant, Graph, Node, Value
 from tcomp.relay.op import OPS
 from tcomp.relay.types import REALS, Array, numpy_dtype
@@ -25,12 +25,21 @@ from tcomp.transform.lower_precision import takes_fewer_bits
 
 ROUNDED_ADDITION = 2e-4
 """Root mean square of what an addition in float16 rounds, relative to its result."""
+_DRAWS = 3
+"""Runs of a graph in which something is random."""
 _PRODUCTS = ("matmul", "conv1d", "conv2d", "conv3d")
 
 
-def evaluate_rounded(graph: Graph, inputs: Sequence[Array], target: Target, seed: int = 0) -> list[Array]:
-    """The outputs of a lowered `graph` on `target`, as near as numpy tells; `seed` is of what is drawn."""
-    return evaluate(graph, inputs, apply=_rounding(target, seed))
+def evaluate_rounded(graph: Graph, inputs: Sequence[Array], target: Target) -> Iterator[list[Array]]:
+    """The outputs of a lowered `graph` on `target`, as near as numpy tells: of a few draws, one by one.
+
+    Of one where nothing is drawn.
+    """
+    for seed in range(_DRAWS):
+        rounding = _Rounding(target, seed)
+        yield evaluate(graph, inputs, apply=rounding)
+        if not rounding.has_drawn:
+            return
 
 
 def relative_error(actual: Array, expected: Array) -> float:
@@ -79,7 +88,7 @@ class _Trial:
     """Runs of an exact graph with some kernels lowered, from the first of these on."""
 
     def __init__(self, exact: Graph, lowered: Graph, inputs: Sequence[Array], target: Target) -> None:
-        self._exact, self._lowered, self._apply = exact, lowered, _rounding(target)
+        self._exact, self._lowered, self._apply = exact, lowered, _Rounding(target)
         self._values: dict[Value, Array] = dict(zip(exact.inputs, inputs, strict=True))
         for node in exact.nodes:
             self._run(node, node, self._values)
@@ -108,21 +117,25 @@ def _array(value: Value, values: dict[Value, Array]) -> Array:
     return value.data if isinstance(value, Constant) else values[value]
 
 
-def _rounding(target: Target, seed: int = 0) -> Apply:
+class _Rounding:
     """How a node of a lowered graph is applied on `target`."""
-    generator = np.random.default_rng(seed)
 
-    def apply(node: Node, operands: Sequence[Array]) -> list[Array]:
+    def __init__(self, target: Target, seed: int = 0) -> None:
+        self.has_drawn = False
+        self._target = target
+        self._generator = np.random.default_rng(seed)
+
+    def __call__(self, node: Node, operands: Sequence[Array]) -> list[Array]:
         if node.op == "fused":
-            return evaluate(graph_attribute(node.attrs, "body"), operands, apply=apply)
+            return evaluate(graph_attribute(node.attrs, "body"), operands, apply=self)
         results = evaluate_node(node, operands)
-        if node.op not in _PRODUCTS or target.gpu is not None or any(a.dtype != np.float16 for a in operands):
+        is_short = self._target.gpu is None and all(a.dtype == np.float16 for a in operands)
+        if node.op not in _PRODUCTS or not is_short:
             return results
+        self.has_drawn = True
         (total,) = results
-        noise = generator.standard_normal(total.shape, np.float32)
+        noise = self._generator.standard_normal(total.shape, np.float32)
         return [(total + noise * _error_of_sums(node, operands, total)).astype(total.dtype)]
-
-    return apply
 
 
 def _error_of_sums(node: Node, operands: Sequence[Array], total: Array) -> Array:

@@ -149,9 +149,19 @@ def test_sums_of_float16_are_estimated(depth: int, drift: float) -> None:
     builder = GraphBuilder()
     factors = builder.input("left", left.shape, "float16"), builder.input("right", right.shape, "float16")
     graph = builder.build(builder.op("matmul", *factors, out_dtype="float32"))
-    exact, (estimate,) = products.sum(axis=1), evaluate_rounded(graph, [left, right], A76)
+    exact, (estimate,) = products.sum(axis=1), next(evaluate_rounded(graph, [left, right], A76))
     found, estimated = (np.sqrt(np.mean((x - exact) ** 2)) for x in (summed, estimate))
     assert found / 1.25 < estimated < 1.25 * found
+
+
+@pytest.mark.parametrize(("target", "draws"), [("cortex-a76", 3), ("cuda:sm_80", 1)])
+def test_only_short_sums_are_drawn(target: str, draws: int) -> None:
+    builder = GraphBuilder()
+    factors = builder.input("left", (2, 8), "float16"), builder.input("right", (8, 2), "float16")
+    graph = builder.build(builder.op("matmul", *factors, out_dtype="float32"))
+    arrays = [np.full(shape, 1 / 3, np.float16) for shape in ((2, 8), (8, 2))]
+    runs = [one.tobytes() for (one,) in evaluate_rounded(graph, arrays, TARGETS[target])]
+    assert len(set(runs)) == len(runs) == draws
 
 
 def test_other_targets_are_not_checked_here(tmp_path: Path) -> None:
