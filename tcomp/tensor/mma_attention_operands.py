@@ -62,6 +62,18 @@ class Heads:
         """Batch axes and row of a query, and of what belongs to it."""
         return [*digits(batch, self.outer), *digits(row, (*self.inner, self.queries))]
 
+    def bounds(self, row: Expression, count: int) -> tuple[Expression, Expression]:
+        """The lowest and the highest query of a head among `count` rows from `row` on."""
+        if not self.inner:
+            return row, row + (count - 1)
+        first = tirx.floormod(row, self.queries)
+        is_one_head = first + count <= self.queries
+        return tirx.Select(is_one_head, first, 0), tirx.Select(is_one_head, first + count, self.queries) - 1
+
+    def query(self, row: Expression) -> Expression:
+        """Which of its head's queries a row is."""
+        return tirx.floormod(row, self.queries) if self.inner else row
+
     def of_key(self, batch: Expression, row: Expression) -> list[Expression]:
         return [*digits(batch, self.outer), *(constant(0) for _ in self.inner), row]
 
@@ -72,7 +84,9 @@ def attention_shape(kernel: Kernel) -> AttentionShape:
     own, heads, inputs = Shape.of(kernel.anchor), Heads.of(kernel), kernel.anchor.inputs
     dtype = inputs[0].dtype
     depth, width = (chunks(extent, dtype) for extent in (own.depth, own.width))
-    return AttentionShape(dtype, heads.batch, heads.rows, own.length, depth, width, len(inputs) > 3)
+    return AttentionShape(
+        dtype, heads.batch, heads.rows, own.length, depth, width, len(inputs) > 3, own.limit
+    )
 
 
 class MmaAttentionOperands:
