@@ -23,7 +23,7 @@ from tcomp.ops.shapes import (
     same_dtype,
     static_shape,
 )
-from tcomp.relay.attributes import integer, number
+from tcomp.relay.attributes import dim, integer, number
 from tcomp.relay.graph import Attrs
 from tcomp.relay.op import REQUIRED, Cost, FusionKind, Op, Sample, declare
 from tcomp.relay.types import FLOATS, Array, TensorType
@@ -35,7 +35,8 @@ def _infer(types: Sequence[TensorType], attrs: Attrs) -> list[TensorType]:
     if len(types) == 4 and types[3].dtype not in (dtype, accumulator(dtype)):
         raise TypeRuleError(f"`attention` mask {types[3]} is of neither {dtype} nor the type of its sums")
     number(attrs, "scale")
-    if integer(attrs, "causal") < 0:
+    causal = dim(attrs, "causal")
+    if isinstance(causal, int) and causal < 0:
         raise TypeRuleError(f"`attention` has causal={attrs['causal']}; it is 0 or keys that one query sees")
     query, key, value = types[:3]
     if dtype not in FLOATS or min(t.rank for t in types[:3]) < 2:
