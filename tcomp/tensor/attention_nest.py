@@ -28,8 +28,8 @@ from tcomp.tensor.attention_operands import (
     Batch,
     Keep,
     LeftRows,
-    Shape,
 )
+from tcomp.tensor.attention_shape import Shape
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.lane_factors import rows_apart, rows_fit
 from tcomp.tensor.loops import Buffer, Expression, Statement

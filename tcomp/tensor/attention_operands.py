@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import ClassVar
 
-from tcomp.relay.attributes import integer, number
-from tcomp.relay.graph import Node
 from tcomp.tensor import loops
 from tcomp.tensor.access import vector_load
 from tcomp.tensor.anchored import Anchored
-from tcomp.tensor.convolution import accumulator_dtype
+from tcomp.tensor.attention_shape import Shape
 from tcomp.tensor.loops import Buffer, Expression, Statement
 from tcomp.tensor.math import convert
 from tcomp.tensor.primitives import transpose_square
@@ -22,81 +19,6 @@ Batch = Sequence[Expression]
 Keep = Callable[[Expression, Expression], list[Statement]]
 UNROLL = 4
 """Steps of the inner loops of both products that are written out."""
-
-
-@dataclass(frozen=True)
-class Limit:
-    """Which of `length` keys each of `rows` queries sees: all if `causal` is 0, else query r the first
-    r + `causal`."""
-
-    rows: int
-    length: int
-    causal: int
-
-    def seen_by(self, row: Expression) -> Expression:
-        """How many keys a query sees."""
-        return tirx.min(row + self.causal, self.length) if self.causal else loops.constant(self.length)
-
-    def steps_of(self, first: Expression, rows: int, keys: int) -> int | Expression:
-        """Steps of `keys` keys that one of `rows` queries from `first` on sees."""
-        if not self.causal:
-            return -(-self.length // keys)
-        return tirx.floordiv(self.seen_by(first + (rows - 1)) + (keys - 1), keys)
-
-
-@dataclass(frozen=True)
-class Walk:
-    """Steps that blocks of queries take along the keys that they see."""
-
-    mean: float
-    """Of all blocks."""
-    most: int
-
-    @staticmethod
-    @lru_cache(maxsize=1024)
-    def of(limit: Limit, rows: int, keys: int) -> Walk:
-        """Blocks of `rows` queries, steps of `keys` keys."""
-        lasts = range(rows - 1, limit.rows + rows - 1, rows) if limit.causal else [limit.length]
-        seen = (min(last + limit.causal, limit.length) for last in lasts)
-        steps = [-(-keys_of_block // keys) for keys_of_block in seen]
-        return Walk(sum(steps) / len(steps), max(steps))
-
-
-@dataclass(frozen=True)
-class Shape:
-    """queries [*batch, rows, depth], keys [*batch, length, depth], values [*batch, length, width].
-
-    Keys that no query sees are not counted.
-    """
-
-    batch: tuple[int, ...]
-    rows: int
-    length: int
-    depth: int
-    width: int
-    dtype: str
-    scale: float
-    limit: Limit
-
-    @staticmethod
-    def of(node: Node) -> Shape:
-        query, key, value = (v.type.static_shape for v in node.inputs[:3])
-        batch = node.output.type.static_shape[:-2]
-        dtype = accumulator_dtype(node.output.dtype)
-        scale, causal = number(node.attrs, "scale"), integer(node.attrs, "causal")
-        rows, length = query[-2], key[-2]
-        if causal:
-            length = min(length, rows - 1 + causal)
-        limit = Limit(rows, length, causal if causal < length else 0)
-        return Shape(batch, rows, length, query[-1], value[-1], dtype, scale, limit)
-
-    def key_vectors(self, lanes: int) -> int:
-        """Vectors of one row of scores."""
-        return -(-self.length // lanes)
-
-    def value_vectors(self, lanes: int) -> int:
-        """Vectors of one row of the output."""
-        return -(-self.width // lanes)
 
 
 @dataclass(frozen=True)

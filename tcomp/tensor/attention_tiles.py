@@ -23,7 +23,7 @@ from typing import Any
 from tcomp.tensor import bfloat16, loops
 from tcomp.tensor.amx import LANES, WORD_BYTES, TileBlock
 from tcomp.tensor.anchored import Anchored
-from tcomp.tensor.attention_operands import Shape
+from tcomp.tensor.attention_shape import Shape
 from tcomp.tensor.groups import WORD, GroupSums
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.loops import Buffer, Expression, Statement

@@ -26,7 +26,9 @@ from math import inf, log2
 import numpy as np
 
 from tcomp.relay.types import stored_as
+from tcomp.target.target import Gpu
 from tcomp.tensor.alignment import anywhere, vector_lanes
+from tcomp.tensor.attention_shape import Blocks
 from tcomp.tensor.loops import (
     Buffer,
     Expression,
@@ -112,8 +114,9 @@ class _Lines:
 class MmaAttention:
     """The launches of one kernel."""
 
-    def __init__(self, operands: MmaAttentionOperands, plan: AttentionPlan) -> None:
+    def __init__(self, operands: MmaAttentionOperands, plan: AttentionPlan, gpu: Gpu) -> None:
         self.operands, self.plan = operands, plan
+        self.blocks = Blocks.of(operands.anchor, plan.shape.batch, plan.row_blocks, gpu)
         self.before, (query, key, value) = operands.sources()
         shape, size = plan.shape, chunk_elements(plan.shape.dtype)
         depth, width = 2 * plan.depth_pieces, 2 * plan.width_pieces
@@ -137,15 +140,12 @@ class MmaAttention:
 
     def scheduled(self) -> Scheduled:
         plan = self.plan
-        grid = (plan.shape.batch, plan.row_blocks)
 
         def body(block: Sequence[Expression], thread: Sequence[Expression]) -> Statement:
-            batch, rows = digits(block[0], grid)
-            if self.operands.of_anchor.limit.causal:
-                rows = grid[1] - 1 - rows
+            batch, rows = self.blocks.place(block[0])
             return left_to_compiler(_Block(self, batch, rows * plan.block_rows, thread[0]).statement())
 
-        own = launch((grid[0] * grid[1],), (plan.threads,), body)
+        own = launch((self.blocks.count,), (plan.threads,), body)
         return self.operands.anchored.scheduled([*self.before, own])
 
 

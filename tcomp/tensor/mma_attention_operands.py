@@ -14,7 +14,8 @@ from math import prod
 from tcomp.relay.types import numpy_dtype
 from tcomp.tensor.alignment import anywhere, lies_in_chunks
 from tcomp.tensor.anchored import Anchored
-from tcomp.tensor.attention_operands import Shape, own_index
+from tcomp.tensor.attention_operands import own_index
+from tcomp.tensor.attention_shape import Shape
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.loops import Elements, Expression, Statement, constant, loops_around
 from tcomp.tensor.mma_attention_plan import AttentionShape, chunks
@@ -94,7 +95,7 @@ class MmaAttentionOperands:
 
     def __init__(self, kernel: Kernel) -> None:
         assert kernel.anchor is not None
-        self.kernel, self.heads = kernel, Heads.of(kernel)
+        self.anchor, self.heads = kernel.anchor, Heads.of(kernel)
         self.of_anchor = Shape.of(kernel.anchor)
         self.anchored = Anchored(kernel)
         self.dtype = kernel.anchor.inputs[0].dtype

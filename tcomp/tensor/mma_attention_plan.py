@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from tcomp.target.target import Gpu
-from tcomp.tensor.attention_operands import Limit, Walk
+from tcomp.tensor.attention_shape import Limit, Walk
 from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, resident_blocks
 from tcomp.tensor.knobs import Config, Ordered, Space
 from tcomp.tensor.mma_plan import (

@@ -29,7 +29,8 @@ import numpy as np
 from tcomp.target.target import Gpu
 from tcomp.tensor.alignment import anywhere, vector_lanes
 from tcomp.tensor.anchored import Anchored
-from tcomp.tensor.attention_operands import Shape, own_index
+from tcomp.tensor.attention_operands import own_index
+from tcomp.tensor.attention_shape import Blocks, Shape
 from tcomp.tensor.block_tile import STATIC_SHARED_BYTES, WARP_COLUMNS, WARP_ROWS
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
@@ -146,9 +147,11 @@ class AttentionTile:
 class SimtAttention:
     """The launch of one kernel."""
 
-    def __init__(self, kernel: Kernel, tile: AttentionTile) -> None:
+    def __init__(self, kernel: Kernel, tile: AttentionTile, gpu: Gpu) -> None:
         assert kernel.anchor is not None
         self.shape, self.tile = Shape.of(kernel.anchor), tile
+        along = ceil(self.shape.rows / tile.rows)
+        self.blocks = Blocks.of(kernel.anchor, prod(self.shape.batch), along, gpu)
         self.anchored = Anchored(kernel)
         query, key, value, *mask = self.anchored.operands
         self.mask: Tensor | None = mask[0] if mask else None
@@ -184,15 +187,12 @@ class SimtAttention:
         return anywhere((*self.shape.batch, self.shape.rows), lanes)
 
     def scheduled(self) -> Scheduled:
-        grid = (*self.shape.batch, ceil(self.shape.rows / self.tile.rows))
-
         def body(block: Sequence[Expression], thread: Sequence[Expression]) -> Statement:
-            *batch, rows = digits(block[0], grid)
-            if self.shape.limit.causal:
-                rows = grid[-1] - 1 - rows
+            head, rows = self.blocks.place(block[0])
+            batch = digits(head, self.shape.batch)
             return left_to_compiler(_Block(self, batch, rows * self.tile.rows, thread[0]).statement())
 
-        return self.anchored.scheduled([launch((prod(grid),), (self.tile.threads,), body)])
+        return self.anchored.scheduled([launch((self.blocks.count,), (self.tile.threads,), body)])
 
 
 class _Block:

@@ -14,7 +14,9 @@ from tcomp.codegen.jit import build_scheduled
 from tcomp.relay.evaluate import evaluate
 from tcomp.relay.types import Array
 from tcomp.target.target import TARGETS, Target
+from tcomp.tensor.attention_shape import Blocks
 from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.loops import constant
 from tcomp.tensor.template import TEMPLATES
 
 PLAIN_CASES: dict[str, tuple[Kernel, dict[str, int]]] = {
@@ -103,3 +105,17 @@ def test_estimates_count_what_is_seen(template: str) -> None:
         for causal in (0, 1)
     )
     assert 0.5 < half / whole < 0.56
+
+
+def test_blocks_that_walk_furthest_come_first() -> None:
+    """Of as many heads in turns as have keys and values in half of the second-level cache, 20 MiB."""
+    gpu = TARGETS["nvidia/a100"].gpu
+    assert gpu is not None
+    kernel = attention((64, 4096, 128), (64, 4096, 128), (64, 4096, 128), dtype="float16", causal=1)
+    assert kernel.anchor is not None
+    blocks = Blocks.of(kernel.anchor, 64, 32, gpu)
+    assert blocks.together == 8
+    places = [tuple(map(int, blocks.place(constant(n)))) for n in range(blocks.count)]
+    assert sorted(places) == [(head, block) for head in range(64) for block in range(32)]
+    assert [block for _, block in places[:256]] == [31 - n // 8 for n in range(256)]
+    assert {head for head, _ in places[:256]} == set(range(8))

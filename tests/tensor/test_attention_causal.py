@@ -17,7 +17,7 @@ from tcomp.codegen.jit import build_kernel
 from tcomp.relay.evaluate import evaluate
 from tcomp.relay.types import Array, numpy_dtype
 from tcomp.target.target import Target
-from tcomp.tensor.attention_operands import Limit, Shape, Walk
+from tcomp.tensor.attention_shape import Limit, Shape, Walk
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
 from tcomp.tensor.template import template_for

@@ -6,7 +6,7 @@ from math import prod
 
 from tcomp.target.target import Target
 from tcomp.tensor.amx import DTYPE, LANES, ROWS, TileBlock, has_tiles
-from tcomp.tensor.attention_operands import Shape, Walk
+from tcomp.tensor.attention_shape import Shape, Walk
 from tcomp.tensor.attention_tiles import PANEL, AttentionTiles, Sizes
 from tcomp.tensor.groups import ways_to_sum
 from tcomp.tensor.kernel import Kernel

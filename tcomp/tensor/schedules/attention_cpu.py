@@ -11,7 +11,8 @@ import numpy as np
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import PARALLEL_FLOPS
 from tcomp.tensor.attention_nest import AttentionNest, Plan
-from tcomp.tensor.attention_operands import UNROLL, AttentionOperands, Shape, Walk
+from tcomp.tensor.attention_operands import UNROLL, AttentionOperands
+from tcomp.tensor.attention_shape import Shape, Walk
 from tcomp.tensor.epilogue import output_axes
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import ceil, prod
 
 from tcomp.target.target import Gpu, Target
-from tcomp.tensor.attention_operands import Shape, Walk
+from tcomp.tensor.attention_shape import Shape, Walk
 from tcomp.tensor.epilogue import output_axes
 from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, multiply_adds, resident_blocks
 from tcomp.tensor.kernel import Kernel
@@ -57,7 +57,7 @@ class AttentionCuda(Template):
         return _cycles(self.space(kernel, target).default, _shape(kernel), _gpu(target))
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
-        return SimtAttention(kernel, AttentionTile.of(config, _shape(kernel))).scheduled()
+        return SimtAttention(kernel, AttentionTile.of(config, _shape(kernel)), _gpu(target)).scheduled()
 
 
 def _shape(kernel: Kernel) -> Shape:
