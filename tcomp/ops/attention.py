@@ -1,9 +1,13 @@
-"""Scaled dot-product attention: softmax(q k^T scale + mask) v over the last two axes."""
+"""Scaled dot-product attention: softmax(q k^T scale + mask) v over the last two axes.
+
+`causal` is 0 where every query sees all keys; else the first query sees so many, and each after it one more:
+1 is the lower triangle with the upper left corner, 1 + p that of queries that follow p past keys.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
+from math import inf, prod
 from typing import Any
 
 import numpy as np
@@ -19,7 +23,7 @@ from tcomp.ops.shapes import (
     same_dtype,
     static_shape,
 )
-from tcomp.relay.attributes import number
+from tcomp.relay.attributes import dim, integer, number
 from tcomp.relay.graph import Attrs
 from tcomp.relay.op import REQUIRED, Cost, FusionKind, Op, Sample, declare
 from tcomp.relay.types import FLOATS, Array, TensorType
@@ -31,6 +35,9 @@ def _infer(types: Sequence[TensorType], attrs: Attrs) -> list[TensorType]:
     if len(types) == 4 and types[3].dtype not in (dtype, accumulator(dtype)):
         raise TypeRuleError(f"`attention` mask {types[3]} is of neither {dtype} nor the type of its sums")
     number(attrs, "scale")
+    causal = dim(attrs, "causal")
+    if isinstance(causal, int) and causal < 0:
+        raise TypeRuleError(f"`attention` has causal={attrs['causal']}; it is 0 or keys that one query sees")
     query, key, value = types[:3]
     if dtype not in FLOATS or min(t.rank for t in types[:3]) < 2:
         raise TypeRuleError("`attention` takes floating-point q[...,S,D], k[...,T,D], v[...,T,E]")
@@ -50,6 +57,10 @@ def _evaluate(arrays: Sequence[Array], attrs: Attrs) -> list[Array]:
     scores = np.matmul(query, np.swapaxes(key, -1, -2)) * query.dtype.type(number(attrs, "scale"))
     if mask:
         scores = scores + mask[0]
+    causal = integer(attrs, "causal")
+    if causal:
+        rows, length = scores.shape[-2:]
+        scores = np.where(np.tri(rows, length, causal - 1, dtype=np.bool_), scores, -np.inf)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
     return [np.matmul(weights, value).astype(arrays[0].dtype)]
@@ -73,12 +84,16 @@ def _compute(inputs: Sequence[Tensor], attrs: Attrs, outputs: Sequence[TensorTyp
 
     products = te.compute(score_shape, dot, name="scores")
 
+    causal = integer(attrs, "causal")
+
     def scaled(*index: Any) -> Any:
         score = products(*index) * scale
-        if len(inputs) < 4:
+        if len(inputs) > 3:
+            mask = inputs[3]
+            score = score + mask(*broadcast_index(static_shape(mask), index)).astype(wide)
+        if not causal:
             return score
-        mask = inputs[3]
-        return score + mask(*broadcast_index(static_shape(mask), index)).astype(wide)
+        return tirx.Select(index[-1] < index[-2] + causal, score, tirx.const(-inf, wide))
 
     scores = te.compute(score_shape, scaled, name="masked")
 
@@ -110,17 +125,26 @@ def _compute(inputs: Sequence[Tensor], attrs: Attrs, outputs: Sequence[TensorTyp
     return [cast_tensor(result, outputs[0].dtype)]
 
 
+def visible_pairs(rows: int, length: int, causal: int) -> int:
+    """Pairs of a query and a key that it sees."""
+    if not causal:
+        return rows * length
+    limited = min(rows, max(0, length - causal))
+    return limited * causal + limited * (limited - 1) // 2 + (rows - limited) * length
+
+
 def _cost(inputs: Sequence[TensorType], attrs: Attrs, outputs: Sequence[TensorType]) -> Cost:
-    (length, depth), out = inputs[1].static_shape[-2:], outputs[0].static_shape
-    rows = prod(out[:-1])
-    flops = rows * length * (2 * depth + 2 * out[-1] + 5)
+    (length, depth), (*batch, rows, width) = inputs[1].static_shape[-2:], outputs[0].static_shape
+    seen = visible_pairs(rows, length, integer(attrs, "causal"))
+    flops = prod(batch) * seen * (2 * depth + 2 * width + 5)
     return Cost(flops, sum(t.nbytes for t in (*inputs, *outputs)))
 
 
 def _sample(
-    *shapes: tuple[int, ...], dtype: str = "float32", scale: float = 0.5, tol: float = 1e-5
+    *shapes: tuple[int, ...], dtype: str = "float32", scale: float = 0.5, causal: int = 0, tol: float = 1e-5
 ) -> Sample:
-    return Sample(tuple(TensorType(s, dtype) for s in shapes), {"scale": scale}, rtol=tol, atol=tol)
+    attrs = {"scale": scale, "causal": causal}
+    return Sample(tuple(TensorType(s, dtype) for s in shapes), attrs, rtol=tol, atol=tol)
 
 
 declare(
@@ -131,7 +155,7 @@ declare(
         compute=_compute,
         kind=FusionKind.CONTRACTION,
         takes_movement=True,
-        attrs={"scale": REQUIRED},
+        attrs={"scale": REQUIRED, "causal": 0},
         arity=(3, 4),
         cost=_cost,
         samples=(
@@ -140,6 +164,8 @@ declare(
             _sample((5, 4), (6, 4), (6, 3), (5, 6)),
             _sample((2, 4, 5, 8), (2, 1, 5, 8), (2, 1, 5, 8), scale=0.35),
             _sample((3, 4), (5, 4), (5, 2), dtype="float64"),
+            _sample((2, 7, 4), (2, 7, 4), (2, 7, 3), causal=1),
+            _sample((2, 2, 5, 4), (2, 1, 9, 4), (2, 1, 9, 3), (2, 1, 1, 9), causal=5),
             _sample((2, 4, 8), (2, 4, 8), (2, 4, 8), dtype="float16", tol=5e-3),
             _sample((2, 4, 8), (2, 4, 8), (2, 4, 8), dtype="bfloat16", tol=4e-2),
             Sample(

@@ -87,6 +87,14 @@ def dims(attrs: Attrs, name: str, length: int | None = None) -> tuple[Dim, ...]:
     return found
 
 
+def dim(attrs: Attrs, name: str) -> Dim:
+    """One dimension, an integer or symbolic."""
+    value = attrs[name]
+    if not isinstance(value, (int, DimExpr)) or isinstance(value, bool):
+        raise _wrong(name, value, "a dimension")
+    return value
+
+
 def graph(attrs: Attrs, name: str) -> Graph:
     """A nested graph."""
     value = attrs[name]

@@ -147,7 +147,7 @@ def is_uniform(data: Array, value: float) -> bool:
 
 
 def _close(data: Array, wanted: Array) -> Array:
-    if data.dtype.kind in "biu":
+    if data.dtype.kind in "biu" or not np.isfinite(wanted):
         return data == wanted
     scale = 1e-6 if data.dtype.itemsize >= 4 else 1e-3
     with np.errstate(invalid="ignore"):

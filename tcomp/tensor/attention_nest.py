@@ -8,14 +8,16 @@
         for each few vectors of columns: (weights v) / total, the epilogue, the output
 
 One head's packed operands and one tile's scores stay in the nearest caches; nothing of size [S, T] reaches
-memory. Keys beyond the last are zeros with a score of minus infinity, so that rows are whole vectors.
+memory. Keys beyond the last are zeros with a score of minus infinity, so that rows are whole vectors. A tile
+of causal attention walks no further than to the last key that one of its rows sees; other rows have scores of
+minus infinity from their own last key on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import e, gcd, inf, log2, prod
+from math import e, gcd, inf, lcm, log2, prod
 
 from tcomp.target.target import Target
 from tcomp.tensor import loops
@@ -26,8 +28,8 @@ from tcomp.tensor.attention_operands import (
     Batch,
     Keep,
     LeftRows,
-    Shape,
 )
+from tcomp.tensor.attention_shape import Shape
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.lane_factors import rows_apart, rows_fit
 from tcomp.tensor.loops import Buffer, Expression, Statement
@@ -47,6 +49,30 @@ class Plan:
     value_vectors: int
     parallel: str
     """`no`, over the `batch` or over the `tiles` of rows of all batches."""
+
+
+@dataclass(frozen=True)
+class _Reach:
+    """How far a tile walks along keys, counted in some unit; None: as far as there are any."""
+
+    end: Expression | None = None
+
+    def of_units(self, keys: int) -> _Reach:
+        """The same in units of so many keys, of which what is walked is whole, or all there are."""
+        return _Reach(None if self.end is None else tirx.floordiv(self.end + (keys - 1), keys))
+
+    def of_loop(self, count: int, size: int) -> int | Expression:
+        """Iterations of a loop of `count`, each of `size` units."""
+        if self.end is None:
+            return count
+        return tirx.min(tirx.floordiv(self.end + (size - 1), size), loops.constant(count))
+
+    def where(self, begin: int, statement: Statement) -> Statement:
+        """What is done for units from `begin` on."""
+        return statement if self.end is None else tirx.IfThenElse(self.end > begin, statement, None)
+
+
+_ALL = _Reach()
 
 
 class AttentionNest:
@@ -88,7 +114,19 @@ class AttentionNest:
             loops.constant(0) if d == 1 else i for d, i in zip(self.shape.batch, index, strict=True)
         ], slot
 
+    @property
+    def _together(self) -> int:
+        """Vectors of exponentials that are written out."""
+        # LLVM for ARM fills registers with constants anew in each iteration.
+        return gcd(self.operands.keys, UNROLL) if self.target.by_lane else 1
+
     # A tile of rows
+
+    def _walked(self, row: Expression) -> Expression:
+        """Keys that a tile from `row` on walks: whole steps of all its loops, or all whole vectors."""
+        step = lcm(self.lanes * self._together, UNROLL * self.operands.group)
+        steps = self.shape.limit.steps_of(row, self.plan.rows.size, step)
+        return tirx.min(steps * step, self.operands.keys * self.lanes)
 
     def _tile(self, batch: Batch, slot: Expression, row: Expression) -> Statement:
         shape, plan, lanes, size = self.shape, self.plan, self.lanes, self.plan.rows.size
@@ -102,8 +140,11 @@ class AttentionNest:
         clear = loops.loop(
             size, lambda r: loops.vectorized(lanes, lambda i: tirx.BufferStore(tops, low, [r, i])), "r"
         )
+        walked = tirx.Var("walked", "int32")
+        reach = _Reach(walked) if shape.limit.causal else _ALL
         return loops.sequence(
             [
+                *([tirx.Bind(walked, self._walked(row))] if shape.limit.causal else []),
                 allocate,
                 allocate_tops,
                 allocate_scales,
@@ -114,12 +155,15 @@ class AttentionNest:
                     operands.keys,
                     plan.score_vectors,
                     lambda first, count: self._scores(batch, slot, row, queries, first, count, scores, tops),
+                    reach.of_units(lanes),
                 ),
-                loops.loop(size, lambda r: self._exponentials(scores, tops, scales, keep, r), "r"),
+                loops.loop(size, lambda r: self._exponentials(scores, tops, scales, keep, r, reach), "r"),
                 *_parts(
                     operands.columns,
                     plan.value_vectors,
-                    lambda first, count: self._weighted(batch, slot, row, weights, first, count, scales),
+                    lambda first, count: self._weighted(
+                        batch, slot, row, weights, first, count, scales, reach
+                    ),
                 ),
             ]
         )
@@ -130,8 +174,12 @@ class AttentionNest:
         left: LeftRows,
         right: Callable[[Expression, Expression, Expression], Expression],
         store: Callable[[Buffer, Expression, int], Statement],
+        reach: _Reach = _ALL,
     ) -> Statement:
-        """Sums of `left(r, k) right(k, v, lane)` in registers, then `store(sums, r, v)`."""
+        """Sums of `left(r, k) right(k, v, lane)` in registers, then `store(sums, r, v)`.
+
+        Steps beyond `reach` add nothing.
+        """
         dtype, size, lanes = self.shape.dtype, self.plan.rows.size, self.lanes
         allocate, sums = loops.local((size, vectors, lanes), dtype, "sums")
         zero = tirx.const(0.0, dtype)
@@ -168,10 +216,11 @@ class AttentionNest:
         whole, rest = divmod(left.steps, UNROLL)
         steps: list[Statement] = []
         if whole:
-            steps.append(loops.loop(whole, lambda k: several(k * UNROLL), "k"))
+            steps.append(loops.loop(reach.of_loop(whole, UNROLL), lambda k: several(k * UNROLL), "k"))
         if rest:
             begin = whole * UNROLL
-            steps.append(loops.unrolled(rest, lambda u: step(begin + u, lambda r: left.factor(r, begin + u))))
+            last = loops.unrolled(rest, lambda u: step(begin + u, lambda r: left.factor(r, begin + u)))
+            steps.append(reach.where(begin, last))
         return loops.sequence(
             [
                 allocate,
@@ -201,6 +250,8 @@ class AttentionNest:
 
         def finish(value: Expression, r: Expression, at: Expression, lane: Expression) -> Statement:
             place = [r, at * lanes + lane]
+            if shape.limit.causal:
+                value = tirx.Select(place[1] < row + r + shape.limit.causal, value, low)
             highest = larger(tirx.BufferLoad(tops, [r, lane]), tirx.BufferLoad(scores, place))
             return loops.sequence(
                 [tirx.BufferStore(scores, value, place), tirx.BufferStore(tops, highest, [r, lane])]
@@ -240,6 +291,7 @@ class AttentionNest:
         scales: Buffer,
         keep: Keep,
         r: Expression,
+        reach: _Reach,
     ) -> Statement:
         """Turn a row of scores into exponentials below their highest, and keep one over their total."""
         dtype, lanes = self.shape.dtype, self.lanes
@@ -259,8 +311,7 @@ class AttentionNest:
                 ]
             )
 
-        # LLVM for ARM fills registers with constants anew in each iteration.
-        together = gcd(self.operands.keys, UNROLL) if self.target.by_lane else 1
+        together = self._together
 
         def several(v: Expression) -> Statement:
             def one(u: Expression) -> Statement:
@@ -283,7 +334,9 @@ class AttentionNest:
                 allocate_top,
                 loops.vectorized(lanes, begin),
                 *loops.fold_lanes(top, lanes, tirx.max),
-                loops.loop(self.operands.keys // together, several, "v"),
+                loops.loop(
+                    reach.of_units(lanes).of_loop(self.operands.keys // together, together), several, "v"
+                ),
                 *loops.fold_lanes(totals, lanes, lambda a, b: a + b),
                 tirx.BufferStore(scales, tirx.const(1.0, dtype) / tirx.BufferLoad(totals, [0]), [r]),
             ]
@@ -298,6 +351,7 @@ class AttentionNest:
         first: Expression,
         count: int,
         scales: Buffer,
+        reach: _Reach,
     ) -> Statement:
         """`count` vectors of values from `first`, weighted, times one over the total, with the epilogue."""
         lanes, rest = self.lanes, self.shape.width % self.lanes
@@ -318,11 +372,14 @@ class AttentionNest:
             weights,
             lambda k, v, lane: tirx.BufferLoad(self.operands.packed_values, [slot, k, first + v, lane]),
             store,
+            reach.of_units(self.operands.group),
         )
 
 
-def _parts(count: int, size: int, body: Callable[[Expression, int], Statement]) -> list[Statement]:
-    """`body(first, size)` for whole groups of `size` below `count`, and once for what is left.
+def _parts(
+    count: int, size: int, body: Callable[[Expression, int], Statement], reach: _Reach = _ALL
+) -> list[Statement]:
+    """`body(first, size)` for whole groups of `size` below `count`, and once for the rest; all in `reach`.
 
     `first` is an `int` where the group is the last one, so that its edge can be told.
     """
@@ -331,6 +388,6 @@ def _parts(count: int, size: int, body: Callable[[Expression, int], Statement]) 
         whole, rest = whole - 1, size
     statements: list[Statement] = []
     if whole:
-        statements.append(loops.loop(whole, lambda i: body(i * size, size), "part"))
-    statements.append(body(whole * size, rest))
+        statements.append(loops.loop(reach.of_loop(whole, size), lambda i: body(i * size, size), "part"))
+    statements.append(reach.where(whole * size, body(whole * size, rest)))
     return statements

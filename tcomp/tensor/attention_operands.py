@@ -6,12 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tcomp.relay.attributes import number
-from tcomp.relay.graph import Node
 from tcomp.tensor import loops
 from tcomp.tensor.access import vector_load
 from tcomp.tensor.anchored import Anchored
-from tcomp.tensor.convolution import accumulator_dtype
+from tcomp.tensor.attention_shape import Shape
 from tcomp.tensor.loops import Buffer, Expression, Statement
 from tcomp.tensor.math import convert
 from tcomp.tensor.primitives import transpose_square
@@ -21,35 +19,6 @@ Batch = Sequence[Expression]
 Keep = Callable[[Expression, Expression], list[Statement]]
 UNROLL = 4
 """Steps of the inner loops of both products that are written out."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """queries [*batch, rows, depth], keys [*batch, length, depth], values [*batch, length, width]."""
-
-    batch: tuple[int, ...]
-    rows: int
-    length: int
-    depth: int
-    width: int
-    dtype: str
-    scale: float
-
-    @staticmethod
-    def of(node: Node) -> Shape:
-        query, key, value = (v.type.static_shape for v in node.inputs[:3])
-        batch = node.output.type.static_shape[:-2]
-        dtype = accumulator_dtype(node.output.dtype)
-        scale = number(node.attrs, "scale")
-        return Shape(batch, query[-2], key[-2], query[-1], value[-1], dtype, scale)
-
-    def key_vectors(self, lanes: int) -> int:
-        """Vectors of one row of scores."""
-        return -(-self.length // lanes)
-
-    def value_vectors(self, lanes: int) -> int:
-        """Vectors of one row of the output."""
-        return -(-self.width // lanes)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@
         for each panel of columns:       (weights v) / total, the epilogue, the output
 
 Scores and totals are float32; weights are rounded to bfloat16 for the second product. What a head needs lies
-in the nearest caches. Extents that do not fill tiles are filled up with zeros.
+in the nearest caches. Extents that do not fill tiles are filled up with zeros. A block of causal attention
+walks no further than to the last panel that one of its rows sees.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 from tcomp.tensor import bfloat16, loops
 from tcomp.tensor.amx import LANES, WORD_BYTES, TileBlock
 from tcomp.tensor.anchored import Anchored
-from tcomp.tensor.attention_operands import Shape
+from tcomp.tensor.attention_shape import Shape
 from tcomp.tensor.groups import WORD, GroupSums
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.loops import Buffer, Expression, Statement
@@ -200,19 +201,29 @@ class AttentionTiles:
 
     def _rows(self, batch: Index, slot: Expression, row: Expression) -> Statement:
         height, sizes = self.block.height, self.sizes
-        softmax = loops.loop(height, lambda r: self._softmax(batch, slot, row, r), "r")
+        panels: int | Expression = sizes.keys // PANEL
+        known: list[Statement] = []
+        if self.shape.limit.causal:
+            panels = tirx.Var("panels", "int32")
+            known.append(tirx.Bind(panels, self.shape.limit.steps_of(row, height, PANEL)))
+        softmax = loops.loop(height, lambda r: self._softmax(batch, slot, row, r, panels), "r")
         return loops.sequence(
             [
+                *known,
                 self._copy_rows(self.query, batch, row, height, self.queries, slot),
-                loops.loop(sizes.keys // PANEL, lambda panel: self._scores(slot, panel), "panel"),
+                loops.loop(panels, lambda panel: self._scores(slot, panel), "panel"),
                 softmax,
                 loops.loop(
-                    sizes.columns // PANEL, lambda panel: self._weighted(batch, slot, row, panel), "panel"
+                    sizes.columns // PANEL,
+                    lambda panel: self._weighted(batch, slot, row, panel, panels),
+                    "panel",
                 ),
             ]
         )
 
-    def _product(self, left: Buffer, slot: Expression, steps: int, right: Any, width: int) -> Statement:
+    def _product(
+        self, left: Buffer, slot: Expression, steps: int | Expression, right: Any, width: int
+    ) -> Statement:
         """Sums over `steps` of the words of all rows of `left`; `right(k, j)` loads word j at pair k."""
         block = self.block
 
@@ -245,9 +256,11 @@ class AttentionTiles:
         product = self._product(self.query_words, slot, steps, right, PANEL)
         return loops.sequence([product, *block.store(place, WORD_BYTES * int(scores.shape[-1]))])
 
-    def _softmax(self, batch: Index, slot: Expression, row: Expression, r: Expression) -> Statement:
+    def _softmax(
+        self, batch: Index, slot: Expression, row: Expression, r: Expression, panels: int | Expression
+    ) -> Statement:
         """Weights of a row in bfloat16, and one over the total of what they were before rounding."""
-        lanes, length, scores = self.lanes, self.shape.length, self.scores
+        lanes, length, scores, causal = self.lanes, self.shape.length, self.scores, self.shape.limit.causal
         scale, low = tirx.const(self.shape.scale, "float32"), tirx.const(-inf, "float32")
         allocate_top, top = loops.local((lanes,), "float32", "top")
         allocate_total, total = loops.local((lanes,), "float32", "total")
@@ -262,6 +275,8 @@ class AttentionTiles:
             if self.mask is not None:
                 needed, mask = self._element(self.mask, batch, row + r, key)
                 value = value + convert(mask, "float32")
+            if causal:
+                value = tirx.Select(key < row + r + causal, value, low)
             place = tirx.Var("score", "float32")
             highest = larger(tirx.BufferLoad(top, [lane]), place)
             return loops.sequence(
@@ -285,22 +300,30 @@ class AttentionTiles:
             )
 
         def over_keys(body: Any) -> list[Statement]:
-            """`body(key, lane)` for all keys, in vectors."""
+            """`body(key, lane)` for all keys of the panels, in vectors."""
             vectors, rest = divmod(length, lanes)
             groups, single = divmod(vectors, TOGETHER)
 
             def strip(v: Expression, width: int = lanes) -> Statement:
                 return loops.vectorized(width, lambda lane: body(v * lanes + lane, lane))
 
+            def last(v: int, width: int = lanes) -> Statement:
+                vector = strip(loops.constant(v), width)
+                return tirx.IfThenElse(panels * PANEL > v * lanes, vector, None) if causal else vector
+
             statements: list[Statement] = []
             if groups:
+                step = TOGETHER * lanes
+                seen = [tirx.floordiv(panels * PANEL + (step - 1), step)] if causal else []
                 statements.append(
                     loops.loop(
-                        groups, lambda g: loops.unrolled(TOGETHER, lambda u: strip(g * TOGETHER + u)), "group"
+                        tirx.min(*seen, groups) if causal else groups,
+                        lambda g: loops.unrolled(TOGETHER, lambda u: strip(g * TOGETHER + u)),
+                        "group",
                     )
                 )
-            statements += [strip(loops.constant(groups * TOGETHER + u)) for u in range(single)]
-            return [*statements, *([strip(loops.constant(vectors), rest)] if rest else [])]
+            statements += [last(groups * TOGETHER + u) for u in range(single)]
+            return [*statements, *([last(vectors, rest)] if rest else [])]
 
         def blank(key: Expression) -> Statement:
             return tirx.BufferStore(self.weights, tirx.const(0, _BITS), [slot, r, key + length])
@@ -321,7 +344,9 @@ class AttentionTiles:
             ]
         )
 
-    def _weighted(self, batch: Index, slot: Expression, row: Expression, panel: Expression) -> Statement:
+    def _weighted(
+        self, batch: Index, slot: Expression, row: Expression, panel: Expression, panels: int | Expression
+    ) -> Statement:
         """A panel of columns of the output: weighted values times one over the total, with the epilogue."""
         block, sizes, width = self.block, self.sizes, self.shape.width
         allocate, sums = loops.aligned_local((block.height, PANEL), LANES, "float32", "sums")
@@ -343,7 +368,7 @@ class AttentionTiles:
                 "r",
             )
 
-        product = self._product(self.weight_words, slot, sizes.keys // PANEL, right, sizes.columns)
+        product = self._product(self.weight_words, slot, panels, right, sizes.columns)
         rest = width % PANEL
         finished = rows(PANEL) if width >= PANEL else rows(rest)
         if rest and width > PANEL:

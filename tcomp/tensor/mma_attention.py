@@ -11,7 +11,8 @@
 That is Dao, "FlashAttention-2", 2023: nothing of size [rows, keys] leaves registers. Two neighbouring pieces
 of 8 scores lie in registers as a piece of 16 weights has to ("Matrix Fragments for mma.m16n8k16" of the PTX
 ISA), so they are rounded to 16 bits where they are. Four threads of a warp share a row. Keys beyond the last
-have a score of minus infinity.
+that a query sees have a score of minus infinity. A block of causal attention walks no further than one of its
+queries sees; blocks that walk furthest come first.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from math import inf, log2
 import numpy as np
 
 from tcomp.relay.types import stored_as
+from tcomp.target.target import Gpu
 from tcomp.tensor.alignment import anywhere, vector_lanes
+from tcomp.tensor.attention_shape import Blocks
 from tcomp.tensor.loops import (
     Buffer,
     Expression,
@@ -111,8 +114,9 @@ class _Lines:
 class MmaAttention:
     """The launches of one kernel."""
 
-    def __init__(self, operands: MmaAttentionOperands, plan: AttentionPlan) -> None:
+    def __init__(self, operands: MmaAttentionOperands, plan: AttentionPlan, gpu: Gpu) -> None:
         self.operands, self.plan = operands, plan
+        self.blocks = Blocks.of(operands.anchor, plan.shape.batch, plan.row_blocks, gpu)
         self.before, (query, key, value) = operands.sources()
         shape, size = plan.shape, chunk_elements(plan.shape.dtype)
         depth, width = 2 * plan.depth_pieces, 2 * plan.width_pieces
@@ -136,13 +140,12 @@ class MmaAttention:
 
     def scheduled(self) -> Scheduled:
         plan = self.plan
-        grid = (plan.shape.batch, plan.row_blocks)
 
         def body(block: Sequence[Expression], thread: Sequence[Expression]) -> Statement:
-            batch, rows = digits(block[0], grid)
+            batch, rows = self.blocks.place(block[0])
             return left_to_compiler(_Block(self, batch, rows * plan.block_rows, thread[0]).statement())
 
-        own = launch((grid[0] * grid[1],), (plan.threads,), body)
+        own = launch((self.blocks.count,), (plan.threads,), body)
         return self.operands.anchored.scheduled([*self.before, own])
 
 
@@ -155,7 +158,14 @@ class _Block:
         self.plan, self.warp, self.lane = plan, tirx.floordiv(thread, WARP), tirx.floormod(thread, WARP)
         self.size = chunk_elements(plan.shape.dtype)
         pieces, width = plan.row_pieces, 2 * plan.width_pieces
+        limit = nest.operands.of_anchor.limit
+        self.lowest, self.highest = nest.operands.heads.bounds(rows, plan.block_rows)
         self.allocations: list[Statement] = []
+        self.steps: int | Expression = limit.steps_of(self.highest, 1, plan.block_keys)
+        if not isinstance(self.steps, int):
+            count = tirx.Var("steps", "int32")
+            self.allocations.append(tirx.Bind(count, self.steps))
+            self.steps = count
         allocate, self.memory = dynamic_shared(
             (plan.shared_chunks * self.size,), stored_as(plan.shape.dtype), "stages"
         )
@@ -192,7 +202,7 @@ class _Block:
         started = [
             statement
             for step in range(plan.stages - 1)
-            for statement in ([*self._copies(constant(step))] if step < plan.steps else []) + [_commit()]
+            for statement in (*self._copies_ahead(constant(step)), _commit())
         ]
         queries = self.nest.queries.copies(
             lambda chunk: self._address(chunk + plan.query_begin), self.batch, self.rows, self.thread
@@ -218,7 +228,7 @@ class _Block:
                 unrolled(2 * plan.row_pieces, begin, "r"),
                 _clear(self.sums),
                 *(kept if plan.keeps_queries else []),
-                loop(plan.steps, self._step, "step"),
+                loop(self.steps, self._step, "step"),
                 self._finish(),
             ]
         )
@@ -239,14 +249,17 @@ class _Block:
             *self.nest.values.copies(lambda chunk: self._address(values + chunk), *of),
         ]
 
+    def _copies_ahead(self, step: Expression) -> list[Statement]:
+        """As `_copies`, where there is such a step."""
+        return [tirx.IfThenElse(step < self.steps, sequence(self._copies(step)), None)]
+
     def _step(self, step: Expression) -> Statement:
-        plan, ahead = self.plan, step + (self.plan.stages - 1)
-        following = tirx.IfThenElse(ahead < plan.steps, sequence(self._copies(ahead)), None)
+        plan = self.plan
         return sequence(
             [
                 _wait(plan.stages - 2),
                 synchronize(),
-                following,
+                *self._copies_ahead(step + (plan.stages - 1)),
                 _commit(),
                 _clear(self.scores),
                 *self._multiply_keys(self._stage(step)),
@@ -333,11 +346,9 @@ class _Block:
 
     def _weigh(self, step: Expression) -> list[Statement]:
         """Scores of a step to weights; what was summed up before, to the new highest score."""
-        first, rest = step * self.plan.block_keys, self.plan.shape.length % self.plan.block_keys
+        first = step * self.plan.block_keys
         parts = [] if self.folded else [self._scale(first)]
-        if rest:
-            parts.append(tirx.IfThenElse(step == self.plan.steps - 1, self._hide(rest), None))
-        return [*parts, self._each_row(self._weigh_row), self._round()]
+        return [*parts, *self._hidden(first), self._each_row(self._weigh_row), self._round()]
 
     def _each_row(self, body: Callable[[Expression, Expression], Statement]) -> Statement:
         """`body(piece, half of it)` for each row of this thread."""
@@ -371,12 +382,20 @@ class _Block:
 
         return self._each_score(one)
 
-    def _hide(self, rest: int) -> Statement:
-        def one(at: list[Expression], row: Expression, key: Expression) -> Statement:
-            shown = tirx.Select(key < rest, self.scores[tuple(at)], tirx.const(-inf, DTYPE))
+    def _hidden(self, first: Expression) -> list[Statement]:
+        """Scores of keys that a query does not see become minus infinity, in tiles that have such keys."""
+        limit, keys = self.nest.operands.of_anchor.limit, self.plan.block_keys
+        if not limit.causal and limit.length % keys == 0:
+            return []
+
+        def hide(at: list[Expression], row: Expression, key: Expression) -> Statement:
+            query = self.nest.operands.heads.query(self.rows + row)
+            shown = tirx.Select(
+                first + key < limit.seen_by(query), self.scores[tuple(at)], tirx.const(-inf, DTYPE)
+            )
             return tirx.BufferStore(self.scores, shown, at)
 
-        return self._each_score(one)
+        return [tirx.IfThenElse(first + keys > limit.seen_by(self.lowest), self._each_score(hide), None)]
 
     def _weigh_row(self, i: Expression, half: Expression) -> Statement:
         r, count = i * 2 + half, 2 * self.plan.key_pieces

@@ -14,7 +14,8 @@ from math import prod
 from tcomp.relay.types import numpy_dtype
 from tcomp.tensor.alignment import anywhere, lies_in_chunks
 from tcomp.tensor.anchored import Anchored
-from tcomp.tensor.attention_operands import Shape, own_index
+from tcomp.tensor.attention_operands import own_index
+from tcomp.tensor.attention_shape import Shape
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.loops import Elements, Expression, Statement, constant, loops_around
 from tcomp.tensor.mma_attention_plan import AttentionShape, chunks
@@ -62,6 +63,18 @@ class Heads:
         """Batch axes and row of a query, and of what belongs to it."""
         return [*digits(batch, self.outer), *digits(row, (*self.inner, self.queries))]
 
+    def bounds(self, row: Expression, count: int) -> tuple[Expression, Expression]:
+        """The lowest and the highest query of a head among `count` rows from `row` on."""
+        if not self.inner:
+            return row, row + (count - 1)
+        first = tirx.floormod(row, self.queries)
+        is_one_head = first + count <= self.queries
+        return tirx.Select(is_one_head, first, 0), tirx.Select(is_one_head, first + count, self.queries) - 1
+
+    def query(self, row: Expression) -> Expression:
+        """Which of its head's queries a row is."""
+        return tirx.floormod(row, self.queries) if self.inner else row
+
     def of_key(self, batch: Expression, row: Expression) -> list[Expression]:
         return [*digits(batch, self.outer), *(constant(0) for _ in self.inner), row]
 
@@ -72,7 +85,9 @@ def attention_shape(kernel: Kernel) -> AttentionShape:
     own, heads, inputs = Shape.of(kernel.anchor), Heads.of(kernel), kernel.anchor.inputs
     dtype = inputs[0].dtype
     depth, width = (chunks(extent, dtype) for extent in (own.depth, own.width))
-    return AttentionShape(dtype, heads.batch, heads.rows, own.length, depth, width, len(inputs) > 3)
+    return AttentionShape(
+        dtype, heads.batch, heads.rows, own.length, depth, width, len(inputs) > 3, own.limit
+    )
 
 
 class MmaAttentionOperands:
@@ -80,7 +95,7 @@ class MmaAttentionOperands:
 
     def __init__(self, kernel: Kernel) -> None:
         assert kernel.anchor is not None
-        self.kernel, self.heads = kernel, Heads.of(kernel)
+        self.anchor, self.heads = kernel.anchor, Heads.of(kernel)
         self.of_anchor = Shape.of(kernel.anchor)
         self.anchored = Anchored(kernel)
         self.dtype = kernel.anchor.inputs[0].dtype

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from tcomp.target.target import Gpu
+from tcomp.tensor.attention_shape import Limit, Walk
 from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, resident_blocks
 from tcomp.tensor.knobs import Config, Ordered, Space
 from tcomp.tensor.mma_plan import (
@@ -61,6 +62,8 @@ class AttentionShape:
     width: int
     """Depth and width in elements, whole chunks."""
     masked: bool
+    limit: Limit
+    """Of each head's own rows."""
 
 
 @dataclass(frozen=True)
@@ -149,8 +152,9 @@ class AttentionPlan:
         return self.shared_chunks * CHUNK_BYTES
 
     @property
-    def steps(self) -> int:
-        return -(-self.shape.length // self.block_keys)
+    def walk(self) -> Walk:
+        """Steps of blocks."""
+        return Walk.of(self.shape.limit, min(self.block_rows, self.shape.limit.rows), self.block_keys)
 
     @property
     def row_blocks(self) -> int:
@@ -217,9 +221,10 @@ class AttentionPlan:
         while together > 0:
             resident = min(fitting, -(-together // gpu.processors))
             full = max(1, together // (resident * gpu.processors))
-            rounds += full * (self.steps * max(resident * busy, alone) + BLOCK_CYCLES)
+            rounds += full * (self.walk.mean * max(resident * busy, alone) + BLOCK_CYCLES)
             together -= full * resident * gpu.processors
-        return rounds + LAUNCH_CYCLES
+        longest = self.walk.most * max(busy, alone) + BLOCK_CYCLES
+        return max(rounds, longest) + LAUNCH_CYCLES
 
 
 def _together(*units: float) -> float:

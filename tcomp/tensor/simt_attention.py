@@ -11,7 +11,9 @@
 That is the softmax of Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018, in the order
 of Dao et al., "FlashAttention", 2022: nothing of size [rows, keys] reaches memory. Keys and values take turns
 in one buffer; the values are on their way to registers while the scores are computed, the next keys while the
-values are weighted. Eight threads of a warp share a row. Keys beyond the last have a score of minus infinity.
+values are weighted. Eight threads of a warp share a row. Keys beyond the last that a query sees have a score
+of minus infinity. A block of causal attention walks no further than one of its queries sees; blocks that walk
+furthest come first.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ import numpy as np
 from tcomp.target.target import Gpu
 from tcomp.tensor.alignment import anywhere, vector_lanes
 from tcomp.tensor.anchored import Anchored
-from tcomp.tensor.attention_operands import Shape, own_index
+from tcomp.tensor.attention_operands import own_index
+from tcomp.tensor.attention_shape import Blocks, Shape
 from tcomp.tensor.block_tile import STATIC_SHARED_BYTES, WARP_COLUMNS, WARP_ROWS
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
@@ -144,9 +147,11 @@ class AttentionTile:
 class SimtAttention:
     """The launch of one kernel."""
 
-    def __init__(self, kernel: Kernel, tile: AttentionTile) -> None:
+    def __init__(self, kernel: Kernel, tile: AttentionTile, gpu: Gpu) -> None:
         assert kernel.anchor is not None
         self.shape, self.tile = Shape.of(kernel.anchor), tile
+        along = ceil(self.shape.rows / tile.rows)
+        self.blocks = Blocks.of(kernel.anchor, prod(self.shape.batch), along, gpu)
         self.anchored = Anchored(kernel)
         query, key, value, *mask = self.anchored.operands
         self.mask: Tensor | None = mask[0] if mask else None
@@ -182,13 +187,12 @@ class SimtAttention:
         return anywhere((*self.shape.batch, self.shape.rows), lanes)
 
     def scheduled(self) -> Scheduled:
-        grid = (*self.shape.batch, ceil(self.shape.rows / self.tile.rows))
-
         def body(block: Sequence[Expression], thread: Sequence[Expression]) -> Statement:
-            *batch, rows = digits(block[0], grid)
+            head, rows = self.blocks.place(block[0])
+            batch = digits(head, self.shape.batch)
             return left_to_compiler(_Block(self, batch, rows * self.tile.rows, thread[0]).statement())
 
-        return self.anchored.scheduled([launch((prod(grid),), (self.tile.threads,), body)])
+        return self.anchored.scheduled([launch((self.blocks.count,), (self.tile.threads,), body)])
 
 
 class _Block:
@@ -231,13 +235,18 @@ class _Block:
 
     def statement(self) -> Statement:
         nest, thread, zero = self.nest, self.thread, constant(0)
-        steps = ceil(nest.shape.length / nest.tile.keys)
+        steps = nest.shape.limit.steps_of(self.rows, nest.tile.rows, nest.tile.keys)
+        known: list[Statement] = []
+        if not isinstance(steps, int):
+            count = tirx.Var("steps", "int32")
+            known.append(tirx.Bind(count, steps))
+            steps = count
 
         def keys(step: Expression) -> Statement:
             return nest.keys.load(thread, self.batch, step * nest.tile.keys, zero)
 
         def one(step: Expression) -> Statement:
-            following = tirx.min(step + 1, constant(steps - 1))
+            following = tirx.min(step + 1, steps - 1)
             return sequence(
                 [
                     nest.keys.store(thread, self.key_tile),
@@ -266,6 +275,7 @@ class _Block:
         return sequence(
             [
                 *self.allocations,
+                *known,
                 self._each_row(begin),
                 self._clear(self.sums),
                 nest.queries.load(thread, self.batch, self.rows, zero),
@@ -288,14 +298,10 @@ class _Block:
 
         def score(r: Expression, c: Expression) -> Statement:
             statements, value = self._score(r, first + self.of_keys.at(c), self.scores[r, c])
-            top = tirx.max(self.tile_tops[r], self.scores[r, c])
-            return sequence(
-                [
-                    *statements,
-                    tirx.BufferStore(self.scores, value, [r, c]),
-                    tirx.BufferStore(self.tile_tops, top, [r]),
-                ]
-            )
+            return sequence([*statements, tirx.BufferStore(self.scores, value, [r, c])])
+
+        def highest(r: Expression, c: Expression) -> Statement:
+            return tirx.BufferStore(self.tile_tops, tirx.max(self.tile_tops[r], self.scores[r, c]), [r])
 
         def weight(r: Expression, c: Expression) -> list[Statement]:
             value = _exponential(self.scores[r, c] - self.tops[r])
@@ -313,7 +319,7 @@ class _Block:
             return sequence(
                 [
                     tirx.BufferStore(self.tile_tops, self.tops[r], [r]),
-                    unrolled(tile.thread_keys, lambda c: score(r, c), "c"),
+                    unrolled(tile.thread_keys, lambda c: highest(r, c), "c"),
                     *combine_lanes(self.tile_tops, [r], WARP_COLUMNS, tirx.max),
                     tirx.Bind(change, _exponential(self.tops[r] - self.tile_tops[r])),
                     tirx.BufferStore(self.tops, self.tile_tops[r], [r]),
@@ -323,7 +329,21 @@ class _Block:
                 ]
             )
 
-        return self._each_row(row)
+        return sequence([each_sum(self.scores, score), *self._hidden(first), self._each_row(row)])
+
+    def _hidden(self, first: Expression) -> list[Statement]:
+        """Scores of keys that a query does not see become minus infinity, in tiles that have such keys."""
+        limit, keys = self.nest.shape.limit, self.nest.tile.keys
+        if not limit.causal and limit.length % keys == 0:
+            return []
+
+        def hide(r: Expression, c: Expression) -> Statement:
+            seen = first + self.of_keys.at(c) < limit.seen_by(self.rows + self.of_queries.at(r))
+            shown = tirx.Select(seen, self.scores[r, c], tirx.const(-inf, DTYPE))
+            return tirx.BufferStore(self.scores, shown, [r, c])
+
+        has_some = first + keys > limit.seen_by(self.rows)
+        return [tirx.IfThenElse(has_some, each_sum(self.scores, hide), None)]
 
     def _score(
         self, r: Expression, key: Expression, product: Expression
@@ -337,8 +357,6 @@ class _Block:
             elements = self.nest.anchored.elements(loops_around())
             value = value + convert(elements.element(mask, own_index(mask, index, 0)), DTYPE)
             statements = elements.statements
-        if shape.length % self.nest.tile.keys:
-            value = tirx.Select(key < shape.length, value, tirx.const(-inf, DTYPE))
         return statements, value
 
     def _store_weight(self, r: Expression, c: Expression) -> Statement:

@@ -84,20 +84,23 @@ def test_convolutions_of_float16_whose_products_are_in_float32(name: str, tmp_pa
         check([one], [other], sample)
 
 
-def heads() -> Graph:
+def heads(causal: int) -> Graph:
     """Attention of three heads over 37 rows, between products."""
     rng = np.random.default_rng(0)
     g = GraphBuilder("heads")
     x = g.op("relu", g.input("x", (37, 48)))
     parts = [g.op("matmul", x, g.constant(weights(rng, 96, 48).T.copy())) for _ in range(3)]
     split = [g.op("transpose", g.op("reshape", p, shape=(37, 3, 32)), axes=(1, 0, 2)) for p in parts]
-    mixed = g.op("transpose", g.op("attention", *split, scale=0.2, name="heads"), axes=(1, 0, 2))
+    mixed = g.op(
+        "transpose", g.op("attention", *split, scale=0.2, causal=causal, name="heads"), axes=(1, 0, 2)
+    )
     rows = g.op("reshape", mixed, shape=(37, 96))
     return g.build(g.op("matmul", rows, g.constant(weights(rng, 40, 96).T.copy())))
 
 
-def test_attention_multiplies_pairs(tmp_path: Path) -> None:
-    target, graph = parse_target("neoverse-v1"), heads()
+@pytest.mark.parametrize("causal", [0, 1])
+def test_attention_multiplies_pairs(causal: int, tmp_path: Path) -> None:
+    target, graph = parse_target("neoverse-v1"), heads(causal)
     tools(target)
     lowered = optimize(graph, target, precision="fast")
     (kernel,) = (Kernel.of(n) for n in lowered.nodes if n.op == "fused" and n.name == "heads")

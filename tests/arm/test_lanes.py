@@ -225,7 +225,8 @@ def network() -> Graph:
         weights = rng.standard_normal(shape) / np.sqrt(shape[0])
         rows = g.op("matmul", rows, g.constant(weights.astype(np.float32)))
     heads = g.op("reshape", rows, shape=(4, 20, 65))
-    return g.build(g.op("attention", heads, heads, heads, scale=0.02))
+    mixed = g.op("attention", heads, heads, heads, scale=0.02)
+    return g.build(g.op("attention", heads, mixed, mixed, scale=0.02, causal=3))
 
 
 @pytest.mark.parametrize("name", ["arm64-linux", "cortex-a55", "cortex-a76", "armv7-linux"])

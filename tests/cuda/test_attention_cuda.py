@@ -17,11 +17,11 @@ SMALL = {"tile_m": 32, "tile_n": 32, "thread_m": 4}
 
 
 def attention(
-    *shapes: tuple[int, ...], dtype: str = "float32", scale: float = 0.3, after: str = ""
+    *shapes: tuple[int, ...], dtype: str = "float32", scale: float = 0.3, after: str = "", causal: int = 0
 ) -> Kernel:
     builder = GraphBuilder()
     inputs = [builder.input(f"x{i}", shape, dtype) for i, shape in enumerate(shapes)]
-    result = builder.op("attention", *inputs, scale=scale)
+    result = builder.op("attention", *inputs, scale=scale, causal=causal)
     if after == "heads last":
         result = builder.op("transpose", builder.op("relu", result), axes=(1, 0, 2))
     return Kernel(builder.build(result))

@@ -24,12 +24,14 @@ TEMPLATE = TEMPLATES["attention_mma_cuda"]
 ARCHITECTURES = ("sm_80", "sm_90a")
 
 
-def heads(count: int, length: int, size: int, dtype: str = "float16", mask: tuple[int, ...] = ()) -> Kernel:
+def heads(
+    count: int, length: int, size: int, dtype: str = "float16", mask: tuple[int, ...] = (), causal: int = 0
+) -> Kernel:
     """Attention of `count` heads, with a mask of float32 where that has a shape."""
     g = GraphBuilder()
     operands = [g.input(name, (count, length, size), dtype) for name in ("query", "key", "value")]
     masks = [g.input("mask", mask)] if mask else []
-    return Kernel(g.build(g.op("attention", *operands, *masks, scale=size**-0.5)))
+    return Kernel(g.build(g.op("attention", *operands, *masks, scale=size**-0.5, causal=causal)))
 
 
 BERT, LONG = heads(12, 128, 64, mask=(128, 128)), heads(16, 4096, 128)
@@ -42,6 +44,13 @@ KERNELS = {
     "2048 x 128, mask": heads(16, 2048, 128, mask=(2048, 2048)),
     "1024 x 80": heads(16, 1024, 80),
     "1024 x 256": heads(8, 1024, 256),
+    "4096 x 64, causal": heads(16, 4096, 64, causal=1),
+    "4096 x 128, causal": heads(16, 4096, 128, causal=1),
+    "1024 x 256, causal": heads(8, 1024, 256, causal=1),
+    "1000 x 128, causal, mask": heads(16, 1000, 128, "bfloat16", (1, 1000), causal=1),
+    "grouped heads, causal": attention(
+        (8, 4, 512, 128), (8, 1, 512, 128), (8, 1, 512, 128), dtype="float16", causal=1
+    ),
     "grouped heads": attention((8, 4, 512, 128), (8, 1, 512, 128), (8, 1, 512, 128), dtype="float16"),
     "one query": attention((32, 1, 128), (32, 4096, 128), (32, 4096, 128), dtype="float16"),
 }

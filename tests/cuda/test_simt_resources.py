@@ -46,6 +46,10 @@ KERNELS = {
     "depthwise": conv((1, 96, 112, 112), (96, 1, 3, 3), "bias", padding=SAME, strides=(2, 2), groups=96),
     "attention": attention((12, 128, 64), (12, 128, 64), (12, 128, 64), (128, 128)),
     "attention of wide heads": attention((8, 197, 128), (1, 197, 128), (1, 197, 128)),
+    "causal attention": attention((12, 256, 64), (12, 256, 64), (12, 256, 64), causal=1),
+    "causal attention beside a mask": attention(
+        (8, 4, 197, 128), (8, 1, 197, 128), (8, 1, 197, 128), (197, 197), causal=1
+    ),
     "depthwise 7x7": conv((1, 384, 14, 14), (384, 1, 7, 7), padding=(3,) * 4, groups=384),
 }
 

@@ -11,7 +11,7 @@ from tcomp.errors import GraphError
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.evaluate import evaluate
 from tcomp.relay.graph import Graph, Value
-from tcomp.relay.pattern import Pattern, constant, either, matches, maybe, op, operand
+from tcomp.relay.pattern import Pattern, constant, either, is_uniform, matches, maybe, op, operand
 from tcomp.relay.rewrite import GraphEditor, Match, Rule, rewrite
 from tcomp.relay.verify import verify
 
@@ -169,3 +169,9 @@ def test_a_rule_sees_values_read_once_after_other_rules_freed_them():
         Rule("log-exp", op("log", op("exp", operand("x"), uses=1)), lambda m: m["x"]),
     ]
     assert not [n for n in rewrite(graph, rules).nodes if n.op in ("log", "exp")]
+
+
+@pytest.mark.parametrize("infinity", [np.inf, -np.inf])
+def test_infinities_are_uniform_among_themselves_alone(infinity: float):
+    assert is_uniform(np.full((2, 2), infinity, np.float32), infinity)
+    assert not is_uniform(np.array([infinity, 0, 0], np.float32), infinity)

@@ -72,6 +72,10 @@ ATTENTION = {
     "odd depth, several panels": attention((1, 40, 37), (1, 101, 37), (1, 101, 70), dtype="bfloat16"),
     "mask": attention((2, 3, 20, 16), (2, 3, 24, 16), (2, 3, 24, 16), (2, 1, 1, 24), dtype="bfloat16"),
     "square mask": attention((20, 16), (24, 16), (24, 16), (20, 24), dtype="bfloat16"),
+    "causal": attention((2, 70, 20), (2, 70, 20), (2, 70, 23), dtype="bfloat16", causal=1),
+    "causal, past, mask": attention(
+        (2, 41, 16), (2, 150, 16), (2, 150, 37), (2, 1, 150), dtype="bfloat16", causal=90
+    ),
     "shared keys": attention((2, 4, 5, 8), (2, 1, 5, 8), (2, 1, 5, 8), dtype="bfloat16"),
     "one row": attention((1, 64), (77, 64), (77, 64), dtype="bfloat16"),
     "epilogue": attention((2, 20, 16), (2, 20, 16), (2, 20, 16), dtype="bfloat16", relu=True),

@@ -19,7 +19,11 @@ from tcomp.tensor.template import template_for
 
 
 def attention(
-    *shapes: tuple[int, ...], dtype: str = "float32", relu: bool = False, transposed: bool = False
+    *shapes: tuple[int, ...],
+    dtype: str = "float32",
+    relu: bool = False,
+    transposed: bool = False,
+    causal: int = 0,
 ) -> Kernel:
     """An attention kernel; `transposed` reads the queries from [..., D, S] through a transpose."""
     builder = GraphBuilder()
@@ -27,7 +31,7 @@ def attention(
     if transposed:
         axes = (*range(len(shapes[0]) - 2), len(shapes[0]) - 1, len(shapes[0]) - 2)
         values[0] = builder.op("transpose", values[0], axes=axes)
-    result = builder.op("attention", *values, scale=0.3)
+    result = builder.op("attention", *values, scale=0.3, causal=causal)
     return Kernel(builder.build(builder.op("relu", result) if relu else result))
 
 

@@ -199,7 +199,9 @@ def masked_attention() -> Graph:
         )
         for _ in range(3)
     ]
-    return builder.build(builder.op("relu", builder.op("attention", *rows, mask, scale=0.2, name="heads")))
+    return builder.build(
+        builder.op("relu", builder.op("attention", *rows, mask, scale=0.2, causal=2, name="heads"))
+    )
 
 
 def test_attention_is_lowered() -> None:
@@ -214,6 +216,7 @@ def test_attention_is_lowered() -> None:
         assert [v.dtype for v in anchor.inputs] == [target.fast_dtype if lowered else "float32"] * 3 + [
             "float32"
         ]
+        assert anchor.attrs["causal"] == 2
         (fast,) = evaluate(optimized, x)
         assert 0 < np.abs(fast - exact).max() < 5e-2 * np.abs(exact).max()
 

@@ -16,7 +16,7 @@ import onnx.shape_inference
 from google.protobuf.message import DecodeError
 
 from tcomp.errors import ModelError, UnsupportedError
-from tcomp.frontend.onnx.converter import STANDARD_DOMAINS, find_converter
+from tcomp.frontend.onnx.converter import STANDARD_DOMAINS, is_taken
 
 OLDEST_OPSET = 7
 FUNCTION_DEPTH = 4  # functions may be made of functions
@@ -73,7 +73,7 @@ def _is_text(node: onnx.NodeProto) -> bool:
 
 def _inlined(name: str, proto: onnx.ModelProto, opsets: dict[str, int]) -> onnx.ModelProto:
     """Replace calls of model-local functions, and standard operators that have no converter but are
-    functions of simpler ones (Attention, RotaryEmbedding, losses), by their bodies.
+    functions of simpler ones (RotaryEmbedding, losses), by their bodies.
     """
     if proto.functions:
         try:
@@ -110,7 +110,7 @@ def _composite_operators(graph: onnx.GraphProto, opsets: dict[str, int]) -> set[
     for node in graph.node:
         domain = "" if node.domain in STANDARD_DOMAINS else node.domain
         opset = opsets.get(domain, 1)
-        if find_converter(domain, node.op_type, opset) is not None or node.op_type in _NOT_INLINED:
+        if is_taken(node, opset) or node.op_type in _NOT_INLINED:
             continue
         try:
             schema: Any = onnx.defs.get_schema(  # onnx's stubs miss the two properties

@@ -6,8 +6,8 @@ from math import prod
 
 from tcomp.target.target import Target
 from tcomp.tensor.amx import DTYPE, LANES, ROWS, TileBlock, has_tiles
-from tcomp.tensor.attention_operands import Shape
-from tcomp.tensor.attention_tiles import AttentionTiles, Sizes
+from tcomp.tensor.attention_shape import Shape, Walk
+from tcomp.tensor.attention_tiles import PANEL, AttentionTiles, Sizes
 from tcomp.tensor.groups import ways_to_sum
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
@@ -71,9 +71,10 @@ def _tile_rows(shape: Shape) -> tuple[int, ...]:
 def _cycles(shape: Shape, rows: int) -> float:
     """Estimated cycles: the tiles of both products, and softmax."""
     block, sizes = _block(shape, rows), Sizes.of(shape)
-    steps = sizes.keys // block.width * sizes.depth // (2 * LANES)
-    steps += sizes.columns // block.width * sizes.keys // (2 * LANES)
-    softmax = block.height * (_EXPONENTIAL * sizes.keys + 30)
+    keys = Walk.of(shape.limit, block.height, PANEL).mean * PANEL
+    steps = keys / block.width * sizes.depth / PANEL
+    steps += sizes.columns // block.width * keys / PANEL
+    softmax = block.height * (_EXPONENTIAL * keys + 30)
     return prod(shape.batch) * -(-shape.rows // block.height) * (steps * block.step_cycles + softmax)
 
 

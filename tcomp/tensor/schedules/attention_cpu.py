@@ -11,7 +11,8 @@ import numpy as np
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import PARALLEL_FLOPS
 from tcomp.tensor.attention_nest import AttentionNest, Plan
-from tcomp.tensor.attention_operands import UNROLL, AttentionOperands, Shape
+from tcomp.tensor.attention_operands import UNROLL, AttentionOperands
+from tcomp.tensor.attention_shape import Shape, Walk
 from tcomp.tensor.epilogue import output_axes
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
@@ -121,9 +122,11 @@ def _cycles(shape: Shape, target: Target, group: int, rows: int, scores: int, va
         rest = part(count % vectors, depth) if count % vectors else 0
         return count // vectors * part(vectors, depth) + rest
 
-    blocks = -(-shape.rows // rows)
-    first = product(shape.key_vectors(lanes), scores, -(-shape.depth // group))
-    return blocks * (first + product(shape.value_vectors(lanes), values, -(-shape.length // group)))
+    vectors = shape.key_vectors(lanes)
+    walked = Walk.of(shape.limit, rows, lanes).mean / vectors
+    first = product(vectors, scores, -(-shape.depth // group))
+    second = product(shape.value_vectors(lanes), values, -(-shape.length // group))
+    return -(-shape.rows // rows) * walked * (first + second)
 
 
 TEMPLATES.register(AttentionCpu.name, AttentionCpu())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import ceil, prod
 
 from tcomp.target.target import Gpu, Target
-from tcomp.tensor.attention_operands import Shape
+from tcomp.tensor.attention_shape import Shape, Walk
 from tcomp.tensor.epilogue import output_axes
 from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, multiply_adds, resident_blocks
 from tcomp.tensor.kernel import Kernel
@@ -57,7 +57,7 @@ class AttentionCuda(Template):
         return _cycles(self.space(kernel, target).default, _shape(kernel), _gpu(target))
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
-        return SimtAttention(kernel, AttentionTile.of(config, _shape(kernel))).scheduled()
+        return SimtAttention(kernel, AttentionTile.of(config, _shape(kernel)), _gpu(target)).scheduled()
 
 
 def _shape(kernel: Kernel) -> Shape:
@@ -92,12 +92,14 @@ def _cycles(config: Config, shape: Shape, gpu: Gpu) -> float:
     sums = tile.keys * (rows * columns + (rows + columns) / 4) + rows * columns
     issue = tile.threads * (scores + sums) / multiply_adds(gpu, 4)
 
-    def together(blocks: int) -> float:
-        steps = ceil(shape.length / tile.keys)
+    walk = Walk.of(shape.limit, tile.rows, tile.keys)
+
+    def together(blocks: int, steps: float = walk.mean) -> float:
         return steps * max(blocks * issue, issue + ARRIVAL_CYCLES) + 2 * ARRIVAL_CYCLES
 
     rest = of_processor % resident
-    return of_processor // resident * together(resident) + (together(rest) if rest else 0) + LAUNCH_CYCLES
+    rounds = of_processor // resident * together(resident) + (together(rest) if rest else 0)
+    return max(rounds, together(1, walk.most)) + LAUNCH_CYCLES
 
 
 TEMPLATES.register(AttentionCuda.name, AttentionCuda())

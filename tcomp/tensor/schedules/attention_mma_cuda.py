@@ -48,7 +48,7 @@ class AttentionMmaCuda(Template):
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         plan = AttentionPlan.of(config, attention_shape(kernel))
-        return MmaAttention(MmaAttentionOperands(kernel), plan).scheduled()
+        return MmaAttention(MmaAttentionOperands(kernel), plan, _gpu(target)).scheduled()
 
 
 def _gpu(target: Target) -> Gpu:

@@ -1,14 +1,25 @@
-"""Attention spelled out: softmax(q k^T * scale + mask) v."""
+"""Attention spelled out: softmax(q k^T * scale + mask) v; what its masks hide.
+
+A constant mask that hides all keys behind a diagonal becomes the attribute `causal`, if each query sees a
+key: hidden ones then have weights of exactly zero, provided that the score of none exceeds all that the query
+sees by what `HIDDEN` takes off. Masks of less than that are numbers like others, and so are masks of which a
+row hides all keys.
+"""
 
 from __future__ import annotations
 
+import numpy as np
+
 from tcomp.relay.attributes import flag, integer, integers
-from tcomp.relay.graph import Node, Value
+from tcomp.relay.graph import Constant, Node, Value
 from tcomp.relay.pattern import Pattern, constant, either, op, operand
 from tcomp.relay.rewrite import Match, Rule
-from tcomp.relay.types import FLOATS
+from tcomp.relay.types import FLOATS, Array
 from tcomp.transform.rules.common import scalar_of
 
+HIDDEN = -1e4
+"""What a mask adds at most to scores that it hides. Exponentials of float32 are zero from -104 on, so scores
+must not exceed those beside them by 9896; models' differ by hundreds at most."""
 _PRODUCT = op("matmul", operand("q"), operand("k"), name="product", uses=1)
 
 
@@ -78,8 +89,85 @@ def _swap_last(match: Match, value: Value) -> Value:
     return match.op("transpose", value, axes=swap)
 
 
+def _causal(match: Match) -> Value | None:
+    """The mask of `match`, a constant, as the attribute; what else it adds stays."""
+    query, key, value, mask = match.root.inputs
+    if integer(match.root.attrs, "causal") or not match.type.is_static:
+        return None
+    rows, keys = query.type.static_shape[-2], key.type.static_shape[-2]
+    causal = causal_limit(match.data("mask"), rows, keys)
+    if causal is None:
+        return None
+    hidden = np.tri(rows, keys, causal - 1) == 0
+    rest = np.where(hidden, 0, match.data("mask"))
+    masks = [mask] if rest.any() else []
+    return match.op("attention", query, key, value, *masks, **{**match.root.attrs, "causal": causal})
+
+
+def causal_limit(mask: Array, rows: int, keys: int) -> int | None:
+    """How many keys the first query sees at most, where each after it sees one more, by a mask.
+
+    None if that hides nothing, or if a query sees no key.
+    """
+    if mask.shape[-2:] != (rows, keys):
+        return None
+    seen = ~(mask.astype(np.float32) <= HIDDEN)
+    if not seen.any(axis=-1).all():
+        return None
+    last = keys - 1 - np.argmax(seen[..., ::-1], axis=-1)
+    causal = int((last - np.arange(rows)).max()) + 1
+    return causal if causal < keys else None
+
+
+def _added(match: Match) -> Value | None:
+    """A choice between scores and a low number, by constants, as a mask that is added."""
+    where, softmax = match.node("where"), match.root
+    if integer(softmax.attrs, "axis") != match.type.rank - 1 or not match.type.is_static:
+        return None
+    choices = where.inputs[1:]
+    scores = next(v for v in choices if not isinstance(v, Constant))
+    if scores.type != match.type:
+        return None
+    low = match.data("low")
+    zero = np.zeros((), low.dtype)
+    first, second = (zero, low) if choices[0] is scores else (low, zero)
+    mask = np.where(match.data("shown"), first, second)
+    if causal_limit(mask, *match.type.static_shape[-2:]) is None:
+        return None
+    masked = match.op("add", scores, match.constant(mask))
+    if "mask" in match:
+        masked = match.op("add", masked, match["mask"])
+    return match.op("softmax", masked, **softmax.attrs)
+
+
+def _two_masks(match: Match) -> Value | None:
+    """A causal mask beside another one."""
+    result = _attention(match)
+    attention = None if result is None else match.editor.producer(result)
+    if attention is None or not match.type.is_static:
+        return None
+    query, key, value, mask = attention.inputs
+    rows, keys = query.type.static_shape[-2], key.type.static_shape[-2]
+    causal = causal_limit(match.data("causal"), rows, keys)
+    if causal is None or np.where(np.tri(rows, keys, causal - 1) == 0, 0, match.data("causal")).any():
+        return None
+    return match.op("attention", query, key, value, mask, **{**attention.attrs, "causal": causal})
+
+
 _MASKED = op("add", _scaled(_PRODUCT), operand("mask"), uses=1)
+_TWICE_MASKED = either(
+    op("add", op("add", _scaled(_PRODUCT), constant("causal"), uses=1), operand("mask"), uses=1),
+    op("add", op("add", _scaled(_PRODUCT), operand("mask"), uses=1), constant("causal"), uses=1),
+)
+_CHOICE = either(
+    op("where", constant("shown"), _scaled(_PRODUCT), constant("low"), uses=1, name="where"),
+    op("where", constant("shown"), constant("low"), _scaled(_PRODUCT), uses=1, name="where"),
+)
+_MASKED_CHOICE = op("add", _CHOICE, operand("mask"), uses=1)
 ATTENTION = (
     Rule("attention", op("matmul", _softmax(_scaled(_PRODUCT)), operand("v")), _attention),
     Rule("attention-mask", op("matmul", _softmax(_MASKED), operand("v")), _attention),
+    Rule("attention-two-masks", op("matmul", _softmax(_TWICE_MASKED), operand("v")), _two_masks),
+    Rule("attention-causal", op("attention", operand(), operand(), operand(), constant("mask")), _causal),
+    Rule("attention-choice", op("softmax", either(_CHOICE, _MASKED_CHOICE)), _added),
 )

@@ -1,0 +1,121 @@
+"""Causal attention on GPUs: numbers on an emulated one, tiles that are not read, estimates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from test_attention_cuda import SMALL as PLAIN
+from test_attention_cuda import arrays_of, attention
+from test_attention_mma import SMALL, TOLERANCE
+
+from tcomp.codegen.jit import build_scheduled
+from tcomp.relay.evaluate import evaluate
+from tcomp.relay.types import Array
+from tcomp.target.target import TARGETS, Target
+from tcomp.tensor.attention_shape import Blocks
+from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.loops import constant
+from tcomp.tensor.template import TEMPLATES
+
+PLAIN_CASES: dict[str, tuple[Kernel, dict[str, int]]] = {
+    "square": (attention((2, 70, 20), (2, 70, 20), (2, 70, 36), causal=1), {}),
+    "past": (attention((2, 9, 16), (2, 75, 16), (2, 75, 16), causal=67), {}),
+    "more queries than keys": (attention((1, 100, 16), (1, 33, 16), (1, 33, 16), causal=1), {"tile_m": 64}),
+    "grouped heads, mask": (
+        attention((2, 3, 40, 16), (2, 1, 70, 16), (2, 1, 70, 16), (2, 1, 1, 70), causal=31), {},
+    ),
+    "negative scale": (attention((1, 40, 16), (1, 40, 16), (1, 40, 16), causal=1, scale=-0.4), {}),
+}  # fmt: skip
+NARROW_CASES: dict[str, tuple[Kernel, dict[str, int]]] = {
+    "square": (
+        attention((2, 70, 64), (2, 70, 64), (2, 70, 64), causal=1, dtype="float16"), {"stages": 3},
+    ),
+    "past": (attention((2, 9, 16), (2, 75, 16), (2, 75, 16), causal=67, dtype="bfloat16"), {}),
+    "more queries than keys": (
+        attention((1, 100, 16), (1, 33, 16), (1, 33, 16), causal=1, dtype="float16"), {"tile_m": 64},
+    ),
+    "grouped heads": (
+        attention((2, 4, 19, 16), (2, 1, 45, 16), (2, 1, 45, 16), causal=27, dtype="float16"), {},
+    ),
+    "grouped heads, mask": (
+        attention((4, 40, 16), (1, 70, 16), (1, 70, 16), (40, 70), causal=1, dtype="float16"), {"stages": 4},
+    ),
+    "negative scale": (
+        attention((1, 40, 16), (1, 40, 16), (1, 40, 16), causal=1, scale=-0.4, dtype="float16"), {},
+    ),
+}  # fmt: skip
+SLOW = ("more queries than keys", "negative scale", "past")
+
+
+def named(cases: dict[str, tuple[Kernel, dict[str, int]]]) -> list[object]:
+    return [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in cases]
+
+
+def built(
+    template: str, kernel: Kernel, config: dict[str, int], target: Target
+) -> Callable[[list[Array]], list[Array]]:
+    TEMPLATES[template].space(kernel, target).check(config)
+    return build_scheduled(kernel, TEMPLATES[template].apply(kernel, target, config), target)
+
+
+def assert_near(found: Array, expected: Array, tolerance: float) -> None:
+    wide = expected.astype(np.float64)
+    assert np.isfinite(wide).all()
+    assert np.abs(found.astype(np.float64) - wide).max() <= tolerance * max(1.0, np.abs(wide).max())
+
+
+@pytest.mark.parametrize("name", named(PLAIN_CASES))
+def test_numbers_of_plain_instructions(name: str, gpu: Target) -> None:
+    kernel, knobs = PLAIN_CASES[name]
+    arrays = arrays_of(kernel)
+    (found,) = built("attention_cuda", kernel, {**PLAIN, **knobs}, gpu)(arrays)
+    assert_near(found, evaluate(kernel.body, arrays)[0], 4e-6)
+
+
+@pytest.mark.parametrize("name", named(NARROW_CASES))
+def test_numbers_of_tensor_cores(name: str, gpu: Target) -> None:
+    kernel, knobs = NARROW_CASES[name]
+    arrays = arrays_of(kernel)
+    (found,) = built("attention_mma_cuda", kernel, {**SMALL, **knobs}, gpu)(arrays)
+    assert_near(found, evaluate(kernel.body, arrays)[0], TOLERANCE[kernel.body.inputs[0].dtype])
+
+
+@pytest.mark.parametrize("template", ["attention_cuda", "attention_mma_cuda"])
+def test_tiles_that_no_query_of_a_block_sees_are_not_read(template: str, gpu: Target) -> None:
+    """What is not a number there reaches no output, which zero times it would be."""
+    dtype, config = ("float32", PLAIN) if template == "attention_cuda" else ("float16", SMALL)
+    kernel = attention((1, 96, 16), (1, 96, 16), (1, 96, 16), dtype=dtype, causal=1)
+    arrays = arrays_of(kernel)
+    for array in arrays[1:]:
+        array[:, 64:] = np.nan
+    (found,) = built(template, kernel, config, gpu)(arrays)
+    assert np.isfinite(found[:, :64]).all()
+    assert np.isnan(found[:, 64:]).all()
+
+
+@pytest.mark.parametrize("template", ["attention_cuda", "attention_mma_cuda"])
+def test_estimates_count_what_is_seen(template: str) -> None:
+    target, dtype = TARGETS["nvidia/a100"], "float32" if template == "attention_cuda" else "float16"
+    whole, half = (
+        TEMPLATES[template].estimate(
+            attention((64, 4096, 64), (64, 4096, 64), (64, 4096, 64), dtype=dtype, causal=causal), target
+        )
+        for causal in (0, 1)
+    )
+    assert 0.5 < half / whole < 0.56
+
+
+def test_blocks_that_walk_furthest_come_first() -> None:
+    """Of as many heads in turns as have keys and values in half of the second-level cache, 20 MiB."""
+    gpu = TARGETS["nvidia/a100"].gpu
+    assert gpu is not None
+    kernel = attention((64, 4096, 128), (64, 4096, 128), (64, 4096, 128), dtype="float16", causal=1)
+    assert kernel.anchor is not None
+    blocks = Blocks.of(kernel.anchor, 64, 32, gpu)
+    assert blocks.together == 8
+    places = [tuple(map(int, blocks.place(constant(n)))) for n in range(blocks.count)]
+    assert sorted(places) == [(head, block) for head in range(64) for block in range(32)]
+    assert [block for _, block in places[:256]] == [31 - n // 8 for n in range(256)]
+    assert {head for head, _ in places[:256]} == set(range(8))
