@@ -133,13 +133,13 @@ def rows(op: str, shape: tuple[int, int], dtype: str) -> Case:
     return Case("rows", name, op, (shape,), dtype, {"axis": 1}, lambda torch, x: torch.softmax(x[0], 1), ())
 
 
-def attention(heads: int, length: int, size: int, dtype: str) -> Case:
+def attention(heads: int, length: int, size: int, dtype: str, causal: bool = False) -> Case:
     def in_torch(torch: Any, x: Sequence[Any]) -> Any:
-        return torch.nn.functional.scaled_dot_product_attention(*x)
+        return torch.nn.functional.scaled_dot_product_attention(*x, is_causal=causal)
 
-    shape, scale = (1, heads, length, size), size**-0.5
-    name = f"attention {heads} heads {length}x{size} {dtype}"
-    return Case("attention", name, "attention", (shape,) * 3, dtype, {"scale": scale}, in_torch, ())
+    shape, attrs = (1, heads, length, size), {"scale": size**-0.5, "causal": int(causal)}
+    name = f"attention {heads} heads {length}x{size}{' causal' if causal else ''} {dtype}"
+    return Case("attention", name, "attention", (shape,) * 3, dtype, attrs, in_torch, ())
 
 
 LAYERS = (
@@ -165,6 +165,7 @@ CASES = (
         for dtype in ("float16", "float32")
         for sizes in ((12, 128, 64), (16, 1024, 64), (16, 4096, 64), (16, 4096, 128))
     ),
+    attention(16, 4096, 128, "float16", causal=True),
     rows("softmax", (4096, 4096), "float32"),
 )
 

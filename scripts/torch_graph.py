@@ -83,7 +83,14 @@ def _matmul(x: Sequence[torch.Tensor], attrs: Attrs) -> torch.Tensor:
 
 def _attention(x: Sequence[torch.Tensor], attrs: Attrs) -> torch.Tensor:
     mask = x[3].to(x[0].dtype) if len(x) == 4 else None
-    return functional.scaled_dot_product_attention(*x[:3], attn_mask=mask, scale=number(attrs, "scale"))
+    causal, scale = integer(attrs, "causal"), number(attrs, "scale")
+    is_causal = causal == 1 and mask is None
+    if causal and not is_causal:
+        seen = torch.ones(x[0].shape[-2], x[1].shape[-2], dtype=torch.bool, device=x[0].device).tril(
+            causal - 1
+        )
+        mask = torch.where(seen, 0.0 if mask is None else mask, float("-inf")).to(x[0].dtype)
+    return functional.scaled_dot_product_attention(*x[:3], mask, is_causal=is_causal, scale=scale)
 
 
 def _layer_norm(x: Sequence[torch.Tensor], attrs: Attrs) -> torch.Tensor:
