@@ -1,9 +1,10 @@
-"""Where the CPU time of a trial goes: `python scripts/trial_cost.py MODEL [--configs 4]`.
+"""Where the CPU time of a trial goes: `python scripts/trial_cost.py MODEL [--configs 4] [--target TARGET]`.
 
 Makes trials of the default and of random configs of every task of a model, in this process and in the steps
 of a worker, and prints the milliseconds of CPU time a trial of each part, mean over all. `features` is what
 the tuner's own process takes to look at a config before it is built. Waiting for others is in no part, so
-that a busy machine changes little; only timing repeats itself while times spread.
+that a busy machine changes little; only timing repeats itself while times spread. Of targets that do not run
+here trials end with the machine code, which for GPUs is the time of nvcc.
 """
 
 from __future__ import annotations
@@ -15,12 +16,16 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from random import Random
+from resource import RUSAGE_CHILDREN, getrusage
 from typing import Any
 
 from tcomp.api import as_target, load_model, static_kernels
 from tcomp.codegen.jit import build_scheduled
+from tcomp.codegen.kernel_runner import KernelRunner
+from tcomp.target.host import runs_here
 from tcomp.tensor.knobs import Config
 from tcomp.tensor.template import schedule
+from tcomp.transform.precision import PRECISIONS
 from tcomp.tuner.features import extract
 from tcomp.tuner.measure import MeasureOptions
 from tcomp.tuner.runner import Measure
@@ -33,7 +38,7 @@ from tcomp.tvm_api import tvm
 PARTS = (
     "scheduling",
     "passes of TVM",
-    "passes of LLVM",
+    "compiler",
     "machine code",
     "arguments",
     "checking",
@@ -54,31 +59,42 @@ class Cost:
         @tvm.ir.instrument.pass_instrument
         class Passes:
             def run_before_pass(self, module: Any, info: Any) -> None:
-                started.append(time.process_time())
+                started.append(_cpu_seconds())
 
             def run_after_pass(self, module: Any, info: Any) -> None:
                 begin = started.pop()
                 if not started:
-                    cost.seconds["passes of TVM"] += time.process_time() - begin
+                    cost.seconds["passes of TVM"] += _cpu_seconds() - begin
 
         self._instrument: Any = Passes()
 
     @contextmanager
     def of(self, part: str) -> Iterator[None]:
         """Count what is done inside as `part`."""
-        begin = time.process_time()
+        begin = _cpu_seconds()
         yield
-        self.seconds[part] += time.process_time() - begin
+        self.seconds[part] += _cpu_seconds() - begin
 
-    def trial(self, task: Task, data: TrialData, config: Config, best: float) -> float:
-        """One trial of `config`; the seconds that the kernel takes. `best` seconds were reached before."""
+    def build(self, task: Task, config: Config) -> KernelRunner:
+        """The first part of a trial, and what the tuner's process does of it.
+
+        Raises BuildError when there is no code for `config`.
+        """
         kernel, target = task.kernel, task.target
+        self.trials += 1
+        with self.of("features"):
+            extract(kernel, schedule(kernel, target, config), target)
         with self.of("scheduling"):
             scheduled = schedule(kernel, target, config)
         passes = self.seconds["passes of TVM"]
-        with self.of("passes of LLVM"), tvm.transform.PassContext(instruments=[self._instrument]):
+        with self.of("compiler"), tvm.transform.PassContext(instruments=[self._instrument]):
             runner = build_scheduled(kernel, scheduled, target)
-        self.seconds["passes of LLVM"] -= self.seconds["passes of TVM"] - passes
+        self.seconds["compiler"] -= self.seconds["passes of TVM"] - passes
+        return runner
+
+    def trial(self, task: Task, data: TrialData, config: Config, best: float) -> float:
+        """One trial of `config`; the seconds that the kernel takes. `best` seconds were reached before."""
+        runner = self.build(task, config)
         with self.of("machine code"):
             runner.load()
         candidate = LocalCandidate(data, runner)
@@ -89,16 +105,13 @@ class Cost:
             candidate.check()
         with self.of("timing"):
             times = adaptive_times(candidate, Measure(10.0, MeasureOptions().abandon_factor * best, best))
-        with self.of("features"):
-            extract(kernel, schedule(kernel, target, config), target)
-        self.trials += 1
         return times.median
 
     def table(self) -> str:
         """A line a part, then the sum without `features`."""
         each = {part: self.seconds[part] / self.trials * 1e3 for part in PARTS}
         each[f"a trial, of {self.trials}"] = sum(each.values()) - each["features"]
-        lines = [f"| {part} | {milliseconds:.1f} |" for part, milliseconds in each.items()]
+        lines = [f"| {part} | {milliseconds:.1f} |" for part, milliseconds in each.items() if milliseconds]
         return "\n".join(["| part | CPU ms |", "|---|---|", *lines])
 
 
@@ -107,12 +120,23 @@ def measure(found: Sequence[Task], configs: int) -> Cost:
     cost, rng = Cost(), Random(0)
     gc.freeze()  # As workers do.
     for task in found:
+        tried = [task.space.default, *(task.space.random(rng) for _ in range(configs))]
+        if not runs_here(task.target):
+            for config in tried:
+                cost.build(task, config)
+            continue
         with cost.of("reference"):
             data = trial_data(task.kernel, 0)
         best = float("inf")
-        for config in [task.space.default, *(task.space.random(rng) for _ in range(configs))]:
+        for config in tried:
             best = min(best, cost.trial(task, data, config, best))
     return cost
+
+
+def _cpu_seconds() -> float:
+    """Of this process and of compilers that it started and that have ended."""
+    children = getrusage(RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def main() -> None:
@@ -121,9 +145,11 @@ def main() -> None:
     )
     parser.add_argument("model")
     parser.add_argument("--configs", type=int, default=4, help="random configs of each task")
+    parser.add_argument("--target", default="llvm", help="default: this CPU")
+    parser.add_argument("--precision", choices=PRECISIONS, default="exact")
     options = parser.parse_args()
-    target = as_target("llvm")
-    kernels = static_kernels(load_model(options.model, {}), target)
+    target = as_target(options.target)
+    kernels = static_kernels(load_model(options.model, {}), target, options.precision)
     print(measure(tasks(kernels, target), options.configs).table())
 
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tcomp.codegen.cuda.cubin import find_compiler
-from tcomp.codegen.cuda.nvrtc import Nvrtc, find_nvrtc
 from tcomp.errors import BuildError
 from tcomp.target.cuda_driver import LIBRARY
 from tcomp.target.parse import parse_target
@@ -37,9 +35,9 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def gpu(emulated: Path) -> Iterator[Target]:
-    """The emulated GPU as a target; nvcc makes code for it."""
+    """The emulated GPU as a target; the compiler that CUDACXX names makes code for it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", f"{EMULATOR}{os.pathsep}{os.environ['PATH']}")
+        patch.setenv("CUDACXX", str(EMULATOR / "nvcc"))
         patch.setenv("LD_LIBRARY_PATH", str(emulated))
         patch.setenv("EMULATED_HEADER", str(emulated))
         yield parse_target("cuda")
@@ -48,25 +46,8 @@ def gpu(emulated: Path) -> Iterator[Target]:
 @pytest.fixture
 def real_nvcc(monkeypatch: pytest.MonkeyPatch) -> None:
     """NVIDIA's compiler, which says what real GPUs need, instead of the emulated GPU's."""
-    _without(monkeypatch, lambda folder: folder == EMULATOR)
+    monkeypatch.delenv("CUDACXX", raising=False)
     try:
         find_compiler()
     except BuildError as error:
         pytest.skip(str(error))
-
-
-@pytest.fixture
-def real_nvrtc(monkeypatch: pytest.MonkeyPatch) -> Nvrtc:
-    """NVIDIA's compiler as a library, as there were no nvcc."""
-    monkeypatch.delenv("CUDA_HOME", raising=False)
-    _without(monkeypatch, lambda folder: (folder / "nvcc").exists())
-    found = find_nvrtc()
-    if found is None:
-        pytest.skip("no NVRTC: pip install 'tcomp[cuda]'")
-    return found
-
-
-def _without(patch: pytest.MonkeyPatch, condition: Callable[[Path], bool]) -> None:
-    """Take the folders out of PATH that meet the condition."""
-    folders = [f for f in os.environ["PATH"].split(os.pathsep) if not condition(Path(f))]
-    patch.setenv("PATH", os.pathsep.join(folders))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,24 +27,49 @@ extern "C" __global__ void scale(half *x, const int *n) {
 @pytest.fixture
 def no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("CUDA_HOME", raising=False)
     monkeypatch.setattr(nvrtc, "_PACKAGE", "no_such_package")
+    for name in ("CUDA_HOME", "CUDACXX"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def real_nvrtc(monkeypatch: pytest.MonkeyPatch) -> nvrtc.Nvrtc:
+    monkeypatch.delenv("CUDACXX", raising=False)
+    found = nvrtc.find_nvrtc(portable=True)
+    if found is None:
+        pytest.skip("no NVRTC: pip install 'tcomp[cuda]'")
+    return found
+
+
+def program(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("#!/bin/sh\n")
+    path.chmod(0o755)
+    return path
 
 
 @pytest.mark.usefixtures("no_compiler")
 def test_without_compilers() -> None:
-    with pytest.raises(BuildError, match=r"no nvcc found.*install the CUDA toolkit.*tcomp\[cuda\]"):
+    with pytest.raises(BuildError, match=r"no compiler of CUDA C found.*tcomp\[cuda\].*CUDA toolkit"):
         compile_cubin(SCALE, "sm_80")
 
 
+@pytest.mark.usefixtures("no_compiler")
 def test_cuda_home_names_the_toolkit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    nvcc = tmp_path / "bin" / "nvcc"
-    nvcc.parent.mkdir()
-    nvcc.write_text("#!/bin/sh\n")
-    nvcc.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    nvcc = program(tmp_path / "toolkit" / "bin" / "nvcc")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "toolkit"))
     assert find_compiler() == Nvcc(str(nvcc))
+
+
+def test_cudacxx_names_the_compiler(
+    real_nvrtc: nvrtc.Nvrtc, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert find_compiler() is real_nvrtc
+    monkeypatch.setenv("CUDACXX", str(program(tmp_path / "my-nvcc")))
+    assert find_compiler() == Nvcc(str(tmp_path / "my-nvcc"))
+    monkeypatch.setenv("CUDACXX", "no-such-nvcc")
+    with pytest.raises(BuildError, match="CUDACXX is `no-such-nvcc`, which is no program here"):
+        find_compiler()
 
 
 def test_complaints_are_one_line(gpu: Target) -> None:
@@ -53,14 +79,13 @@ def test_complaints_are_one_line(gpu: Target) -> None:
         compile_cubin("", "sm_70")
 
 
-def test_nvrtc_without_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("no_compiler")
+def test_nvrtc_needs_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library = tmp_path / "no_such_package" / "cu13" / "lib" / "libnvrtc.so.13"
     library.parent.mkdir(parents=True)
     library.write_bytes(b"")
-    monkeypatch.setattr(nvrtc, "_PACKAGE", "no_such_package")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(BuildError, match=r"libnvrtc.so.13 has no headers.*pip install nvidia-cuda-runtime"):
-        nvrtc.find_nvrtc()
+    assert nvrtc.find_nvrtc() is None
 
 
 def test_newest_nvrtc_is_taken(tmp_path: Path) -> None:
@@ -73,8 +98,18 @@ def test_newest_nvrtc_is_taken(tmp_path: Path) -> None:
     assert [str(path.relative_to(tmp_path)) for path in found] == [names[2], names[1], names[0]]
 
 
-def test_nvrtc_compiles(real_nvrtc: nvrtc.Nvrtc) -> None:
-    assert find_compiler() is real_nvrtc
+def test_without_nvfatbin_nvcc_makes_libraries(
+    real_nvrtc: nvrtc.Nvrtc, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    alone = replace(real_nvrtc, fatbin=None)
+    monkeypatch.setattr(nvrtc, "_loaded", lambda folders: alone)
+    monkeypatch.setenv("PATH", str(program(tmp_path / "nvcc").parent))
+    assert find_compiler() is alone
+    assert find_compiler(portable=True) == Nvcc(str(tmp_path / "nvcc"))
+
+
+@pytest.mark.usefixtures("real_nvrtc")
+def test_nvrtc_compiles() -> None:
     cubin = compile_cubin(SCALE, "sm_80")
     assert cubin.image.startswith(b"\x7fELF")
     taken = cubin.resources["scale"]

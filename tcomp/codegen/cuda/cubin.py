@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tcomp.codegen.cuda.nvcc import Nvcc, find_nvcc
+from tcomp.codegen.cuda.nvcc import Nvcc, find_nvcc, named_nvcc
 from tcomp.codegen.cuda.nvrtc import Nvrtc, find_nvrtc
 from tcomp.errors import BuildError
 
@@ -43,29 +43,30 @@ class Cubin:
 
 
 def compile_cubin(source: str, arch: str, portable: bool = False) -> Cubin:
-    """Compile CUDA C for the architecture `arch`, such as `sm_80`, by nvcc, or by NVRTC where there is none.
+    """Compile CUDA C for the architecture `arch`, such as `sm_80`, by the compiler of `find_compiler`.
 
     With `portable` the image also holds PTX, of which the driver makes code for newer architectures; there is
     none for those of an `a`, whose instructions no other has.
     Raises BuildError with the compiler's first complaint, or saying what to install when there is none.
     """
-    compiler = find_compiler()
-    image, said = compiler.compile(source, arch, portable and not arch.endswith("a"))
+    portable = portable and not arch.endswith("a")
+    compiler = find_compiler(portable)
+    image, said = compiler.compile(source, arch, portable)
     if image is None:
         raise BuildError(f"{compiler.name} for {arch} failed: {_complaint(said)}")
     return Cubin(image, _resources(said), tuple(_SLOW.findall(said)))
 
 
-def find_compiler() -> Nvcc | Nvrtc:
-    """nvcc of PATH or of the toolkit that CUDA_HOME names, else NVRTC.
+def find_compiler(portable: bool = False) -> Nvcc | Nvrtc:
+    """nvcc that CUDACXX names, else NVRTC, which takes a third of the time, else nvcc of the CUDA toolkit.
 
-    Raises BuildError, saying what to install, when there is neither.
+    Raises BuildError, saying what to install, when there is none.
     """
-    found = find_nvcc() or find_nvrtc()
+    found = named_nvcc() or find_nvrtc(portable) or find_nvcc()
     if found is None:
         raise BuildError(
-            "no nvcc found, which makes code for NVIDIA's GPUs, and no NVRTC; install the CUDA toolkit and "
-            "put nvcc on PATH or set CUDA_HOME to its folder, or `pip install 'tcomp[cuda]'`, which has NVRTC"
+            "no compiler of CUDA C found; `pip install 'tcomp[cuda]'`, which has NVRTC, or install the CUDA "
+            "toolkit and put nvcc on PATH or set CUDA_HOME to its folder"
         )
     return found
 

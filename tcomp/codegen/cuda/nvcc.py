@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from tcomp.codegen.cuda.device_code import HEADERS
+from tcomp.errors import BuildError
 
 _FLAGS = ("-O3", "-std=c++17", "--resource-usage")
 
@@ -34,6 +35,20 @@ class Nvcc:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             worked = done.returncode == 0 and output.exists()
             return output.read_bytes() if worked else None, done.stderr + done.stdout
+
+
+def named_nvcc() -> Nvcc | None:
+    """nvcc that the environment variable CUDACXX names; None where it is not set.
+
+    Raises BuildError when there is no such program.
+    """
+    name = os.environ.get("CUDACXX")
+    if not name:
+        return None
+    path = shutil.which(name)
+    if path is None:
+        raise BuildError(f"CUDACXX is `{name}`, which is no program here; name an nvcc, or unset it")
+    return Nvcc(path)
 
 
 def find_nvcc() -> Nvcc | None:

@@ -86,23 +86,21 @@ class Nvrtc:
         return found.decode() if found else f"error {code}"
 
 
-def find_nvrtc() -> Nvrtc | None:
-    """The newest NVRTC among Python's packages; None where there is none.
+def find_nvrtc(portable: bool = False) -> Nvrtc | None:
+    """The newest NVRTC among Python's packages, with CUDA's headers and, if `portable`, nvFatbin.
 
-    Raises BuildError when it has no headers beside it.
+    None where one of them is missing.
     """
     spec = importlib.util.find_spec(_PACKAGE)
-    return _loaded(tuple(spec.submodule_search_locations or ()) if spec is not None else ())
+    found = _loaded(tuple(spec.submodule_search_locations or ()) if spec is not None else ())
+    return None if found is None or (portable and found.fatbin is None) else found
 
 
 @cache
 def _loaded(folders: Sequence[str]) -> Nvrtc | None:
-    libraries = _files(folders, "lib/libnvrtc.so.*")
-    if not libraries:
+    libraries, headers = _files(folders, "lib/libnvrtc.so.*"), _files(folders, "include/cuda_fp16.h")
+    if not libraries or not headers:
         return None
-    headers = _files(folders, "include/cuda_fp16.h")
-    if not headers:
-        raise BuildError(f"{libraries[-1]} has no headers of CUDA beside it; pip install nvidia-cuda-runtime")
     fatbin = _files(folders, "lib/libnvfatbin.so.*")
     return Nvrtc(ctypes.CDLL(str(libraries[-1])), headers[-1].parent, fatbin[-1] if fatbin else None)
 
