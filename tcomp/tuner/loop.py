@@ -320,7 +320,7 @@ class _Session:
             baseline_template=task.template_of(task.space.default),
             check=outcome.check,
             seed=options.seed,
-            versions=tool_versions(),
+            versions=tool_versions(task.target),
             time=now(),
             simulated=self.device.simulated,
             conditions=dict(outcome.conditions),

@@ -6,6 +6,7 @@ from datetime import datetime, timezone
 from functools import lru_cache
 
 import tcomp
+from tcomp.codegen.cuda.cubin import find_compiler
 from tcomp.errors import DeviceError
 from tcomp.target.cuda_driver import driver
 from tcomp.target.host import cpu_name
@@ -32,10 +33,11 @@ def simulated_device(target: Target) -> str:
     return f"simulated {target.llvm['mcpu']}"
 
 
-@lru_cache(maxsize=1)
-def tool_versions() -> dict[str, str]:
+@lru_cache(maxsize=8)
+def tool_versions(target: Target) -> dict[str, str]:
     """The versions that decide what code a config becomes."""
-    return {"tcomp": tcomp.__version__, "tvm": str(tvm.__version__)}
+    compiler = {} if target.gpu is None else {"cuda": find_compiler().version}
+    return {"tcomp": tcomp.__version__, "tvm": str(tvm.__version__), **compiler}
 
 
 def now() -> str:

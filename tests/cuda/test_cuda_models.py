@@ -109,6 +109,7 @@ def test_tunes_on_the_gpu_here(gpu: Target, tmp_path: Path) -> None:
     assert text.count('"status":"ok"') >= 3
     assert '"device":"Emulated GPU"' in text
     assert '"registers":"32"' in text
+    assert '"cuda":"nvcc 0.0"' in text
 
 
 @pytest.mark.parametrize(

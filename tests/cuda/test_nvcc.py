@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,6 +71,16 @@ def test_cudacxx_names_the_compiler(
     monkeypatch.setenv("CUDACXX", "no-such-nvcc")
     with pytest.raises(BuildError, match="CUDACXX is `no-such-nvcc`, which is no program here"):
         find_compiler()
+
+
+def test_compilers_have_versions(gpu: Target, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert find_compiler().version == "nvcc 0.0"
+    monkeypatch.setenv("CUDACXX", str(program(tmp_path / "odd-nvcc")))
+    assert find_compiler().version == "nvcc of an unknown release"
+
+
+def test_nvrtc_has_a_version(real_nvrtc: nvrtc.Nvrtc) -> None:
+    assert re.fullmatch(r"NVRTC \d+\.\d+", real_nvrtc.version)
 
 
 def test_complaints_are_one_line(gpu: Target) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import tempfile
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import ClassVar
 
@@ -23,6 +25,11 @@ class Nvcc:
     path: str
     name: ClassVar[str] = "nvcc"
 
+    @property
+    def version(self) -> str:
+        """Name and release: `nvcc 13.0`."""
+        return _version(self.path)
+
     def compile(self, source: str, arch: str, portable: bool) -> tuple[bytes | None, str]:
         """The image of a CUDA C `source`, with PTX in it if `portable`, and what the compiler says.
 
@@ -35,6 +42,13 @@ class Nvcc:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             worked = done.returncode == 0 and output.exists()
             return output.read_bytes() if worked else None, done.stderr + done.stdout
+
+
+@cache
+def _version(path: str) -> str:
+    said = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
+    found = re.search(r"release ([\d.]+)", said)
+    return f"nvcc {found[1] if found else 'of an unknown release'}"
 
 
 def named_nvcc() -> Nvcc | None:

@@ -34,6 +34,13 @@ class Nvrtc:
     fatbin: Path | None
     name: ClassVar[str] = "NVRTC"
 
+    @property
+    def version(self) -> str:
+        """Name and release: `NVRTC 13.5`."""
+        major, minor = c_int(), c_int()
+        self._call("nvrtcVersion", byref(major), byref(minor))
+        return f"NVRTC {major.value}.{minor.value}"
+
     def compile(self, source: str, arch: str, portable: bool) -> tuple[bytes | None, str]:
         """The image of a CUDA C `source`, with PTX in it if `portable`, and what the compiler says.
 
