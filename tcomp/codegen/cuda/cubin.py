@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from tcomp.codegen.cuda.nvcc import Nvcc, find_nvcc, named_nvcc
@@ -51,10 +51,29 @@ def compile_cubin(source: str, arch: str, portable: bool = False) -> Cubin:
     """
     portable = portable and not arch.endswith("a")
     compiler = find_compiler(portable)
+    cubin = _compiled(compiler, source, arch, portable)
+    spilling = [name for name, taken in cubin.resources.items() if taken.spilled_bytes]
+    changed = _for_one_block(source, spilling)
+    return cubin if changed == source else _compiled(compiler, changed, arch, portable)
+
+
+def _compiled(compiler: Nvcc | Nvrtc, source: str, arch: str, portable: bool) -> Cubin:
     image, said = compiler.compile(source, arch, portable)
     if image is None:
         raise BuildError(f"{compiler.name} for {arch} failed: {_complaint(said)}")
     return Cubin(image, _resources(said), tuple(_SLOW.findall(said)))
+
+
+def _for_one_block(source: str, symbols: Iterable[str]) -> str:
+    """`source`, in which these functions may take all registers that one block has.
+
+    Without that word the assembler spills some where one more block would then fit a multiprocessor.
+    """
+    for symbol in symbols:
+        source = re.sub(
+            rf"__launch_bounds__\((\d+)\) {symbol}\(", rf"__launch_bounds__(\1, 1) {symbol}(", source
+        )
+    return source
 
 
 def find_compiler(portable: bool = False) -> Nvcc | Nvrtc:
