@@ -307,8 +307,11 @@ class WgmmaPlan(TiledProduct):
 
     @property
     def _of_sectors(self) -> float:
-        """Bytes of the sectors that threads store, by those of the output: 8 neighbours of a row at once."""
-        return max(1.0, _SECTOR / (8 * (self.output or self.itemsize)))
+        """Bytes of the sectors that threads store, by those of the output: 8 neighbours of a row at once.
+
+        Of pixels in blocks of 8 channels, which those of neighbouring rows follow, sectors are whole.
+        """
+        return 1.0 if self.gathers else max(1.0, _SECTOR / (8 * (self.output or self.itemsize)))
 
     @property
     def _stored_beside(self) -> tuple[float, float]:
@@ -330,14 +333,15 @@ def default_wgmma_plan(
 
     A thread has at most `most_sums`, unless they pass through buffers: of those few are at work at a time.
     """
-    every = _defaults(dtype, extents, gpu, gathers, output)
+    every = default_wgmma_plans(dtype, extents, gpu, gathers, output)
     plans = (plan for plan in every if plan.buffers or plan.sums <= most_sums)
     return min(plans, key=lambda plan: plan.cycles(gpu))
 
 
-def _defaults(
-    dtype: str, extents: tuple[int, int, int, int], gpu: Gpu, gathers: bool, output: int
+def default_wgmma_plans(
+    dtype: str, extents: tuple[int, int, int, int], gpu: Gpu, gathers: bool = False, output: int = 0
 ) -> Iterator[WgmmaPlan]:
+    """The plans that a default may be."""
     blocks = [(*block, 0) for block in _DEFAULT_BLOCKS]
     if not gathers:
         blocks += [(*block, 2, 1) for block in _DEFAULT_PAIRS]

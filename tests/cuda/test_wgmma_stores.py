@@ -22,7 +22,7 @@ from tcomp.relay.types import Array
 from tcomp.target.target import Target
 from tcomp.target.tile_map import TileMap
 from tcomp.tensor.shares import Streams
-from tcomp.tensor.wgmma_plan import WgmmaPlan, default_wgmma_plan
+from tcomp.tensor.wgmma_plan import WgmmaPlan, default_wgmma_plan, default_wgmma_plans
 from tcomp.tensor.wgmma_stores import tiled_itemsize
 
 # ---- instructions ----
@@ -216,8 +216,33 @@ def test_tiles_of_rows_in_order_can_be_stored(kernel: object, itemsize: int) -> 
             code_of(kernel, buffers=1)  # pyright: ignore
 
 
-def test_estimates_of_the_last_stage() -> None:
-    """A tile's last stage takes 3,500 cycles from registers, 1,400 of which another group could multiply."""
+@pytest.mark.parametrize(
+    ("extents", "estimates"),
+    [
+        ((4096, 4096, 4096), (304, 296, 368)),
+        ((8192, 1024, 1024), (45, 40, 50)),
+        ((16384, 3072, 768), (206, 184, 221)),
+        ((8192, 4096, 256), (66, 57, 58)),
+        ((16384, 4096, 128), (94, 78, 69)),
+        ((16384, 4096, 64), (76, 62, 47)),
+    ],
+)
+def test_estimates(extents: tuple[int, int, int], estimates: tuple[int, int, int]) -> None:
+    """Thousands of cycles from registers, through buffers, in turns; the default has the fewest."""
+    assert HOPPER.gpu is not None
+    gpu = HOPPER.gpu
+    plans = list(default_wgmma_plans("float16", (1, *extents), gpu, output=2))
+    kinds = (
+        [p for p in plans if not p.pingpong and not p.buffers],
+        [p for p in plans if not p.pingpong and p.buffers],
+        [p for p in plans if p.pingpong],
+    )
+    best = [min(p.cycles(gpu) for p in kind) for kind in kinds]
+    assert tuple(round(cycles / 1000) for cycles in best) == estimates
+    assert default_wgmma_plan("float16", (1, *extents), gpu, output=2).cycles(gpu) == min(best)
+
+
+def test_defaults_differ_in_their_last_stage() -> None:
     assert HOPPER.gpu is not None
     gpu = HOPPER.gpu
     plan = default_wgmma_plan("float16", (1, 4096, 4096, 4096), gpu, output=2)
