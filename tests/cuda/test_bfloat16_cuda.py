@@ -33,8 +33,7 @@ def test_numbers_are_rounded_to_even(gpu: Target) -> None:
 
 
 def test_code_does_not_grow_with_what_is_rounded() -> None:
-    """Five operators in bfloat16 take not much more than one; in bits, each took four times the one before."""
-
+    """Five operators take not much more than one; in bits, each took four times the one before."""
     target = TARGETS["cuda:sm_80"]
 
     def length(*epilogue: str) -> int:
