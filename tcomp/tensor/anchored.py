@@ -137,7 +137,7 @@ class Anchored:
 
     def finish(self, index: Sequence[Expression], value: Expression) -> Statement:
         """Store the outputs where they have the element of `self.value` at `index`, which is `value`."""
-        index = self._output_index(index)
+        index = self.output_index(index)
         stores: list[Statement] = []
         for tensor, buffer in zip(self._outputs, self._output_buffers, strict=True):
             elements = self.elements()
@@ -145,7 +145,8 @@ class Anchored:
             stores.append(elements.store(buffer, tensor, index))
         return sequence(stores)
 
-    def _output_index(self, index: Sequence[Expression]) -> list[Expression]:
+    def output_index(self, index: Sequence[Expression]) -> list[Expression]:
+        """Where the outputs have the element of the anchor's at `index`."""
         axes = output_axes(self.kernel)
         return list(index) if axes is None else [index[axis] for axis in axes]
 
@@ -162,7 +163,7 @@ class Anchored:
         (output,) = self._outputs
         elements = self.elements()
         elements.bind(self.value, convert(value, str(self.value.dtype)))
-        read = elements.element(output, self._output_index(index))
+        read = elements.element(output, self.output_index(index))
         return sequence([*elements.statements, tirx.BufferStore(buffer, read, list(at))])
 
     def pass_on(

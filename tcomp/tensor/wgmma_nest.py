@@ -40,6 +40,7 @@ from tcomp.tensor.loops import Buffer, Expression, Statement, constant, local, l
 from tcomp.tensor.mma_fragments import Fragments
 from tcomp.tensor.mma_operand import ChunkCopies, MmaOperand
 from tcomp.tensor.mma_plan import CHUNK_BYTES
+from tcomp.tensor.output_tiles import OutputTiles
 from tcomp.tensor.shares import Segment
 from tcomp.tensor.threads import dynamic_shared, launch, synchronize
 from tcomp.tensor.tiles import address_of_map, in_clusters, map_variable, with_map
@@ -54,7 +55,7 @@ from tcomp.tensor.wgmma_plan import (
     PLACE_BYTES,
     WgmmaPlan,
 )
-from tcomp.tensor.wgmma_stores import OutputTiles, TileStores
+from tcomp.tensor.wgmma_stores import TileStores, output_tiles
 from tcomp.tvm_api import tirx
 
 _BARRIER = 8
@@ -210,7 +211,7 @@ class WgmmaNest:
         result = launch((grid,), (plan.threads,), block)
         if plan.buffers:
             assert self.output is not None
-            tiles = self.output.tiles(plan)
+            tiles = output_tiles(plan, self.output)
             result = with_map(output_map, self.output.anchored.only_output, tiles, result)
         for side in (right,) if plan.gathers else (right, left):
             result = with_map(side.map, side.operand.buffer, side.tiles, result)

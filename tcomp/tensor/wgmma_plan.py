@@ -24,12 +24,15 @@ from tcomp.tensor.mma_plan import (
     CACHE_BYTES,
     CHUNK_BYTES,
     GROUPS,
+    INSTRUCTIONS,
     SHARED_BYTES,
     SPLITS,
+    STORED_PAIR,
     STREAMED,
     TiledProduct,
     adding_cycles,
     chunk_elements,
+    sectors,
 )
 from tcomp.tensor.shares import Parts, Shares, Streams
 
@@ -73,19 +76,13 @@ _CHUNK_CYCLES = 24 / 128
 """Of the instructions that find and copy a chunk, of which a multiprocessor starts those of 128 threads."""
 _TILE_CYCLES = 500
 """From the last products of a tile to the first of the next, beside what follows them and stores."""
-_PAIR_INSTRUCTIONS = {False: 2.25, True: 1.25}
-"""Of two sums, by buffers or not: rounded, and stored by their thread or written for the copy engine."""
+_PAIR_INSTRUCTIONS = 1.25
+"""Of two sums that are rounded and written for the copy engine."""
 _PART_CYCLES = 100
 """Of a part of a tile in a warp: waiting for its buffer, a fence, asking for its store."""
-_INSTRUCTIONS = 128
-"""Of threads, that a multiprocessor starts in a cycle."""
-_SECTOR = 32
-"""Bytes that the second-level cache takes at a time, if the store has as many or not."""
 PLACE_ROWS = 16
 PLACE_BYTES = PLACE_ROWS * DEPTH_BYTES
 """Of shared memory, for rows of a warp on their way to the output."""
-TILED_ITEMSIZES = (2, 4)
-"""Of elements of an output that goes through shared memory."""
 
 
 @dataclass(frozen=True)
@@ -297,9 +294,9 @@ class WgmmaPlan(TiledProduct):
     def _stored(self) -> float:
         """Cycles in which a tile's consumers compute what follows and store it."""
         pairs = self.block_rows * self.block_columns // 2
-        compute = pairs * _PAIR_INSTRUCTIONS[self.buffers > 0] / _INSTRUCTIONS
         if not self.buffers:
-            return compute + self._tile_bytes * self._of_sectors / CACHE_BYTES
+            return pairs * STORED_PAIR / INSTRUCTIONS + self._tile_bytes * self._of_sectors / CACHE_BYTES
+        compute = pairs * _PAIR_INSTRUCTIONS / INSTRUCTIONS
         # Words of 32 bits of a row are in the banks of those of the next.
         written = self._tile_bytes * self.output // 2 / SHARED_BYTES
         waiting = max(0, self._tile_bytes - self._places * PLACE_BYTES) / CACHE_BYTES
@@ -307,11 +304,9 @@ class WgmmaPlan(TiledProduct):
 
     @property
     def _of_sectors(self) -> float:
-        """Bytes of the sectors that threads store, by those of the output: 8 neighbours of a row at once.
-
-        Of pixels in blocks of 8 channels, which those of neighbouring rows follow, sectors are whole.
-        """
-        return 1.0 if self.gathers else max(1.0, _SECTOR / (8 * (self.output or self.itemsize)))
+        """Sectors that threads store, by those of the output. Of pixels in blocks of 8 channels, which
+        those of neighbouring rows follow, they are whole."""
+        return 1.0 if self.gathers else sectors(self.output or self.itemsize)
 
     @property
     def _stored_beside(self) -> tuple[float, float]:

@@ -15,15 +15,11 @@ banks. Source: CUTLASS, `sm90_epilogue_tma_warpspecialized.hpp`, where four warp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tcomp.relay.types import numpy_dtype
-from tcomp.target.tile_map import DRIVER_TYPES, TileMap
-from tcomp.tensor.anchored import Anchored
-from tcomp.tensor.epilogue import output_axes
-from tcomp.tensor.kernel import Kernel
+from tcomp.target.tile_map import TileMap
 from tcomp.tensor.loops import (
     Buffer,
     Expression,
@@ -32,17 +28,16 @@ from tcomp.tensor.loops import (
     local,
     sequence,
     unrolled,
-    vectorized,
     written_out,
 )
 from tcomp.tensor.mma_plan import CHUNK_BYTES
+from tcomp.tensor.output_tiles import OutputTiles
 from tcomp.tensor.tiles import address_of_map
 from tcomp.tensor.wgmma_plan import (
     DEPTH_BYTES,
     INSTRUCTION_ROWS,
     PLACE_BYTES,
     PLACE_ROWS,
-    TILED_ITEMSIZES,
     WgmmaPlan,
 )
 from tcomp.tvm_api import tirx
@@ -53,36 +48,11 @@ _MATRIX = 8
 """Rows of a matrix of `stmatrix`, and columns of sums of which a thread has two."""
 
 
-def tiled_itemsize(kernel: Kernel, columns: int) -> int:
-    """Bytes of an element of the output of `kernel` if it lies as its anchor's does, rows of `columns` one
-    after the other, and the copy engine can store tiles of it, else 0."""
-    anchor, outputs = kernel.anchor, kernel.body.outputs
-    if anchor is None or len(outputs) != 1 or outputs[0].dtype not in DRIVER_TYPES:
-        return 0
-    itemsize = numpy_dtype(outputs[0].dtype).itemsize
-    is_in_order = output_axes(kernel) == tuple(range(len(anchor.output.shape)))
-    is_aligned = itemsize in TILED_ITEMSIZES and columns * itemsize % CHUNK_BYTES == 0
-    return itemsize if is_in_order and is_aligned else 0
-
-
-@dataclass(frozen=True)
-class OutputTiles:
-    """The only output of a kernel, which lies in memory as `[batch, rows, columns]` of its product.
-
-    `index(batch, row, column)` is where the anchor's output has a sum; what follows can be computed of
-    `vector` sums of neighbouring columns at once.
-    """
-
-    anchored: Anchored
-    index: Callable[[Expression, Expression, Expression], Sequence[Any]]
-    vector: int
-
-    def tiles(self, plan: WgmmaPlan) -> TileMap:
-        """What is stored at once."""
-        box = (_LINE_BYTES // plan.output, PLACE_ROWS, 1)
-        strides = (plan.columns * plan.output, plan.rows * plan.columns * plan.output)
-        extents = (plan.columns, plan.rows, plan.batch)
-        return TileMap(str(self.anchored.only_output.dtype), extents, strides, box)
+def output_tiles(plan: WgmmaPlan, output: OutputTiles) -> TileMap:
+    """What is stored at once."""
+    box = (_LINE_BYTES // plan.output, PLACE_ROWS, 1)
+    strides = (plan.columns * plan.output, plan.rows * plan.columns * plan.output)
+    return TileMap(output.dtype, (plan.columns, plan.rows, plan.batch), strides, box)
 
 
 @dataclass(frozen=True)
@@ -98,9 +68,7 @@ class TileStores:
     def stored(self, sums: Buffer, batch: Expression, row: Expression, column: Expression) -> Statement:
         """Store `sums[piece, columns / 8, 4]`: pieces of 16 rows from `row` on, 64 apart. See `Fragments`."""
         plan = self.plan
-        allocate, words = local(
-            (CHUNK_BYTES // plan.output,), str(self.output.anchored.only_output.dtype), "words"
-        )
+        allocate, words = local((CHUNK_BYTES // plan.output,), self.output.dtype, "words")
         part_columns = _LINE_BYTES // plan.output
         along = plan.block_columns // part_columns
 
@@ -115,16 +83,12 @@ class TileStores:
                 value_row = own_row + half * _MATRIX + tirx.floordiv(self.lane, 4)
                 value_column = first + eight * _MATRIX + tirx.floormod(self.lane, 4) * 2
                 own_eight = number * (part_columns // _MATRIX) + eight
-
-                def one(which: Expression) -> Statement:
-                    index = self.output.index(batch, value_row, value_column + which)
-                    value = sums[piece, own_eight, half * 2 + which]
-                    return self.output.anchored.finish_in(index, value, words, [to + which])
-
-                both = vectorized(2, one) if self.output.vector == 2 else unrolled(2, one)
-                inside = [value_row < plan.rows] if plan.rows % plan.block_rows else []
-                inside += [value_column < plan.columns] if plan.columns % plan.block_columns else []
-                return tirx.IfThenElse(tirx.all(*inside), both, None) if inside else both
+                return self.output.pair(
+                    (batch, value_row, value_column),
+                    lambda which: sums[piece, own_eight, half * 2 + which],
+                    words,
+                    to,
+                )
 
             write = self._matrices if plan.output == 2 else self._pairs
             return sequence(

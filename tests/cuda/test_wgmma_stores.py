@@ -21,9 +21,9 @@ from tcomp.errors import ScheduleError
 from tcomp.relay.types import Array
 from tcomp.target.target import Target
 from tcomp.target.tile_map import TileMap
+from tcomp.tensor.output_tiles import tiled_itemsize
 from tcomp.tensor.shares import Streams
 from tcomp.tensor.wgmma_plan import WgmmaPlan, default_wgmma_plan, default_wgmma_plans
-from tcomp.tensor.wgmma_stores import tiled_itemsize
 
 # ---- instructions ----
 

@@ -10,6 +10,7 @@ from tcomp.tensor.knobs import Config, Space
 from tcomp.tensor.loops import Statement
 from tcomp.tensor.mma_kernel import schedule_mma, stored_in_vectors
 from tcomp.tensor.mma_matrices import MmaMatrices, is_product
+from tcomp.tensor.output_tiles import OutputTiles, tiled_itemsize
 from tcomp.tensor.schedules.matmul_cuda import MatmulCuda
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
 from tcomp.tensor.unpacked_operand import PackedWeights
@@ -22,7 +23,6 @@ from tcomp.tensor.wgmma_plan import (
     wgmma_plan_of,
     wgmma_space,
 )
-from tcomp.tensor.wgmma_stores import OutputTiles, tiled_itemsize
 
 _LIGHT = {"add", "mul", "relu", "cast", "reshape"}
 
@@ -64,7 +64,7 @@ class MatmulWgmmaCuda(Template):
         before: list[Statement] = []
         left, right = matrices.left(anchored, before), matrices.right(anchored, before)
         vector = 2 if stored_in_vectors(kernel, matrices.product.columns) else 1
-        output = OutputTiles(anchored, matrices.output, vector) if plan.output else None
+        output = OutputTiles(anchored, plan, matrices.output, vector) if plan.output else None
         launch = wgmma_launch(plan, left, right, gpu, output)
         return schedule_mma(anchored, plan, plan.shares(gpu), before, launch, matrices.output, vector)
 
