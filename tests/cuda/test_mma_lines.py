@@ -9,8 +9,8 @@ import pytest
 from mma_kernels import SMALL, assert_computes, matmul
 from test_mma_code import elements
 
+from tcomp.codegen.cuda.cubin import compile_cubin
 from tcomp.codegen.cuda.device_code import DeviceCode, device_code
-from tcomp.codegen.cuda.nvcc import compile_cubin
 from tcomp.errors import ScheduleError
 from tcomp.target.target import TARGETS
 from tcomp.tensor.kernel import Kernel

@@ -16,7 +16,7 @@ from mma_kernels import assert_computes, matmul
 from test_matmul_wgmma import HOPPER, SMALL
 from test_wgmma_code import TEMPLATE, code_of
 
-from tcomp.codegen.cuda.nvcc import compile_cubin
+from tcomp.codegen.cuda.cubin import compile_cubin
 from tcomp.errors import ScheduleError
 from tcomp.relay.types import Array
 from tcomp.target.target import Target
