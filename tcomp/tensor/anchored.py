@@ -137,14 +137,34 @@ class Anchored:
 
     def finish(self, index: Sequence[Expression], value: Expression) -> Statement:
         """Store the outputs where they have the element of `self.value` at `index`, which is `value`."""
-        axes = output_axes(self.kernel)
-        index = list(index) if axes is None else [index[axis] for axis in axes]
+        index = self.output_index(index)
         stores: list[Statement] = []
         for tensor, buffer in zip(self._outputs, self._output_buffers, strict=True):
             elements = self.elements()
             elements.bind(self.value, convert(value, str(self.value.dtype)))
             stores.append(elements.store(buffer, tensor, index))
         return sequence(stores)
+
+    def output_index(self, index: Sequence[Expression]) -> list[Expression]:
+        """Where the outputs have the element of the anchor's at `index`."""
+        axes = output_axes(self.kernel)
+        return list(index) if axes is None else [index[axis] for axis in axes]
+
+    @property
+    def only_output(self) -> Buffer:
+        """The output of a kernel that has one."""
+        (buffer,) = self._output_buffers
+        return buffer
+
+    def finish_in(
+        self, index: Sequence[Expression], value: Expression, buffer: Buffer, at: Sequence[Expression]
+    ) -> Statement:
+        """As `finish` of the only output, but what it would have there is stored into `buffer[at]`."""
+        (output,) = self._outputs
+        elements = self.elements()
+        elements.bind(self.value, convert(value, str(self.value.dtype)))
+        read = elements.element(output, self.output_index(index))
+        return sequence([*elements.statements, tirx.BufferStore(buffer, read, list(at))])
 
     def pass_on(
         self,

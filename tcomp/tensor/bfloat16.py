@@ -25,6 +25,8 @@ from tcomp.tvm_api import tirx
 _BITS = "uint32"
 """The element type of a pair, and of a float32's bits."""
 _ROUND, _MULTIPLY_ADD = "bfloat16_rounded", "bfloat16_multiply_add"
+ROUNDED = f"tirx.{_ROUND}"
+"""The operator of calls that `rounded` makes."""
 
 
 def rounded(x: Expression) -> Expression:

@@ -8,7 +8,8 @@ Steps of a block:
    the next: behind it every warp has loaded all it needs of this step, whose stage may be overwritten then.
    Chunks that are computed (`Filling`) are loaded before the first multiplications of a step, and stored
    before that barrier.
-3. The sums are stored from registers, two neighbours of a row at a time.
+3. The sums are stored from registers, two neighbours of a row at a time, or through the stages, which no warp
+   needs any more behind another barrier, in whole lines (`LineStores`).
 
 A block whose share of the steps has several segments does so for each.
 """
@@ -34,6 +35,8 @@ from tcomp.tensor.loops import (
 from tcomp.tensor.mma_fragments import Fragments
 from tcomp.tensor.mma_operand import ChunkCopies, MmaOperand, Place, swizzle
 from tcomp.tensor.mma_plan import MATRIX, MmaPlan
+from tcomp.tensor.mma_stores import LineStores
+from tcomp.tensor.output_tiles import OutputTiles
 from tcomp.tensor.shares import Segment, Shares
 from tcomp.tensor.threads import digits, dynamic_shared, launch, synchronize
 from tcomp.tensor.totals import Destination, Totals
@@ -84,9 +87,11 @@ class _Side(ChunkCopies):
         return sequence([piece(i) for i in range(self.pieces)])
 
 
-def mma_launch(plan: MmaPlan, left: MmaOperand, right: MmaOperand, gpu: Gpu) -> Callable[[Totals], Statement]:
+def mma_launch(
+    plan: MmaPlan, left: MmaOperand, right: MmaOperand, gpu: Gpu, output: OutputTiles | None = None
+) -> Callable[[Totals], Statement]:
     """The launch of a product, by where sums are left."""
-    return lambda totals: MmaNest(plan, left, right, totals, plan.shares(gpu)).statement
+    return lambda totals: MmaNest(plan, left, right, totals, plan.shares(gpu), output).statement
 
 
 def _where(condition: bool | Expression, statements: list[Statement]) -> list[Statement]:
@@ -108,6 +113,8 @@ class MmaNest:
     right: MmaOperand
     totals: Totals
     shares: Shares
+    output: OutputTiles | None = None
+    """Which a plan that stores lines needs."""
 
     @property
     def statement(self) -> Statement:
@@ -147,26 +154,40 @@ class MmaNest:
             block = (plan.block_rows, plan.block_columns)
             return fragments.stored(tirx.floormod(thread, 32), row, column, block, to.store)
 
+        allocate_stages, stages = dynamic_shared(
+            (plan.stages * plan.stage_chunks * plan.chunk,), stored_as(plan.dtype), "stages"
+        )
+
+        def finish() -> Statement:
+            assert self.output is not None
+            warp, lane = tirx.floordiv(thread, 32), tirx.floormod(thread, 32)
+            row, column = (
+                first_row + warp_row * plan.warp_rows,
+                first_column + warp_column * plan.warp_columns,
+            )
+            stores = LineStores(plan, self.output, stages, warp, lane)
+            return sequence([synchronize(), stores.stored(sums, batch, row, column)])
+
         zero = tirx.const(0, str(sums.dtype))
         clear = written_out([int(d) for d in sums.shape], lambda at: tirx.BufferStore(sums, zero, at))
         return sequence(
             [
                 allocate,
+                allocate_stages,
                 clear,
                 # Until others have loaded what they need of the segment before.
                 *([synchronize()] if self.shares.most_segments > 1 else []),
-                *self._multiply(left, right, sums, segment),
-                self.totals.stored(segment, store),
+                *self._multiply(left, right, sums, stages, segment),
+                self.totals.stored(segment, store, finish if plan.lines else None),
             ]
         )
 
-    def _multiply(self, left: _Side, right: _Side, sums: Buffer, segment: Segment) -> list[Statement]:
+    def _multiply(
+        self, left: _Side, right: _Side, sums: Buffer, memory: Buffer, segment: Segment
+    ) -> list[Statement]:
         plan, steps = self.plan, segment.steps
         depth = segment.first * plan.block_depth
         stages, stage_chunks = plan.stages, plan.stage_chunks
-        allocate, memory = dynamic_shared(
-            (stages * stage_chunks * plan.chunk,), stored_as(plan.dtype), "stages"
-        )
         allocate_left, left_pieces = local((2, left.pieces, 4), "uint32", "left_pieces")
         allocate_right, right_pieces = local((2, right.pieces, 4), "uint32", "right_pieces")
         inner = plan.depth_chunks // 2
@@ -201,7 +222,7 @@ class MmaNest:
         commit = _call("tcomp_commit_copies")
         fillings = [f for f in (left.operand.filling, right.operand.filling) if f is not None]
         registers = [one for f in fillings for one in f.allocations]
-        statements: list[Statement] = [allocate, allocate_left, allocate_right, *registers]
+        statements: list[Statement] = [allocate_left, allocate_right, *registers]
         for step in range(stages - 1):
             began = [copy(constant(step)), *put(constant(step))]
             statements += [*_where(step < steps, began), commit]

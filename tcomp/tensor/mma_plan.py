@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import product
 
 from tcomp.relay.types import numpy_dtype, stored_as
 from tcomp.target.target import Gpu
@@ -48,6 +49,12 @@ _BUSY_WARPS = 8
 """Warps of a multiprocessor that hide each other's latencies."""
 _STEP_CYCLES = 40
 """Of a step's barrier and addresses."""
+INSTRUCTIONS = 128
+"""Of threads, that a multiprocessor starts in a cycle."""
+STORED_PAIR, _LINE_PAIR = 2.25, 2.75
+"""Instructions of two sums that are rounded and stored from registers; by way of shared memory."""
+_SECTOR = 32
+"""Bytes that the second-level cache takes at a time, if the store has as many or not."""
 BLOCK_CYCLES = 1500
 """Until a block's first copies are there and its last stores are out."""
 
@@ -93,6 +100,10 @@ class MmaPlan(TiledProduct):
     stages: int
     splits: int = 1
     streamed: int = 0
+    lines: int = 0
+    """Whether the output goes through shared memory, to be stored in whole lines."""
+    output: int = 0
+    """Bytes of an element of an output that can; else 0."""
 
     @property
     def chunk(self) -> int:
@@ -160,6 +171,10 @@ class MmaPlan(TiledProduct):
         if self.registers > gpu.thread_registers or self.registers * self.threads > gpu.registers:
             most = f"{gpu.thread_registers} each and {gpu.registers} together"
             return f"{self.threads} threads of {self.registers} registers; they have {most}"
+        if self.lines and not self.output:
+            return "an output that cannot be stored in whole lines"
+        if self.lines and self._tile_bytes > self.shared_bytes:
+            return f"{self._tile_bytes} bytes of a tile's output; stages have {self.shared_bytes}"
         if self.splits > 1 and (self.splits - 1) * self.steps * self.block_depth >= self.depth:
             return f"a depth of {self.depth} has no {self.splits} parts"
         if not self.streamed:
@@ -171,6 +186,21 @@ class MmaPlan(TiledProduct):
     def _at_once(self, gpu: Gpu) -> int:
         """Blocks that run at once."""
         return gpu.processors * self.resident(gpu)
+
+    @property
+    def _tile_bytes(self) -> int:
+        """Of the output, of a block; 0 where it is not known how it lies."""
+        return self.block_rows * self.block_columns * self.output
+
+    @property
+    def _stored(self) -> float:
+        """Cycles in which a block's output is stored, where it is known how it lies."""
+        if not self.output:
+            return 0.0
+        pairs, size = self.block_rows * self.block_columns // 2, self._tile_bytes
+        if not self.lines:
+            return pairs * STORED_PAIR / INSTRUCTIONS + size * sectors(self.output) / CACHE_BYTES
+        return pairs * _LINE_PAIR / INSTRUCTIONS + max(size / CACHE_BYTES, 2 * size / SHARED_BYTES)
 
     def cycles(self, gpu: Gpu) -> float:
         """Estimated cycles: of the busiest of tensor cores, shared memory and second-level cache, in whole
@@ -191,7 +221,8 @@ class MmaPlan(TiledProduct):
                 resident = min(fitting, -(-together // gpu.processors))
                 idle = max(1.0, _BUSY_WARPS / (resident * warps))
                 full = max(1, together // (resident * gpu.processors))
-                cycles += full * (resident * steps * step * idle + begins * BLOCK_CYCLES)
+                end = BLOCK_CYCLES + resident * self._stored
+                cycles += full * (resident * steps * step * idle + begins * end)
                 together -= full * resident * gpu.processors
             return cycles
 
@@ -200,6 +231,11 @@ class MmaPlan(TiledProduct):
             whole = rounds(shares.tiles - shares.divided, self.steps, 1)
             return whole + rounds(shares.sharers, shares.share, shares.most_segments) + adding
         return rounds(shares.blocks, self.steps, 1) + adding
+
+
+def sectors(itemsize: int) -> float:
+    """Those that a warp stores from registers, 8 neighbours of each row at once, by those of the output."""
+    return max(1.0, _SECTOR / (8 * itemsize))
 
 
 def adding_cycles(shares: Shares, tile: int, gpu: Gpu) -> float:
@@ -220,41 +256,54 @@ def chunk_elements(dtype: str) -> int:
     return CHUNK_BYTES // numpy_dtype(stored_as(dtype)).itemsize
 
 
-def default_plan(dtype: str, extents: tuple[int, int, int, int], gpu: Gpu, streams: bool = True) -> MmaPlan:
+def default_plan(
+    dtype: str, extents: tuple[int, int, int, int], gpu: Gpu, streams: bool = True, output: int = 0
+) -> MmaPlan:
     """The plan of the fewest estimated cycles for (batch, rows, columns, depth), of `streams` or not."""
-    plans = (plan for plan in default_plans(dtype, extents, gpu) if streams or not plan.streamed)
+    plans = (plan for plan in default_plans(dtype, extents, gpu, output) if streams or not plan.streamed)
     return min(plans, key=lambda plan: plan.cycles(gpu))
 
 
-def default_plans(dtype: str, extents: tuple[int, int, int, int], gpu: Gpu) -> Iterator[MmaPlan]:
+def default_plans(
+    dtype: str, extents: tuple[int, int, int, int], gpu: Gpu, output: int = 0
+) -> Iterator[MmaPlan]:
     """The plans that a default may be."""
-    for block in _DEFAULT_BLOCKS:
-        for depth_chunks in (4, 8):
-            for stages in (4, 3):
-                plan = MmaPlan(dtype, *extents, *block, depth_chunks, stages)
-                shared = [replace(plan, splits=n) for n in SPLITS]
-                shared += [replace(plan, streamed=n) for n in STREAMED if n]
-                yield from (one for one in shared if one.complaint(gpu) is None)
+    for block, depth_chunks, stages in product(_DEFAULT_BLOCKS, (4, 8), (4, 3)):
+        for lines in (1, 0) if output else (0,):
+            plan = MmaPlan(
+                dtype, *extents, *block, depth_chunks, stages, lines=lines, output=output
+            )  # fmt: skip
+            shared = [replace(plan, splits=n) for n in SPLITS]
+            shared += [replace(plan, streamed=n) for n in STREAMED if n]
+            yield from (one for one in shared if one.complaint(gpu) is None)
 
 
 def estimated_cycles(
-    dtype: str, extents: tuple[int, int, int, int], nbytes: int, gpu: Gpu, streams: bool = True
+    dtype: str,
+    extents: tuple[int, int, int, int],
+    nbytes: int,
+    gpu: Gpu,
+    streams: bool = True,
+    output: int = 0,
 ) -> float:
     """Of the default plan, which moves `nbytes` from and to the device's memory at least."""
-    return max(default_plan(dtype, extents, gpu, streams).cycles(gpu), memory_cycles(gpu, nbytes))
+    return max(default_plan(dtype, extents, gpu, streams, output).cycles(gpu), memory_cycles(gpu, nbytes))
 
 
-def plan_space(dtype: str, extents: tuple[int, int, int, int], gpu: Gpu, streams: bool = True) -> Space:
+def plan_space(
+    dtype: str, extents: tuple[int, int, int, int], gpu: Gpu, streams: bool = True, output: int = 0
+) -> Space:
     """The knobs of plans of a product, by the names of the plan's fields; `streams` as for `default_plan`."""
-    best = default_plan(dtype, extents, gpu, streams)
+    best = default_plan(dtype, extents, gpu, streams, output)
     values = {
         "block_rows": _BLOCKS, "block_columns": _BLOCKS, "warp_rows": _WARPS, "warp_columns": _WARPS,
         "depth_chunks": (4, 8), "stages": _STAGES, "splits": SPLITS, "streamed": STREAMED, "group": GROUPS,
+        "lines": (0, 1),
     }  # fmt: skip
     knobs = tuple(Ordered(name, of, int(getattr(best, name))) for name, of in values.items())
-    added = {"streamed": 0}
-    return Space(knobs, lambda config: plan_of(dtype, extents, config).complaint(gpu), added)
+    added = {"streamed": 0, "lines": 0}
+    return Space(knobs, lambda config: plan_of(dtype, extents, config, output).complaint(gpu), added)
 
 
-def plan_of(dtype: str, extents: tuple[int, int, int, int], config: Config) -> MmaPlan:
-    return MmaPlan(dtype, *extents, **{name: int(value) for name, value in config.items()})
+def plan_of(dtype: str, extents: tuple[int, int, int, int], config: Config, output: int = 0) -> MmaPlan:
+    return MmaPlan(dtype, *extents, **{name: int(value) for name, value in config.items()}, output=output)

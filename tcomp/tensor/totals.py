@@ -67,13 +67,19 @@ class Totals:
 
         return anywhere((self._shares.pieces, rows), lanes)
 
-    def stored(self, segment: Segment, write: Callable[[Destination], Statement]) -> Statement:
-        """`write` to where the sums of a segment go."""
-        if segment.whole is True:
-            return write(self._outputs(segment))
+    def stored(
+        self,
+        segment: Segment,
+        write: Callable[[Destination], Statement],
+        finish: Callable[[], Statement] | None = None,
+    ) -> Statement:
+        """`write` to where the sums of a segment go; `finish`, if given, where these are the outputs."""
         if segment.whole is False:
             return write(self._piece(segment))
-        return tirx.IfThenElse(segment.whole, write(self._outputs(segment)), write(self._piece(segment)))
+        outputs = finish() if finish is not None else write(self._outputs(segment))
+        if segment.whole is True:
+            return outputs
+        return tirx.IfThenElse(segment.whole, outputs, write(self._piece(segment)))
 
     def _outputs(self, segment: Segment) -> Destination:
         m = self._sums

@@ -31,9 +31,12 @@ def from_lane(value: Expression, distance: int) -> Expression:
 
 
 def from_first_lane(value: Expression) -> Expression:
-    """What the first thread of the warp has, an int32."""
+    """What the first thread of the warp has, an int32, which all threads must ask for together.
+
+    It is no pure call: bound to a variable it stays where that is, as uses may be by some threads alone.
+    """
     mask = tirx.const(_EVERY_LANE, "uint32")
-    return tirx.call_pure_extern("int32", "__shfl_sync", mask, value, constant(0))
+    return tirx.call_extern("int32", "__shfl_sync", mask, value, constant(0))
 
 
 def combine_lanes(

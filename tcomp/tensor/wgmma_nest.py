@@ -17,7 +17,10 @@ stage one step later. Those of the last step are waited for in the loop and behi
 sees sums read too early where a block takes one tile, and makes each product wait for the one before.
 
 The phases of barriers go on over all tiles of the output that a block takes, so the producer fetches the next
-one's operands while consumers store sums.
+one's operands while consumers store sums. Consumers that take turns (`WgmmaPlan.pingpong`) have every second
+tile each. `turn`, a barrier for each, says that the other has begun all products of the tile before: until
+then phases of `full` could be those of two rounds earlier. Source: CUTLASS,
+`sm90_gemm_tma_warpspecialized_pingpong.hpp`.
 
 A tile in shared memory has lines of 128 bytes, in the order of the 128-byte swizzle: a row's depth where that
 lies along memory, else 64 rows of one element of the depth. `tcomp_wgmma.cuh` says which sums a thread has.
@@ -37,6 +40,7 @@ from tcomp.tensor.loops import Buffer, Expression, Statement, constant, local, l
 from tcomp.tensor.mma_fragments import Fragments
 from tcomp.tensor.mma_operand import ChunkCopies, MmaOperand
 from tcomp.tensor.mma_plan import CHUNK_BYTES
+from tcomp.tensor.output_tiles import OutputTiles
 from tcomp.tensor.shares import Segment
 from tcomp.tensor.threads import dynamic_shared, launch, synchronize
 from tcomp.tensor.tiles import address_of_map, in_clusters, map_variable, with_map
@@ -48,8 +52,10 @@ from tcomp.tensor.wgmma_plan import (
     GROUP_THREADS,
     INSTRUCTION_BYTES,
     INSTRUCTION_ROWS,
+    PLACE_BYTES,
     WgmmaPlan,
 )
+from tcomp.tensor.wgmma_stores import TileStores, output_tiles
 from tcomp.tvm_api import tirx
 
 _BARRIER = 8
@@ -152,8 +158,15 @@ class _Shared:
     def empty(self, stage: Expression) -> Expression:
         return self.begin + (stage + self.plan.stages) * _BARRIER
 
+    def turn(self, group: Expression) -> Expression:
+        return self.begin + (group + 2 * self.plan.stages) * _BARRIER
+
     def tiles(self, stage: Expression) -> Expression:
         return self.begin + BARRIER_BYTES + stage * self.plan.stage_bytes
+
+    def buffers(self, warp: Expression) -> Expression:
+        """Of warp number `warp` of the consumers, for the output."""
+        return self.tiles(constant(self.plan.stages)) + warp * (self.plan.buffers * PLACE_BYTES)
 
 
 @dataclass(frozen=True)
@@ -161,6 +174,8 @@ class _Tile:
     """Steps of a tile of the output: its place, the steps of its block before; the block's in the cluster."""
 
     rank: Expression
+    turn: Expression
+    """Tiles of the block before."""
     before: Expression
     segment: Segment
     batch: Expression
@@ -177,6 +192,8 @@ class WgmmaNest:
     right: MmaOperand
     totals: Totals
     gpu: Gpu
+    output: OutputTiles | None = None
+    """Which a plan with buffers needs."""
 
     @property
     def statement(self) -> Statement:
@@ -186,16 +203,23 @@ class WgmmaNest:
         variable = map_variable("right_map")
         right = _Side(self.right, variable, plan, plan.columns, plan.block_columns, begin, plan.cluster)
         grid = plan.blocks(self.gpu)
+        output_map = map_variable("output_map")
 
         def block(block: Sequence[Expression], threads: Sequence[Expression]) -> Statement:
-            return self._block(left, right, block[0], threads[0])
+            return self._block(left, right, output_map, block[0], threads[0])
 
         result = launch((grid,), (plan.threads,), block)
+        if plan.buffers:
+            assert self.output is not None
+            tiles = output_tiles(plan, self.output)
+            result = with_map(output_map, self.output.anchored.only_output, tiles, result)
         for side in (right,) if plan.gathers else (right, left):
             result = with_map(side.map, side.operand.buffer, side.tiles, result)
         return in_clusters(plan.cluster, result)
 
-    def _block(self, left: _Side, right: _Side, block: Expression, thread: Expression) -> Statement:
+    def _block(
+        self, left: _Side, right: _Side, output_map: Any, block: Expression, thread: Expression
+    ) -> Statement:
         plan = self.plan
         allocate, memory = dynamic_shared((plan.shared_bytes,), "uint8", "tiles")
         begin = tirx.Var("begin", "int32")
@@ -210,7 +234,13 @@ class WgmmaNest:
         else:
             tiles = self._each_tile(block, lambda t: self._produce(t, shared, left, right))
             produce = tirx.IfThenElse(number < 1, tiles, None)
-        consume = self._each_tile(block, lambda t: self._consume(t, shared, left, right, group, thread))
+        stores = self._stores(shared, output_map, thread)
+        consume = self._each_tile(
+            block,
+            lambda t: self._consume(t, shared, left, right, stores, group, thread),
+            group if plan.pingpong else None,
+        )
+        ended = [] if stores is None else [stores.ended()]
         give, take = (
             [_call(f"tcomp_{verb}_registers<{count}>")] if plan.shares_registers else []
             for verb, count in zip(("give", "take"), plan.shared_registers, strict=True)
@@ -225,29 +255,43 @@ class WgmmaNest:
                 tirx.IfThenElse(thread < 1, self._initialise(shared), None),
                 synchronize() if alone else wait,
                 tirx.IfThenElse(
-                    group < plan.consumers, sequence([*take, consume]), sequence([*give, produce])
+                    group < plan.consumers, sequence([*take, consume, *ended]), sequence([*give, produce])
                 ),
                 # Others may still arrive at barriers here.
                 *([] if alone else [wait]),
             ]
         )
 
+    def _stores(self, shared: _Shared, output_map: Any, thread: Expression) -> TileStores | None:
+        if not self.plan.buffers:
+            return None
+        assert self.output is not None
+        begin = shared.buffers(tirx.floordiv(thread, WARP))
+        return TileStores(self.plan, self.output, output_map, begin, tirx.floormod(thread, WARP))
+
     def _initialise(self, shared: _Shared) -> Statement:
         plan = self.plan
-        warps = plan.consumers * GROUP_THREADS // WARP * plan.cluster
+        warps = plan.together * GROUP_THREADS // WARP * plan.cluster
         statements: list[Statement] = []
         for stage in range(plan.stages):
             full, empty = shared.full(constant(stage)), shared.empty(constant(stage))
             statements.append(_call("tcomp_barrier_init", full, constant(plan.arrivals)))
             statements.append(_call("tcomp_barrier_init", empty, constant(warps)))
+        for group in range(plan.consumers if plan.pingpong else 0):
+            turn = shared.turn(constant(group))
+            statements.append(_call("tcomp_barrier_init", turn, constant(GROUP_THREADS // WARP)))
         return sequence([*statements, _call("tcomp_barriers_are_ready")])
 
-    def _each_tile(self, block: Expression, body: Callable[[_Tile], Statement]) -> Statement:
-        """`body(tile)` for each tile of the output of which a block takes steps."""
+    def _each_tile(
+        self, block: Expression, body: Callable[[_Tile], Statement], group: Expression | None = None
+    ) -> Statement:
+        """`body(tile)` for each tile of the output of which a block, or `group` of it, takes steps."""
         plan, grid, shares = self.plan, self.plan.blocks(self.gpu), self.plan.shares(self.gpu)
         first = shares.steps_of(block)
+        turns, apart = -(-shares.blocks // grid), 1 if group is None else plan.consumers
 
-        def take(turn: Expression) -> Statement:
+        def take(own_turn: Expression) -> Statement:
+            turn = own_turn if group is None else own_turn * apart + group
             number = turn * grid + block
             rank = tirx.floormod(block, plan.cluster)
             before = turn * plan.steps
@@ -256,13 +300,13 @@ class WgmmaNest:
 
             def of_segment(segment: Segment) -> Statement:
                 (batch,), row, column = plan.tiling.place(segment.tile)
-                return body(_Tile(rank, before + segment.before, segment, batch, row, column))
+                return body(_Tile(rank, turn, before + segment.before, segment, batch, row, column))
 
             inside = shares.segments(number, of_segment)
-            whole = shares.blocks % grid == 0
+            whole = shares.blocks % grid == 0 and turns % apart == 0
             return inside if whole else tirx.IfThenElse(number < shares.blocks, inside, None)
 
-        return loop(-(-shares.blocks // grid), take, "turn")
+        return loop(-(-turns // apart), take, "turn")
 
     def _stage(self, step: Expression) -> tuple[Expression, Expression]:
         """The stage of a step, counted over all tiles, and the parity of its phase."""
@@ -340,6 +384,7 @@ class WgmmaNest:
         shared: _Shared,
         left: _Side,
         right: _Side,
+        stores: TileStores | None,
         group: Expression,
         thread: Expression,
     ) -> Statement:
@@ -355,6 +400,9 @@ class WgmmaNest:
                 return tirx.IfThenElse(lane < 1, _call("tcomp_barrier_arrive", empty), None)
             return tirx.IfThenElse(lane < plan.cluster, _call("tcomp_barrier_arrive_in", lane, empty), None)
 
+        begin, begun = self._turns(tile, shared, group, lane)
+        first = constant(0) if plan.pingpong else group * plan.pieces
+
         def one(step: Expression) -> Statement:
             count = tile.before + step
             stage, parity = self._stage(count)
@@ -363,12 +411,12 @@ class WgmmaNest:
                 [
                     _call("tcomp_barrier_wait", shared.full(stage), parity),
                     _call("tcomp_products_begin"),
-                    self._multiply(sums, left, right, place, group * plan.pieces, step),
+                    self._multiply(sums, left, right, place, first, step),
                     _call("tcomp_products_commit"),
                     tirx.IfThenElse(
                         step + 1 < steps,
                         _call("tcomp_products_wait<1>"),
-                        _call("tcomp_products_wait<0>"),
+                        sequence([*begun, _call("tcomp_products_wait<0>")]),
                     ),
                     # As many steps on is the stage of the step before.
                     tirx.IfThenElse(step > 0, give_back(count + (plan.stages - 1)), None),
@@ -376,21 +424,42 @@ class WgmmaNest:
             )
 
         warp = tirx.floormod(tirx.floordiv(thread, WARP), GROUP_THREADS // WARP)
-        own_rows = tirx.floordiv(thread, GROUP_THREADS) * group_rows
+        own_rows = warp * (INSTRUCTION_ROWS // 4)
+        if not plan.pingpong:
+            own_rows = tirx.floordiv(thread, GROUP_THREADS) * group_rows + own_rows
 
         def store(to: Destination) -> Statement:
-            row = to.row + own_rows + warp * (INSTRUCTION_ROWS // 4)
             fragments = Fragments(INSTRUCTION_ROWS, sums, to.rows, to.columns, min(2, to.lanes))
-            return fragments.stored(lane, row, to.column, (plan.block_rows, plan.block_columns), to.store)
+            block = (plan.block_rows, plan.block_columns)
+            return fragments.stored(lane, to.row + own_rows, to.column, block, to.store)
+
+        def finish() -> Statement:
+            assert stores is not None
+            return stores.stored(sums, tile.batch, tile.row + own_rows, tile.column)
 
         return sequence(
             [
                 allocate,
+                *begin,
                 loop(steps, one, "step"),
                 _call("tcomp_products_wait<0>"),
                 give_back(tile.before + (steps - 1)),
-                self.totals.stored(tile.segment, store),
+                self.totals.stored(tile.segment, store, finish if stores is not None else None),
             ]
+        )
+
+    def _turns(
+        self, tile: _Tile, shared: _Shared, group: Expression, lane: Expression
+    ) -> tuple[list[Statement], list[Statement]]:
+        """Of consumers that take turns: before the first products of a tile, and when the last have begun."""
+        if not self.plan.pingpong:
+            return [], []
+        # The first group's first turn is there from the beginning: the phase before the first counts as over.
+        parity = tirx.floormod(tirx.floordiv(tile.turn + 3, 2), 2)
+        arrive = _call("tcomp_barrier_arrive", shared.turn(1 - group))
+        return (
+            [_call("tcomp_barrier_wait", shared.turn(group), parity)],
+            [tirx.IfThenElse(lane < 1, arrive, None)],
         )
 
     def _multiply(
@@ -424,10 +493,10 @@ class WgmmaNest:
 
 
 def wgmma_launch(
-    plan: WgmmaPlan, left: MmaOperand, right: MmaOperand, gpu: Gpu
+    plan: WgmmaPlan, left: MmaOperand, right: MmaOperand, gpu: Gpu, output: OutputTiles | None = None
 ) -> Callable[[Totals], Statement]:
     """The launch of a product, by where sums are left."""
-    return lambda totals: WgmmaNest(plan, left, right, totals, gpu).statement
+    return lambda totals: WgmmaNest(plan, left, right, totals, gpu, output).statement
 
 
 def _call(name: str, *arguments: Expression) -> Statement:

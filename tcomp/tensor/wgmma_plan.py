@@ -4,12 +4,16 @@ A block computes `block_rows x block_columns` sums in steps of 128 bytes of dept
 shared memory, `consumers` groups of four warps multiply them, each an equal share of the block's rows. An
 instruction multiplies 64 rows by all columns over 32 bytes of depth, both operands being in shared memory. As
 many blocks as run at once take one tile of the output after the other.
+
+With `pingpong` two groups have a tile each, in turns: one multiplies while the other stores. With `buffers`
+the output goes through shared memory, from where the copy engine stores it while the next tile is multiplied.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 
 from tcomp.relay.types import numpy_dtype, stored_as
 from tcomp.target.target import Gpu
@@ -20,12 +24,15 @@ from tcomp.tensor.mma_plan import (
     CACHE_BYTES,
     CHUNK_BYTES,
     GROUPS,
+    INSTRUCTIONS,
     SHARED_BYTES,
     SPLITS,
+    STORED_PAIR,
     STREAMED,
     TiledProduct,
     adding_cycles,
     chunk_elements,
+    sectors,
 )
 from tcomp.tensor.shares import Parts, Shares, Streams
 
@@ -46,6 +53,8 @@ _BLOCK_COLUMNS = (64, 128, 192, 256)
 _CONSUMERS = (1, 2)
 _STAGES = (2, 3, 4, 5, 6, 8)
 _CLUSTERS = (1, 2, 4)
+_BUFFERS = (0, 1, 2, 4)
+_PINGPONG = (0, 1)
 MOST_SUMS, SUMS_WITH_WORK = 128, 96
 """Of a thread; of a default's, where more than a little is computed of each sum before it is stored."""
 _OTHER_REGISTERS = 48
@@ -57,6 +66,8 @@ _DEFAULT_BLOCKS = (
     (128, 256, 2), (256, 128, 2), (128, 192, 2), (128, 128, 2), (64, 256, 1), (128, 128, 1), (128, 64, 2),
     (64, 128, 1), (64, 64, 1),
 )  # fmt: skip
+_DEFAULT_PAIRS = ((128, 128), (64, 256), (64, 128), (64, 64))
+"""Of blocks whose groups take turns."""
 _LATENCY = 1000
 """Cycles from asking for a tile until it is multiplied."""
 _STEP_CYCLES = 20
@@ -64,7 +75,14 @@ _STEP_CYCLES = 20
 _CHUNK_CYCLES = 24 / 128
 """Of the instructions that find and copy a chunk, of which a multiprocessor starts those of 128 threads."""
 _TILE_CYCLES = 500
-"""Of a tile of the output, beside its stores."""
+"""From the last products of a tile to the first of the next, beside what follows them and stores."""
+_PAIR_INSTRUCTIONS = 1.25
+"""Of two sums that are rounded and written for the copy engine."""
+_PART_CYCLES = 100
+"""Of a part of a tile in a warp: waiting for its buffer, a fence, asking for its store."""
+PLACE_ROWS = 16
+PLACE_BYTES = PLACE_ROWS * DEPTH_BYTES
+"""Of shared memory, for rows of a warp on their way to the output."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +98,14 @@ class WgmmaPlan(TiledProduct):
     streamed: int = 0
     cluster: int = 1
     """Blocks, of neighbouring rows of tiles, each of which copies a part of the right operand to all."""
+    pingpong: int = 0
+    """Whether the two consumers have a tile of their own each, and take turns."""
+    buffers: int = 0
+    """Of a warp, for what it computed, until the copy engine has stored it; without, threads store it."""
     gathers: bool = False
     """Whether the threads of the producer copy the left operand by chunks, as there are no tiles of it."""
+    output: int = 0
+    """Bytes of an element of the output if tiles of it can be stored, else 0."""
 
     @property
     def chunk(self) -> int:
@@ -130,9 +154,14 @@ class WgmmaPlan(TiledProduct):
         return (self.consumers + 1) * GROUP_THREADS
 
     @property
+    def together(self) -> int:
+        """Consumers that share a tile."""
+        return 1 if self.pingpong else self.consumers
+
+    @property
     def pieces(self) -> int:
         """Of 64 rows, of a consumer."""
-        return self.block_rows // (self.consumers * INSTRUCTION_ROWS)
+        return self.block_rows // (self.together * INSTRUCTION_ROWS)
 
     @property
     def steps(self) -> int:
@@ -145,7 +174,17 @@ class WgmmaPlan(TiledProduct):
 
     @property
     def shared_bytes(self) -> int:
-        return _ALIGNMENT + BARRIER_BYTES + self.stages * self.stage_bytes
+        return _ALIGNMENT + BARRIER_BYTES + self.stages * self.stage_bytes + self._places * PLACE_BYTES
+
+    @property
+    def _places(self) -> int:
+        """Of all warps, for the output."""
+        return self.consumers * GROUP_THREADS // Gpu.warp * self.buffers
+
+    @property
+    def parts(self) -> int:
+        """Of a warp's sums, each of which fills a buffer."""
+        return self.pieces * self.block_columns * self.output // DEPTH_BYTES
 
     @property
     def sums(self) -> int:
@@ -183,8 +222,14 @@ class WgmmaPlan(TiledProduct):
 
     def complaint(self, gpu: Gpu) -> str | None:
         """Why this plan cannot run on `gpu`."""
-        if self.block_rows % (self.consumers * INSTRUCTION_ROWS):
-            return f"{self.block_rows} rows are no whole pieces of 64 for each of {self.consumers} consumers"
+        if self.block_rows % (self.together * INSTRUCTION_ROWS):
+            return f"{self.block_rows} rows are no whole pieces of 64 for each of {self.together} consumers"
+        if self.pingpong and self.consumers != 2:
+            return f"{self.consumers} consumers that take turns; there must be two"
+        if self.buffers and not self.output:
+            return "an output of which no tiles can be stored, through buffers"
+        if self.buffers and self.parts % self.buffers:
+            return f"{self.parts} parts of a tile do not go around {self.buffers} buffers"
         if self.sums > MOST_SUMS:
             return f"{self.sums} sums of a thread; it has registers for {MOST_SUMS}"
         if self.shared_bytes > gpu.block_shared_bytes:
@@ -202,36 +247,73 @@ class WgmmaPlan(TiledProduct):
             return None
         if self.splits > 1 or self.cluster > 1:
             return f"{self.splits} parts and clusters of {self.cluster}, where blocks take streams of steps"
+        if self.pingpong:
+            return "consumers in turns, where blocks take streams of steps"
         return Streams.complaint(self.tiling.tiles, self.steps, self._at_once(gpu), self.streamed)
 
     def cycles(self, gpu: Gpu) -> float:
         """Estimated cycles: of the busiest of tensor cores, shared memory and second-level cache, or of the
-        latency that stages do not cover; each multiprocessor takes equally many tiles."""
+        latency that stages do not cover; each multiprocessor takes equally many tiles.
+
+        Tensor cores rest at the end of a tile, unless the other group of two that take turns keeps them busy.
+        """
         instructions = self.block_rows // INSTRUCTION_ROWS * (DEPTH_BYTES // INSTRUCTION_BYTES)
         operations = 2 * self.block_rows * self.block_columns * self.block_depth
         multiply = operations * gpu.processors * clock(gpu) / gpu.flops[self.dtype]
         read = instructions * (INSTRUCTION_ROWS + self.block_columns) * INSTRUCTION_BYTES
-        fetched = (self.block_rows + self.block_columns / self.cluster) * DEPTH_BYTES
+        fetched = (self.block_rows + self.block_columns / self.cluster) * DEPTH_BYTES / CACHE_BYTES
+        shared = (read + self.stage_bytes) / SHARED_BYTES
         chunks = self.block_rows * self.depth_chunks if self.gathers else 0
-        busy = max(
-            multiply,
-            (read + self.stage_bytes) / SHARED_BYTES,
-            fetched / CACHE_BYTES,
-            chunks * _CHUNK_CYCLES,
-        )
+        busy = max(multiply, shared, fetched, chunks * _CHUNK_CYCLES)
         shares = self.shares(gpu)
         resident = min(self.resident(gpu), -(-shares.blocks // gpu.processors))
         step = max(resident * (busy + _STEP_CYCLES), _LATENCY / (self.stages - 1))
-        stored = resident * self.block_rows * self.block_columns * self.itemsize / CACHE_BYTES
+        beside_cache, beside_shared = self._stored_beside
+        beside = max(
+            0.0, beside_cache - self.steps * (busy - fetched), beside_shared - self.steps * (busy - shared)
+        )
+        products, end = self.steps * step + resident * beside, _TILE_CYCLES + resident * self._stored
         at_once = gpu.processors * resident
-        end = _TILE_CYCLES + stored
+        adding = adding_cycles(shares, self.block_rows * self.block_columns, gpu)
         if isinstance(shares, Streams):
             rounds = -(-(shares.tiles - shares.divided) // at_once)
             streams = shares.share * step + shares.most_segments * end
-        else:
-            rounds, streams = -(-shares.blocks // at_once), 0.0
-        adding = adding_cycles(shares, self.block_rows * self.block_columns, gpu)
-        return BLOCK_CYCLES + rounds * (self.steps * step + end) + streams + adding
+            return BLOCK_CYCLES + rounds * (products + end) + streams + adding
+        rounds = -(-shares.blocks // at_once)
+        if not self.pingpong:
+            return BLOCK_CYCLES + rounds * (products + end) + adding
+        own = -(-rounds // 2) * (products + end) + (products if rounds % 2 == 0 else 0)
+        return BLOCK_CYCLES + max(rounds * products + end, own) + adding
+
+    @property
+    def _tile_bytes(self) -> int:
+        """Of the output, of a tile."""
+        return self.block_rows * self.block_columns * (self.output or self.itemsize)
+
+    @property
+    def _stored(self) -> float:
+        """Cycles in which a tile's consumers compute what follows and store it."""
+        pairs = self.block_rows * self.block_columns // 2
+        if not self.buffers:
+            return pairs * STORED_PAIR / INSTRUCTIONS + self._tile_bytes * self._of_sectors / CACHE_BYTES
+        compute = pairs * _PAIR_INSTRUCTIONS / INSTRUCTIONS
+        # Words of 32 bits of a row are in the banks of those of the next.
+        written = self._tile_bytes * self.output // 2 / SHARED_BYTES
+        waiting = max(0, self._tile_bytes - self._places * PLACE_BYTES) / CACHE_BYTES
+        return compute + max(written, waiting, self.parts * _PART_CYCLES)
+
+    @property
+    def _of_sectors(self) -> float:
+        """Sectors that threads store, by those of the output. Of pixels in blocks of 8 channels, which
+        those of neighbouring rows follow, they are whole."""
+        return 1.0 if self.gathers else sectors(self.output or self.itemsize)
+
+    @property
+    def _stored_beside(self) -> tuple[float, float]:
+        """Cycles of second-level cache and shared memory that stores take while tiles are multiplied."""
+        if self.buffers:
+            return self._tile_bytes / CACHE_BYTES, 2 * self._tile_bytes / SHARED_BYTES
+        return (self._tile_bytes * self._of_sectors / CACHE_BYTES if self.pingpong else 0.0), 0.0
 
 
 def default_wgmma_plan(
@@ -240,39 +322,64 @@ def default_wgmma_plan(
     gpu: Gpu,
     most_sums: int = MOST_SUMS,
     gathers: bool = False,
+    output: int = 0,
 ) -> WgmmaPlan:
-    """The plan of the fewest estimated cycles for (batch, rows, columns, depth)."""
-    plans = (plan for plan in _defaults(dtype, extents, gpu, gathers) if plan.sums <= most_sums)
+    """The plan of the fewest estimated cycles for (batch, rows, columns, depth).
+
+    A thread has at most `most_sums`, unless they pass through buffers: of those few are at work at a time.
+    """
+    every = default_wgmma_plans(dtype, extents, gpu, gathers, output)
+    plans = (plan for plan in every if plan.buffers or plan.sums <= most_sums)
     return min(plans, key=lambda plan: plan.cycles(gpu))
 
 
-def _defaults(dtype: str, extents: tuple[int, int, int, int], gpu: Gpu, gathers: bool) -> Iterator[WgmmaPlan]:
-    for block in _DEFAULT_BLOCKS:
-        for stages in (4, 3, 6):
-            plan = WgmmaPlan(dtype, *extents, *block, stages, gathers=gathers)
+def default_wgmma_plans(
+    dtype: str, extents: tuple[int, int, int, int], gpu: Gpu, gathers: bool = False, output: int = 0
+) -> Iterator[WgmmaPlan]:
+    """The plans that a default may be."""
+    blocks = [(*block, 0) for block in _DEFAULT_BLOCKS]
+    if not gathers:
+        blocks += [(*block, 2, 1) for block in _DEFAULT_PAIRS]
+    for rows, columns, consumers, pingpong in blocks:
+        for stages, buffers in product((4, 3, 6), (2, 1, 0) if output else (0,)):
+            plan = WgmmaPlan(
+                dtype, *extents, rows, columns, consumers, stages,
+                pingpong=pingpong, buffers=buffers, gathers=gathers, output=output,
+            )  # fmt: skip
             shared = [replace(plan, splits=n) for n in SPLITS]
             shared += [replace(plan, streamed=n) for n in STREAMED if n]
             yield from (one for one in shared if one.complaint(gpu) is None)
 
 
 def wgmma_space(
-    dtype: str, extents: tuple[int, int, int, int], gpu: Gpu, most_sums: int, gathers: bool = False
+    dtype: str,
+    extents: tuple[int, int, int, int],
+    gpu: Gpu,
+    most_sums: int,
+    gathers: bool = False,
+    output: int = 0,
 ) -> Space:
     """The knobs of plans of a product, by the names of the plan's fields."""
-    best = default_wgmma_plan(dtype, extents, gpu, most_sums, gathers)
+    best = default_wgmma_plan(dtype, extents, gpu, most_sums, gathers, output)
     values = {
         "block_rows": _BLOCK_ROWS, "block_columns": _BLOCK_COLUMNS, "consumers": _CONSUMERS,
         "stages": _STAGES, "splits": SPLITS, "streamed": STREAMED, "group": GROUPS, "cluster": _CLUSTERS,
+        "pingpong": _PINGPONG, "buffers": _BUFFERS,
     }  # fmt: skip
     knobs = tuple(Ordered(name, of, int(getattr(best, name))) for name, of in values.items())
     return Space(
         knobs,
-        lambda config: wgmma_plan_of(dtype, extents, config, gathers).complaint(gpu),
-        added={"streamed": 0},
+        lambda config: wgmma_plan_of(dtype, extents, config, gathers, output).complaint(gpu),
+        added={"streamed": 0, "pingpong": 0, "buffers": 0},
     )
 
 
 def wgmma_plan_of(
-    dtype: str, extents: tuple[int, int, int, int], config: Config, gathers: bool = False
+    dtype: str,
+    extents: tuple[int, int, int, int],
+    config: Config,
+    gathers: bool = False,
+    output: int = 0,
 ) -> WgmmaPlan:
-    return WgmmaPlan(dtype, *extents, **{name: int(value) for name, value in config.items()}, gathers=gathers)
+    knobs = {name: int(value) for name, value in config.items()}
+    return WgmmaPlan(dtype, *extents, **knobs, gathers=gathers, output=output)

@@ -14,6 +14,7 @@ from tcomp.errors import BuildError
 from tcomp.relay.types import numpy_dtype
 from tcomp.target.target import Target
 from tcomp.target.tile_map import TileMap
+from tcomp.tensor.bfloat16 import ROUNDED
 from tcomp.tensor.float8 import as_bits
 from tcomp.tensor.intrinsics import dtype_of
 from tcomp.tensor.threads import DYNAMIC_SHARED, grid_and_block, launches_of
@@ -221,6 +222,7 @@ def _lowering() -> Callable[[Any], Any]:
             tirx.transform.UnrollLoop(),
             tirx.transform.StmtSimplify(),
             tvm.transform.module_pass(_keep_nan, opt_level=0, name="KeepNaN"),
+            tvm.transform.module_pass(_round_bfloat16, opt_level=0, name="RoundBfloat16"),
             tirx.transform.LowerIntrin(),
             tirx.transform.BF16StorageLegalize(),
             tvm.transform.module_pass(_name_infinity, opt_level=0, name="NameInfinity"),
@@ -237,6 +239,18 @@ def _keep_nan(module: Any, context: Any) -> Any:
         return tirx.call_pure_extern(dtype, name, node.a, node.b) if dtype.startswith("float") else node
 
     return _mapped(module, ((tirx.Max, tirx.Min), on_extreme))
+
+
+def _round_bfloat16(module: Any, context: Any) -> Any:
+    """Rounding to bfloat16 by an instruction: in bits, what is rounded would be written out four times, and
+    what follows from that, rounded again, sixteen times."""
+
+    def on_call(found: Any) -> Any:
+        if getattr(found.op, "name", "") != ROUNDED:
+            return found
+        return tirx.call_pure_extern(dtype_of(found), "tcomp_bfloat16_bits", *found.args)
+
+    return _mapped(module, (tvm.ir.Call, on_call))
 
 
 def _name_infinity(module: Any, context: Any) -> Any:

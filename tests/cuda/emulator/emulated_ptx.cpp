@@ -37,20 +37,47 @@ static void set(const emulated_node &node, uint64_t value, emulated_register *re
   else memcpy(registers[node.number].place, &value, registers[node.number].bytes);
 }
 
+static std::vector<int> coordinates(const emulated_node &tensor, const std::string &rank, emulated_register *registers,
+                                    locals_type &locals) {
+  std::vector<int> place;
+  for (auto &item : tensor.items.at(1).items) place.push_back((int)value(item, registers, locals));
+  if (std::to_string(place.size()) + "d" != rank) emulated_fail("a tile with a wrong number of coordinates");
+  return place;
+}
+
+static void store_tile(const emulated_instruction &one, emulated_register *registers, locals_type &locals) {
+  const emulated_node &target = one.operands.at(0);
+  emulated_store_tile(*(const CUtensorMap *)value(target.items[0], registers, locals), value(one.operands.at(1), registers, locals),
+                      coordinates(target, one.modifiers.at(4), registers, locals));
+  emulated_progress++;
+}
+
 static void copy(const emulated_instruction &one, emulated_register *registers, locals_type &locals) {
   bool multicast = one.has("multicast::cluster");
   std::string rank = one.modifiers.at(4);
+  if (one.name == "cp.async.bulk.tensor." + rank + ".global.shared::cta.bulk_group") return store_tile(one, registers, locals);
   if (one.name != "cp.async.bulk.tensor." + rank + ".shared::cluster.global.mbarrier::complete_tx::bytes" +
                       (multicast ? ".multicast::cluster" : ""))
     emulated_fail(("a copy that is not emulated: " + one.name).c_str());
   const emulated_node &source = one.operands.at(1);
-  std::vector<int> place;
-  for (auto &item : source.items.at(1).items) place.push_back((int)value(item, registers, locals));
-  if (std::to_string(place.size()) + "d" != rank) emulated_fail("a tile with a wrong number of coordinates");
+  std::vector<int> place = coordinates(source, rank, registers, locals);
   unsigned blocks = multicast ? value(one.operands.at(3), registers, locals) : 1u << emulated_rank();
   emulated_copy_tile(*(const CUtensorMap *)value(source.items[0], registers, locals),
                      value(one.operands[0], registers, locals), value(one.operands.at(2), registers, locals), place, blocks);
   emulated_progress++;
+}
+
+// Four matrices of 8 rows of 16 bytes: thread i gives row i % 8 of matrix i / 8, and 4 bytes of row i / 4 of each.
+static void write_matrices(const emulated_instruction &one, emulated_register *registers, locals_type &locals) {
+  static unsigned rows[EMULATED_CLUSTER * 1024];
+  emulated_converge(&one);
+  unsigned lane = emulated_current % 32, *of_warp = rows + emulated_current / 32 * 32;
+  of_warp[lane] = value(one.operands.at(0), registers, locals);
+  if (of_warp[lane] % 16) emulated_fail("a row of a matrix that is not aligned to 16 bytes");
+  __syncwarp();
+  for (unsigned i = 0; i < 4; i++)
+    emulated_write(of_warp[i * 8 + lane / 4] + lane % 4 * 4, value(one.operands.at(1).items.at(i), registers, locals));
+  __syncwarp();
 }
 
 static void multiply(const emulated_instruction &one, emulated_register *registers, locals_type &locals) {
@@ -118,6 +145,14 @@ static void execute(const emulated_instruction &one, emulated_register *register
     return own.open.clear();
   }
   if (is("cp.async.wait_group")) return emulated_wait_for_chunks(at(0));
+  if (is("stmatrix.sync.aligned.m8n8.x4.shared.b16")) return write_matrices(one, registers, locals);
+  if (is("st.shared.v2.b32")) {
+    if (at(0) % 8 != 0) emulated_fail("two words that are not aligned to 8 bytes");
+    for (unsigned i = 0; i < 2; i++) emulated_write(at(0) + 4 * i, value(one.operands[1].items.at(i), registers, locals));
+    return;
+  }
+  if (is("cp.async.bulk.commit_group")) return emulated_commit_stores();
+  if (is("cp.async.bulk.wait_group.read")) return emulated_wait_for_stores(at(0));
   if (is("mbarrier.arrive.shared::cta.b64")) return emulated_arrive(at(1), emulated_rank(), 0);
   if (is("mbarrier.arrive.release.cluster.shared::cluster.b64")) {
     auto [rank, address] = emulated_in_cluster(at(1));

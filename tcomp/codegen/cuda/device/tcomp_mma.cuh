@@ -83,6 +83,15 @@ __device__ __forceinline__ void tcomp_store_chunk(void *to, const void *from) {
   *static_cast<uint4 *>(to) = *static_cast<const uint4 *>(from);
 }
 
+// Stores COUNT words of 32 bits at once.
+template <int COUNT> __device__ __forceinline__ void tcomp_put_words(void *to, const void *from) {
+  struct alignas(4 * COUNT) Words { unsigned word[COUNT]; };
+  Words words;
+#pragma unroll
+  for (int i = 0; i < COUNT; i++) words.word[i] = static_cast<const unsigned *>(from)[i];
+  *static_cast<Words *>(to) = words;
+}
+
 // The copies that this thread began since the last commit are one group.
 __device__ __forceinline__ void tcomp_commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 

@@ -79,6 +79,37 @@ __device__ __forceinline__ void tcomp_gathers_are_seen() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
+// ---- stores of tiles: a warp writes one to shared memory, and one of its threads asks for the store ----
+
+// Four matrices of 8 rows of 16 bytes; thread i gives the address of row i % 8 of matrix i / 8 and, of each matrix, the
+// 4 bytes at 4 * (i % 4) of row i / 4.
+__device__ __forceinline__ void tcomp_write_matrices(unsigned row, const void *words) {
+  const unsigned *own = static_cast<const unsigned *>(words);
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row), "r"(own[0]), "r"(own[1]),
+               "r"(own[2]), "r"(own[3])
+               : "memory");
+}
+__device__ __forceinline__ void tcomp_write_two_words(unsigned place, const void *words) {
+  const unsigned *own = static_cast<const unsigned *>(words);
+  asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(place), "r"(own[0]), "r"(own[1]) : "memory");
+}
+// Stores see what this thread wrote, once their thread knows that it did.
+__device__ __forceinline__ void tcomp_writes_are_seen() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+// The tile at (x, y, z), x being along memory, of the tensor whose map is at `map`; what is beyond its ends is left out.
+__device__ __forceinline__ void tcomp_store_tile(unsigned long long map, unsigned shared, int x, int y, int z) {
+  asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(map), "r"(shared),
+               "r"(x), "r"(y), "r"(z)
+               : "memory");
+}
+// The stores that this thread asked for since the last commit are one group.
+__device__ __forceinline__ void tcomp_stores_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+// Waits until only the last PENDING groups of this thread may still read shared memory.
+template <int PENDING> __device__ __forceinline__ void tcomp_stores_wait() {
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(PENDING) : "memory");
+}
+
 // ---- clusters: blocks that reach each other's shared memory, in which all have the same layout ----
 
 // As tcomp_copy_tile, to the same place and barrier of each block of the cluster that has a bit in `blocks`.

@@ -1,7 +1,8 @@
-// Barriers in shared memory, and what brings data there: copies of tiles and of chunks.
+// Barriers in shared memory, what brings data there, copies of tiles and of chunks, and stores of tiles.
 //
 // What hardware does on its own is seen as late as it may be, and what it will overwrite is lost at once.
 #pragma once
+#include <memory>
 #include <set>
 
 #include "cuda.h"
@@ -68,35 +69,49 @@ static void emulated_round(unsigned char *place) {
   bits = (bits + 0x1000) & ~0x1fffu;
   memcpy(place, &bits, 4);
 }
+static unsigned emulated_elements(const CUtensorMap &map) {
+  unsigned number = 1;
+  for (unsigned i = 0; i < map.rank; i++) number *= (map.box[i] + map.steps[i] - 1) / map.steps[i];
+  return number;
+}
+// `each(address, place)` for the elements of the tile of `map` at `at` that lies in shared memory from `tile` on: where
+// an element is there, and where in the tensor, nullptr beyond its ends.
+template <typename Each>
+static void emulated_walk_tile(const CUtensorMap &map, unsigned tile, const std::vector<int> &at, Each each) {
+  for (unsigned i = 0, number = emulated_elements(map); i < number; i++) {
+    char *place = map.address;
+    bool inside = true;
+    for (unsigned axis = 0, rest = i; axis < map.rank; axis++) {
+      unsigned count = (map.box[axis] + map.steps[axis] - 1) / map.steps[axis];
+      int64_t index = at[axis] + (int64_t)(rest % count) * map.steps[axis];
+      rest /= count;
+      inside &= index >= 0 && index < map.extents[axis];
+      place += index * (int64_t)(axis ? map.strides[axis - 1] : map.itemsize);
+    }
+    unsigned address = tile + i * map.itemsize;
+    each(map.swizzle ? emulated_swizzle(address, map.swizzle) : address, inside ? place : nullptr);
+  }
+}
+static void emulated_require_map(const CUtensorMap &map, unsigned tile, const std::vector<int> &at) {
+  if (map.valid != EMULATED_TENSOR_MAP || map.rank != at.size()) emulated_fail("a tile of another kind of tensor");
+  if (tile % 128 != 0) emulated_fail("a tile in shared memory is not aligned to 128 bytes");
+}
 static void emulated_copy_tile(const CUtensorMap &map, unsigned to, unsigned barrier, const std::vector<int> &at,
                                unsigned blocks) {
-  unsigned number = 1;
-  if (map.valid != EMULATED_TENSOR_MAP || map.rank != at.size()) emulated_fail("a tile of another kind of tensor");
-  if (to % 128 != 0) emulated_fail("a tile in shared memory is not aligned to 128 bytes");
+  emulated_require_map(map, to, at);
   for (auto &one : emulated_unready_barriers)
     if (one.address == barrier && (blocks >> one.rank & 1)) emulated_fail("a copy arrives at a barrier before its initialisation is seen");
-  for (unsigned i = 0; i < map.rank; i++) number *= (map.box[i] + map.steps[i] - 1) / map.steps[i];
-  unsigned bytes = number * map.itemsize;
+  unsigned bytes = emulated_elements(map) * map.itemsize;
   for (unsigned rank = 0; rank < emulated_cluster_size; rank++) {
     if (!(blocks >> rank & 1)) continue;
     memset(emulated_at(to, bytes, rank), 0xff, bytes);  // the bytes of a NaN
     emulated_pending.push_back([=] {
-      for (unsigned i = 0; i < number; i++) {
-        const char *from = map.address;
-        bool inside = true;
-        for (unsigned axis = 0, rest = i; axis < map.rank; axis++) {
-          unsigned count = (map.box[axis] + map.steps[axis] - 1) / map.steps[axis];
-          int64_t index = at[axis] + (int64_t)(rest % count) * map.steps[axis];
-          rest /= count;
-          inside &= index >= 0 && index < map.extents[axis];
-          from += index * (int64_t)(axis ? map.strides[axis - 1] : map.itemsize);
-        }
-        unsigned address = to + i * map.itemsize;
-        unsigned char *place = emulated_at(map.swizzle ? emulated_swizzle(address, map.swizzle) : address, map.itemsize, rank);
-        if (inside) memcpy(place, from, map.itemsize);
-        if (inside && map.rounds) emulated_round(place);
-        if (!inside) memset(place, 0, map.itemsize);
-      }
+      emulated_walk_tile(map, to, at, [&](unsigned address, const char *from) {
+        unsigned char *place = emulated_at(address, map.itemsize, rank);
+        if (from) memcpy(place, from, map.itemsize);
+        if (from && map.rounds) emulated_round(place);
+        if (!from) memset(place, 0, map.itemsize);
+      });
       emulated_barrier *done = emulated_barrier_at(barrier, rank);
       done->bytes -= bytes;
       done->settle();
@@ -107,32 +122,43 @@ static void emulated_copy_tile(const CUtensorMap &map, unsigned to, unsigned bar
 
 // ---- copies of chunks by threads: in shared memory when they were waited for, and seen by products after a fence ----
 
+// Places in shared memory, (block of the cluster, address), that threads have written, and whose contents copies and
+// products do not see yet, which pass by another way.
+static std::set<std::pair<unsigned, unsigned>> &emulated_unseen() {
+  static std::set<std::pair<unsigned, unsigned>> places;
+  static unsigned cluster;
+  if (cluster != emulated_clusters) places.clear();
+  cluster = emulated_clusters;
+  return places;
+}
+static bool emulated_sees(unsigned begin, unsigned bytes) {
+  auto unseen = emulated_unseen().lower_bound({emulated_rank(), begin});
+  return unseen == emulated_unseen().end() || *unseen >= std::pair{emulated_rank(), begin + bytes};
+}
+
 struct emulated_chunk { unsigned to; const char *from; unsigned bytes; };
 struct emulated_chunks {
   unsigned cluster;
   std::vector<emulated_chunk> open, waited_for;
   std::vector<std::vector<emulated_chunk>> groups;
+  std::vector<unsigned> written;  // by other instructions, since the last fence
 };
-static std::set<std::pair<unsigned, unsigned>> emulated_unseen_chunks;  // block of the cluster, address
 static emulated_chunks &emulated_own_chunks() {
   static emulated_chunks of[EMULATED_CLUSTER * 1024];
   emulated_chunks &own = of[emulated_current];
-  if (own.cluster != emulated_clusters) own = {emulated_clusters, {}, {}, {}};
+  if (own.cluster != emulated_clusters) own = {emulated_clusters, {}, {}, {}, {}};
   return own;
 }
 // Fails where a product begins to read 64 lines of 128 bytes of which a chunk is not seen yet: it reads them later here.
 static void emulated_require_chunks(unsigned begin) {
-  unsigned first = begin - begin % 1024;
-  auto unseen = emulated_unseen_chunks.lower_bound({emulated_rank(), first});
-  if (unseen != emulated_unseen_chunks.end() && *unseen < std::pair{emulated_rank(), first + 64 * 128})
-    emulated_fail("a product begins before it sees what threads have copied");
+  if (!emulated_sees(begin - begin % 1024, 64 * 128)) emulated_fail("a product begins before it sees what threads have copied");
 }
 static void emulated_copy_chunk(unsigned to, const char *from, unsigned size, unsigned bytes) {
   if (size != 16 || (bytes != 0 && bytes != 16) || to % 16 != 0 || (bytes != 0 && (uintptr_t)from % 16 != 0))
     emulated_fail("a chunk that is not 16 bytes, or not aligned to them");
   memset(emulated_at(to, 16, emulated_rank()), 0xff, 16);
   emulated_own_chunks().open.push_back({to, from, bytes});
-  emulated_unseen_chunks.insert({emulated_rank(), to});
+  emulated_unseen().insert({emulated_rank(), to});
 }
 static void emulated_wait_for_chunks(unsigned pending) {
   emulated_chunks &own = emulated_own_chunks();
@@ -142,11 +168,60 @@ static void emulated_wait_for_chunks(unsigned pending) {
   }
 }
 static void emulated_show_chunks() {
-  for (auto &chunk : emulated_own_chunks().waited_for) {
+  emulated_chunks &own = emulated_own_chunks();
+  for (auto &chunk : own.waited_for) {
     unsigned char *place = emulated_at(chunk.to, 16, emulated_rank());
     memset(place, 0, 16);
     memcpy(place, chunk.from, chunk.bytes);
-    emulated_unseen_chunks.erase({emulated_rank(), chunk.to});
+    emulated_unseen().erase({emulated_rank(), chunk.to});
   }
-  emulated_own_chunks().waited_for.clear();
+  own.waited_for.clear();
+  for (unsigned address : own.written) emulated_unseen().erase({emulated_rank(), address});
+  own.written.clear();
+}
+
+// ---- stores of tiles: what threads have written is read as late as it may be ----
+
+static void emulated_write(unsigned address, uint32_t word) {
+  memcpy(emulated_at(address, 4, emulated_rank()), &word, 4);
+  emulated_unseen().insert({emulated_rank(), address});
+  emulated_own_chunks().written.push_back(address);
+}
+
+struct emulated_stores {
+  unsigned cluster;
+  std::shared_ptr<unsigned> open;  // stores that have not read yet
+  std::vector<std::shared_ptr<unsigned>> groups;
+};
+static emulated_stores &emulated_own_stores() {
+  static emulated_stores of[EMULATED_CLUSTER * 1024];
+  emulated_stores &own = of[emulated_current];
+  if (own.cluster != emulated_clusters) own = {emulated_clusters, std::make_shared<unsigned>(0), {}};
+  return own;
+}
+static void emulated_store_tile(const CUtensorMap &map, unsigned from, const std::vector<int> &at) {
+  emulated_require_map(map, from, at);
+  unsigned rank = emulated_rank();
+  if (!emulated_sees(from, emulated_elements(map) * map.itemsize)) emulated_fail("a tile is stored before what threads wrote to it is seen");
+  std::shared_ptr<unsigned> left = emulated_own_stores().open;
+  ++*left;
+  emulated_pending.push_back([=] {
+    emulated_walk_tile(map, from, at, [&](unsigned address, char *place) {
+      if (place) memcpy(place, emulated_at(address, map.itemsize, rank), map.itemsize);
+    });
+    --*left;
+  });
+}
+static void emulated_commit_stores() {
+  emulated_stores &own = emulated_own_stores();
+  own.groups.push_back(own.open);
+  own.open = std::make_shared<unsigned>(0);
+}
+static void emulated_wait_for_stores(unsigned pending) {
+  emulated_stores &own = emulated_own_stores();
+  while (own.groups.size() > pending) {
+    while (*own.groups.front() != 0) emulated_wait(POLLS);
+    own.groups.erase(own.groups.begin());
+    emulated_progress++;
+  }
 }

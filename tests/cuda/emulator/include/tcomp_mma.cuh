@@ -5,6 +5,10 @@
 #include "emulated_float8.h"
 
 inline int tcomp_anew(int value) { return value; }
+template <int COUNT> void tcomp_put_words(void *to, const void *from) {
+  if ((uintptr_t)to % (4 * COUNT) != 0) emulated_fail("words that are not aligned to their size");
+  memcpy(to, from, 4 * COUNT);
+}
 
 // What each thread of a warp gives is seen by all others.
 template <typename T> const T *emulated_share(const T &mine) {

@@ -1,0 +1,82 @@
+"""Outputs of products that pass through shared memory, and are stored from there in whole lines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tcomp.relay.types import numpy_dtype
+from tcomp.target.tile_map import DRIVER_TYPES
+from tcomp.tensor.anchored import Anchored
+from tcomp.tensor.epilogue import output_axes
+from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.loops import Buffer, Expression, Statement, unrolled, vectorized
+from tcomp.tensor.mma_plan import CHUNK_BYTES, TiledProduct
+from tcomp.tvm_api import tirx
+
+_ITEMSIZES = (2, 4)
+
+
+def tiled_itemsize(kernel: Kernel, columns: int) -> int:
+    """Bytes of an element of the output of `kernel`, 2 or 4, if it lies as its anchor's does, rows of
+    `columns` one after the other, each in whole chunks of 16 bytes; else 0."""
+    anchor, outputs = kernel.anchor, kernel.body.outputs
+    if anchor is None or len(outputs) != 1 or outputs[0].dtype not in DRIVER_TYPES:
+        return 0
+    itemsize = numpy_dtype(outputs[0].dtype).itemsize
+    is_in_order = output_axes(kernel) == tuple(range(len(anchor.output.shape)))
+    is_aligned = itemsize in _ITEMSIZES and columns * itemsize % CHUNK_BYTES == 0
+    return itemsize if is_in_order and is_aligned else 0
+
+
+@dataclass(frozen=True)
+class OutputTiles:
+    """The only output of a kernel, which lies in memory as `[batch, rows, columns]` of `product`.
+
+    `index(batch, row, column)` is where the anchor's output has a sum; what follows can be computed of
+    `vector` sums of neighbouring columns at once.
+    """
+
+    anchored: Anchored
+    product: TiledProduct
+    index: Callable[[Expression, Expression, Expression], Sequence[Any]]
+    vector: int
+
+    @property
+    def dtype(self) -> str:
+        return str(self.anchored.only_output.dtype)
+
+    def inside(self, row: Expression, column: Expression) -> list[Expression]:
+        """What must hold for an element of a tile to be one of the output."""
+        product = self.product
+        conditions = [row < product.rows] if product.rows % product.block_rows else []
+        return conditions + ([column < product.columns] if product.columns % product.block_columns else [])
+
+    def guarded(self, row: Expression, column: Expression, statement: Statement) -> Statement:
+        """`statement`, where that is so."""
+        inside = self.inside(row, column)
+        return tirx.IfThenElse(tirx.all(*inside), statement, None) if inside else statement
+
+    def pair(
+        self,
+        place: tuple[Expression, Expression, Expression],
+        sums: Callable[[Expression], Expression],
+        words: Buffer,
+        to: Expression,
+    ) -> Statement:
+        """What follows from the sums 0 and 1 of two neighbouring columns, from `place` (batch, row, column)
+        on, into `words` from `to` on; nothing beyond the ends."""
+        batch, row, column = place
+
+        def one(which: Expression) -> Statement:
+            index = self.index(batch, row, column + which)
+            return self.anchored.finish_in(index, sums(which), words, [to + which])
+
+        both = vectorized(2, one) if self.vector == 2 else unrolled(2, one)
+        return self.guarded(row, column, both)
+
+    def chunk(self, batch: Expression, row: Expression, column: Expression) -> Expression:
+        """The address of the 16 bytes that begin there."""
+        at = self.anchored.output_index(self.index(batch, row, column))
+        return tirx.address_of(tirx.BufferLoad(self.anchored.only_output, at))

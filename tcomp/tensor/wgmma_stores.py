@@ -1,0 +1,153 @@
+"""The output of a product by warp groups on its way through shared memory.
+
+A warp writes a part of what it computed, 16 rows of 128 bytes, to one of its own buffers, and one of its
+threads asks the copy engine to store it, in whole lines. The warp goes on with the next part, and with the
+next tile: it waits only for a buffer that it needs again. No other warp touches these, so none waits for
+another.
+
+    wait until the copy engine has read what was there (one thread); tell the warp
+    write, each thread its sums; make them seen by the copy engine (each thread); tell the warp
+    ask for the store, as a group of its own (one thread)
+
+A buffer has the order of the 128-byte swizzle, so that 8 rows of a matrix of `stmatrix` are in different
+banks. Source: CUTLASS, `sm90_epilogue_tma_warpspecialized.hpp`, where four warps share a buffer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tcomp.target.tile_map import TileMap
+from tcomp.tensor.loops import (
+    Buffer,
+    Expression,
+    Statement,
+    constant,
+    local,
+    sequence,
+    unrolled,
+    written_out,
+)
+from tcomp.tensor.mma_plan import CHUNK_BYTES
+from tcomp.tensor.output_tiles import OutputTiles
+from tcomp.tensor.tiles import address_of_map
+from tcomp.tensor.wgmma_plan import (
+    DEPTH_BYTES,
+    INSTRUCTION_ROWS,
+    PLACE_BYTES,
+    PLACE_ROWS,
+    WgmmaPlan,
+)
+from tcomp.tvm_api import tirx
+
+_LINE_BYTES = DEPTH_BYTES
+"""Of a row in a buffer."""
+_MATRIX = 8
+"""Rows of a matrix of `stmatrix`, and columns of sums of which a thread has two."""
+
+
+def output_tiles(plan: WgmmaPlan, output: OutputTiles) -> TileMap:
+    """What is stored at once."""
+    box = (_LINE_BYTES // plan.output, PLACE_ROWS, 1)
+    strides = (plan.columns * plan.output, plan.rows * plan.columns * plan.output)
+    return TileMap(output.dtype, (plan.columns, plan.rows, plan.batch), strides, box)
+
+
+@dataclass(frozen=True)
+class TileStores:
+    """Stores of one warp: its buffers begin at address `begin`, its thread is number `lane` of it."""
+
+    plan: WgmmaPlan
+    output: OutputTiles
+    map: Any
+    begin: Expression
+    lane: Expression
+
+    def stored(self, sums: Buffer, batch: Expression, row: Expression, column: Expression) -> Statement:
+        """Store `sums[piece, columns / 8, 4]`: pieces of 16 rows from `row` on, 64 apart. See `Fragments`."""
+        plan = self.plan
+        allocate, words = local((CHUNK_BYTES // plan.output,), self.output.dtype, "words")
+        part_columns = _LINE_BYTES // plan.output
+        along = plan.block_columns // part_columns
+
+        def part(at: list[Expression]) -> Statement:
+            piece, number = at
+            buffer = tirx.floormod(piece * along + number, plan.buffers)
+            place = tirx.Var("place", "int32")
+            first, own_row = column + number * part_columns, row + piece * INSTRUCTION_ROWS
+
+            def values(eight: Expression, half: Expression, to: Expression) -> Statement:
+                """Two of a row, of 8 columns of the part, into `words` from `to` on."""
+                value_row = own_row + half * _MATRIX + tirx.floordiv(self.lane, 4)
+                value_column = first + eight * _MATRIX + tirx.floormod(self.lane, 4) * 2
+                own_eight = number * (part_columns // _MATRIX) + eight
+                return self.output.pair(
+                    (batch, value_row, value_column),
+                    lambda which: sums[piece, own_eight, half * 2 + which],
+                    words,
+                    to,
+                )
+
+            write = self._matrices if plan.output == 2 else self._pairs
+            return sequence(
+                [
+                    tirx.Bind(place, self.begin + buffer * PLACE_BYTES),
+                    self._first(_call(f"tcomp_stores_wait<{plan.buffers - 1}>")),
+                    _call("__syncwarp"),
+                    write(place, words, values),
+                    _call("tcomp_writes_are_seen"),
+                    _call("__syncwarp"),
+                    self._first(
+                        _call("tcomp_store_tile", address_of_map(self.map), place, first, own_row, batch),
+                        _call("tcomp_stores_commit"),
+                    ),
+                ]
+            )
+
+        return sequence([allocate, written_out((plan.pieces, along), part)])
+
+    def ended(self) -> Statement:
+        """Wait until nothing is read from the buffers any more."""
+        return self._first(_call("tcomp_stores_wait<0>"))
+
+    def _first(self, *statements: Statement) -> Statement:
+        """By one thread, whose groups of stores those of the warp are."""
+        return tirx.IfThenElse(self.lane < 1, sequence([*statements]), None)
+
+    def _matrices(self, place: Expression, words: Buffer, values: Callable[..., Statement]) -> Statement:
+        """16 bits: 16 rows by 16 columns at once, each 8x8 of which is a register of each thread."""
+        line, above = tirx.floormod(self.lane, PLACE_ROWS), tirx.floordiv(self.lane, PLACE_ROWS)
+        chunk = tirx.bitwise_xor(above, tirx.floormod(line, _MATRIX))
+        own = line * _LINE_BYTES + chunk * CHUNK_BYTES
+
+        def four(sixteen: Expression) -> Statement:
+            at = place + tirx.bitwise_xor(own, sixteen * (2 * CHUNK_BYTES))
+            return sequence(
+                [
+                    written_out((2, 2), lambda i: values(sixteen * 2 + i[0], i[1], i[0] * 4 + i[1] * 2)),
+                    _call("tcomp_write_matrices", at, tirx.address_of(words[0])),
+                ]
+            )
+
+        return unrolled(_LINE_BYTES // (2 * CHUNK_BYTES), four)
+
+    def _pairs(self, place: Expression, words: Buffer, values: Callable[..., Statement]) -> Statement:
+        """32 bits: each thread its two of 8 columns."""
+        line, pair = tirx.floordiv(self.lane, 4), tirx.floormod(self.lane, 4)
+        chunk = tirx.bitwise_xor(tirx.floordiv(pair, 2), line)
+        own = line * _LINE_BYTES + chunk * CHUNK_BYTES + tirx.floormod(pair, 2) * 8
+
+        def two(at: list[Expression]) -> Statement:
+            eight, half = at
+            own_place = place + half * (_MATRIX * _LINE_BYTES)
+            where = own_place + tirx.bitwise_xor(own, eight * (2 * CHUNK_BYTES))
+            write = _call("tcomp_write_two_words", where, tirx.address_of(words[0]))
+            return sequence([values(eight, half, constant(0)), write])
+
+        return written_out((_LINE_BYTES // (2 * CHUNK_BYTES), 2), two)
+
+
+def _call(name: str, *arguments: Expression) -> Statement:
+    return tirx.Evaluate(tirx.call_extern("int32", name, *arguments))
