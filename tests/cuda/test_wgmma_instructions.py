@@ -111,10 +111,10 @@ extern "C" __global__ void kernel(const char *a, const char *b, {sum} *out,
   __syncthreads();
   {wait};
   {begin};
-  for (int k = 0; k < 4; k++)
-    tcomp_product_{dtype}_{columns}<{transpose_a}, {transpose_b}>(
-        sums, tcomp_matrix(left + k * {a_step}, {leading}, {stride}),
-        tcomp_matrix(right + k * {b_step}, {leading}, {stride}), k != 0);
+  for (int k = 0; k < 4; k++) {{
+    unsigned long long right_matrix = tcomp_matrix(right + k * {b_step}, {leading}, {stride});
+    {multiply};
+  }}
   tcomp_products_commit();
   {before_the_end};
   {end};
@@ -123,9 +123,16 @@ extern "C" __global__ void kernel(const char *a, const char *b, {sum} *out,
     out[(row + i / 2 % 2 * 8) * {columns} + column + i / 4 * 8 + i % 2] = sums[i];
 }}
 """
+OF_MATRICES = """tcomp_product_{dtype}_{columns}<{transpose_a}, {transpose_b}>(
+        sums, tcomp_matrix(left + k * {a_step}, {leading}, {stride}), right_matrix, k != 0)"""
+OF_REGISTERS = """const unsigned *own = (const unsigned *)a + (threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4) * 32 + k * 8;
+    const unsigned pairs[] = {{own[threadIdx.x % 4], own[256 + threadIdx.x % 4], own[4 + threadIdx.x % 4],
+                              own[260 + threadIdx.x % 4]}};
+    tcomp_product_of_{dtype}_{columns}<{transpose_b}>(sums, pairs, right_matrix, k != 0)"""
+"""Two neighbours of 64 a row in a register; of the row and the 8th below, then the same 8 further."""
 PARTS = {
     "leading": 8192, "stride": 1024, "ready": "tcomp_barriers_are_ready()",
-    "wait": "tcomp_barrier_wait(barrier, 0)", "begin": "tcomp_products_begin()", "before_the_end": "",
+    "multiply": OF_MATRICES, "wait": "tcomp_barrier_wait(barrier, 0)", "begin": "tcomp_products_begin()", "before_the_end": "",
     "end": "tcomp_products_wait<0>()",
 }  # fmt: skip
 
@@ -159,6 +166,7 @@ def product(
         "right_tiles": columns // 64 if transpose_b else 1,
         "a_step": 2048 if transpose_a else 32, "b_step": 2048 if transpose_b else 32, **parts,
     }  # fmt: skip
+    facts["multiply"] = str(facts["multiply"]).format(**facts)
     out = np.zeros((64, columns), sum_dtype)
     options = {"arch": "sm_90a", "threads": 128, "shared_bytes": SHARED, "maps": maps}
     return (PRODUCT.format(**facts), arrays, [out]), options, (a @ b).astype(sum_dtype)
@@ -175,6 +183,14 @@ def product(
 )  # fmt: skip
 def test_tiles_multiply(dtype: str, columns: int, transpose_a: int, transpose_b: int, gpu: Target) -> None:
     arguments, options, expected = product(dtype, columns, transpose_a, transpose_b)
+    (found,) = run(*arguments, **options)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("transpose_b", [0, 1])
+@pytest.mark.parametrize(("dtype", "columns"), [("float16", 64), ("float16", 192), ("bfloat16", 128)])
+def test_registers_multiply_tiles(dtype: str, columns: int, transpose_b: int, gpu: Target) -> None:
+    arguments, options, expected = product(dtype, columns, 0, transpose_b, multiply=OF_REGISTERS)
     (found,) = run(*arguments, **options)
     np.testing.assert_array_equal(found, expected)
 
@@ -231,5 +247,6 @@ def test_what_hangs_or_is_undefined_is_refused(
 def test_nvcc_takes_every_instruction() -> None:
     for dtype in ("float16", "bfloat16", "tf32", "int8", *FLOAT8):
         for columns in COLUMNS:
-            (source, *_), _, _ = product(dtype, columns)
-            assert compile_cubin(source, "sm_90a").resources["kernel"].spilled_bytes == 0
+            for multiply in (OF_MATRICES, OF_REGISTERS) if dtype in ("float16", "bfloat16") else (OF_MATRICES,):
+                (source, *_), _, _ = product(dtype, columns, multiply=multiply)
+                assert compile_cubin(source, "sm_90a").resources["kernel"].spilled_bytes == 0

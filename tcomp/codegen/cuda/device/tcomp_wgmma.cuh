@@ -201,3 +201,21 @@ TCOMP_PRODUCTS(64, 32, "%32", "%33", "%34", "%35", "%36")
 TCOMP_PRODUCTS(128, 64, "%64", "%65", "%66", "%67", "%68")
 TCOMP_PRODUCTS(192, 96, "%96", "%97", "%98", "%99", "%100")
 TCOMP_PRODUCTS(256, 128, "%128", "%129", "%130", "%131", "%132")
+
+// As above, a being in registers: thread i of the group has, of each 8 of the depth, what it would have as sums, two
+// numbers in a register; those of the 8th row below come before those of the next 8 of the depth.
+#define TCOMP_PRODUCT_OF(NAME, TYPE, N, COUNT, A, B, P, TB)                                                             \
+  template <int TRANSPOSE_B>                                                                                            \
+  __device__ __forceinline__ void NAME(float *sums, const unsigned *a, unsigned long long b, int accumulate) {          \
+    asm volatile(TCOMP_PRODUCT("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE, COUNT, A, B, P,         \
+                               ", 1, 1, " TB)                                                                           \
+                 : TCOMP_##COUNT(TCOMP_FLOAT, sums)                                                                     \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate), "n"(TRANSPOSE_B));              \
+  }
+#define TCOMP_PRODUCTS_OF(N, COUNT, A, B, P, TB)                                  \
+  TCOMP_PRODUCT_OF(tcomp_product_of_float16_##N, "f16", N, COUNT, A, B, P, TB)    \
+  TCOMP_PRODUCT_OF(tcomp_product_of_bfloat16_##N, "bf16", N, COUNT, A, B, P, TB)
+TCOMP_PRODUCTS_OF(64, 32, "{%32, %33, %34, %35}", "%36", "%37", "%38")
+TCOMP_PRODUCTS_OF(128, 64, "{%64, %65, %66, %67}", "%68", "%69", "%70")
+TCOMP_PRODUCTS_OF(192, 96, "{%96, %97, %98, %99}", "%100", "%101", "%102")
+TCOMP_PRODUCTS_OF(256, 128, "{%128, %129, %130, %131}", "%132", "%133", "%134")
