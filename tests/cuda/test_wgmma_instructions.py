@@ -73,6 +73,25 @@ def test_tiles_are_copied(at: tuple[int, int, int], swizzle: int, gpu: Target) -
             np.testing.assert_array_equal(chunks[line, place], expected[line, chunk])
 
 
+@pytest.mark.parametrize("rank", [4, 5])
+def test_tiles_of_many_axes_are_copied(rank: int, gpu: Target) -> None:
+    """Heads of tokens, but for the first: rows of a tile are tokens, beyond the last there are zeros."""
+    tensor = np.random.default_rng(0).integers(0, 1 << 16, (2, 3, 20, 4, 64)[5 - rank :]).astype("uint16")
+    first = tensor[..., 1:, :].swapaxes(-2, -3)  # [..., head, token, element]
+    map_ = TileMap(
+        "uint16", first.shape[::-1], first.strides[-2::-1], (64, 16) + (1,) * (rank - 2), begin=128
+    )
+    at = (0, 9, 2, 1, 1)[:rank]
+    source, out = COPY.format(bytes=16 * LINE, at=", ".join(map(str, at))), np.zeros(16 * 32, "uint32")
+    (lines,) = run(source, [tensor], [out], arch="sm_90a", shared_bytes=SHARED, maps=[(0, map_)])
+    found = np.take_along_axis(
+        lines.view("uint16").reshape(16, 8, 8), (np.arange(8) ^ np.arange(16)[:, None] % 8)[..., None], 1
+    )
+    expected = np.zeros((16, 64), "uint16")
+    expected[:11] = first[at[:1:-1]][9:]
+    np.testing.assert_array_equal(found.reshape(16, 64), expected)
+
+
 def copied_as_tf32(tensor: Array) -> Array:
     """What a copy makes of float32 numbers `[1, 16, 32]`."""
     map_ = TileMap("tf32", (32, 16, 1), (128, 2048), (32, 16, 1), swizzle=0)
@@ -125,15 +144,15 @@ extern "C" __global__ void kernel(const char *a, const char *b, {sum} *out,
 """
 OF_MATRICES = """tcomp_product_{dtype}_{columns}<{transpose_a}, {transpose_b}>(
         sums, tcomp_matrix(left + k * {a_step}, {leading}, {stride}), right_matrix, k != 0)"""
-OF_REGISTERS = """const unsigned *own = (const unsigned *)a + (threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4) * 32 + k * 8;
-    const unsigned pairs[] = {{own[threadIdx.x % 4], own[256 + threadIdx.x % 4], own[4 + threadIdx.x % 4],
-                              own[260 + threadIdx.x % 4]}};
+OF_REGISTERS = """unsigned row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4;
+    const unsigned *own = (const unsigned *)a + row * 32 + threadIdx.x % 4 + k * 8;
+    const unsigned pairs[] = {{own[0], own[256], own[4], own[260]}};
     tcomp_product_of_{dtype}_{columns}<{transpose_b}>(sums, pairs, right_matrix, k != 0)"""
 """Two neighbours of 64 a row in a register; of the row and the 8th below, then the same 8 further."""
 PARTS = {
     "leading": 8192, "stride": 1024, "ready": "tcomp_barriers_are_ready()",
-    "multiply": OF_MATRICES, "wait": "tcomp_barrier_wait(barrier, 0)", "begin": "tcomp_products_begin()", "before_the_end": "",
-    "end": "tcomp_products_wait<0>()",
+    "wait": "tcomp_barrier_wait(barrier, 0)", "begin": "tcomp_products_begin()", "multiply": OF_MATRICES,
+    "before_the_end": "", "end": "tcomp_products_wait<0>()",
 }  # fmt: skip
 
 
@@ -242,11 +261,39 @@ def test_what_hangs_or_is_undefined_is_refused(
     assert reason in capfd.readouterr().err
 
 
+TURNS = """
+#include "tcomp_wgmma.cuh"
+extern "C" __global__ void kernel(int *out) {{
+  __shared__ alignas(64) int digits[1];
+  unsigned warp = threadIdx.x / 32;
+  if (threadIdx.x == 0) digits[0] = 0;
+  if (warp == 1) tcomp_turn_end(1, 64);
+  for (int turn = 0; turn < 3; turn++) {{
+    tcomp_turn_wait(1 + warp, 64);
+    if (threadIdx.x % 32 == 0) digits[0] = digits[0] * 10 + warp + 1;
+    if (warp == 0 || turn < 2) {end};
+  }}
+  if (threadIdx.x == 32) out[0] = digits[0];
+}}
+"""
+
+
+def test_warps_take_turns(gpu: Target, capfd: pytest.CaptureFixture[str]) -> None:
+    options = {"arch": "sm_90a", "threads": 64}
+    out = np.zeros(1, "int32")
+    (found,) = run(TURNS.format(end="tcomp_turn_end(2 - warp, 64)"), [], [out], **options)
+    assert found == [121212]
+    assert dies(TURNS.format(end="__syncwarp()"), [], [out], **options)
+    assert "all threads wait for what does not come" in capfd.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("real_nvcc")
 def test_nvcc_takes_every_instruction() -> None:
     for dtype in ("float16", "bfloat16", "tf32", "int8", *FLOAT8):
         for columns in COLUMNS:
-            for multiply in (OF_MATRICES, OF_REGISTERS) if dtype in ("float16", "bfloat16") else (OF_MATRICES,):
+            for multiply in (
+                (OF_MATRICES, OF_REGISTERS) if dtype in ("float16", "bfloat16") else (OF_MATRICES,)
+            ):
                 (source, *_), _, _ = product(dtype, columns, multiply=multiply)
                 assert compile_cubin(source, "sm_90a").resources["kernel"].spilled_bytes == 0

@@ -154,6 +154,10 @@ static void execute(const emulated_instruction &one, emulated_register *register
     return __syncwarp();
   }
   if (begins("wgmma.mma_async.sync.aligned.")) return multiply(one, registers, locals);
+  if (is("bar.sync") || is("bar.arrive")) {
+    emulated_converge(&one);
+    return emulated_turn_arrive(at(0), at(1), is("bar.sync"));
+  }
   if (is("setmaxnreg.inc.sync.aligned.u32") || is("setmaxnreg.dec.sync.aligned.u32")) {
     if (at(0) < 24 || at(0) > 256 || at(0) % 8) emulated_fail("a number of registers that a warp cannot have");
     return emulated_converge(&one);

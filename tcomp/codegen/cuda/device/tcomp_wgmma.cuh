@@ -60,6 +60,21 @@ __device__ __forceinline__ void tcomp_copy_tile(unsigned shared, unsigned long l
                "l"(map), "r"(barrier), "r"(x), "r"(y), "r"(z)
                : "memory");
 }
+// Of tensors of four and five axes.
+__device__ __forceinline__ void tcomp_copy_tile(unsigned shared, unsigned long long map, unsigned barrier, int x,
+                                                int y, int z, int u) {
+  asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, "
+               "%6}], [%2];" ::"r"(shared),
+               "l"(map), "r"(barrier), "r"(x), "r"(y), "r"(z), "r"(u)
+               : "memory");
+}
+__device__ __forceinline__ void tcomp_copy_tile(unsigned shared, unsigned long long map, unsigned barrier, int x,
+                                                int y, int z, int u, int v) {
+  asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, "
+               "%6, %7}], [%2];" ::"r"(shared),
+               "l"(map), "r"(barrier), "r"(x), "r"(y), "r"(z), "r"(u), "r"(v)
+               : "memory");
+}
 
 // ---- copies of 16 bytes: each thread asks for some, and waits for its own ----
 
@@ -116,6 +131,15 @@ template <int REGISTERS> __device__ __forceinline__ void tcomp_give_registers() 
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS));
 }
 
+// ---- turns: a barrier of a number from 1 to 15 is for so many threads, of which some do not wait ----
+
+__device__ __forceinline__ void tcomp_turn_wait(unsigned barrier, unsigned threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+__device__ __forceinline__ void tcomp_turn_end(unsigned barrier, unsigned threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
 // ---- products by groups of four warps ----
 
 // A matrix in shared memory, in the order of the 128-byte swizzle, as tensor cores are told of it: `leading` are bytes
@@ -134,6 +158,16 @@ __device__ __forceinline__ void tcomp_products_commit() {
 // Waits until only the last PENDING groups may be unfinished.
 template <int PENDING> __device__ __forceinline__ void tcomp_products_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
+}
+
+// Nothing that uses these registers moves across this place, before or behind which products use them.
+template <int COUNT> __device__ __forceinline__ void tcomp_keep(float *registers) {
+#pragma unroll
+  for (int i = 0; i < COUNT; i++) asm volatile("" : "+f"(registers[i])::"memory");
+}
+template <int COUNT> __device__ __forceinline__ void tcomp_keep(unsigned *registers) {
+#pragma unroll
+  for (int i = 0; i < COUNT; i++) asm volatile("" : "+r"(registers[i])::"memory");
 }
 
 // sums[64, N] = a[64, depth] * b[depth, N] + (accumulate ? sums : 0), 32 bytes of depth. Thread i of the group has, for
