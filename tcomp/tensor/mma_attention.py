@@ -19,11 +19,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 from tcomp.relay.types import stored_as
 from tcomp.target.target import Gpu
-from tcomp.tensor.alignment import anywhere, vector_lanes
 from tcomp.tensor.attention_shape import Blocks
 from tcomp.tensor.loops import (
     Buffer,
@@ -38,7 +36,7 @@ from tcomp.tensor.loops import (
 from tcomp.tensor.mma_attention_operands import Chunk, MmaAttentionOperands
 from tcomp.tensor.mma_attention_plan import PIECES, AttentionPlan
 from tcomp.tensor.mma_plan import MATRIX, chunk_elements
-from tcomp.tensor.online_softmax import DTYPE, OnlineSoftmax, WarpRows, clear
+from tcomp.tensor.online_softmax import OnlineSoftmax, WarpRows, clear
 from tcomp.tensor.template import Scheduled
 from tcomp.tensor.threads import digits, dynamic_shared, launch, synchronize
 from tcomp.tensor.warps import WARP
@@ -111,19 +109,6 @@ class MmaAttention:
         self.queries = _Lines(query, shape.rows, shape.depth, rows, depth, size, threads)
         self.keys = _Lines(key, shape.length, shape.depth, keys, depth, size, threads)
         self.values = _Lines(value, shape.length, shape.width, keys, width, size, threads)
-
-    @cached_property
-    def vector(self) -> int:
-        """Neighbours of a row of the output that are stored at once."""
-        one, extents = tirx.const(1, DTYPE), (self.plan.shape.batch, self.plan.shape.rows)
-
-        def lanes(index: list[Expression]) -> int:
-            batch, row = index
-            return vector_lanes(
-                lambda c: self.operands.finish(batch, row, c, one), self.operands.of_anchor.width, 2
-            )
-
-        return anywhere(extents, lanes)
 
     def scheduled(self) -> Scheduled:
         plan = self.plan
@@ -202,7 +187,7 @@ class _Block:
                 *self.softmax.begin(),
                 *(kept if plan.keeps_queries else []),
                 loop(self.steps, self._step, "step"),
-                *self.softmax.finish(plan.block_rows, self.nest.vector),
+                *self.softmax.finish(plan.block_rows),
             ]
         )
 

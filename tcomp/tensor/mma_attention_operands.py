@@ -13,7 +13,7 @@ from math import prod
 
 from tcomp.relay.graph import Node
 from tcomp.relay.types import numpy_dtype
-from tcomp.tensor.alignment import anywhere, lies_in_chunks
+from tcomp.tensor.alignment import anywhere, lies_in_chunks, vector_lanes
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.attention_operands import own_index
 from tcomp.tensor.attention_shape import Shape
@@ -186,6 +186,17 @@ class MmaAttentionOperands:
         index = own_index(self.mask, [*self.heads.of_query(batch, row), key], 0)
         value = elements.element(self.mask, index)
         return elements.statements, value
+
+    @cached_property
+    def vector(self) -> int:
+        """Neighbours of a row of the output that can be stored at once: 2, or 1."""
+        one = tirx.const(1, "float32")
+
+        def lanes(index: list[Expression]) -> int:
+            batch, row = index
+            return vector_lanes(lambda c: self.finish(batch, row, c, one), self.of_anchor.width, 2)
+
+        return anywhere((self.heads.batch, self.heads.rows), lanes)
 
     def finish(self, batch: Expression, row: Expression, column: Expression, value: Expression) -> Statement:
         """Store what follows from an element of the anchor's output."""

@@ -140,9 +140,8 @@ class OnlineSoftmax:
 
         return written_out((self.pieces, self.keys // 16, 4), one)
 
-    def finish(self, block_rows: int, vector: int) -> list[Statement]:
-        """Divide by the totals and store, `vector` neighbours at once; blocks begin at multiples of
-        `block_rows`."""
+    def finish(self, block_rows: int) -> list[Statement]:
+        """Divide by the totals and store; blocks begin at multiples of `block_rows`."""
 
         def row(i: Expression, half: Expression) -> Statement:
             r = i * 2 + half
@@ -158,7 +157,8 @@ class OnlineSoftmax:
         def store(row: Expression, column: Expression, value: Expression) -> Statement:
             return self.operands.finish(self.rows.batch, row, column, value)
 
-        fragments = Fragments(PIECE_ROWS, self.sums, self.shape.rows, self.operands.of_anchor.width, vector)
+        width, vector = self.operands.of_anchor.width, self.operands.vector
+        fragments = Fragments(PIECE_ROWS, self.sums, self.shape.rows, width, vector)
         block = (block_rows, self.columns)
         stored = fragments.stored(self.rows.lane, self.rows.first, constant(0), block, store)
         return [self._each_row(row), stored]

@@ -21,11 +21,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from tcomp.target.target import Gpu
-from tcomp.tensor.alignment import anywhere, vector_lanes
 from tcomp.tensor.attention_shape import Blocks, Limit
 from tcomp.tensor.loops import (
     Buffer,
@@ -37,7 +35,6 @@ from tcomp.tensor.loops import (
     loop,
     sequence,
 )
-from tcomp.tensor.mma_attention_plan import AttentionShape
 from tcomp.tensor.mma_plan import CHUNK_BYTES
 from tcomp.tensor.online_softmax import DTYPE, OnlineSoftmax, WarpRows
 from tcomp.tensor.template import Scheduled
@@ -159,11 +156,6 @@ class WgmmaAttention:
                 (value, "value_map", plan.block_keys, plan.width_lines),
             )
         )
-
-    @cached_property
-    def vector(self) -> int:
-        """Neighbours of a row of the output that are stored at once."""
-        return stored_together(self.operands, self.plan.shape)
 
     def scheduled(self) -> Scheduled:
         plan = self.plan
@@ -313,7 +305,7 @@ class _Block:
                 *self._settle(None),
                 *self._multiply_values(last),
                 *self._end_products(0, softmax.sums),
-                *softmax.finish(plan.block_rows, self.nest.vector),
+                *softmax.finish(plan.block_rows),
             ]
         )
 
@@ -428,17 +420,6 @@ class _Block:
         # The first group waits for no turn behind the last step.
         awaited = tirx.any(self.group < count - 1, step < self._last)
         return tirx.IfThenElse(awaited, arrive, None)
-
-
-def stored_together(operands: TiledAttentionOperands, shape: AttentionShape) -> int:
-    """Neighbours of a row of the output that can be stored at once: 2, or 1."""
-    one = tirx.const(1, DTYPE)
-
-    def lanes(index: list[Expression]) -> int:
-        batch, row = index
-        return vector_lanes(lambda c: operands.finish(batch, row, c, one), operands.of_anchor.width, 2)
-
-    return anywhere((shape.batch, shape.rows), lanes)
 
 
 def _matrix(place: Expression, leading: int) -> Expression:
