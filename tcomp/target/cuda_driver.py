@@ -160,7 +160,7 @@ class Driver:
             c_void_p(address_of_map(room)),
             DRIVER_TYPES[tiles.dtype],
             rank,
-            c_void_p(pointer),
+            c_void_p(pointer + tiles.begin),
             (c_uint64 * rank)(*tiles.extents),
             (c_uint64 * (rank - 1))(*tiles.strides),
             (c_uint32 * rank)(*tiles.box),

@@ -11,8 +11,8 @@ DRIVER_TYPES = {
 """CUtensorMapDataType; bytes are copied, so the sign does not matter; copies round float32 to tf32."""
 DRIVER_SWIZZLES = {0: 0, 128: 3}
 """CUtensorMapSwizzle by bytes of a line."""
-RANK = 3
-"""Axes of every map; those that a tensor has not have extent 1."""
+MOST_RANK = 5
+"""Axes of a map."""
 LONGEST_BOX = 256
 
 
@@ -21,8 +21,9 @@ class TileMap:
     """A tensor of `extents`, the first along memory, of which tiles of `box` elements are copied.
 
     Beyond the ends there are zeros. `strides` are bytes from one element to the next of each axis but the
-    first, multiples of 16, as the address is. In shared memory a tile lies as lines of its first axis; with a
-    `swizzle` of 128 bytes, a line, chunk c of 16 bytes of line l is at c ^ (l mod 8).
+    first, multiples of 16, as the address is; the first element lies `begin` bytes behind it, such a
+    multiple too. In shared memory a tile lies as lines of its first axis; with a `swizzle` of 128 bytes,
+    chunk c of 16 bytes of line l is at c ^ (l mod 8).
     Source: CUDA Driver API reference, cuTensorMapEncodeTiled.
     """
 
@@ -31,3 +32,4 @@ class TileMap:
     strides: tuple[int, ...]
     box: tuple[int, ...]
     swizzle: int = 128
+    begin: int = 0

@@ -19,15 +19,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from math import e as euler
-from math import inf, log2
-
-import numpy as np
 
 from tcomp.relay.types import stored_as
 from tcomp.target.target import Gpu
-from tcomp.tensor.alignment import anywhere, vector_lanes
 from tcomp.tensor.attention_shape import Blocks
 from tcomp.tensor.loops import (
     Buffer,
@@ -38,24 +32,15 @@ from tcomp.tensor.loops import (
     local,
     loop,
     sequence,
-    unrolled,
-    written_out,
 )
-from tcomp.tensor.math import convert
 from tcomp.tensor.mma_attention_operands import Chunk, MmaAttentionOperands
 from tcomp.tensor.mma_attention_plan import PIECES, AttentionPlan
-from tcomp.tensor.mma_fragments import Fragments
 from tcomp.tensor.mma_plan import MATRIX, chunk_elements
+from tcomp.tensor.online_softmax import OnlineSoftmax, WarpRows, clear
 from tcomp.tensor.template import Scheduled
 from tcomp.tensor.threads import digits, dynamic_shared, launch, synchronize
-from tcomp.tensor.warps import WARP, combine_lanes
+from tcomp.tensor.warps import WARP
 from tcomp.tvm_api import tirx
-
-DTYPE = "float32"
-"""Of sums, scores and totals."""
-_LOWEST = float(np.finfo(DTYPE).min)
-_ROW_LANES = 4
-"""Threads that share a row."""
 
 
 @dataclass(frozen=True)
@@ -125,19 +110,6 @@ class MmaAttention:
         self.keys = _Lines(key, shape.length, shape.depth, keys, depth, size, threads)
         self.values = _Lines(value, shape.length, shape.width, keys, width, size, threads)
 
-    @cached_property
-    def vector(self) -> int:
-        """Neighbours of a row of the output that are stored at once."""
-        one, extents = tirx.const(1, DTYPE), (self.plan.shape.batch, self.plan.shape.rows)
-
-        def lanes(index: list[Expression]) -> int:
-            batch, row = index
-            return vector_lanes(
-                lambda c: self.operands.finish(batch, row, c, one), self.operands.of_anchor.width, 2
-            )
-
-        return anywhere(extents, lanes)
-
     def scheduled(self) -> Scheduled:
         plan = self.plan
 
@@ -157,7 +129,7 @@ class _Block:
         plan = nest.plan
         self.plan, self.warp, self.lane = plan, tirx.floordiv(thread, WARP), tirx.floormod(thread, WARP)
         self.size = chunk_elements(plan.shape.dtype)
-        pieces, width = plan.row_pieces, 2 * plan.width_pieces
+        pieces, width = plan.row_pieces, 16 * plan.width_pieces
         limit = nest.operands.of_anchor.limit
         self.lowest, self.highest = nest.operands.heads.bounds(rows, plan.block_rows)
         self.allocations: list[Statement] = []
@@ -169,18 +141,12 @@ class _Block:
         allocate, self.memory = dynamic_shared(
             (plan.shared_chunks * self.size,), stored_as(plan.shape.dtype), "stages"
         )
-        self.allocations.append(allocate)
-        self.sums = self._local((pieces, width, 4), DTYPE, "sums")
-        self.scores = self._local((pieces, 2 * plan.key_pieces, 4), DTYPE, "scores")
-        self.weights = self._local((pieces, plan.key_pieces, 4), "uint32", "weights")
+        own = WarpRows(batch, rows + self.warp * plan.warp_rows, self.lane)
+        self.softmax = OnlineSoftmax(nest.operands, plan.shape, own, pieces, plan.block_keys, width)
+        self.allocations += [allocate, *self.softmax.allocations]
         kept = plan.depth_pieces if plan.keeps_queries else 2
         self.query_pieces = self._local((kept, pieces, 4), "uint32", "query_pieces")
         self.pieces = self._local((PIECES, 4), "uint32", "pieces")
-        self.tops, self.totals, self.tile_tops = (
-            self._local((2 * pieces,), DTYPE, name) for name in ("tops", "totals", "tile_tops")
-        )
-        # Without a mask scores are plain products: their factor and that of the exponential are one.
-        self.folded = nest.operands.mask is None and nest.operands.of_anchor.scale > 0
         row, high, low = (
             tirx.floormod(self.lane, MATRIX),
             tirx.floordiv(self.lane, 2 * MATRIX),
@@ -212,24 +178,16 @@ class _Block:
             synchronize(),
             *(self._load_queries(k, k) for k in range(plan.depth_pieces)),
         ]
-        lowest, nothing = tirx.const(_LOWEST, DTYPE), tirx.const(0, DTYPE)
-
-        def begin(r: Expression) -> Statement:
-            return sequence(
-                [tirx.BufferStore(self.tops, lowest, [r]), tirx.BufferStore(self.totals, nothing, [r])]
-            )
-
         return sequence(
             [
                 *self.allocations,
                 *queries,
                 _commit(),
                 *started,
-                unrolled(2 * plan.row_pieces, begin, "r"),
-                _clear(self.sums),
+                *self.softmax.begin(),
                 *(kept if plan.keeps_queries else []),
                 loop(self.steps, self._step, "step"),
-                self._finish(),
+                *self.softmax.finish(plan.block_rows),
             ]
         )
 
@@ -261,7 +219,7 @@ class _Block:
                 synchronize(),
                 *self._copies_ahead(step + (plan.stages - 1)),
                 _commit(),
-                _clear(self.scores),
+                clear(self.softmax.scores),
                 *self._multiply_keys(self._stage(step)),
                 *self._weigh(step),
                 *self._multiply_values(self._stage(step) + plan.block_keys * plan.depth_line),
@@ -326,13 +284,13 @@ class _Block:
             def left(i: int) -> Expression:
                 return tirx.address_of(self.query_pieces[queries_of(k), i, 0])
 
-            return self._multiply(self.scores, j, left, slot)
+            return self._multiply(self.softmax.scores, j, left, slot)
 
         return self._products(plan.depth_pieces * plan.key_pieces, load, multiply)
 
     def _multiply_values(self, stage: Expression) -> Iterator[Statement]:
         """sums += weights x values."""
-        plan = self.plan
+        plan, sums, weights = self.plan, self.softmax.sums, self.softmax.weights
 
         def load(number: int, slot: int) -> list[Statement]:
             t, j = divmod(number, plan.width_pieces)
@@ -340,157 +298,15 @@ class _Block:
 
         def multiply(number: int, slot: int) -> Statement:
             t, j = divmod(number, plan.width_pieces)
-            return self._multiply(self.sums, j, lambda i: tirx.address_of(self.weights[i, t, 0]), slot)
+            return self._multiply(sums, j, lambda i: tirx.address_of(weights[i, t, 0]), slot)
 
         return self._products(plan.key_pieces * plan.width_pieces, load, multiply)
 
     def _weigh(self, step: Expression) -> list[Statement]:
         """Scores of a step to weights; what was summed up before, to the new highest score."""
-        first = step * self.plan.block_keys
-        parts = [] if self.folded else [self._scale(first)]
-        return [*parts, *self._hidden(first), self._each_row(self._weigh_row), self._round()]
-
-    def _each_row(self, body: Callable[[Expression, Expression], Statement]) -> Statement:
-        """`body(piece, half of it)` for each row of this thread."""
-        return unrolled(self.plan.row_pieces, lambda i: unrolled(2, lambda h: body(i, h), "h"), "i")
-
-    def _each_score(self, body: Callable[[list[Expression], Expression, Expression], Statement]) -> Statement:
-        """`body(index into the scores, row, key)`, both counted from the first of the tile."""
-        plan = self.plan
-        own_row = self.warp * plan.warp_rows + tirx.floordiv(self.lane, _ROW_LANES)
-        own_key = tirx.floormod(self.lane, _ROW_LANES) * 2
-
-        def one(at: list[Expression]) -> Statement:
-            i, half, j, which = at
-            return body([i, j, half * 2 + which], own_row + (i * 16 + half * 8), own_key + (j * 8 + which))
-
-        return written_out((plan.row_pieces, 2, 2 * plan.key_pieces, 2), one)
-
-    def _scale(self, first: Expression) -> Statement:
-        """Products of queries and keys to scores, of keys from `first` on."""
-        operands, shape = self.nest.operands, self.plan.shape
-        scale = tirx.const(operands.of_anchor.scale, DTYPE)
-
-        def one(at: list[Expression], row: Expression, key: Expression) -> Statement:
-            if operands.mask is None:
-                return tirx.BufferStore(self.scores, self.scores[tuple(at)] * scale, at)
-            inside = tirx.min(self.rows + row, constant(shape.rows - 1))
-            position = tirx.min(first + key, constant(shape.length - 1))
-            statements, value = operands.mask_at(self.batch, inside, position)
-            score = self.scores[tuple(at)] * scale + convert(value, DTYPE)
-            return sequence([*statements, tirx.BufferStore(self.scores, score, at)])
-
-        return self._each_score(one)
-
-    def _hidden(self, first: Expression) -> list[Statement]:
-        """Scores of keys that a query does not see become minus infinity, in tiles that have such keys."""
-        limit, keys = self.nest.operands.of_anchor.limit, self.plan.block_keys
-        if not limit.causal and limit.length % keys == 0:
-            return []
-
-        def hide(at: list[Expression], row: Expression, key: Expression) -> Statement:
-            query = self.nest.operands.heads.query(self.rows + row)
-            shown = tirx.Select(
-                first + key < limit.seen_by(query), self.scores[tuple(at)], tirx.const(-inf, DTYPE)
-            )
-            return tirx.BufferStore(self.scores, shown, at)
-
-        return [tirx.IfThenElse(first + keys > limit.seen_by(self.lowest), self._each_score(hide), None)]
-
-    def _weigh_row(self, i: Expression, half: Expression) -> Statement:
-        r, count = i * 2 + half, 2 * self.plan.key_pieces
-
-        def each(body: Callable[[list[Expression]], Statement]) -> Statement:
-            return unrolled(count, lambda j: unrolled(2, lambda w: body([i, j, half * 2 + w]), "w"), "j")
-
-        def highest(at: list[Expression]) -> Statement:
-            return tirx.BufferStore(self.tile_tops, tirx.max(self.tile_tops[r], self.scores[tuple(at)]), [r])
-
-        change, top = tirx.Var("change", DTYPE), tirx.Var("top", DTYPE)
-        exponential = self._exponential(top)
-
-        def weigh(at: list[Expression]) -> Statement:
-            return sequence(
-                [
-                    tirx.BufferStore(self.scores, exponential(self.scores[tuple(at)]), at),
-                    tirx.BufferStore(self.totals, self.totals[r] + self.scores[tuple(at)], [r]),
-                ]
-            )
-
-        def rescale(at: list[Expression]) -> Statement:
-            j, which = at
-            own = [i, j, half * 2 + which]
-            return tirx.BufferStore(self.sums, self.sums[tuple(own)] * change, own)
-
-        return sequence(
-            [
-                tirx.BufferStore(self.tile_tops, self.tops[r], [r]),
-                each(highest),
-                *combine_lanes(self.tile_tops, [r], _ROW_LANES, tirx.max),
-                tirx.Bind(top, self.tile_tops[r]),
-                tirx.Bind(change, exponential(self.tops[r])),
-                tirx.BufferStore(self.tops, top, [r]),
-                tirx.BufferStore(self.totals, self.totals[r] * change, [r]),
-                written_out((2 * self.plan.width_pieces, 2), rescale),
-                each(weigh),
-            ]
-        )
-
-    def _exponential(self, top: Expression) -> Callable[[Expression], Expression]:
-        """What makes a weight of a score, the highest of the row being `top`."""
-        base = tirx.const(log2(euler), DTYPE)
-        if not self.folded:
-            return lambda score: _exp2((score - top) * base)
-        factor = tirx.const(self.nest.operands.of_anchor.scale * log2(euler), DTYPE)
-        return lambda score: _exp2(score * factor - top * factor)
-
-    def _round(self) -> Statement:
-        """Weights to 16 bits, as left operands."""
-        name = f"tcomp_pack_{self.plan.shape.dtype}"
-
-        def one(at: list[Expression]) -> Statement:
-            i, t, which = at
-            pair = [self.scores[i, 2 * t + which // 2, which % 2 * 2 + n] for n in range(2)]
-            return tirx.BufferStore(self.weights, tirx.call_pure_extern("uint32", name, *pair), at)
-
-        return written_out((self.plan.row_pieces, self.plan.key_pieces, 4), one)
-
-    def _finish(self) -> Statement:
-        nest, plan = self.nest, self.plan
-        operands, columns = nest.operands, 16 * plan.width_pieces
-
-        def row(i: Expression, half: Expression) -> Statement:
-            r = i * 2 + half
-            inverse = tirx.Var("inverse", DTYPE)
-
-            def divide(at: list[Expression]) -> Statement:
-                own = [i, at[0], half * 2 + at[1]]
-                return tirx.BufferStore(self.sums, self.sums[tuple(own)] * inverse, own)
-
-            return sequence(
-                [
-                    *combine_lanes(self.totals, [r], _ROW_LANES, lambda a, b: a + b),
-                    tirx.Bind(inverse, tirx.const(1, DTYPE) / self.totals[r]),
-                    written_out((columns // 8, 2), divide),
-                ]
-            )
-
-        def store(row: Expression, column: Expression, value: Expression) -> Statement:
-            return operands.finish(self.batch, row, column, value)
-
-        fragments = Fragments(16, self.sums, plan.shape.rows, operands.of_anchor.width, nest.vector)
-        first = self.rows + self.warp * plan.warp_rows
-        block = (plan.block_rows, columns)
-        return sequence(
-            [
-                self._each_row(row),
-                fragments.stored(self.lane, first, constant(0), block, store),
-            ]
-        )
-
-
-def _exp2(x: Expression) -> Expression:
-    return tirx.call_pure_extern(DTYPE, "tcomp_exp2", x)
+        softmax, first = self.softmax, step * self.plan.block_keys
+        hidden = softmax.hide(first, self.lowest)
+        return [*softmax.scale(first), *hidden, softmax.weigh(softmax.rescale), softmax.round()]
 
 
 def _call(name: str, *arguments: Expression) -> Statement:
@@ -503,8 +319,3 @@ def _commit() -> Statement:
 
 def _wait(pending: int) -> Statement:
     return _call(f"tcomp_wait_copies<{pending}>")
-
-
-def _clear(buffer: Buffer) -> Statement:
-    zero = tirx.const(0, DTYPE)
-    return written_out([int(d) for d in buffer.shape], lambda at: tirx.BufferStore(buffer, zero, at))

@@ -6,13 +6,14 @@ which these do not change.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
+from tcomp.relay.graph import Node
 from tcomp.relay.types import numpy_dtype
-from tcomp.tensor.alignment import anywhere, lies_in_chunks
+from tcomp.tensor.alignment import anywhere, lies_in_chunks, vector_lanes
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.attention_operands import own_index
 from tcomp.tensor.attention_shape import Shape
@@ -26,6 +27,8 @@ from tcomp.tvm_api import Tensor, tirx, tvm
 
 Chunk = Callable[[Expression, Expression, Expression], Expression]
 """The first element of a chunk by batch, row and element, as a load."""
+Load = Callable[[Sequence[Expression]], Expression]
+"""An element of an operand by batch axes, row and element, as a load."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,13 @@ class Heads:
             shared += 1
         split = len(batch) - shared
         return Heads(batch[:split], batch[split:], kernel.anchor.output.type.static_shape[-2])
+
+    @staticmethod
+    def apart(kernel: Kernel) -> Heads:
+        """Each head's queries being a matrix, whether it shares keys and values with others or not."""
+        assert kernel.anchor is not None
+        *batch, queries, _ = kernel.anchor.output.type.static_shape
+        return Heads(tuple(batch), (), queries)
 
     @property
     def batch(self) -> int:
@@ -79,10 +89,9 @@ class Heads:
         return [*digits(batch, self.outer), *(constant(0) for _ in self.inner), row]
 
 
-def attention_shape(kernel: Kernel) -> AttentionShape:
-    """What the anchor of `kernel` computes, as tensor cores do."""
-    assert kernel.anchor is not None
-    own, heads, inputs = Shape.of(kernel.anchor), Heads.of(kernel), kernel.anchor.inputs
+def attention_shape(anchor: Node, heads: Heads) -> AttentionShape:
+    """What an attention computes, as tensor cores do."""
+    own, inputs = Shape.of(anchor), anchor.inputs
     dtype = inputs[0].dtype
     depth, width = (chunks(extent, dtype) for extent in (own.depth, own.width))
     return AttentionShape(
@@ -145,11 +154,16 @@ class MmaAttentionOperands:
         name: str,
         before: list[Statement],
     ) -> Chunk:
+        load = self._load(tensor, name, before)
+        return lambda batch, row, k: load([*place(batch, row), k])
+
+    def _load(self, tensor: Tensor, name: str, before: list[Statement]) -> Load:
+        """Where elements of an operand lie, after a launch that moves it, if need be."""
         if tensor not in self.moved:
 
-            def load(batch: Expression, row: Expression, k: Expression) -> Expression:
-                index = [*own_index(tensor, place(batch, row), 1), k]
-                return self.anchored.elements(loops_around()).element(tensor, index)
+            def load(index: Sequence[Expression]) -> Expression:
+                own = [*own_index(tensor, index[:-1], 1), index[-1]]
+                return self.anchored.elements(loops_around()).element(tensor, own)
 
             return load
         *outer, extent = (int(d) for d in tensor.shape)
@@ -161,7 +175,7 @@ class MmaAttentionOperands:
         shape = (*outer, chunks(extent, self.dtype))
         launch, buffer = materialize(self.anchored, shape, self.dtype, name, len(outer), element)
         before.append(launch)
-        return lambda batch, row, k: tirx.BufferLoad(buffer, [*own_index(tensor, place(batch, row), 1), k])
+        return lambda index: tirx.BufferLoad(buffer, [*own_index(tensor, index[:-1], 1), index[-1]])
 
     def mask_at(
         self, batch: Expression, row: Expression, key: Expression
@@ -172,6 +186,17 @@ class MmaAttentionOperands:
         index = own_index(self.mask, [*self.heads.of_query(batch, row), key], 0)
         value = elements.element(self.mask, index)
         return elements.statements, value
+
+    @cached_property
+    def vector(self) -> int:
+        """Neighbours of a row of the output that can be stored at once: 2, or 1."""
+        one = tirx.const(1, "float32")
+
+        def lanes(index: list[Expression]) -> int:
+            batch, row = index
+            return vector_lanes(lambda c: self.finish(batch, row, c, one), self.of_anchor.width, 2)
+
+        return anywhere((self.heads.batch, self.heads.rows), lanes)
 
     def finish(self, batch: Expression, row: Expression, column: Expression, value: Expression) -> Statement:
         """Store what follows from an element of the anchor's output."""

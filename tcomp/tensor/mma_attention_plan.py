@@ -35,13 +35,13 @@ _QUERY_REGISTERS = 32
 """Most of a thread that hold queries; more are loaded again at each step."""
 _OTHER_REGISTERS = 40
 """Addresses, conditions and counters of a thread."""
-_SCHEDULERS = 4
+SCHEDULERS = 4
 """Of a multiprocessor; each has a tensor core."""
-_SCORE_INSTRUCTIONS = 5
+SCORE_INSTRUCTIONS = 5
 """Of a score that becomes a weight: highest, scale and shift, exponential, total, half a conversion."""
-_MASK_INSTRUCTIONS = 4
+MASK_INSTRUCTIONS = 4
 """Beside these with a mask: load, position, and scaling apart from the shift."""
-_EXPONENTIAL_CYCLES = 8
+EXPONENTIAL_CYCLES = 8
 """Of a scheduler, for the exponentials of a warp."""
 _IN_THE_WAY = 0.2
 """The part of a unit's time that does not pass beside that of the busiest."""
@@ -202,32 +202,32 @@ class AttentionPlan:
         """
         counts = self.step
         products = counts.products * instruction_cycles(self.shape.dtype, gpu)
-        of_score = _SCORE_INSTRUCTIONS + (_MASK_INSTRUCTIONS if self.shape.masked else 0)
+        of_score = SCORE_INSTRUCTIONS + (MASK_INSTRUCTIONS if self.shape.masked else 0)
         others = (
             counts.matrices + counts.scores * of_score + counts.sums + 3 * counts.chunks + _STEP_INSTRUCTIONS
         )
-        issue = (counts.products + others) / _SCHEDULERS
-        exponentials = counts.scores * _EXPONENTIAL_CYCLES / _SCHEDULERS
+        issue = (counts.products + others) / SCHEDULERS
+        exponentials = counts.scores * EXPONENTIAL_CYCLES / SCHEDULERS
         copied = self.block_keys * 2 * (self.depth_pieces + self.width_pieces) * CHUNK_BYTES
         read = self.warps * counts.matrices * 32 * CHUNK_BYTES
-        alone = _SCHEDULERS * products + others + _STEP_CYCLES
+        alone = SCHEDULERS * products + others + _STEP_CYCLES
         fitting = resident_blocks(gpu, self.threads, self.registers, self.shared_bytes)
-        busy = _together(
+        busy = together(
             *(self.warps * unit for unit in (products, issue, exponentials)),
             (read + copied) / SHARED_BYTES,
             copied / CACHE_BYTES,
         )
-        rounds, together = 0.0, self.shape.batch * self.row_blocks
-        while together > 0:
-            resident = min(fitting, -(-together // gpu.processors))
-            full = max(1, together // (resident * gpu.processors))
+        rounds, left = 0.0, self.shape.batch * self.row_blocks
+        while left > 0:
+            resident = min(fitting, -(-left // gpu.processors))
+            full = max(1, left // (resident * gpu.processors))
             rounds += full * (self.walk.mean * max(resident * busy, alone) + BLOCK_CYCLES)
-            together -= full * resident * gpu.processors
+            left -= full * resident * gpu.processors
         longest = self.walk.most * max(busy, alone) + BLOCK_CYCLES
         return max(rounds, longest) + LAUNCH_CYCLES
 
 
-def _together(*units: float) -> float:
+def together(*units: float) -> float:
     """Cycles in which units of a multiprocessor work side by side that take so many alone."""
     return max(units) + _IN_THE_WAY * (sum(units) - max(units))
 

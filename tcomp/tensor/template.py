@@ -204,14 +204,24 @@ def template_for(kernel: Kernel, target: Target) -> Template:
     suited = vectors_for(kernel, target)
     fitting = [t for t in candidates if t.accepts(kernel, suited)]
     names = {t.name for t in fitting}
-    rivals = [t for t in fitting if t.alternative_to not in names]
+    rivals = [t for t in fitting if names.isdisjoint(_stands_beside(t))]
     if not rivals:
         raise UnsupportedError(f"no schedule template for target `{target.name}` accepts kernel {kernel.key}")
     best = max(rivals, key=lambda t: t.priority)
-    chosen = [best, *(t for t in fitting if t.alternative_to == best.name)]
+    chosen = [best, *(t for t in fitting if best.name in _stands_beside(t))]
     if suited is not target:
         chosen = [_InNeon(t, suited) for t in chosen]
     return Algorithms(chosen) if len(chosen) > 1 else chosen[0]
+
+
+def _stands_beside(template: Template) -> set[str]:
+    """The names of the templates that `template` is an alternative to: of one, and of those that this is one
+    to."""
+    found: set[str] = set()
+    while template.alternative_to:
+        found.add(template.alternative_to)
+        template = TEMPLATES[template.alternative_to]
+    return found
 
 
 def schedule(kernel: Kernel, target: Target, config: Config | None = None) -> Scheduled:

@@ -26,7 +26,7 @@ def address_of_map(variable: Any) -> Expression:
 def with_map(variable: Any, buffer: Buffer, tiles: TileMap, launch: Statement) -> Statement:
     """`launch` with a further parameter, `variable`: the map `tiles` of `buffer`, which the kernel has."""
     shapes = (tiles.extents, tiles.strides, tiles.box)
-    facts = [variable, buffer, tiles.dtype, *map(list, shapes), tiles.swizzle]
+    facts = [variable, buffer, tiles.dtype, *map(list, shapes), tiles.swizzle, tiles.begin]
     return tirx.AttrStmt(facts, TILES, tirx.const(0, "int32"), launch)
 
 
@@ -37,6 +37,6 @@ def in_clusters(blocks: int, launch: Statement) -> Statement:
 
 def tile_map_of(statement: Statement) -> tuple[Any, Buffer, TileMap]:
     """What was given to `with_map`."""
-    variable, buffer, dtype, *shapes, swizzle = statement.node
+    variable, buffer, dtype, *shapes, swizzle, begin = statement.node
     extents, strides, box = (tuple(int(i) for i in shape) for shape in shapes)
-    return variable, buffer, TileMap(str(dtype), extents, strides, box, int(swizzle))
+    return variable, buffer, TileMap(str(dtype), extents, strides, box, int(swizzle), int(begin))

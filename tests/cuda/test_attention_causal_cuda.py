@@ -9,6 +9,8 @@ import pytest
 from test_attention_cuda import SMALL as PLAIN
 from test_attention_cuda import arrays_of, attention
 from test_attention_mma import SMALL, TOLERANCE
+from test_attention_wgmma import HOPPER, TURNS
+from test_attention_wgmma import SMALL as GROUP
 
 from tcomp.codegen.jit import build_scheduled
 from tcomp.relay.evaluate import evaluate
@@ -46,6 +48,27 @@ NARROW_CASES: dict[str, tuple[Kernel, dict[str, int]]] = {
         attention((1, 40, 16), (1, 40, 16), (1, 40, 16), causal=1, scale=-0.4, dtype="float16"), {},
     ),
 }  # fmt: skip
+GROUP_CASES: dict[str, tuple[Kernel, dict[str, int]]] = {
+    "square": (attention((2, 150, 64), (2, 150, 64), (2, 150, 64), causal=1, dtype="bfloat16"), TURNS),
+    "past": (attention((2, 9, 16), (2, 200, 16), (2, 200, 16), causal=192, dtype="float16"), {"stages": 3}),
+    "more queries than keys": (
+        attention((1, 200, 16), (1, 33, 16), (1, 33, 16), causal=1, dtype="float16"),
+        {},
+    ),
+    "grouped heads": (
+        attention((2, 4, 40, 16), (2, 1, 100, 16), (2, 1, 100, 16), causal=61, dtype="float16"),
+        {},
+    ),
+    "grouped heads, mask": (
+        attention((4, 40, 16), (1, 100, 16), (1, 100, 16), (40, 100), causal=1, dtype="float16"),
+        TURNS,
+    ),
+    "large scale": (
+        attention((1, 140, 16), (1, 140, 16), (1, 140, 16), causal=1, scale=1.5, dtype="float16"),
+        {"consumers": 2},
+    ),
+}
+"""Of groups of warps; those of the last walk to tiles of which the first sees nothing."""
 SLOW = ("more queries than keys", "negative scale", "past")
 
 
@@ -82,6 +105,26 @@ def test_numbers_of_tensor_cores(name: str, gpu: Target) -> None:
     assert_near(found, evaluate(kernel.body, arrays)[0], TOLERANCE[kernel.body.inputs[0].dtype])
 
 
+@pytest.mark.parametrize("name", named(GROUP_CASES))
+@pytest.mark.usefixtures("gpu")
+def test_numbers_of_groups_of_warps(name: str) -> None:
+    kernel, knobs = GROUP_CASES[name]
+    arrays = arrays_of(kernel)
+    (found,) = built("attention_wgmma_cuda", kernel, {**GROUP, **knobs}, HOPPER)(arrays)
+    assert_near(found, evaluate(kernel.body, arrays)[0], TOLERANCE[kernel.body.inputs[0].dtype])
+
+
+@pytest.mark.usefixtures("gpu")
+def test_tiles_that_no_query_of_groups_sees_are_not_read() -> None:
+    kernel = attention((1, 192, 16), (1, 192, 16), (1, 192, 16), dtype="float16", causal=1)
+    arrays = arrays_of(kernel)
+    for array in arrays[1:]:
+        array[:, 128:] = np.nan
+    (found,) = built("attention_wgmma_cuda", kernel, GROUP, HOPPER)(arrays)
+    assert np.isfinite(found[:, :128]).all()
+    assert np.isnan(found[:, 128:]).all()
+
+
 @pytest.mark.parametrize("template", ["attention_cuda", "attention_mma_cuda"])
 def test_tiles_that_no_query_of_a_block_sees_are_not_read(template: str, gpu: Target) -> None:
     """What is not a number there reaches no output, which zero times it would be."""
@@ -95,9 +138,10 @@ def test_tiles_that_no_query_of_a_block_sees_are_not_read(template: str, gpu: Ta
     assert np.isnan(found[:, 64:]).all()
 
 
-@pytest.mark.parametrize("template", ["attention_cuda", "attention_mma_cuda"])
+@pytest.mark.parametrize("template", ["attention_cuda", "attention_mma_cuda", "attention_wgmma_cuda"])
 def test_estimates_count_what_is_seen(template: str) -> None:
-    target, dtype = TARGETS["nvidia/a100"], "float32" if template == "attention_cuda" else "float16"
+    target = TARGETS["nvidia/h100" if template == "attention_wgmma_cuda" else "nvidia/a100"]
+    dtype = "float32" if template == "attention_cuda" else "float16"
     whole, half = (
         TEMPLATES[template].estimate(
             attention((64, 4096, 64), (64, 4096, 64), (64, 4096, 64), dtype=dtype, causal=causal), target

@@ -174,7 +174,7 @@ def test_which_kernels_it_takes() -> None:
     assert not template.accepts(wide, TARGETS["cuda:sm_80"])
 
 
-@pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_89", "sm_90a"])
+@pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_89", "sm_90"])
 def test_it_is_the_default_where_it_can_be(arch: str) -> None:
     for heads, length, size in ((12, 128, 64), (16, 4096, 128), (8, 1024, 80)):
         kernel = narrow((heads, length, size), (heads, length, size), (heads, length, size))

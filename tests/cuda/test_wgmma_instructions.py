@@ -73,6 +73,25 @@ def test_tiles_are_copied(at: tuple[int, int, int], swizzle: int, gpu: Target) -
             np.testing.assert_array_equal(chunks[line, place], expected[line, chunk])
 
 
+@pytest.mark.parametrize("rank", [4, 5])
+def test_tiles_of_many_axes_are_copied(rank: int, gpu: Target) -> None:
+    """Heads of tokens, but for the first: rows of a tile are tokens, beyond the last there are zeros."""
+    tensor = np.random.default_rng(0).integers(0, 1 << 16, (2, 3, 20, 4, 64)[5 - rank :]).astype("uint16")
+    first = tensor[..., 1:, :].swapaxes(-2, -3)  # [..., head, token, element]
+    map_ = TileMap(
+        "uint16", first.shape[::-1], first.strides[-2::-1], (64, 16) + (1,) * (rank - 2), begin=128
+    )
+    at = (0, 9, 2, 1, 1)[:rank]
+    source, out = COPY.format(bytes=16 * LINE, at=", ".join(map(str, at))), np.zeros(16 * 32, "uint32")
+    (lines,) = run(source, [tensor], [out], arch="sm_90a", shared_bytes=SHARED, maps=[(0, map_)])
+    found = np.take_along_axis(
+        lines.view("uint16").reshape(16, 8, 8), (np.arange(8) ^ np.arange(16)[:, None] % 8)[..., None], 1
+    )
+    expected = np.zeros((16, 64), "uint16")
+    expected[:11] = first[at[:1:-1]][9:]
+    np.testing.assert_array_equal(found.reshape(16, 64), expected)
+
+
 def copied_as_tf32(tensor: Array) -> Array:
     """What a copy makes of float32 numbers `[1, 16, 32]`."""
     map_ = TileMap("tf32", (32, 16, 1), (128, 2048), (32, 16, 1), swizzle=0)
@@ -103,7 +122,7 @@ extern "C" __global__ void kernel(const char *a, const char *b, {sum} *out,
   if (threadIdx.x == 0) {{
     tcomp_barrier_init(barrier, 1);
     {ready};
-    tcomp_barrier_expect(barrier, ({columns} + 64) * 128);
+    tcomp_barrier_expect(barrier, {bytes});
     tcomp_copy_tile(left, (unsigned long long)&a_map, barrier, 0, 0, 0);
     for (int i = 0; i < {right_tiles}; i++)
       tcomp_copy_tile(right + i * 8192, (unsigned long long)&b_map, barrier, i * 64, 0, 0);
@@ -111,10 +130,10 @@ extern "C" __global__ void kernel(const char *a, const char *b, {sum} *out,
   __syncthreads();
   {wait};
   {begin};
-  for (int k = 0; k < 4; k++)
-    tcomp_product_{dtype}_{columns}<{transpose_a}, {transpose_b}>(
-        sums, tcomp_matrix(left + k * {a_step}, {leading}, {stride}),
-        tcomp_matrix(right + k * {b_step}, {leading}, {stride}), k != 0);
+  for (int k = 0; k < 4; k++) {{
+    unsigned long long right_matrix = tcomp_matrix(right + k * {b_step}, {leading}, {stride});
+    {multiply};
+  }}
   tcomp_products_commit();
   {before_the_end};
   {end};
@@ -123,10 +142,17 @@ extern "C" __global__ void kernel(const char *a, const char *b, {sum} *out,
     out[(row + i / 2 % 2 * 8) * {columns} + column + i / 4 * 8 + i % 2] = sums[i];
 }}
 """
+OF_MATRICES = """tcomp_product_{dtype}_{columns}<{transpose_a}, {transpose_b}>(
+        sums, tcomp_matrix(left + k * {a_step}, {leading}, {stride}), right_matrix, k != 0)"""
+OF_REGISTERS = """unsigned row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4;
+    const unsigned *own = (const unsigned *)a + row * 32 + threadIdx.x % 4 + k * 8;
+    const unsigned pairs[] = {{own[0], own[256], own[4], own[260]}};
+    tcomp_product_of_{dtype}_{columns}<{transpose_b}>(sums, pairs, right_matrix, k != 0)"""
+"""Two neighbours of 64 a row in a register; of the row and the 8th below, then the same 8 further."""
 PARTS = {
     "leading": 8192, "stride": 1024, "ready": "tcomp_barriers_are_ready()",
-    "wait": "tcomp_barrier_wait(barrier, 0)", "begin": "tcomp_products_begin()", "before_the_end": "",
-    "end": "tcomp_products_wait<0>()",
+    "wait": "tcomp_barrier_wait(barrier, 0)", "begin": "tcomp_products_begin()", "multiply": OF_MATRICES,
+    "before_the_end": "", "end": "tcomp_products_wait<0>()",
 }  # fmt: skip
 
 
@@ -153,12 +179,14 @@ def product(
             zip(arrays, (64, depth if transpose_b else columns), strict=True)
         )
     ]
+    right_tiles = -(-columns // 64) if transpose_b else 1
     facts = {
         **PARTS, "dtype": dtype, "sum": "int" if dtype == "int8" else "float", "columns": columns,
         "transpose_a": transpose_a, "transpose_b": transpose_b,
-        "right_tiles": columns // 64 if transpose_b else 1,
+        "right_tiles": right_tiles, "bytes": 8192 + (right_tiles * 8192 if transpose_b else columns * LINE),
         "a_step": 2048 if transpose_a else 32, "b_step": 2048 if transpose_b else 32, **parts,
     }  # fmt: skip
+    facts["multiply"] = str(facts["multiply"]).format(**facts)
     out = np.zeros((64, columns), sum_dtype)
     options = {"arch": "sm_90a", "threads": 128, "shared_bytes": SHARED, "maps": maps}
     return (PRODUCT.format(**facts), arrays, [out]), options, (a @ b).astype(sum_dtype)
@@ -175,6 +203,14 @@ def product(
 )  # fmt: skip
 def test_tiles_multiply(dtype: str, columns: int, transpose_a: int, transpose_b: int, gpu: Target) -> None:
     arguments, options, expected = product(dtype, columns, transpose_a, transpose_b)
+    (found,) = run(*arguments, **options)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("transpose_b", [0, 1])
+@pytest.mark.parametrize(("dtype", "columns"), [("float16", 96), ("float16", 192), ("bfloat16", 128)])
+def test_registers_multiply_tiles(dtype: str, columns: int, transpose_b: int, gpu: Target) -> None:
+    arguments, options, expected = product(dtype, columns, 0, transpose_b, multiply=OF_REGISTERS)
     (found,) = run(*arguments, **options)
     np.testing.assert_array_equal(found, expected)
 
@@ -226,6 +262,32 @@ def test_what_hangs_or_is_undefined_is_refused(
     assert reason in capfd.readouterr().err
 
 
+TURNS = """
+#include "tcomp_wgmma.cuh"
+extern "C" __global__ void kernel(int *out) {{
+  __shared__ alignas(64) int digits[1];
+  unsigned warp = threadIdx.x / 32;
+  if (threadIdx.x == 0) digits[0] = 0;
+  if (warp == 1) tcomp_turn_end(1, 64);
+  for (int turn = 0; turn < 3; turn++) {{
+    tcomp_turn_wait(1 + warp, 64);
+    if (threadIdx.x % 32 == 0) digits[0] = digits[0] * 10 + warp + 1;
+    if (warp == 0 || turn < 2) {end};
+  }}
+  if (threadIdx.x == 32) out[0] = digits[0];
+}}
+"""
+
+
+def test_warps_take_turns(gpu: Target, capfd: pytest.CaptureFixture[str]) -> None:
+    options = {"arch": "sm_90a", "threads": 64}
+    out = np.zeros(1, "int32")
+    (found,) = run(TURNS.format(end="tcomp_turn_end(2 - warp, 64)"), [], [out], **options)
+    assert found == [121212]
+    assert dies(TURNS.format(end="__syncwarp()"), [], [out], **options)
+    assert "all threads wait for what does not come" in capfd.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("real_nvcc")
 def test_nvcc_takes_every_instruction() -> None:
@@ -233,3 +295,7 @@ def test_nvcc_takes_every_instruction() -> None:
         for columns in COLUMNS:
             (source, *_), _, _ = product(dtype, columns)
             assert compile_cubin(source, "sm_90a").resources["kernel"].spilled_bytes == 0
+    for columns in range(32, 257, 32):
+        dtype = "float16" if columns % 64 else "bfloat16"
+        (source, *_), _, _ = product(dtype, columns, 0, 1, multiply=OF_REGISTERS)
+        assert compile_cubin(source, "sm_90a").resources["kernel"].spilled_bytes == 0

@@ -11,9 +11,9 @@ int tcomp_cuda_find(const tcomp_cuda_launch_info *launch, handle module, handle 
 }
 
 static int encode(const tcomp_cuda_map_info *info, const void *const *arguments, tensor_map *map) {
-  static const uint32_t every[TCOMP_CUDA_MAP_RANK] = {1, 1, 1};
-  address tensor = (address)(uintptr_t)arguments[info->parameter];
-  return tcomp_cuda.encode_map(map, info->type, TCOMP_CUDA_MAP_RANK, tensor, info->extents, info->strides, info->box,
+  static const uint32_t every[TCOMP_CUDA_MAP_RANK] = {1, 1, 1, 1, 1};
+  address tensor = (address)((uintptr_t)arguments[info->parameter] + info->begin);
+  return tcomp_cuda.encode_map(map, info->type, (uint32_t)info->rank, tensor, info->extents, info->strides, info->box,
                                every, 0, info->swizzle, FROM_256_BYTES, 0);
 }
 

@@ -11,10 +11,11 @@ typedef struct {
   int32_t first_map, map_count; /* of tcomp_cuda_maps: arguments behind the kernel's own */
 } tcomp_cuda_launch_info;
 
-#define TCOMP_CUDA_MAP_RANK 3
+#define TCOMP_CUDA_MAP_RANK 5 /* at most */
 typedef struct {
   int32_t parameter; /* whose tensor is mapped */
-  int32_t type, swizzle;
+  int32_t type, swizzle, rank;
+  uint64_t begin; /* bytes from the tensor's address on */
   uint64_t extents[TCOMP_CUDA_MAP_RANK], strides[TCOMP_CUDA_MAP_RANK - 1];
   uint32_t box[TCOMP_CUDA_MAP_RANK];
 } tcomp_cuda_map_info; /* for cuTensorMapEncodeTiled */

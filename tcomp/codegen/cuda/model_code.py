@@ -132,8 +132,8 @@ def _launch(image: int, launch: Launch, first_map: int) -> str:
 
 def _map(parameter: int, tiles: TileMap) -> str:
     extents, strides, box = map(_numbers, (tiles.extents, tiles.strides, tiles.box))
-    kind = f"{DRIVER_TYPES[tiles.dtype]}, {DRIVER_SWIZZLES[tiles.swizzle]}"
-    return f"    {{{parameter}, {kind}, {extents}, {strides}, {box}}},"
+    kind = f"{DRIVER_TYPES[tiles.dtype]}, {DRIVER_SWIZZLES[tiles.swizzle]}, {len(tiles.extents)}"
+    return f"    {{{parameter}, {kind}, {tiles.begin}, {extents}, {strides}, {box}}},"
 
 
 def _numbers(values: Sequence[int]) -> str:

@@ -8,8 +8,14 @@ from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, memory_cycles
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Space
 from tcomp.tensor.mma_attention import MmaAttention
-from tcomp.tensor.mma_attention_operands import MmaAttentionOperands, attention_shape
-from tcomp.tensor.mma_attention_plan import AttentionPlan, default_plan, fitting_plans, plan_space
+from tcomp.tensor.mma_attention_operands import Heads, MmaAttentionOperands, attention_shape
+from tcomp.tensor.mma_attention_plan import (
+    AttentionPlan,
+    AttentionShape,
+    default_plan,
+    fitting_plans,
+    plan_space,
+)
 from tcomp.tensor.mma_kernel import multiplies
 from tcomp.tensor.schedules.attention_cuda import AttentionCuda
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
@@ -35,20 +41,25 @@ class AttentionMmaCuda(Template):
             return False
         if anchor.inputs[0].dtype not in TYPES or not multiplies(kernel, target):
             return False
-        return any(True for _ in fitting_plans(attention_shape(kernel), _gpu(target)))
+        return any(True for _ in fitting_plans(_shape(kernel), _gpu(target)))
 
     def space(self, kernel: Kernel, target: Target) -> Space:
-        return plan_space(attention_shape(kernel), _gpu(target))
+        return plan_space(_shape(kernel), _gpu(target))
 
     def estimate(self, kernel: Kernel, target: Target) -> float:
         gpu, operands = _gpu(target), MmaAttentionOperands(kernel)
         moving = LAUNCH_CYCLES * len(operands.moved) + memory_cycles(gpu, operands.moved_bytes)
-        cycles = default_plan(attention_shape(kernel), gpu).cycles(gpu)
+        cycles = default_plan(_shape(kernel), gpu).cycles(gpu)
         return max(cycles, memory_cycles(gpu, kernel.nbytes)) + moving
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
-        plan = AttentionPlan.of(config, attention_shape(kernel))
+        plan = AttentionPlan.of(config, _shape(kernel))
         return MmaAttention(MmaAttentionOperands(kernel), plan, _gpu(target)).scheduled()
+
+
+def _shape(kernel: Kernel) -> AttentionShape:
+    assert kernel.anchor is not None
+    return attention_shape(kernel.anchor, Heads.of(kernel))
 
 
 def _gpu(target: Target) -> Gpu:

@@ -92,22 +92,27 @@ static void multiply(const emulated_instruction &one, emulated_register *registe
   bool is_int = product.type->is_int(), transposes = product.type->transposes;
   product.columns = columns;
   product.depth = depth;
-  if (depth * product.type->itemsize != 32 || one.operands.size() != (is_int ? 4 : transposes ? 8 : 6) ||
-      one.operands[0].items.size() != columns / 2)
+  const emulated_node &left = one.operands.at(1);
+  bool of_registers = left.kind == emulated_node::LIST;
+  if (depth * product.type->itemsize != 32 || (of_registers && (!transposes || left.items.size() != 4)) ||
+      one.operands.size() != (is_int ? 4u : transposes ? 8u - of_registers : 6u) || one.operands[0].items.size() != columns / 2)
     emulated_fail("a product with wrong operands");
   auto at = [&](unsigned i) { return value(one.operands[i], registers, locals); };
-  product.a = at(1);
+  std::vector<uint32_t> own_left;
+  if (of_registers)
+    for (auto &item : left.items) own_left.push_back((uint32_t)value(item, registers, locals));
+  else product.a = at(1);
   product.b = at(2);
   product.accumulate = at(3);
   if (!is_int) {
     if (at(4) != 1 || at(5) != 1) emulated_fail("a product with a sign");
   }
   if (transposes) {
-    product.transpose_a = at(6);
-    product.transpose_b = at(7);
+    product.transpose_a = of_registers ? 0 : at(6);
+    product.transpose_b = at(7 - of_registers);
   }
   for (auto &sum : one.operands[0].items) product.registers.push_back((uint32_t *)registers[sum.number].place);
-  emulated_begin_product(std::move(product));
+  emulated_begin_product(std::move(product), own_left);
 }
 
 static void execute(const emulated_instruction &one, emulated_register *registers, locals_type &locals) {
@@ -184,6 +189,10 @@ static void execute(const emulated_instruction &one, emulated_register *register
     return __syncwarp();
   }
   if (begins("wgmma.mma_async.sync.aligned.")) return multiply(one, registers, locals);
+  if (is("bar.sync") || is("bar.arrive")) {
+    emulated_converge(&one);
+    return emulated_turn_arrive(at(0), at(1), is("bar.sync"));
+  }
   if (is("setmaxnreg.inc.sync.aligned.u32") || is("setmaxnreg.dec.sync.aligned.u32")) {
     if (at(0) < 24 || at(0) > 256 || at(0) % 8) emulated_fail("a number of registers that a warp cannot have");
     return emulated_converge(&one);

@@ -60,6 +60,21 @@ __device__ __forceinline__ void tcomp_copy_tile(unsigned shared, unsigned long l
                "l"(map), "r"(barrier), "r"(x), "r"(y), "r"(z)
                : "memory");
 }
+// Of tensors of four and five axes.
+__device__ __forceinline__ void tcomp_copy_tile(unsigned shared, unsigned long long map, unsigned barrier, int x,
+                                                int y, int z, int u) {
+  asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, "
+               "%6}], [%2];" ::"r"(shared),
+               "l"(map), "r"(barrier), "r"(x), "r"(y), "r"(z), "r"(u)
+               : "memory");
+}
+__device__ __forceinline__ void tcomp_copy_tile(unsigned shared, unsigned long long map, unsigned barrier, int x,
+                                                int y, int z, int u, int v) {
+  asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, "
+               "%6, %7}], [%2];" ::"r"(shared),
+               "l"(map), "r"(barrier), "r"(x), "r"(y), "r"(z), "r"(u), "r"(v)
+               : "memory");
+}
 
 // ---- copies of 16 bytes: each thread asks for some, and waits for its own ----
 
@@ -147,6 +162,15 @@ template <int REGISTERS> __device__ __forceinline__ void tcomp_give_registers() 
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS));
 }
 
+// ---- turns: a barrier of a number from 1 to 15 is for so many threads, of which some do not wait ----
+
+__device__ __forceinline__ void tcomp_turn_wait(unsigned barrier, unsigned threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+__device__ __forceinline__ void tcomp_turn_end(unsigned barrier, unsigned threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
 // ---- products by groups of four warps ----
 
 // A matrix in shared memory, in the order of the 128-byte swizzle, as tensor cores are told of it: `leading` are bytes
@@ -167,26 +191,43 @@ template <int PENDING> __device__ __forceinline__ void tcomp_products_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
 }
 
+// Nothing that uses these registers moves across this place, before or behind which products use them.
+template <int COUNT> __device__ __forceinline__ void tcomp_keep(float *registers) {
+#pragma unroll
+  for (int i = 0; i < COUNT; i++) asm volatile("" : "+f"(registers[i])::"memory");
+}
+template <int COUNT> __device__ __forceinline__ void tcomp_keep(unsigned *registers) {
+#pragma unroll
+  for (int i = 0; i < COUNT; i++) asm volatile("" : "+r"(registers[i])::"memory");
+}
+
 // sums[64, N] = a[64, depth] * b[depth, N] + (accumulate ? sums : 0), 32 bytes of depth. Thread i of the group has, for
 // each 8 columns, two of row 16 * (i / 32) + i % 32 / 4, at 2 * (i % 4), and the same two of the 8th row below.
 #define TCOMP_16(C, s) \
   C((s)[0]), C((s)[1]), C((s)[2]), C((s)[3]), C((s)[4]), C((s)[5]), C((s)[6]), C((s)[7]), C((s)[8]), C((s)[9]), \
       C((s)[10]), C((s)[11]), C((s)[12]), C((s)[13]), C((s)[14]), C((s)[15])
 #define TCOMP_32(C, s) TCOMP_16(C, s), TCOMP_16(C, s + 16)
-#define TCOMP_64(C, s) TCOMP_32(C, s), TCOMP_32(C, s + 32)
-#define TCOMP_96(C, s) TCOMP_64(C, s), TCOMP_32(C, s + 64)
-#define TCOMP_128(C, s) TCOMP_64(C, s), TCOMP_64(C, s + 64)
+#define TCOMP_48(C, s) TCOMP_32(C, s), TCOMP_16(C, s + 32)
+#define TCOMP_64(C, s) TCOMP_48(C, s), TCOMP_16(C, s + 48)
+#define TCOMP_80(C, s) TCOMP_64(C, s), TCOMP_16(C, s + 64)
+#define TCOMP_96(C, s) TCOMP_80(C, s), TCOMP_16(C, s + 80)
+#define TCOMP_112(C, s) TCOMP_96(C, s), TCOMP_16(C, s + 96)
+#define TCOMP_128(C, s) TCOMP_112(C, s), TCOMP_16(C, s + 112)
 #define TCOMP_NAMES_16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
-#define TCOMP_NAMES_32 TCOMP_NAMES_16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define TCOMP_NAMES_32 \
+  TCOMP_NAMES_16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define TCOMP_NAMES_48 \
+  TCOMP_NAMES_32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
 #define TCOMP_NAMES_64 \
-  TCOMP_NAMES_32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, " \
-                 "%51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+  TCOMP_NAMES_48 ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define TCOMP_NAMES_80 \
+  TCOMP_NAMES_64 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
 #define TCOMP_NAMES_96 \
-  TCOMP_NAMES_64 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, " \
-                 "%83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+  TCOMP_NAMES_80 ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define TCOMP_NAMES_112 \
+  TCOMP_NAMES_96 ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111"
 #define TCOMP_NAMES_128 \
-  TCOMP_NAMES_96 ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
-                 "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+  TCOMP_NAMES_112 ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 #define TCOMP_FLOAT(x) "+f"(x)
 #define TCOMP_INT(x) "+r"(x)
 
@@ -232,3 +273,25 @@ TCOMP_PRODUCTS(64, 32, "%32", "%33", "%34", "%35", "%36")
 TCOMP_PRODUCTS(128, 64, "%64", "%65", "%66", "%67", "%68")
 TCOMP_PRODUCTS(192, 96, "%96", "%97", "%98", "%99", "%100")
 TCOMP_PRODUCTS(256, 128, "%128", "%129", "%130", "%131", "%132")
+
+// As above, a being in registers: thread i of the group has, of each 8 of the depth, what it would have as sums, two
+// numbers in a register; those of the 8th row below come before those of the next 8 of the depth.
+#define TCOMP_PRODUCT_OF(NAME, TYPE, N, COUNT, A, B, P, TB)                                                             \
+  template <int TRANSPOSE_B>                                                                                            \
+  __device__ __forceinline__ void NAME(float *sums, const unsigned *a, unsigned long long b, int accumulate) {          \
+    asm volatile(TCOMP_PRODUCT("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE, COUNT, A, B, P,         \
+                               ", 1, 1, " TB)                                                                           \
+                 : TCOMP_##COUNT(TCOMP_FLOAT, sums)                                                                     \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate), "n"(TRANSPOSE_B));              \
+  }
+#define TCOMP_PRODUCTS_OF(N, COUNT, A, B, P, TB)                                  \
+  TCOMP_PRODUCT_OF(tcomp_product_of_float16_##N, "f16", N, COUNT, A, B, P, TB)    \
+  TCOMP_PRODUCT_OF(tcomp_product_of_bfloat16_##N, "bf16", N, COUNT, A, B, P, TB)
+TCOMP_PRODUCTS_OF(32, 16, "{%16, %17, %18, %19}", "%20", "%21", "%22")
+TCOMP_PRODUCTS_OF(64, 32, "{%32, %33, %34, %35}", "%36", "%37", "%38")
+TCOMP_PRODUCTS_OF(96, 48, "{%48, %49, %50, %51}", "%52", "%53", "%54")
+TCOMP_PRODUCTS_OF(128, 64, "{%64, %65, %66, %67}", "%68", "%69", "%70")
+TCOMP_PRODUCTS_OF(160, 80, "{%80, %81, %82, %83}", "%84", "%85", "%86")
+TCOMP_PRODUCTS_OF(192, 96, "{%96, %97, %98, %99}", "%100", "%101", "%102")
+TCOMP_PRODUCTS_OF(224, 112, "{%112, %113, %114, %115}", "%116", "%117", "%118")
+TCOMP_PRODUCTS_OF(256, 128, "{%128, %129, %130, %131}", "%132", "%133", "%134")

@@ -54,6 +54,20 @@ static void emulated_arrive(unsigned address, unsigned rank, long bytes) {
   barrier->settle();
 }
 
+// Barriers by number, for so many threads of a block, of which some only arrive.
+struct emulated_turn { unsigned cluster, arrived, phase; };
+static void emulated_turn_arrive(unsigned number, unsigned threads, bool waits) {
+  static emulated_turn all[EMULATED_CLUSTER][16];
+  if (number == 0 || number > 15 || threads == 0 || threads % 32) emulated_fail("a barrier of a number or of threads that there are not");
+  emulated_turn &one = all[emulated_rank()][number];
+  if (one.cluster != emulated_clusters) one = {emulated_clusters, 0, 0};
+  unsigned phase = one.phase;
+  emulated_progress++;
+  if (++one.arrived == threads) one = {one.cluster, 0, phase + 1};
+  while (waits && one.phase == phase) emulated_wait(POLLS);
+  emulated_progress += waits;
+}
+
 // ---- copies of tiles ----
 
 // The order of chunks of 16 bytes within `span` bytes, which depends on the place of the line.

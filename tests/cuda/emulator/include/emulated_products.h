@@ -25,6 +25,7 @@ struct emulated_product {
   const emulated_type *type;
   bool accumulate, transpose_a, transpose_b;
   std::vector<uint32_t *> registers;
+  std::vector<uint32_t> left;                   // of a, where it is in registers: four of each thread of the warp
   std::shared_ptr<std::vector<uint32_t>> sums;  // what the registers will hold
 };
 struct emulated_products {
@@ -58,6 +59,12 @@ static float emulated_element(const emulated_product &product, uint64_t matrix, 
   return product.type->read(place);
 }
 
+// Element (row, k) of the 16 rows of a that a warp has in registers: "Register Fragments for wgmma.mma_async.m64nNk16".
+static float emulated_element_of_warp(const emulated_product &product, unsigned row, unsigned k) {
+  unsigned lane = row % 8 * 4 + k % 8 / 2;
+  return product.type->read((const uint16_t *)&product.left[lane * 4 + row / 8 + k / 8 * 2] + k % 2);
+}
+
 // The part of a product that the registers of this thread hold. What its warp reads is read once.
 static void emulated_multiply_group(const emulated_product &product, unsigned number) {
   static std::vector<float> a(16 * 32), b(256 * 32);
@@ -66,7 +73,8 @@ static void emulated_multiply_group(const emulated_product &product, unsigned nu
   if (read_by != warp || read_number != number || read_cluster != emulated_clusters) {
     for (unsigned k = 0; k < depth; k++) {
       for (unsigned row = 0; row < 16; row++)
-        a[row * depth + k] = emulated_element(product, product.a, product.transpose_a, warp % 4 * 16 + row, k);
+        a[row * depth + k] = product.left.empty() ? emulated_element(product, product.a, product.transpose_a, warp % 4 * 16 + row, k)
+                                                  : emulated_element_of_warp(product, row, k);
       for (unsigned column = 0; column < product.columns; column++)
         b[column * depth + k] = emulated_element(product, product.b, product.transpose_b, column, k);
     }
@@ -90,16 +98,20 @@ static void emulated_multiply_group(const emulated_product &product, unsigned nu
   }
 }
 
-static void emulated_begin_product(emulated_product product) {
+// `left` are this thread's registers of a, if it is there.
+static void emulated_begin_product(emulated_product product, const std::vector<uint32_t> &left) {
   static uint64_t given[EMULATED_CLUSTER * 1024][2];
+  static uint32_t lefts[EMULATED_CLUSTER * 1024][4];
   emulated_products &own = emulated_own_products();
   if (!own.fenced) emulated_fail("a product without a fence behind other uses of its registers");
   emulated_converge(product.instruction);
   uint64_t *mine = given[emulated_current], *first = given[emulated_current / 32 * 32];
   mine[0] = product.a;
   mine[1] = product.b;
+  for (size_t i = 0; i < left.size(); i++) lefts[emulated_current][i] = left[i];
   __syncwarp();
-  emulated_require_chunks((product.a & 0x3fff) << 4);
+  if (left.empty()) emulated_require_chunks((product.a & 0x3fff) << 4);
+  else product.left.assign(lefts[emulated_current / 32 * 32], lefts[emulated_current / 32 * 32 + 32]);
   if (first[0] != mine[0] || first[1] != mine[1]) emulated_fail("the threads of a warp multiply different matrices");
   __syncwarp();
   own.groups.push_back(own.open);

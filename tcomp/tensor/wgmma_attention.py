@@ -1,0 +1,443 @@
+"""Attention on the tensor cores of sm_90a by products of warp groups: a tile of query rows a block.
+
+The last four warps of a block are the producer: one thread of them asks for the queries, and for keys and
+values tile by tile as their stage is free, from the last tile of keys to the first. The others are consumers,
+each group of 64 rows:
+
+    scores = queries x keys of the last tile, of which some may be beyond the end; weights of these
+    for each tile before:
+      when the sums are there, multiply them by exp(old highest - new highest)
+      begin scores = queries x its keys, then sums += weights x values of the tile behind
+      when the scores are there: weights of the tile, while the sums are on their way
+    the same for the sums, and those of weights x values of the first tile
+    output = sums / totals, with the epilogue
+
+Weights are left operands in the registers in which they were computed. With turns, a group begins its
+products when the one before it has begun its own, so that one computes weights while another multiplies.
+Source: Shah et al., "FlashAttention-3", 2024.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tcomp.target.target import Gpu
+from tcomp.tensor.attention_shape import Blocks, Limit
+from tcomp.tensor.loops import (
+    Buffer,
+    Expression,
+    Statement,
+    constant,
+    left_to_compiler,
+    local,
+    loop,
+    sequence,
+)
+from tcomp.tensor.mma_plan import CHUNK_BYTES
+from tcomp.tensor.online_softmax import DTYPE, OnlineSoftmax, WarpRows
+from tcomp.tensor.template import Scheduled
+from tcomp.tensor.threads import dynamic_shared, launch, synchronize
+from tcomp.tensor.tiles import address_of_map, map_variable, with_map
+from tcomp.tensor.warps import WARP, from_first_lane
+from tcomp.tensor.wgmma_attention_operands import TiledAttentionOperands, TiledRows
+from tcomp.tensor.wgmma_attention_plan import ALONG, LINE, SHARED_REGISTERS, WgmmaAttentionPlan
+from tcomp.tensor.wgmma_plan import (
+    BARRIER_BYTES,
+    DEPTH_BYTES,
+    GROUP_THREADS,
+    INSTRUCTION_BYTES,
+    INSTRUCTION_ROWS,
+)
+from tcomp.tvm_api import tirx
+
+_BARRIER = 8
+"""Bytes."""
+_LINES = 8
+"""After which the swizzle repeats."""
+_FIRST_TURN = 1
+"""The number of the first barrier of the groups' turns; 0 is that of the whole block."""
+
+
+@dataclass(frozen=True)
+class _Tiles:
+    """One operand, fetched `rows` at a time: `lines` pieces of 64 elements of all of them."""
+
+    source: TiledRows
+    map: Any
+    rows: int
+    lines: int
+
+    @property
+    def line_bytes(self) -> int:
+        """Of a piece."""
+        return self.rows * DEPTH_BYTES
+
+    def copies(self, place: Expression, full: Expression, batch: Expression, row: Expression) -> Statement:
+        """Ask for the tile from `row` on; all of it arrives at the barrier `full`."""
+
+        def one(number: int) -> Statement:
+            at = self.source.at(batch, row, number * LINE)
+            to = place + number * self.line_bytes
+            return _call("tcomp_copy_tile", to, address_of_map(self.map), full, *at)
+
+        expect = _call("tcomp_barrier_expect", full, constant(self.lines * self.line_bytes))
+        return sequence([expect, *(one(number) for number in range(self.lines))])
+
+    def along_depth(self, k: int) -> Expression:
+        """From a matrix whose depth lies along memory to its `k`-th 32 bytes of that."""
+        line, part = divmod(k * INSTRUCTION_BYTES, DEPTH_BYTES)
+        return _chunks(line * self.line_bytes + part)
+
+    def along_rows(self, k: int) -> Expression:
+        """From a matrix whose depth are the rows of the tile to its `k`-th 16 of these."""
+        return _chunks(k * ALONG * DEPTH_BYTES)
+
+
+@dataclass(frozen=True)
+class _Pipe:
+    """Stages of one operand: barriers from `barriers` on, tiles from `tiles` on."""
+
+    stages: int
+    barriers: Expression
+    tiles: Expression
+    stage_bytes: int
+
+    def stage(self, step: Expression) -> Expression:
+        return tirx.floormod(step, self.stages)
+
+    def parity(self, step: Expression) -> Expression:
+        return tirx.floormod(tirx.floordiv(step, self.stages), 2)
+
+    def full(self, step: Expression) -> Expression:
+        return self.barriers + self.stage(step) * _BARRIER
+
+    def empty(self, step: Expression) -> Expression:
+        return self.barriers + (self.stage(step) + self.stages) * _BARRIER
+
+    def place(self, step: Expression) -> Expression:
+        return self.tiles + self.stage(step) * self.stage_bytes
+
+    def initialise(self, readers: int) -> list[Statement]:
+        return [
+            _call("tcomp_barrier_init", barrier(constant(stage)), constant(count))
+            for stage in range(self.stages)
+            for barrier, count in ((self.full, 1), (self.empty, readers))
+        ]
+
+    def wait_for(self, step: Expression) -> Statement:
+        """Until the tile of a step is there."""
+        return _call("tcomp_barrier_wait", self.full(step), self.parity(step))
+
+    def wait_for_room(self, step: Expression) -> Statement:
+        # Before its first use a stage is free: the phase before the first counts as over.
+        return _call("tcomp_barrier_wait", self.empty(step), 1 - self.parity(step))
+
+    def give_back(self, step: Expression, lane: Expression) -> Statement:
+        """This warp has read the tile of a step."""
+        return tirx.IfThenElse(lane < 1, _call("tcomp_barrier_arrive", self.empty(step)), None)
+
+
+class WgmmaAttention:
+    """The launches of one kernel."""
+
+    def __init__(self, operands: TiledAttentionOperands, plan: WgmmaAttentionPlan, gpu: Gpu) -> None:
+        found = operands.tiled()
+        assert found is not None
+        self.operands, self.plan = operands, plan
+        self.blocks = Blocks.of(operands.anchor, plan.shape.batch, plan.row_blocks, gpu)
+        self.before, (query, key, value) = found
+        self.queries, self.keys, self.values = (
+            _Tiles(source, map_variable(name), rows, lines)
+            for source, name, rows, lines in (
+                (query, "query_map", plan.block_rows, plan.depth_lines),
+                (key, "key_map", plan.block_keys, plan.depth_lines),
+                (value, "value_map", plan.block_keys, plan.width_lines),
+            )
+        )
+
+    def scheduled(self) -> Scheduled:
+        plan = self.plan
+
+        def body(block: Sequence[Expression], thread: Sequence[Expression]) -> Statement:
+            batch, rows = self.blocks.place(block[0])
+            return left_to_compiler(_Block(self, batch, rows * plan.block_rows, thread[0]).statement())
+
+        own = launch((self.blocks.count,), (plan.threads,), body)
+        for tiles in (self.values, self.keys, self.queries):
+            map_ = tiles.source.tiles(plan.shape.dtype, tiles.rows)
+            own = with_map(tiles.map, tiles.source.buffer, map_, own)
+        return self.operands.anchored.scheduled([*self.before, own])
+
+
+class _Block:
+    """What one thread of one block does."""
+
+    def __init__(self, nest: WgmmaAttention, batch: Expression, rows: Expression, thread: Expression) -> None:
+        self.nest, self.plan, self.batch, self.rows, self.thread = nest, nest.plan, batch, rows, thread
+        plan = self.plan
+        self.allocate, self.memory = dynamic_shared((plan.shared_bytes,), "uint8", "tiles")
+        self.begin = tirx.Var("begin", "int32")
+        self.query_full = self.begin
+        self.query_place = self.begin + BARRIER_BYTES
+        barriers, tiles = self.begin + _BARRIER, self.query_place + plan.query_bytes
+        self.keys = _Pipe(plan.stages, barriers, tiles, plan.key_bytes)
+        self.values = _Pipe(
+            plan.stages,
+            barriers + 2 * plan.stages * _BARRIER,
+            tiles + plan.stages * plan.key_bytes,
+            plan.value_bytes,
+        )
+        # In a buffer, as TVM would put what a variable is bound to in the place of each use.
+        self.allocate_group, self._group = local((1,), "int32", "warp_group")
+        self.lane = tirx.floormod(thread, WARP)
+        warp = tirx.floormod(tirx.floordiv(thread, WARP), GROUP_THREADS // WARP)
+        first = rows + self.group * INSTRUCTION_ROWS + warp * (INSTRUCTION_ROWS // 4)
+        own = WarpRows(batch, first, self.lane)
+        self.softmax = OnlineSoftmax(nest.operands, plan.shape, own, 1, plan.block_keys, plan.columns)
+        self.allocate_changes, self.changes = local((2,), DTYPE, "changes")
+        heads = nest.operands.heads
+        _, highest = heads.bounds(rows, plan.block_rows)
+        self.lowest, _ = heads.bounds(rows + self.group * INSTRUCTION_ROWS, INSTRUCTION_ROWS)
+        self.steps: int | Expression = self.limit.steps_of(highest, 1, plan.block_keys)
+        """Tiles of keys that rows of this block see."""
+
+    @property
+    def limit(self) -> Limit:
+        return self.nest.operands.of_anchor.limit
+
+    @property
+    def group(self) -> Expression:
+        """Of this thread in the block."""
+        return self._group[0]
+
+    def first_key(self, step: Expression) -> Expression:
+        """Of the tile of a step."""
+        return (self.steps - 1 - step) * self.plan.block_keys
+
+    def statement(self) -> Statement:
+        plan = self.plan
+        address = tirx.call_pure_extern("int32", "tcomp_shared_begin", tirx.address_of(self.memory[0]))
+        # Taken from a warp's first thread, so that what depends on it is known to be the same for the warp.
+        own_group = from_first_lane(tirx.floordiv(self.thread, GROUP_THREADS))
+        give, take = (
+            [_call(f"tcomp_{verb}_registers<{SHARED_REGISTERS[plan.consumers][which]}>")]
+            if plan.shares_registers
+            else []
+            for which, verb in enumerate(("give", "take"))
+        )
+        readers = plan.consumers * GROUP_THREADS // WARP
+        initialise = [
+            _call("tcomp_barrier_init", self.query_full, constant(1)),
+            *self.keys.initialise(readers),
+            *self.values.initialise(readers),
+            _call("tcomp_barriers_are_ready"),
+        ]
+        is_producer = tirx.floormod(self.thread, GROUP_THREADS) < 1
+        produce = tirx.IfThenElse(is_producer, self._produce(), None)
+        return sequence(
+            [
+                self.allocate,
+                tirx.Bind(self.begin, address),
+                self.allocate_group,
+                tirx.BufferStore(self._group, own_group, [0]),
+                tirx.IfThenElse(self.thread < 1, sequence(initialise), None),
+                synchronize(),
+                tirx.IfThenElse(
+                    self.group < plan.consumers,
+                    sequence([*take, self._consume()]),
+                    sequence([*give, produce]),
+                ),
+            ]
+        )
+
+    @property
+    def _last(self) -> Expression:
+        """The last step."""
+        return constant(self.steps - 1) if isinstance(self.steps, int) else self.steps - 1
+
+    def _each_further(self, body: Callable[[Expression], Statement]) -> list[Statement]:
+        """`body(step)` for each step but the first."""
+        return [loop(self.steps - 1, lambda i: body(i + 1), "step")] if self._has_further else []
+
+    @property
+    def _has_further(self) -> bool:
+        """Whether there may be more steps than one."""
+        return not isinstance(self.steps, int) or self.steps > 1
+
+    def _produce(self) -> Statement:
+        def fetch(pipe: _Pipe, tiles: _Tiles, step: Expression) -> list[Statement]:
+            to = (pipe.place(step), pipe.full(step), self.batch, self.first_key(step))
+            return [pipe.wait_for_room(step), tiles.copies(*to)]
+
+        def keys(step: Expression) -> list[Statement]:
+            return fetch(self.keys, self.nest.keys, step)
+
+        def values(step: Expression) -> list[Statement]:
+            return fetch(self.values, self.nest.values, step)
+
+        return sequence(
+            [
+                self.nest.queries.copies(self.query_place, self.query_full, self.batch, self.rows),
+                *keys(constant(0)),
+                *self._each_further(lambda step: sequence([*keys(step), *values(step - 1)])),
+                *values(self._last),
+            ]
+        )
+
+    def _consume(self) -> Statement:
+        plan, softmax, first, last = self.plan, self.softmax, constant(0), self._last
+        return sequence(
+            [
+                *(self._begin_turns() if plan.takes_turns and self._has_further else []),
+                self.allocate_changes,
+                *softmax.allocations,
+                *softmax.begin(),
+                _call("tcomp_barrier_wait", self.query_full, constant(0)),
+                self.keys.wait_for(first),
+                *self._multiply_keys(first),
+                *self._end_products(0, softmax.scores),
+                self.keys.give_back(first, self.lane),
+                *self._weigh(first, softmax.hide(self.first_key(first), self.lowest)),
+                *self._each_further(self._step),
+                self.values.wait_for(last),
+                *self._settle(None),
+                *self._multiply_values(last),
+                *self._end_products(0, softmax.sums),
+                *softmax.finish(plan.block_rows),
+            ]
+        )
+
+    def _step(self, step: Expression) -> Statement:
+        softmax, turns = self.softmax, self.plan.takes_turns
+        # But for a limit, all queries see all keys of tiles before the last.
+        hidden = softmax.hide(self.first_key(step), self.lowest) if self.limit.causal else []
+        give_back = tirx.IfThenElse(step > 1, self.values.give_back(step - 2, self.lane), None)
+        return sequence(
+            [
+                self.keys.wait_for(step),
+                *self._settle(give_back),
+                *([self._wait_for_turn()] if turns else []),
+                *self._multiply_keys(step),
+                self.values.wait_for(step - 1),
+                *self._multiply_values(step - 1),
+                *([self._end_turn(step)] if turns else []),
+                *self._end_products(1, softmax.scores),
+                self.keys.give_back(step, self.lane),
+                *self._weigh(step, hidden),
+            ]
+        )
+
+    def _settle(self, when_done: Statement | None) -> list[Statement]:
+        """When the sums are there, fit them to the newest weights, and make these left operands.
+
+        It must follow a wait at a barrier, of which ptxas moves nothing to the other side: else it would wait
+        for the sums before it computes the weights.
+        """
+        softmax = self.softmax
+        return [
+            *self._end_products(0, softmax.sums),
+            *([] if when_done is None else [when_done]),
+            softmax.round(),
+            *(softmax.rescale(constant(0), constant(half), self.changes[half]) for half in range(2)),
+        ]
+
+    def _weigh(self, step: Expression, hidden: list[Statement]) -> list[Statement]:
+        """Scores to weights, of which some are `hidden`."""
+        softmax = self.softmax
+
+        def keep(i: Expression, half: Expression, factor: Expression) -> Statement:
+            return tirx.BufferStore(self.changes, factor, [half])
+
+        return [*softmax.scale(self.first_key(step)), *hidden, softmax.weigh(keep)]
+
+    # Products
+
+    def _begin_products(self, *used: Buffer) -> list[Statement]:
+        """Registers that products are going to use are as they were left."""
+        return [*map(_keep, used), _call("tcomp_products_begin")]
+
+    def _end_products(self, pending: int, result: Buffer) -> list[Statement]:
+        """Wait until only so many groups of products may be under way, and `result` is there."""
+        return [_call(f"tcomp_products_wait<{pending}>"), _keep(result)]
+
+    def _multiply_keys(self, step: Expression) -> list[Statement]:
+        """scores = queries x keys."""
+        plan, queries, keys = self.plan, self.nest.queries, self.nest.keys
+        name = f"tcomp_product_{plan.shape.dtype}_{plan.block_keys}<0, 0>"
+        own = self.query_place + self.group * (INSTRUCTION_ROWS * DEPTH_BYTES)
+        left, right = tirx.Var("query_matrix", "uint64"), tirx.Var("key_matrix", "uint64")
+        scores = tirx.address_of(self.softmax.scores[0, 0, 0])
+
+        def one(k: int) -> Statement:
+            accumulate = constant(int(k > 0))
+            return _call(name, scores, left + queries.along_depth(k), right + keys.along_depth(k), accumulate)
+
+        return [
+            *self._begin_products(self.softmax.scores),
+            tirx.Bind(left, _matrix(own, INSTRUCTION_BYTES // 2)),
+            tirx.Bind(right, _matrix(self.keys.place(step), INSTRUCTION_BYTES // 2)),
+            *map(one, range(plan.depth_steps)),
+            _call("tcomp_products_commit"),
+        ]
+
+    def _multiply_values(self, step: Expression) -> list[Statement]:
+        """sums += weights x values."""
+        plan, values = self.plan, self.nest.values
+        name = f"tcomp_product_of_{plan.shape.dtype}_{plan.columns}<1>"
+        right, sums = tirx.Var("value_matrix", "uint64"), tirx.address_of(self.softmax.sums[0, 0, 0])
+
+        def one(t: int) -> Statement:
+            weights = tirx.address_of(self.softmax.weights[0, t, 0])
+            return _call(name, sums, weights, right + values.along_rows(t), constant(1))
+
+        return [
+            *self._begin_products(self.softmax.sums, self.softmax.weights),
+            tirx.Bind(right, _matrix(self.values.place(step), values.line_bytes)),
+            *map(one, range(plan.block_keys // ALONG)),
+            _call("tcomp_products_commit"),
+        ]
+
+    # Turns
+
+    def _turn_of(self, group: Expression) -> tuple[Expression, Expression]:
+        """The barrier of a group, and the threads that it is for: its own, and those of the one before."""
+        return group + _FIRST_TURN, constant(2 * GROUP_THREADS)
+
+    def _begin_turns(self) -> list[Statement]:
+        arrive = _call("tcomp_turn_end", *self._turn_of(constant(0)))
+        is_awaited = tirx.all(self.group == self.plan.consumers - 1, constant(1) < self.steps)
+        return [tirx.IfThenElse(is_awaited, arrive, None)]
+
+    def _wait_for_turn(self) -> Statement:
+        return _call("tcomp_turn_wait", *self._turn_of(self.group))
+
+    def _end_turn(self, step: Expression) -> Statement:
+        count = self.plan.consumers
+        following = tirx.floormod(self.group + 1, count)
+        arrive = _call("tcomp_turn_end", *self._turn_of(following))
+        # The first group waits for no turn behind the last step.
+        awaited = tirx.any(self.group < count - 1, step < self._last)
+        return tirx.IfThenElse(awaited, arrive, None)
+
+
+def _matrix(place: Expression, leading: int) -> Expression:
+    """What instructions are told of a tile; `leading` as in tcomp_wgmma.cuh."""
+    arguments = place, constant(leading), constant(_LINES * DEPTH_BYTES)
+    return tirx.call_pure_extern("uint64", "tcomp_matrix", *arguments)
+
+
+def _chunks(count: int) -> Expression:
+    """Bytes as matrices are moved by."""
+    return tirx.const(count // CHUNK_BYTES, "uint64")
+
+
+def _keep(buffer: Buffer) -> Statement:
+    extents = [int(extent) for extent in buffer.shape]
+    count = extents[0] * extents[1] * extents[2]
+    return _call(f"tcomp_keep<{count}>", tirx.address_of(buffer[0, 0, 0]))
+
+
+def _call(name: str, *arguments: Expression) -> Statement:
+    return tirx.Evaluate(tirx.call_extern("int32", name, *arguments))

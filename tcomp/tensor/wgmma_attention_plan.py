@@ -1,0 +1,228 @@
+"""How attention is cut for the products of warp groups on sm_90a, and what it takes.
+
+A block has `consumers` groups of four warps, each of 64 rows of queries, and walks keys and values
+`block_keys` at a time. One thread of a further group fetches tiles: queries once, keys and values into
+`stages`. A tile in shared memory is pieces of 64 elements of depth or width of all its rows, lines of the
+128-byte swizzle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tcomp.target.target import Gpu
+from tcomp.tensor.attention_shape import Walk
+from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, clock, resident_blocks
+from tcomp.tensor.knobs import Config, Ordered, Space
+from tcomp.tensor.mma_attention_plan import (
+    EXPONENTIAL_CYCLES,
+    MASK_INSTRUCTIONS,
+    SCORE_INSTRUCTIONS,
+    AttentionShape,
+    together,
+)
+from tcomp.tensor.mma_plan import BLOCK_CYCLES, CACHE_BYTES, SHARED_BYTES
+from tcomp.tensor.wgmma_plan import (
+    BARRIER_BYTES,
+    DEPTH_BYTES,
+    GROUP_THREADS,
+    INSTRUCTION_BYTES,
+    INSTRUCTION_ROWS,
+)
+
+ITEMSIZE = 2
+LINE = DEPTH_BYTES // ITEMSIZE
+"""Elements of a line of a tile."""
+ALONG = INSTRUCTION_BYTES // ITEMSIZE
+"""Elements of what an instruction adds up."""
+COLUMNS = 32
+"""Those of products whose left operand is in registers are multiples of this."""
+_ALIGNMENT = 1024
+_CONSUMERS = (1, 2, 3)
+_KEYS = (64, 128, 192)
+_STAGES = (2, 3, 4)
+_TURNS = (0, 1)
+_MOST_COLUMNS = 256
+"""Of an instruction."""
+SHARED_REGISTERS = {2: (40, 232), 3: (32, 160)}
+"""By consumers: of a thread of the producer and of one of a consumer, of a multiprocessor's 65536."""
+_OTHER_REGISTERS, _MASK_REGISTERS = 32, 24
+"""Addresses, conditions and counters of a thread; those of a mask."""
+_LEAST_SHARED = 140
+"""Registers of a consumer beyond which it takes some of the producer's: for fewer, ptxas shares none."""
+_STEP_INSTRUCTIONS = 60
+_STEP_CYCLES = 300
+"""That a group waits in a step where no other runs meanwhile: barriers, first products, shuffles."""
+
+
+@dataclass(frozen=True)
+class WgmmaAttentionPlan:
+    """The knobs, and what they mean for one attention."""
+
+    shape: AttentionShape
+    consumers: int
+    block_keys: int
+    stages: int
+    turns: int
+    """Whether groups begin their products in turns, so that one computes weights while another multiplies."""
+
+    @staticmethod
+    def of(config: Config, shape: AttentionShape) -> WgmmaAttentionPlan:
+        names = ("consumers", "tile_n", "stages", "turns")
+        return WgmmaAttentionPlan(shape, *(int(config[name]) for name in names))
+
+    @property
+    def config(self) -> dict[str, int]:
+        return {
+            "consumers": self.consumers,
+            "tile_n": self.block_keys,
+            "stages": self.stages,
+            "turns": self.turns,
+        }
+
+    @property
+    def threads(self) -> int:
+        return (self.consumers + 1) * GROUP_THREADS
+
+    @property
+    def block_rows(self) -> int:
+        return self.consumers * INSTRUCTION_ROWS
+
+    @property
+    def depth_lines(self) -> int:
+        """Pieces of 64 elements, filled up with zeros."""
+        return -(-self.shape.depth // LINE)
+
+    @property
+    def width_lines(self) -> int:
+        return -(-self.shape.width // LINE)
+
+    @property
+    def columns(self) -> int:
+        """Of the output that are computed."""
+        return -(-self.shape.width // COLUMNS) * COLUMNS
+
+    @property
+    def depth_steps(self) -> int:
+        """Instructions along the depth."""
+        return -(-self.shape.depth // ALONG)
+
+    @property
+    def query_bytes(self) -> int:
+        return self.block_rows * self.depth_lines * DEPTH_BYTES
+
+    @property
+    def key_bytes(self) -> int:
+        """Of a tile of keys."""
+        return self.block_keys * self.depth_lines * DEPTH_BYTES
+
+    @property
+    def value_bytes(self) -> int:
+        return self.block_keys * self.width_lines * DEPTH_BYTES
+
+    @property
+    def shared_bytes(self) -> int:
+        stages = self.stages * (self.key_bytes + self.value_bytes)
+        return _ALIGNMENT + BARRIER_BYTES + self.query_bytes + stages
+
+    @property
+    def walk(self) -> Walk:
+        """Steps of blocks."""
+        return Walk.of(self.shape.limit, min(self.block_rows, self.shape.limit.rows), self.block_keys)
+
+    @property
+    def row_blocks(self) -> int:
+        return -(-self.shape.rows // self.block_rows)
+
+    @property
+    def takes_turns(self) -> bool:
+        return self.turns == 1 and self.consumers > 1
+
+    @property
+    def needed(self) -> int:
+        """Registers of a thread of a consumer: sums, scores, weights, and others."""
+        others = _OTHER_REGISTERS + (_MASK_REGISTERS if self.shape.masked else 0)
+        return self.columns // 2 + self.block_keys // 2 + self.block_keys // 4 + others
+
+    @property
+    def registers(self) -> int:
+        """Of a thread when the block begins."""
+        return self._equal_registers if self.shares_registers else self.needed
+
+    @property
+    def _equal_registers(self) -> int:
+        """Of a thread where all threads of a multiprocessor have as many."""
+        return min(Gpu.thread_registers, 65536 // self.threads // 8 * 8)
+
+    @property
+    def shares_registers(self) -> bool:
+        """Whether consumers get registers that the producer gives up."""
+        return self.consumers > 1 and self.needed > _LEAST_SHARED
+
+    def complaint(self, gpu: Gpu) -> str | None:
+        """Why this plan cannot run on `gpu`."""
+        if self.columns > _MOST_COLUMNS:
+            return f"{self.columns} columns of values; a product has at most {_MOST_COLUMNS}"
+        if self.turns and self.consumers == 1:
+            return "turns of one group of warps"
+        if self.shared_bytes > gpu.block_shared_bytes:
+            return f"{self.shared_bytes} bytes of shared memory; a block has {gpu.block_shared_bytes}"
+        most = SHARED_REGISTERS[self.consumers][1] if self.shares_registers else self._equal_registers
+        if self.needed > most:
+            return f"{self.needed} registers of a thread; it has {most}"
+        return None
+
+    def cycles(self, gpu: Gpu) -> float:
+        """Estimated cycles, in whole rounds of the blocks that run at once, as `AttentionPlan.cycles`."""
+        shape, keys = self.shape, self.block_keys
+        operations = 2 * INSTRUCTION_ROWS * keys * (self.depth_steps * ALONG + self.columns)
+        products = operations * gpu.processors * clock(gpu) / gpu.flops[shape.dtype]
+        scores = INSTRUCTION_ROWS * keys // GROUP_THREADS
+        sums = INSTRUCTION_ROWS * self.columns // GROUP_THREADS
+        of_score = SCORE_INSTRUCTIONS + (MASK_INSTRUCTIONS if shape.masked else 0)
+        # Of a group each scheduler has one warp.
+        issue = scores * of_score + sums + _STEP_INSTRUCTIONS
+        exponentials = scores * EXPONENTIAL_CYCLES
+        read = INSTRUCTION_BYTES * (
+            self.depth_steps * (INSTRUCTION_ROWS + keys) + keys // ALONG * self.columns
+        )
+        copied = self.key_bytes + self.value_bytes
+        busy = together(
+            *(self.consumers * unit for unit in (products, issue, exponentials)),
+            (self.consumers * read + copied) / SHARED_BYTES,
+            copied / CACHE_BYTES,
+        )
+        alone = products + issue + _STEP_CYCLES
+        fitting = resident_blocks(gpu, self.threads, self.registers, self.shared_bytes)
+        rounds, blocks = 0.0, shape.batch * self.row_blocks
+        while blocks > 0:
+            resident = min(fitting, -(-blocks // gpu.processors))
+            full = max(1, blocks // (resident * gpu.processors))
+            rounds += full * (self.walk.mean * max(resident * busy, alone) + BLOCK_CYCLES)
+            blocks -= full * resident * gpu.processors
+        longest = self.walk.most * max(busy, alone) + BLOCK_CYCLES
+        return max(rounds, longest) + LAUNCH_CYCLES
+
+
+def fitting_plans(shape: AttentionShape, gpu: Gpu) -> Iterator[WgmmaAttentionPlan]:
+    """Every plan that can run on `gpu`."""
+    for consumers in _CONSUMERS:
+        for keys in _KEYS:
+            for stages in _STAGES:
+                for turns in _TURNS:
+                    plan = WgmmaAttentionPlan(shape, consumers, keys, stages, turns)
+                    if plan.complaint(gpu) is None:
+                        yield plan
+
+
+def default_plan(shape: AttentionShape, gpu: Gpu) -> WgmmaAttentionPlan:
+    """The plan of the fewest estimated cycles; of equals one that takes turns, and less shared memory."""
+    return min(fitting_plans(shape, gpu), key=lambda plan: (plan.cycles(gpu), -plan.turns, plan.shared_bytes))
+
+
+def plan_space(shape: AttentionShape, gpu: Gpu) -> Space:
+    best = default_plan(shape, gpu).config
+    values = {"consumers": _CONSUMERS, "tile_n": _KEYS, "stages": _STAGES, "turns": _TURNS}
+    knobs = tuple(Ordered(name, of, best[name]) for name, of in values.items())
+    return Space(knobs, lambda config: WgmmaAttentionPlan.of(config, shape).complaint(gpu))
