@@ -12,22 +12,20 @@ That is Dao, "FlashAttention-2", 2023: nothing of size [rows, keys] leaves regis
 of 8 scores lie in registers as a piece of 16 weights has to ("Matrix Fragments for mma.m16n8k16" of the PTX
 ISA), so they are rounded to 16 bits where they are. Four threads of a warp share a row. Keys beyond the last
 that a query sees have a score of minus infinity. A block of causal attention walks no further than one of its
-queries sees; blocks that walk furthest come first.
+queries sees; blocks that walk furthest come first. Several blocks may share the keys; see `attention_parts`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from math import e as euler
-from math import inf, log2
-
-import numpy as np
+from math import gcd, inf, log2
 
 from tcomp.relay.types import stored_as
 from tcomp.target.target import Gpu
 from tcomp.tensor.alignment import anywhere, vector_lanes
+from tcomp.tensor.attention_parts import DTYPE, LOWEST, Pieces
 from tcomp.tensor.attention_shape import Blocks
 from tcomp.tensor.loops import (
     Buffer,
@@ -42,7 +40,8 @@ from tcomp.tensor.loops import (
     written_out,
 )
 from tcomp.tensor.math import convert
-from tcomp.tensor.mma_attention_operands import Chunk, MmaAttentionOperands
+from tcomp.tensor.mma_attention_lines import Lines, call
+from tcomp.tensor.mma_attention_operands import MmaAttentionOperands
 from tcomp.tensor.mma_attention_plan import PIECES, AttentionPlan
 from tcomp.tensor.mma_fragments import Fragments
 from tcomp.tensor.mma_plan import MATRIX, chunk_elements
@@ -51,64 +50,8 @@ from tcomp.tensor.threads import digits, dynamic_shared, launch, synchronize
 from tcomp.tensor.warps import WARP, combine_lanes
 from tcomp.tvm_api import tirx
 
-DTYPE = "float32"
-"""Of sums, scores and totals."""
-_LOWEST = float(np.finfo(DTYPE).min)
 _ROW_LANES = 4
 """Threads that share a row."""
-
-
-@dataclass(frozen=True)
-class _Lines:
-    """Rows of an operand in shared memory: `count` lines, `distance` chunks from one to the next.
-
-    A line has `extent` elements, and zeros up to `chunks` chunks; lines from row `rows` on are zeros.
-    """
-
-    source: Chunk
-    rows: int
-    extent: int
-    count: int
-    chunks: int
-    size: int
-    """Elements of a chunk."""
-    threads: int
-
-    @property
-    def distance(self) -> int:
-        return self.chunks + 1
-
-    def copies(
-        self, at: Callable[[Expression], Expression], batch: Expression, first: Expression, thread: Expression
-    ) -> list[Statement]:
-        """This thread's share of the copies of rows from `first` on to the chunks `at`."""
-        total = self.count * self.chunks
-        return [self._copy(at, batch, first, thread, n, total) for n in range(-(-total // self.threads))]
-
-    def _copy(
-        self,
-        at: Callable[[Expression], Expression],
-        batch: Expression,
-        first: Expression,
-        thread: Expression,
-        number: int,
-        total: int,
-    ) -> Statement:
-        begin = number * self.threads
-        if self.threads % self.chunks:
-            line, chunk = digits(thread + begin, (self.count, self.chunks))
-        else:
-            line = tirx.floordiv(thread, self.chunks) + begin // self.chunks
-            chunk = tirx.floormod(thread, self.chunks)
-        row, k = first + line, chunk * self.size
-        conditions = [row < self.rows] if self.rows % self.count else []
-        if self.extent < self.chunks * self.size:
-            conditions.append(k < self.extent)
-        inside = tirx.all(*conditions) if conditions else tirx.const(1, "bool")
-        source = tirx.address_of(self.source(batch, row, k))
-        copy = _call("tcomp_copy_async", at(line * self.distance + chunk), source, inside)
-        fits = begin + self.threads <= total
-        return copy if fits else tirx.IfThenElse(thread + begin < total, copy, None)
 
 
 class MmaAttention:
@@ -121,9 +64,14 @@ class MmaAttention:
         shape, size = plan.shape, chunk_elements(plan.shape.dtype)
         depth, width = 2 * plan.depth_pieces, 2 * plan.width_pieces
         rows, keys, threads = plan.block_rows, plan.block_keys, plan.threads
-        self.queries = _Lines(query, shape.rows, shape.depth, rows, depth, size, threads)
-        self.keys = _Lines(key, shape.length, shape.depth, keys, depth, size, threads)
-        self.values = _Lines(value, shape.length, shape.width, keys, width, size, threads)
+        self.queries = Lines(query, shape.rows, shape.depth, rows, depth, size, threads)
+        self.keys = Lines(key, shape.length, shape.depth, keys, depth, size, threads)
+        self.values = Lines(value, shape.length, shape.width, keys, width, size, threads)
+        # Without a mask scores are plain products: their factor and that of the exponential are one.
+        self.folded = operands.mask is None and operands.of_anchor.scale > 0
+        extents = self.blocks.heads, shape.rows, operands.of_anchor.width
+        parts = plan.parts
+        self.pieces = Pieces(operands.anchored, parts, *extents) if parts.count > 1 else None
 
     @cached_property
     def vector(self) -> int:
@@ -142,18 +90,31 @@ class MmaAttention:
         plan = self.plan
 
         def body(block: Sequence[Expression], thread: Sequence[Expression]) -> Statement:
-            batch, rows = self.blocks.place(block[0])
-            return left_to_compiler(_Block(self, batch, rows * plan.block_rows, thread[0]).statement())
+            part, number = digits(block[0], (plan.parts.count, self.blocks.count))
+            batch, rows = self.blocks.place(number)
+            return left_to_compiler(_Block(self, part, batch, rows * plan.block_rows, thread[0]).statement())
 
-        own = launch((self.blocks.count,), (plan.threads,), body)
-        return self.operands.anchored.scheduled([*self.before, own])
+        launches = [*self.before, launch((plan.parts.count * self.blocks.count,), (plan.threads,), body)]
+        if self.pieces is not None:
+            launches.append(self.pieces.combined(self.exponential, self.operands.finish))
+        return self.operands.anchored.scheduled(launches)
+
+    def exponential(self, score: Expression, top: Expression) -> Expression:
+        """The weight of a score where `top` is the highest of its row."""
+        base = tirx.const(log2(euler), DTYPE)
+        if not self.folded:
+            return _exp2((score - top) * base)
+        factor = tirx.const(self.operands.of_anchor.scale * log2(euler), DTYPE)
+        return _exp2(score * factor - top * factor)
 
 
 class _Block:
     """What one thread of one block does."""
 
-    def __init__(self, nest: MmaAttention, batch: Expression, rows: Expression, thread: Expression) -> None:
-        self.nest, self.batch, self.rows, self.thread = nest, batch, rows, thread
+    def __init__(
+        self, nest: MmaAttention, part: Expression, batch: Expression, rows: Expression, thread: Expression
+    ) -> None:
+        self.nest, self.part, self.batch, self.rows, self.thread = nest, part, batch, rows, thread
         plan = nest.plan
         self.plan, self.warp, self.lane = plan, tirx.floordiv(thread, WARP), tirx.floormod(thread, WARP)
         self.size = chunk_elements(plan.shape.dtype)
@@ -161,7 +122,8 @@ class _Block:
         limit = nest.operands.of_anchor.limit
         self.lowest, self.highest = nest.operands.heads.bounds(rows, plan.block_rows)
         self.allocations: list[Statement] = []
-        self.steps: int | Expression = limit.steps_of(self.highest, 1, plan.block_keys)
+        whole = limit.steps_of(self.highest, 1, plan.block_keys)
+        self.begin, self.steps = plan.parts.of_block(part, whole)
         if not isinstance(self.steps, int):
             count = tirx.Var("steps", "int32")
             self.allocations.append(tirx.Bind(count, self.steps))
@@ -179,8 +141,6 @@ class _Block:
         self.tops, self.totals, self.tile_tops = (
             self._local((2 * pieces,), DTYPE, name) for name in ("tops", "totals", "tile_tops")
         )
-        # Without a mask scores are plain products: their factor and that of the exponential are one.
-        self.folded = nest.operands.mask is None and nest.operands.of_anchor.scale > 0
         row, high, low = (
             tirx.floormod(self.lane, MATRIX),
             tirx.floordiv(self.lane, 2 * MATRIX),
@@ -202,7 +162,7 @@ class _Block:
         started = [
             statement
             for step in range(plan.stages - 1)
-            for statement in (*self._copies_ahead(constant(step)), _commit())
+            for statement in (*self._copies(constant(step), self.begin), _commit())
         ]
         queries = self.nest.queries.copies(
             lambda chunk: self._address(chunk + plan.query_begin), self.batch, self.rows, self.thread
@@ -212,7 +172,7 @@ class _Block:
             synchronize(),
             *(self._load_queries(k, k) for k in range(plan.depth_pieces)),
         ]
-        lowest, nothing = tirx.const(_LOWEST, DTYPE), tirx.const(0, DTYPE)
+        lowest, nothing = tirx.const(LOWEST, DTYPE), tirx.const(0, DTYPE)
 
         def begin(r: Expression) -> Statement:
             return sequence(
@@ -229,6 +189,8 @@ class _Block:
                 _clear(self.sums),
                 *(kept if plan.keeps_queries else []),
                 loop(self.steps, self._step, "step"),
+                # A part without steps has not waited for its queries.
+                *([] if plan.parts.count == 1 else [_wait(0)]),
                 self._finish(),
             ]
         )
@@ -240,37 +202,41 @@ class _Block:
         """The first chunk of the stage of a step: its keys, behind which its values lie."""
         return tirx.floormod(step, self.plan.stages) * self.plan.stage_chunks
 
-    def _copies(self, step: Expression) -> list[Statement]:
-        plan, stage, first = self.plan, self._stage(step), step * self.plan.block_keys
+    def _copies(self, step: Expression, begin: Expression) -> list[Statement]:
+        """Those of the keys and values of a step, if there is one; the block's first is `begin` of all."""
+        plan, stage, first = self.plan, self._stage(step), (begin + step) * self.plan.block_keys
         values = stage + plan.block_keys * plan.depth_line
         of = self.batch, first, self.thread
-        return [
+        copies = [
             *self.nest.keys.copies(lambda chunk: self._address(stage + chunk), *of),
             *self.nest.values.copies(lambda chunk: self._address(values + chunk), *of),
         ]
-
-    def _copies_ahead(self, step: Expression) -> list[Statement]:
-        """As `_copies`, where there is such a step."""
-        return [tirx.IfThenElse(step < self.steps, sequence(self._copies(step)), None)]
+        return [tirx.IfThenElse(step < self.steps, sequence(copies), None)]
 
     def _step(self, step: Expression) -> Statement:
-        plan = self.plan
+        plan, begin = self.plan, self.begin
+        known: list[Statement] = []
+        if plan.split > 1:
+            # Else nvcc keeps places of all copies from one step to the next, and spills.
+            begin = tirx.Var("begin", "int32")
+            known.append(tirx.Bind(begin, tirx.call_extern("int32", "tcomp_anew", self.begin)))
         return sequence(
             [
+                *known,
                 _wait(plan.stages - 2),
                 synchronize(),
-                *self._copies_ahead(step + (plan.stages - 1)),
+                *self._copies(step + (plan.stages - 1), begin),
                 _commit(),
                 _clear(self.scores),
                 *self._multiply_keys(self._stage(step)),
-                *self._weigh(step),
+                *self._weigh((begin + step) * plan.block_keys),
                 *self._multiply_values(self._stage(step) + plan.block_keys * plan.depth_line),
             ]
         )
 
     def _load(self, transposed: bool, slot: int, chunk: Expression) -> Statement:
         name = "tcomp_load_matrices" + ("_transposed" if transposed else "")
-        return _call(name, tirx.address_of(self.pieces[slot, 0]), self._address(chunk))
+        return call(name, tirx.address_of(self.pieces[slot, 0]), self._address(chunk))
 
     def _load_queries(self, k: int, slot: int) -> Statement:
         plan = self.plan
@@ -278,7 +244,7 @@ class _Block:
         def one(i: int) -> Statement:
             chunk = self.query_place + (plan.query_begin + 16 * i * plan.depth_line + 2 * k)
             registers = tirx.address_of(self.query_pieces[slot, i, 0])
-            return _call("tcomp_load_matrices", registers, self._address(chunk))
+            return call("tcomp_load_matrices", registers, self._address(chunk))
 
         return sequence([one(i) for i in range(plan.row_pieces)])
 
@@ -303,7 +269,7 @@ class _Block:
 
         def one(i: int, half: int) -> Statement:
             into = tirx.address_of(sums[i, 2 * column + half, 0])
-            return _call(name, into, left(i), tirx.address_of(self.pieces[slot, 2 * half]))
+            return call(name, into, left(i), tirx.address_of(self.pieces[slot, 2 * half]))
 
         return sequence([one(i, half) for i in range(self.plan.row_pieces) for half in range(2)])
 
@@ -344,10 +310,9 @@ class _Block:
 
         return self._products(plan.key_pieces * plan.width_pieces, load, multiply)
 
-    def _weigh(self, step: Expression) -> list[Statement]:
-        """Scores of a step to weights; what was summed up before, to the new highest score."""
-        first = step * self.plan.block_keys
-        parts = [] if self.folded else [self._scale(first)]
+    def _weigh(self, first: Expression) -> list[Statement]:
+        """Scores of keys from `first` on to weights; what was summed up before, to the new highest score."""
+        parts = [] if self.nest.folded else [self._scale(first)]
         return [*parts, *self._hidden(first), self._each_row(self._weigh_row), self._round()]
 
     def _each_row(self, body: Callable[[Expression, Expression], Statement]) -> Statement:
@@ -407,12 +372,12 @@ class _Block:
             return tirx.BufferStore(self.tile_tops, tirx.max(self.tile_tops[r], self.scores[tuple(at)]), [r])
 
         change, top = tirx.Var("change", DTYPE), tirx.Var("top", DTYPE)
-        exponential = self._exponential(top)
+        exponential = self.nest.exponential
 
         def weigh(at: list[Expression]) -> Statement:
             return sequence(
                 [
-                    tirx.BufferStore(self.scores, exponential(self.scores[tuple(at)]), at),
+                    tirx.BufferStore(self.scores, exponential(self.scores[tuple(at)], top), at),
                     tirx.BufferStore(self.totals, self.totals[r] + self.scores[tuple(at)], [r]),
                 ]
             )
@@ -428,21 +393,13 @@ class _Block:
                 each(highest),
                 *combine_lanes(self.tile_tops, [r], _ROW_LANES, tirx.max),
                 tirx.Bind(top, self.tile_tops[r]),
-                tirx.Bind(change, exponential(self.tops[r])),
+                tirx.Bind(change, exponential(self.tops[r], top)),
                 tirx.BufferStore(self.tops, top, [r]),
                 tirx.BufferStore(self.totals, self.totals[r] * change, [r]),
                 written_out((2 * self.plan.width_pieces, 2), rescale),
                 each(weigh),
             ]
         )
-
-    def _exponential(self, top: Expression) -> Callable[[Expression], Expression]:
-        """What makes a weight of a score, the highest of the row being `top`."""
-        base = tirx.const(log2(euler), DTYPE)
-        if not self.folded:
-            return lambda score: _exp2((score - top) * base)
-        factor = tirx.const(self.nest.operands.of_anchor.scale * log2(euler), DTYPE)
-        return lambda score: _exp2(score * factor - top * factor)
 
     def _round(self) -> Statement:
         """Weights to 16 bits, as left operands."""
@@ -457,34 +414,55 @@ class _Block:
 
     def _finish(self) -> Statement:
         nest, plan = self.nest, self.plan
-        operands, columns = nest.operands, 16 * plan.width_pieces
-
-        def row(i: Expression, half: Expression) -> Statement:
-            r = i * 2 + half
-            inverse = tirx.Var("inverse", DTYPE)
-
-            def divide(at: list[Expression]) -> Statement:
-                own = [i, at[0], half * 2 + at[1]]
-                return tirx.BufferStore(self.sums, self.sums[tuple(own)] * inverse, own)
-
-            return sequence(
-                [
-                    *combine_lanes(self.totals, [r], _ROW_LANES, lambda a, b: a + b),
-                    tirx.Bind(inverse, tirx.const(1, DTYPE) / self.totals[r]),
-                    written_out((columns // 8, 2), divide),
-                ]
-            )
+        operands, columns, pieces = nest.operands, 16 * plan.width_pieces, nest.pieces
+        first = self.rows + self.warp * plan.warp_rows
+        width = operands.of_anchor.width
 
         def store(row: Expression, column: Expression, value: Expression) -> Statement:
+            if pieces is not None:
+                return pieces.keep_sum(self.part, self.batch, row, column, value)
             return operands.finish(self.batch, row, column, value)
 
-        fragments = Fragments(16, self.sums, plan.shape.rows, operands.of_anchor.width, nest.vector)
-        first = self.rows + self.warp * plan.warp_rows
+        vector = nest.vector if pieces is None else gcd(width, 2)
+        fragments = Fragments(16, self.sums, plan.shape.rows, width, vector)
         block = (plan.block_rows, columns)
+
+        def end(i: Expression, half: Expression) -> Statement:
+            return self._divide(i, half) if pieces is None else self._keep(pieces, i, half)
+
         return sequence(
             [
-                self._each_row(row),
+                self._each_row(end),
                 fragments.stored(self.lane, first, constant(0), block, store),
+            ]
+        )
+
+    def _divide(self, i: Expression, half: Expression) -> Statement:
+        """The sums of a row by the total of its weights."""
+        r, inverse = i * 2 + half, tirx.Var("inverse", DTYPE)
+
+        def divide(at: list[Expression]) -> Statement:
+            own = [i, at[0], half * 2 + at[1]]
+            return tirx.BufferStore(self.sums, self.sums[tuple(own)] * inverse, own)
+
+        return sequence(
+            [
+                *combine_lanes(self.totals, [r], _ROW_LANES, lambda a, b: a + b),
+                tirx.Bind(inverse, tirx.const(1, DTYPE) / self.totals[r]),
+                written_out((2 * self.plan.width_pieces, 2), divide),
+            ]
+        )
+
+    def _keep(self, pieces: Pieces, i: Expression, half: Expression) -> Statement:
+        """The highest score and the total of a row to where parts are put together."""
+        plan, r = self.plan, i * 2 + half
+        own = self.warp * plan.warp_rows + tirx.floordiv(self.lane, _ROW_LANES) + (i * 16 + half * 8)
+        row, is_first = self.rows + own, tirx.floormod(self.lane, _ROW_LANES) == 0
+        keep = pieces.keep_row(self.part, self.batch, row, self.tops[r], self.totals[r])
+        return sequence(
+            [
+                *combine_lanes(self.totals, [r], _ROW_LANES, lambda a, b: a + b),
+                tirx.IfThenElse(tirx.all(is_first, row < plan.shape.rows), keep, None),
             ]
         )
 
@@ -493,16 +471,12 @@ def _exp2(x: Expression) -> Expression:
     return tirx.call_pure_extern(DTYPE, "tcomp_exp2", x)
 
 
-def _call(name: str, *arguments: Expression) -> Statement:
-    return tirx.Evaluate(tirx.call_extern("int32", name, *arguments))
-
-
 def _commit() -> Statement:
-    return _call("tcomp_commit_copies")
+    return call("tcomp_commit_copies")
 
 
 def _wait(pending: int) -> Statement:
-    return _call(f"tcomp_wait_copies<{pending}>")
+    return call(f"tcomp_wait_copies<{pending}>")
 
 
 def _clear(buffer: Buffer) -> Statement:
