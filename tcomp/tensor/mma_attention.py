@@ -12,16 +12,16 @@ That is Dao, "FlashAttention-2", 2023: nothing of size [rows, keys] leaves regis
 of 8 scores lie in registers as a piece of 16 weights has to ("Matrix Fragments for mma.m16n8k16" of the PTX
 ISA), so they are rounded to 16 bits where they are. Four threads of a warp share a row. Keys beyond the last
 that a query sees have a score of minus infinity. A block of causal attention walks no further than one of its
-queries sees; blocks that walk furthest come first.
+queries sees; blocks that walk furthest come first. Several blocks may share the keys; see `attention_parts`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 from tcomp.relay.types import stored_as
 from tcomp.target.target import Gpu
+from tcomp.tensor.attention_parts import Pieces
 from tcomp.tensor.attention_shape import Blocks
 from tcomp.tensor.loops import (
     Buffer,
@@ -33,67 +33,15 @@ from tcomp.tensor.loops import (
     loop,
     sequence,
 )
-from tcomp.tensor.mma_attention_operands import Chunk, MmaAttentionOperands
+from tcomp.tensor.mma_attention_lines import Lines, call
+from tcomp.tensor.mma_attention_operands import MmaAttentionOperands
 from tcomp.tensor.mma_attention_plan import PIECES, AttentionPlan
 from tcomp.tensor.mma_plan import MATRIX, chunk_elements
-from tcomp.tensor.online_softmax import OnlineSoftmax, WarpRows, clear
+from tcomp.tensor.online_softmax import Exponential, OnlineSoftmax, WarpRows, clear
 from tcomp.tensor.template import Scheduled
 from tcomp.tensor.threads import digits, dynamic_shared, launch, synchronize
 from tcomp.tensor.warps import WARP
 from tcomp.tvm_api import tirx
-
-
-@dataclass(frozen=True)
-class _Lines:
-    """Rows of an operand in shared memory: `count` lines, `distance` chunks from one to the next.
-
-    A line has `extent` elements, and zeros up to `chunks` chunks; lines from row `rows` on are zeros.
-    """
-
-    source: Chunk
-    rows: int
-    extent: int
-    count: int
-    chunks: int
-    size: int
-    """Elements of a chunk."""
-    threads: int
-
-    @property
-    def distance(self) -> int:
-        return self.chunks + 1
-
-    def copies(
-        self, at: Callable[[Expression], Expression], batch: Expression, first: Expression, thread: Expression
-    ) -> list[Statement]:
-        """This thread's share of the copies of rows from `first` on to the chunks `at`."""
-        total = self.count * self.chunks
-        return [self._copy(at, batch, first, thread, n, total) for n in range(-(-total // self.threads))]
-
-    def _copy(
-        self,
-        at: Callable[[Expression], Expression],
-        batch: Expression,
-        first: Expression,
-        thread: Expression,
-        number: int,
-        total: int,
-    ) -> Statement:
-        begin = number * self.threads
-        if self.threads % self.chunks:
-            line, chunk = digits(thread + begin, (self.count, self.chunks))
-        else:
-            line = tirx.floordiv(thread, self.chunks) + begin // self.chunks
-            chunk = tirx.floormod(thread, self.chunks)
-        row, k = first + line, chunk * self.size
-        conditions = [row < self.rows] if self.rows % self.count else []
-        if self.extent < self.chunks * self.size:
-            conditions.append(k < self.extent)
-        inside = tirx.all(*conditions) if conditions else tirx.const(1, "bool")
-        source = tirx.address_of(self.source(batch, row, k))
-        copy = _call("tcomp_copy_async", at(line * self.distance + chunk), source, inside)
-        fits = begin + self.threads <= total
-        return copy if fits else tirx.IfThenElse(thread + begin < total, copy, None)
 
 
 class MmaAttention:
@@ -106,26 +54,34 @@ class MmaAttention:
         shape, size = plan.shape, chunk_elements(plan.shape.dtype)
         depth, width = 2 * plan.depth_pieces, 2 * plan.width_pieces
         rows, keys, threads = plan.block_rows, plan.block_keys, plan.threads
-        self.queries = _Lines(query, shape.rows, shape.depth, rows, depth, size, threads)
-        self.keys = _Lines(key, shape.length, shape.depth, keys, depth, size, threads)
-        self.values = _Lines(value, shape.length, shape.width, keys, width, size, threads)
+        self.queries = Lines(query, shape.rows, shape.depth, rows, depth, size, threads)
+        self.keys = Lines(key, shape.length, shape.depth, keys, depth, size, threads)
+        self.values = Lines(value, shape.length, shape.width, keys, width, size, threads)
+        extents = self.blocks.heads, shape.rows, operands.of_anchor.width
+        parts = plan.parts
+        self.pieces = Pieces(operands.anchored, parts, *extents) if parts.count > 1 else None
 
     def scheduled(self) -> Scheduled:
         plan = self.plan
 
         def body(block: Sequence[Expression], thread: Sequence[Expression]) -> Statement:
-            batch, rows = self.blocks.place(block[0])
-            return left_to_compiler(_Block(self, batch, rows * plan.block_rows, thread[0]).statement())
+            part, number = digits(block[0], (plan.parts.count, self.blocks.count))
+            batch, rows = self.blocks.place(number)
+            return left_to_compiler(_Block(self, part, batch, rows * plan.block_rows, thread[0]).statement())
 
-        own = launch((self.blocks.count,), (plan.threads,), body)
-        return self.operands.anchored.scheduled([*self.before, own])
+        launches = [*self.before, launch((plan.parts.count * self.blocks.count,), (plan.threads,), body)]
+        if self.pieces is not None:
+            launches.append(self.pieces.combined(Exponential(self.operands), self.operands.finish))
+        return self.operands.anchored.scheduled(launches)
 
 
 class _Block:
     """What one thread of one block does."""
 
-    def __init__(self, nest: MmaAttention, batch: Expression, rows: Expression, thread: Expression) -> None:
-        self.nest, self.batch, self.rows, self.thread = nest, batch, rows, thread
+    def __init__(
+        self, nest: MmaAttention, part: Expression, batch: Expression, rows: Expression, thread: Expression
+    ) -> None:
+        self.nest, self.part, self.batch, self.rows, self.thread = nest, part, batch, rows, thread
         plan = nest.plan
         self.plan, self.warp, self.lane = plan, tirx.floordiv(thread, WARP), tirx.floormod(thread, WARP)
         self.size = chunk_elements(plan.shape.dtype)
@@ -133,7 +89,8 @@ class _Block:
         limit = nest.operands.of_anchor.limit
         self.lowest, self.highest = nest.operands.heads.bounds(rows, plan.block_rows)
         self.allocations: list[Statement] = []
-        self.steps: int | Expression = limit.steps_of(self.highest, 1, plan.block_keys)
+        whole = limit.steps_of(self.highest, 1, plan.block_keys)
+        self.begin, self.steps = plan.parts.of_block(part, whole)
         if not isinstance(self.steps, int):
             count = tirx.Var("steps", "int32")
             self.allocations.append(tirx.Bind(count, self.steps))
@@ -168,7 +125,7 @@ class _Block:
         started = [
             statement
             for step in range(plan.stages - 1)
-            for statement in (*self._copies_ahead(constant(step)), _commit())
+            for statement in (*self._copies(constant(step), self.begin), _commit())
         ]
         queries = self.nest.queries.copies(
             lambda chunk: self._address(chunk + plan.query_begin), self.batch, self.rows, self.thread
@@ -187,7 +144,9 @@ class _Block:
                 *self.softmax.begin(),
                 *(kept if plan.keeps_queries else []),
                 loop(self.steps, self._step, "step"),
-                *self.softmax.finish(plan.block_rows),
+                # A part without steps has not waited for its queries.
+                *([] if plan.parts.count == 1 else [_wait(0)]),
+                *self._finish(),
             ]
         )
 
@@ -198,37 +157,41 @@ class _Block:
         """The first chunk of the stage of a step: its keys, behind which its values lie."""
         return tirx.floormod(step, self.plan.stages) * self.plan.stage_chunks
 
-    def _copies(self, step: Expression) -> list[Statement]:
-        plan, stage, first = self.plan, self._stage(step), step * self.plan.block_keys
+    def _copies(self, step: Expression, begin: Expression) -> list[Statement]:
+        """Those of the keys and values of a step, if there is one; the block's first is `begin` of all."""
+        plan, stage, first = self.plan, self._stage(step), (begin + step) * self.plan.block_keys
         values = stage + plan.block_keys * plan.depth_line
         of = self.batch, first, self.thread
-        return [
+        copies = [
             *self.nest.keys.copies(lambda chunk: self._address(stage + chunk), *of),
             *self.nest.values.copies(lambda chunk: self._address(values + chunk), *of),
         ]
-
-    def _copies_ahead(self, step: Expression) -> list[Statement]:
-        """As `_copies`, where there is such a step."""
-        return [tirx.IfThenElse(step < self.steps, sequence(self._copies(step)), None)]
+        return [tirx.IfThenElse(step < self.steps, sequence(copies), None)]
 
     def _step(self, step: Expression) -> Statement:
-        plan = self.plan
+        plan, begin = self.plan, self.begin
+        known: list[Statement] = []
+        if plan.split > 1:
+            # Else nvcc keeps places of all copies from one step to the next, and spills.
+            begin = tirx.Var("begin", "int32")
+            known.append(tirx.Bind(begin, tirx.call_extern("int32", "tcomp_anew", self.begin)))
         return sequence(
             [
+                *known,
                 _wait(plan.stages - 2),
                 synchronize(),
-                *self._copies_ahead(step + (plan.stages - 1)),
+                *self._copies(step + (plan.stages - 1), begin),
                 _commit(),
                 clear(self.softmax.scores),
                 *self._multiply_keys(self._stage(step)),
-                *self._weigh(step),
+                *self._weigh((begin + step) * plan.block_keys),
                 *self._multiply_values(self._stage(step) + plan.block_keys * plan.depth_line),
             ]
         )
 
     def _load(self, transposed: bool, slot: int, chunk: Expression) -> Statement:
         name = "tcomp_load_matrices" + ("_transposed" if transposed else "")
-        return _call(name, tirx.address_of(self.pieces[slot, 0]), self._address(chunk))
+        return call(name, tirx.address_of(self.pieces[slot, 0]), self._address(chunk))
 
     def _load_queries(self, k: int, slot: int) -> Statement:
         plan = self.plan
@@ -236,7 +199,7 @@ class _Block:
         def one(i: int) -> Statement:
             chunk = self.query_place + (plan.query_begin + 16 * i * plan.depth_line + 2 * k)
             registers = tirx.address_of(self.query_pieces[slot, i, 0])
-            return _call("tcomp_load_matrices", registers, self._address(chunk))
+            return call("tcomp_load_matrices", registers, self._address(chunk))
 
         return sequence([one(i) for i in range(plan.row_pieces)])
 
@@ -261,7 +224,7 @@ class _Block:
 
         def one(i: int, half: int) -> Statement:
             into = tirx.address_of(sums[i, 2 * column + half, 0])
-            return _call(name, into, left(i), tirx.address_of(self.pieces[slot, 2 * half]))
+            return call(name, into, left(i), tirx.address_of(self.pieces[slot, 2 * half]))
 
         return sequence([one(i, half) for i in range(self.plan.row_pieces) for half in range(2)])
 
@@ -302,20 +265,20 @@ class _Block:
 
         return self._products(plan.key_pieces * plan.width_pieces, load, multiply)
 
-    def _weigh(self, step: Expression) -> list[Statement]:
-        """Scores of a step to weights; what was summed up before, to the new highest score."""
-        softmax, first = self.softmax, step * self.plan.block_keys
+    def _weigh(self, first: Expression) -> list[Statement]:
+        """Scores of keys from `first` on to weights; what was summed up before, to the new highest score."""
+        softmax = self.softmax
         hidden = softmax.hide(first, self.lowest)
         return [*softmax.scale(first), *hidden, softmax.weigh(softmax.rescale), softmax.round()]
 
-
-def _call(name: str, *arguments: Expression) -> Statement:
-    return tirx.Evaluate(tirx.call_extern("int32", name, *arguments))
+    def _finish(self) -> list[Statement]:
+        rows, pieces = self.plan.block_rows, self.nest.pieces
+        return self.softmax.finish(rows) if pieces is None else self.softmax.keep(rows, pieces, self.part)
 
 
 def _commit() -> Statement:
-    return _call("tcomp_commit_copies")
+    return call("tcomp_commit_copies")
 
 
 def _wait(pending: int) -> Statement:
-    return _call(f"tcomp_wait_copies<{pending}>")
+    return call(f"tcomp_wait_copies<{pending}>")

@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 
 from tcomp.target.target import Gpu
+from tcomp.tensor.attention_parts import SPLITS, KeyParts
 from tcomp.tensor.attention_shape import Limit, Walk
 from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, resident_blocks
 from tcomp.tensor.knobs import Config, Ordered, Space
@@ -75,10 +77,13 @@ class AttentionPlan:
     block_keys: int
     warps: int
     stages: int
+    split: int = 1
+    """Parts of the keys, each a block's."""
 
     @staticmethod
     def of(config: Config, shape: AttentionShape) -> AttentionPlan:
-        return AttentionPlan(shape, *(int(config[name]) for name in ("tile_m", "tile_n", "warps", "stages")))
+        names = ("tile_m", "tile_n", "warps", "stages", "split")
+        return AttentionPlan(shape, *(int({"split": 1, **config}[name]) for name in names))
 
     @property
     def config(self) -> dict[str, int]:
@@ -87,6 +92,7 @@ class AttentionPlan:
             "tile_n": self.block_keys,
             "warps": self.warps,
             "stages": self.stages,
+            "split": self.split,
         }
 
     @property
@@ -152,13 +158,22 @@ class AttentionPlan:
         return self.shared_chunks * CHUNK_BYTES
 
     @property
+    def parts(self) -> KeyParts:
+        return KeyParts(self.split, -(-self.shape.length // self.block_keys))
+
+    @property
     def walk(self) -> Walk:
-        """Steps of blocks."""
+        """Steps of blocks that do not share them."""
         return Walk.of(self.shape.limit, min(self.block_rows, self.shape.limit.rows), self.block_keys)
 
     @property
     def row_blocks(self) -> int:
         return -(-self.shape.rows // self.block_rows)
+
+    @property
+    def blocks(self) -> int:
+        """That there are for each part of the keys."""
+        return self.shape.batch * self.row_blocks
 
     @property
     def registers(self) -> int:
@@ -179,7 +194,7 @@ class AttentionPlan:
         if self.registers > gpu.thread_registers or self.registers * self.threads > gpu.registers:
             most = f"{gpu.thread_registers} each and {gpu.registers} together"
             return f"{self.threads} threads of {self.registers} registers; they have {most}"
-        return None
+        return self.parts.complaint
 
     @cached_property
     def step(self) -> StepCounts:
@@ -217,14 +232,17 @@ class AttentionPlan:
             (read + copied) / SHARED_BYTES,
             copied / CACHE_BYTES,
         )
-        rounds, left = 0.0, self.shape.batch * self.row_blocks
+        steps = self.walk.mean / self.split
+        rounds, left = 0.0, self.blocks * self.split
         while left > 0:
             resident = min(fitting, -(-left // gpu.processors))
             full = max(1, left // (resident * gpu.processors))
-            rounds += full * (self.walk.mean * max(resident * busy, alone) + BLOCK_CYCLES)
+            rounds += full * (steps * max(resident * busy, alone) + BLOCK_CYCLES)
             left -= full * resident * gpu.processors
-        longest = self.walk.most * max(busy, alone) + BLOCK_CYCLES
-        return max(rounds, longest) + LAUNCH_CYCLES
+        longest = self.parts.share * max(busy, alone) + BLOCK_CYCLES
+        rows = self.shape.batch * self.shape.rows
+        combining = self.parts.cycles(rows, self.shape.width, gpu, CACHE_BYTES)
+        return max(rounds, longest) + LAUNCH_CYCLES + combining
 
 
 def together(*units: float) -> float:
@@ -246,25 +264,26 @@ class StepCounts:
 
 def fitting_plans(shape: AttentionShape, gpu: Gpu) -> Iterator[AttentionPlan]:
     """Every plan that can run on `gpu`."""
-    for rows in ROWS:
-        for keys in KEYS:
-            for warps in WARPS:
-                for stages in STAGES:
-                    plan = AttentionPlan(shape, rows, keys, warps, stages)
-                    if plan.complaint(gpu) is None:
-                        yield plan
+    for rows, keys, warps, stages, split in product(ROWS, KEYS, WARPS, STAGES, SPLITS):
+        plan = AttentionPlan(shape, rows, keys, warps, stages, split)
+        if plan.complaint(gpu) is None:
+            yield plan
 
 
 def default_plan(shape: AttentionShape, gpu: Gpu) -> AttentionPlan:
-    """The plan of the fewest estimated cycles; of equals the one that takes less shared memory."""
-    return min(fitting_plans(shape, gpu), key=lambda plan: (plan.cycles(gpu), plan.shared_bytes))
+    """The plan of the fewest estimated cycles; of equals the one that takes less shared memory.
+
+    Keys are in parts only where blocks are too few otherwise, and where that pays.
+    """
+    plans = (p for p in fitting_plans(shape, gpu) if p.split == 1 or p.blocks < gpu.processors)
+    return min(plans, key=lambda plan: (plan.parts.price * plan.cycles(gpu), plan.shared_bytes))
 
 
 def plan_space(shape: AttentionShape, gpu: Gpu) -> Space:
     best = default_plan(shape, gpu).config
-    values = {"tile_m": ROWS, "tile_n": KEYS, "warps": WARPS, "stages": STAGES}
+    values = {"tile_m": ROWS, "tile_n": KEYS, "warps": WARPS, "stages": STAGES, "split": SPLITS}
     knobs = tuple(Ordered(name, of, best[name]) for name, of in values.items())
-    return Space(knobs, lambda config: AttentionPlan.of(config, shape).complaint(gpu))
+    return Space(knobs, lambda config: AttentionPlan.of(config, shape).complaint(gpu), {"split": 1})
 
 
 def chunks(extent: int, dtype: str) -> int:

@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import e as euler
-from math import inf, log2
+from math import gcd, inf, log2
 
-import numpy as np
-
+from tcomp.tensor.attention_parts import DTYPE, LOWEST, Pieces
 from tcomp.tensor.loops import (
     Buffer,
     Expression,
@@ -31,9 +30,6 @@ from tcomp.tensor.mma_fragments import Fragments
 from tcomp.tensor.warps import combine_lanes
 from tcomp.tvm_api import tirx
 
-DTYPE = "float32"
-"""Of sums, scores and totals."""
-_LOWEST = float(np.finfo(DTYPE).min)
 _ROW_LANES = 4
 """Threads that share a row."""
 PIECE_ROWS = 16
@@ -46,6 +42,29 @@ class WarpRows:
     batch: Expression
     first: Expression
     lane: Expression
+
+
+@dataclass(frozen=True)
+class Exponential:
+    """What makes a weight of a score, where `top` is the highest of its row."""
+
+    operands: MmaAttentionOperands
+
+    @property
+    def folded(self) -> bool:
+        """Whether scores are plain products: their factor and that of the exponential are one."""
+        return self.operands.mask is None and self.operands.of_anchor.scale > 0
+
+    @property
+    def factor(self) -> float:
+        """Of a score in the exponent of 2."""
+        return (self.operands.of_anchor.scale if self.folded else 1) * log2(euler)
+
+    def __call__(self, score: Expression, top: Expression) -> Expression:
+        factor = tirx.const(self.factor, DTYPE)
+        if self.folded:
+            return _exp2(score * factor - top * factor)
+        return _exp2((score - top) * factor)
 
 
 class OnlineSoftmax:
@@ -70,8 +89,7 @@ class OnlineSoftmax:
         self.tops, self.totals, self.tile_tops = (
             self._local((2 * pieces,), DTYPE, name) for name in ("tops", "totals", "tile_tops")
         )
-        # Without a mask scores are plain products: their factor and that of the exponential are one.
-        self.folded = operands.mask is None and operands.of_anchor.scale > 0
+        self.exponential = Exponential(operands)
 
     def _local(self, shape: Sequence[int], dtype: str, name: str) -> Buffer:
         allocate, buffer = local(shape, dtype, name)
@@ -80,7 +98,8 @@ class OnlineSoftmax:
 
     def begin(self) -> list[Statement]:
         """No keys were seen yet. What stands for the highest score is finite in the exponent, too."""
-        lowest = tirx.const(_LOWEST / max(1.0, self._factor) if self.folded else _LOWEST, DTYPE)
+        exponential = self.exponential
+        lowest = tirx.const(LOWEST / max(1.0, exponential.factor) if exponential.folded else LOWEST, DTYPE)
         nothing = tirx.const(0, DTYPE)
 
         def one(r: Expression) -> Statement:
@@ -92,7 +111,7 @@ class OnlineSoftmax:
 
     def scale(self, first: Expression) -> list[Statement]:
         """Products of queries and of keys from `first` on to scores, where they are not as good as these."""
-        return [] if self.folded else [self._scale(first)]
+        return [] if self.exponential.folded else [self._scale(first)]
 
     def hide(self, first: Expression, lowest: Expression) -> list[Statement]:
         """Of the tile of keys from `first` on, give those that a query does not see no weight.
@@ -148,7 +167,7 @@ class OnlineSoftmax:
             inverse = tirx.Var("inverse", DTYPE)
             return sequence(
                 [
-                    *combine_lanes(self.totals, [r], _ROW_LANES, lambda a, b: a + b),
+                    *self._add_up(r),
                     tirx.Bind(inverse, tirx.const(1, DTYPE) / self.totals[r]),
                     self.rescale(i, half, inverse),
                 ]
@@ -157,11 +176,41 @@ class OnlineSoftmax:
         def store(row: Expression, column: Expression, value: Expression) -> Statement:
             return self.operands.finish(self.rows.batch, row, column, value)
 
-        width, vector = self.operands.of_anchor.width, self.operands.vector
-        fragments = Fragments(PIECE_ROWS, self.sums, self.shape.rows, width, vector)
-        block = (block_rows, self.columns)
-        stored = fragments.stored(self.rows.lane, self.rows.first, constant(0), block, store)
-        return [self._each_row(row), stored]
+        return [self._each_row(row), self._stored(block_rows, self.operands.vector, store)]
+
+    def keep(self, block_rows: int, pieces: Pieces, part: Expression) -> list[Statement]:
+        """What this part of the keys has of each row to where parts are put together."""
+        batch = self.rows.batch
+
+        def row(i: Expression, half: Expression) -> Statement:
+            r, own = i * 2 + half, self._own_row(i, half)
+            is_first = tirx.floormod(self.rows.lane, _ROW_LANES) == 0
+            kept = pieces.keep_row(part, batch, own, self.tops[r], self.totals[r])
+            inside = tirx.all(is_first, own < self.shape.rows)
+            return sequence([*self._add_up(r), tirx.IfThenElse(inside, kept, None)])
+
+        def store(row: Expression, column: Expression, value: Expression) -> Statement:
+            return pieces.keep_sum(part, batch, row, column, value)
+
+        return [self._each_row(row), self._stored(block_rows, gcd(self.operands.of_anchor.width, 2), store)]
+
+    def _add_up(self, r: Expression) -> list[Statement]:
+        """The totals of the threads that share a row."""
+        return combine_lanes(self.totals, [r], _ROW_LANES, lambda a, b: a + b)
+
+    def _own_row(self, i: Expression, half: Expression) -> Expression:
+        return self.rows.first + tirx.floordiv(self.rows.lane, _ROW_LANES) + (i * PIECE_ROWS + half * 8)
+
+    def _stored(
+        self,
+        block_rows: int,
+        vector: int,
+        store: Callable[[Expression, Expression, Expression], Statement],
+    ) -> Statement:
+        fragments = Fragments(PIECE_ROWS, self.sums, self.shape.rows, self.operands.of_anchor.width, vector)
+        return fragments.stored(
+            self.rows.lane, self.rows.first, constant(0), (block_rows, self.columns), store
+        )
 
     def _each_row(self, body: Callable[[Expression, Expression], Statement]) -> Statement:
         """`body(piece, half of it)` for each row of this thread."""
@@ -169,13 +218,11 @@ class OnlineSoftmax:
 
     def _each_score(self, body: Callable[[list[Expression], Expression, Expression], Statement]) -> Statement:
         """`body(index into the scores, row, key)`, the key counted from the first of the tile."""
-        own_row = self.rows.first + tirx.floordiv(self.rows.lane, _ROW_LANES)
         own_key = tirx.floormod(self.rows.lane, _ROW_LANES) * 2
 
         def one(at: list[Expression]) -> Statement:
             i, half, j, which = at
-            row = own_row + (i * PIECE_ROWS + half * 8)
-            return body([i, j, half * 2 + which], row, own_key + (j * 8 + which))
+            return body([i, j, half * 2 + which], self._own_row(i, half), own_key + (j * 8 + which))
 
         return written_out((self.pieces, 2, self.keys // 8, 2), one)
 
@@ -209,12 +256,12 @@ class OnlineSoftmax:
             return tirx.BufferStore(self.tile_tops, tirx.max(self.tile_tops[r], self.scores[tuple(at)]), [r])
 
         change, top = tirx.Var("change", DTYPE), tirx.Var("top", DTYPE)
-        exponential = self._exponential(top)
+        exponential = self.exponential
 
         def weigh(at: list[Expression]) -> Statement:
             return sequence(
                 [
-                    tirx.BufferStore(self.scores, exponential(self.scores[tuple(at)]), at),
+                    tirx.BufferStore(self.scores, exponential(self.scores[tuple(at)], top), at),
                     tirx.BufferStore(self.totals, self.totals[r] + self.scores[tuple(at)], [r]),
                 ]
             )
@@ -225,26 +272,13 @@ class OnlineSoftmax:
                 each(highest),
                 *combine_lanes(self.tile_tops, [r], _ROW_LANES, tirx.max),
                 tirx.Bind(top, self.tile_tops[r]),
-                tirx.Bind(change, exponential(self.tops[r])),
+                tirx.Bind(change, exponential(self.tops[r], top)),
                 tirx.BufferStore(self.tops, top, [r]),
                 tirx.BufferStore(self.totals, self.totals[r] * change, [r]),
                 changed(i, half, change),
                 each(weigh),
             ]
         )
-
-    @property
-    def _factor(self) -> float:
-        """Of a product of a query and a key in the exponent of 2."""
-        return self.operands.of_anchor.scale * log2(euler)
-
-    def _exponential(self, top: Expression) -> Callable[[Expression], Expression]:
-        """What makes a weight of a score, the highest of the row being `top`."""
-        base = tirx.const(log2(euler), DTYPE)
-        if not self.folded:
-            return lambda score: _exp2((score - top) * base)
-        factor = tirx.const(self._factor, DTYPE)
-        return lambda score: _exp2(score * factor - top * factor)
 
 
 def _exp2(x: Expression) -> Expression:

@@ -13,7 +13,7 @@ of Dao et al., "FlashAttention", 2022: nothing of size [rows, keys] reaches memo
 in one buffer; the values are on their way to registers while the scores are computed, the next keys while the
 values are weighted. Eight threads of a warp share a row. Keys beyond the last that a query sees have a score
 of minus infinity. A block of causal attention walks no further than one of its queries sees; blocks that walk
-furthest come first.
+furthest come first. Several blocks may share the keys; see `attention_parts`.
 """
 
 from __future__ import annotations
@@ -21,15 +21,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import ceil, inf, log2, prod
+from math import ceil, gcd, inf, log2, prod
 from math import e as euler
-
-import numpy as np
 
 from tcomp.target.target import Gpu
 from tcomp.tensor.alignment import anywhere, vector_lanes
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.attention_operands import own_index
+from tcomp.tensor.attention_parts import DTYPE, LOWEST, KeyParts, Pieces
 from tcomp.tensor.attention_shape import Blocks, Shape
 from tcomp.tensor.block_tile import STATIC_SHARED_BYTES, WARP_COLUMNS, WARP_ROWS
 from tcomp.tensor.kernel import Kernel
@@ -65,11 +64,8 @@ from tcomp.tensor.threads import digits, launch, shared, synchronize
 from tcomp.tensor.warps import combine_lanes
 from tcomp.tvm_api import Tensor, tirx
 
-DTYPE = "float32"
-"""Of sums, scores and weights."""
 _ITEMSIZE = 4
 _VECTOR = 4
-_LOWEST = float(np.finfo(DTYPE).min)
 _OTHER_REGISTERS = 40
 
 
@@ -86,14 +82,15 @@ class AttentionTile:
     """Of queries and keys, filled up to whole steps of the innermost loop."""
     width: int
     """Columns of the output, filled up to whole groups for each thread."""
+    parts: KeyParts
 
     @staticmethod
     def of(config: Config, shape: Shape) -> AttentionTile:
         rows, keys, thread_rows = (int(config[name]) for name in ("tile_m", "tile_n", "thread_m"))
         columns = WARP_COLUMNS * GROUP
-        return AttentionTile(
-            rows, keys, thread_rows, ceil(shape.depth / 8) * 8, ceil(shape.width / columns) * columns
-        )
+        depth, width = ceil(shape.depth / 8) * 8, ceil(shape.width / columns) * columns
+        parts = KeyParts(int(config.get("split", 1)), ceil(shape.length / keys))
+        return AttentionTile(rows, keys, thread_rows, depth, width, parts)
 
     @property
     def along(self) -> int:
@@ -141,7 +138,7 @@ class AttentionTile:
         most = min(gpu.thread_registers, gpu.registers // self.threads)
         if self.registers > most:
             return f"a thread needs {self.registers} registers; it can have {most}"
-        return None
+        return self.parts.complaint
 
 
 class SimtAttention:
@@ -162,6 +159,11 @@ class SimtAttention:
         self.keys = self._loader(self._source(key), shape.length, shape.depth, tile.keys, tile.depth, "key")
         values = self._source(value, transposed=True)
         self.values = self._loader(values, shape.width, shape.length, tile.width, tile.keys, "value")
+        self.pieces = (
+            Pieces(self.anchored, tile.parts, self.blocks.heads, shape.rows, shape.width)
+            if tile.parts.count > 1
+            else None
+        )
 
     def _source(self, tensor: Tensor, transposed: bool = False) -> Source:
         """Elements of an operand, whose batch may be broadcast."""
@@ -188,18 +190,29 @@ class SimtAttention:
 
     def scheduled(self) -> Scheduled:
         def body(block: Sequence[Expression], thread: Sequence[Expression]) -> Statement:
-            head, rows = self.blocks.place(block[0])
-            batch = digits(head, self.shape.batch)
-            return left_to_compiler(_Block(self, batch, rows * self.tile.rows, thread[0]).statement())
+            part, number = digits(block[0], (parts, self.blocks.count))
+            head, rows = self.blocks.place(number)
+            own = _Block(self, part, head, rows * self.tile.rows, thread[0])
+            return left_to_compiler(own.statement())
 
-        return self.anchored.scheduled([launch((self.blocks.count,), (self.tile.threads,), body)])
+        def finish(head: Expression, row: Expression, column: Expression, value: Expression) -> Statement:
+            return self.anchored.finish([*digits(head, self.shape.batch), row, column], value)
+
+        parts = self.tile.parts.count
+        launches = [launch((parts * self.blocks.count,), (self.tile.threads,), body)]
+        if self.pieces is not None:
+            launches.append(self.pieces.combined(lambda x, top: _exponential(x - top), finish))
+        return self.anchored.scheduled(launches)
 
 
 class _Block:
     """What one thread of one block does."""
 
-    def __init__(self, nest: SimtAttention, batch: Index, rows: Expression, thread: Expression) -> None:
-        self.nest, self.batch, self.rows, self.thread = nest, batch, rows, thread
+    def __init__(
+        self, nest: SimtAttention, part: Expression, head: Expression, rows: Expression, thread: Expression
+    ) -> None:
+        self.nest, self.part, self.head, self.rows, self.thread = nest, part, head, rows, thread
+        self.batch: Index = digits(head, nest.shape.batch)
         tile, count = nest.tile, nest.tile.thread_rows
         warp, lane = tirx.floordiv(thread, 32), tirx.floormod(thread, 32)
         row, column = warp * WARP_ROWS + tirx.floordiv(lane, WARP_COLUMNS), tirx.floormod(lane, WARP_COLUMNS)
@@ -235,7 +248,8 @@ class _Block:
 
     def statement(self) -> Statement:
         nest, thread, zero = self.nest, self.thread, constant(0)
-        steps = nest.shape.limit.steps_of(self.rows, nest.tile.rows, nest.tile.keys)
+        whole = nest.shape.limit.steps_of(self.rows, nest.tile.rows, nest.tile.keys)
+        begin, steps = nest.tile.parts.of_block(self.part, whole)
         known: list[Statement] = []
         if not isinstance(steps, int):
             count = tirx.Var("steps", "int32")
@@ -245,8 +259,8 @@ class _Block:
         def keys(step: Expression) -> Statement:
             return nest.keys.load(thread, self.batch, step * nest.tile.keys, zero)
 
-        def one(step: Expression) -> Statement:
-            following = tirx.min(step + 1, steps - 1)
+        def one(number: Expression) -> Statement:
+            step, following = begin + number, begin + tirx.min(number + 1, steps - 1)
             return sequence(
                 [
                     nest.keys.store(thread, self.key_tile),
@@ -265,9 +279,9 @@ class _Block:
                 ]
             )
 
-        lowest, nothing = tirx.const(_LOWEST, DTYPE), tirx.const(0, DTYPE)
+        lowest, nothing = tirx.const(LOWEST, DTYPE), tirx.const(0, DTYPE)
 
-        def begin(r: Expression) -> Statement:
+        def clear(r: Expression) -> Statement:
             return sequence(
                 [tirx.BufferStore(self.tops, lowest, [r]), tirx.BufferStore(self.totals, nothing, [r])]
             )
@@ -276,11 +290,11 @@ class _Block:
             [
                 *self.allocations,
                 *known,
-                self._each_row(begin),
+                self._each_row(clear),
                 self._clear(self.sums),
                 nest.queries.load(thread, self.batch, self.rows, zero),
                 nest.queries.store(thread, self.query_tile),
-                keys(zero),
+                keys(begin),
                 loop(steps, one, "step"),
                 self._finish(),
             ]
@@ -364,12 +378,15 @@ class _Block:
         return tirx.BufferStore(self.weight_tile.buffer, self.scores[r, c], at)
 
     def _finish(self) -> Statement:
-        nest, shape, tile, lanes = self.nest, self.nest.shape, self.nest.tile, self.nest.lanes
+        nest, shape, tile, pieces = self.nest, self.nest.shape, self.nest.tile, self.nest.pieces
+        lanes = nest.lanes if pieces is None else gcd(shape.width, GROUP)
 
         def vector(r: Expression, c: Expression) -> Statement:
             row, column = self.rows + self.of_weights.at(r), self.of_values.at(c)
 
             def one(lane: Expression) -> Statement:
+                if pieces is not None:
+                    return pieces.keep_sum(self.part, self.head, row, column + lane, self.sums[r, c + lane])
                 value = self.sums[r, c + lane] / self.totals[r]
                 return nest.anchored.finish([*self.batch, row, column + lane], value)
 
@@ -381,7 +398,13 @@ class _Block:
         def row(r: Expression) -> Statement:
             add = combine_lanes(self.totals, [r], WARP_COLUMNS, lambda a, b: a + b)
             columns = unrolled(tile.thread_columns // lanes, lambda c: vector(r, c * lanes), "c")
-            return sequence([*add, columns])
+            return sequence([*add, columns, *([] if pieces is None else [kept(pieces, r)])])
+
+        def kept(pieces: Pieces, r: Expression) -> Statement:
+            row = self.rows + self.of_weights.at(r)
+            keep = pieces.keep_row(self.part, self.head, row, self.tops[r], self.totals[r])
+            is_first = tirx.floormod(self.thread, WARP_COLUMNS) == 0
+            return tirx.IfThenElse(tirx.all(is_first, row < shape.rows), keep, None)
 
         return self._each_row(row)
 

@@ -52,6 +52,13 @@ KERNELS = {
         (8, 4, 512, 128), (8, 1, 512, 128), (8, 1, 512, 128), dtype="float16", causal=1
     ),
     "grouped heads": attention((8, 4, 512, 128), (8, 1, 512, 128), (8, 1, 512, 128), dtype="float16"),
+    "one query, grouped heads": attention(
+        (8, 4, 1, 128), (8, 1, 4096, 128), (8, 1, 4096, 128), dtype="bfloat16"
+    ),
+    "few queries, causal, mask": attention(
+        (8, 20, 64), (8, 2048, 64), (8, 2048, 64), (1, 2048), dtype="float16", causal=2029
+    ),
+    "one query of 256": attention((4, 1, 256), (4, 2000, 256), (4, 2000, 256), dtype="float16"),
     "one query": attention((32, 1, 128), (32, 4096, 128), (32, 4096, 128), dtype="float16"),
 }
 

@@ -50,6 +50,8 @@ KERNELS = {
     "causal attention beside a mask": attention(
         (8, 4, 197, 128), (8, 1, 197, 128), (8, 1, 197, 128), (197, 197), causal=1
     ),
+    "attention of one query": attention((32, 1, 128), (32, 2048, 128), (32, 2048, 128)),
+    "attention of few queries, causal": attention((8, 20, 64), (8, 2048, 64), (8, 2048, 64), causal=2029),
     "depthwise 7x7": conv((1, 384, 14, 14), (384, 1, 7, 7), padding=(3,) * 4, groups=384),
 }
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from math import ceil, prod
 
 from tcomp.target.target import Gpu, Target
+from tcomp.tensor.attention_parts import DTYPE, SPLITS
 from tcomp.tensor.attention_shape import Shape, Walk
 from tcomp.tensor.epilogue import output_axes
 from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, multiply_adds, resident_blocks
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Ordered, Space
-from tcomp.tensor.simt_attention import DTYPE, AttentionTile, SimtAttention
-from tcomp.tensor.simt_space import ARRIVAL_CYCLES
+from tcomp.tensor.simt_attention import AttentionTile, SimtAttention
+from tcomp.tensor.simt_space import ARRIVAL_CYCLES, SECOND_LEVEL_BYTES
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
 
 ROWS = (32, 64, 128)
@@ -43,14 +44,16 @@ class AttentionCuda(Template):
         def reason(config: Config) -> str | None:
             return AttentionTile.of(config, shape).reason(gpu)
 
-        best = min(_legal(kernel, target), key=lambda config: _cycles(config, shape, gpu))
+        best = _default(_legal(kernel, target), shape, gpu)
         return Space(
             (
                 Ordered("tile_m", ROWS, int(best["tile_m"])),
                 Ordered("tile_n", KEYS, int(best["tile_n"])),
                 Ordered("thread_m", THREAD_ROWS, int(best["thread_m"])),
+                Ordered("split", SPLITS, int(best["split"])),
             ),
             reason,
+            {"split": 1},
         )
 
     def estimate(self, kernel: Kernel, target: Target) -> float:
@@ -73,19 +76,36 @@ def _gpu(target: Target) -> Gpu:
 def _legal(kernel: Kernel, target: Target) -> list[Config]:
     """Every config that fits the target."""
     configs: list[Config] = [
-        {"tile_m": rows, "tile_n": keys, "thread_m": thread_rows}
+        {"tile_m": rows, "tile_n": keys, "thread_m": thread_rows, "split": split}
         for rows in ROWS
         for keys in KEYS
         for thread_rows in THREAD_ROWS
+        for split in SPLITS
     ]
     shape, gpu = _shape(kernel), _gpu(target)
     return [config for config in configs if AttentionTile.of(config, shape).reason(gpu) is None]
 
 
+def _default(legal: list[Config], shape: Shape, gpu: Gpu) -> Config:
+    """That of least estimated cycles; keys are in parts only where blocks are too few, and if that pays."""
+
+    def priced(config: Config) -> float:
+        return AttentionTile.of(config, shape).parts.price * _cycles(config, shape, gpu)
+
+    few = [c for c in legal if c["split"] == 1 or _blocks(AttentionTile.of(c, shape), shape) < gpu.processors]
+    return min(few, key=priced)
+
+
+def _blocks(tile: AttentionTile, shape: Shape) -> int:
+    """That there are for each part of the keys."""
+    return prod(shape.batch) * ceil(shape.rows / tile.rows)
+
+
 def _cycles(config: Config, shape: Shape, gpu: Gpu) -> float:
     """Estimated cycles; see `simt_space`."""
     tile = AttentionTile.of(config, shape)
-    of_processor = ceil(prod(shape.batch) * ceil(shape.rows / tile.rows) / gpu.processors)
+    parts = tile.parts
+    of_processor = ceil(parts.count * _blocks(tile, shape) / gpu.processors)
     resident = min(resident_blocks(gpu, tile.threads, tile.registers, tile.shared_bytes), of_processor)
     rows, keys, columns = tile.thread_rows, tile.thread_keys, tile.thread_columns
     scores = tile.depth * (rows * keys + (rows + keys) / 4) + rows * keys * _WEIGHT_INSTRUCTIONS
@@ -94,12 +114,13 @@ def _cycles(config: Config, shape: Shape, gpu: Gpu) -> float:
 
     walk = Walk.of(shape.limit, tile.rows, tile.keys)
 
-    def together(blocks: int, steps: float = walk.mean) -> float:
+    def together(blocks: int, steps: float = walk.mean / parts.count) -> float:
         return steps * max(blocks * issue, issue + ARRIVAL_CYCLES) + 2 * ARRIVAL_CYCLES
 
     rest = of_processor % resident
     rounds = of_processor // resident * together(resident) + (together(rest) if rest else 0)
-    return max(rounds, together(1, walk.most)) + LAUNCH_CYCLES
+    combining = parts.cycles(prod(shape.batch) * shape.rows, shape.width, gpu, SECOND_LEVEL_BYTES)
+    return max(rounds, together(1, parts.share)) + LAUNCH_CYCLES + combining
 
 
 TEMPLATES.register(AttentionCuda.name, AttentionCuda())

@@ -1,0 +1,140 @@
+"""Attention whose keys several blocks share: numbers on an emulated GPU, and when that is the default."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from test_attention_causal_cuda import assert_near, built
+from test_attention_cuda import SMALL as PLAIN
+from test_attention_cuda import arrays_of, attention
+from test_attention_mma import SMALL, TOLERANCE
+
+from tcomp.errors import ScheduleError
+from tcomp.relay.evaluate import evaluate
+from tcomp.target.target import TARGETS, Target
+from tcomp.tensor.attention_parts import KeyParts
+from tcomp.tensor.gpu_rates import memory_cycles
+from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.mma_attention_operands import attention_shape
+from tcomp.tensor.mma_attention_plan import fitting_plans
+from tcomp.tensor.template import TEMPLATES
+
+Case = tuple[Kernel, dict[str, int]]
+PLAIN_CASES: dict[str, Case] = {
+    "one query": (attention((3, 1, 20), (3, 120, 20), (3, 120, 23)), {"split": 4}),
+    "causal, parts without keys": (attention((2, 70, 16), (2, 70, 16), (2, 70, 32), causal=1), {"split": 2}),
+    "grouped heads, mask": (
+        attention((2, 3, 5, 16), (2, 1, 70, 16), (2, 1, 70, 16), (2, 1, 1, 70)), {"split": 2},
+    ),
+    "transposed result": (attention((3, 5, 16), (3, 70, 16), (3, 70, 32), after="heads last"), {"split": 2}),
+}  # fmt: skip
+NARROW_CASES: dict[str, Case] = {
+    "one query, grouped heads": (
+        attention((2, 4, 1, 64), (2, 1, 120, 64), (2, 1, 120, 64), dtype="float16"),
+        {"split": 4, "tile_m": 16, "warps": 1, "stages": 3},
+    ),
+    "causal, parts without keys": (
+        attention((2, 70, 16), (2, 70, 16), (2, 70, 23), dtype="bfloat16", causal=1), {"split": 2},
+    ),
+    "causal, queries in shared memory": (
+        attention((1, 70, 128), (1, 100, 128), (1, 100, 128), dtype="float16", causal=31),
+        {"split": 4, "tile_m": 64},
+    ),
+    "mask": (
+        attention((2, 3, 5, 16), (2, 1, 70, 16), (2, 1, 70, 16), (2, 1, 1, 70), dtype="float16"),
+        {"split": 2},
+    ),
+    "transposed result": (
+        attention((3, 5, 16), (3, 70, 16), (3, 70, 32), after="heads last", dtype="float16"), {"split": 2},
+    ),
+}  # fmt: skip
+SLOW = ("transposed result", "causal, queries in shared memory")
+
+
+def named(cases: dict[str, Case]) -> list[object]:
+    return [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in cases]
+
+
+@pytest.mark.parametrize("name", named(PLAIN_CASES))
+def test_numbers_of_plain_instructions(name: str, gpu: Target) -> None:
+    kernel, knobs = PLAIN_CASES[name]
+    arrays = arrays_of(kernel)
+    (found,) = built("attention_cuda", kernel, {**PLAIN, **knobs}, gpu)(arrays)
+    assert_near(found, evaluate(kernel.body, arrays)[0], 4e-6)
+
+
+@pytest.mark.parametrize("name", named(NARROW_CASES))
+def test_numbers_of_tensor_cores(name: str, gpu: Target) -> None:
+    kernel, knobs = NARROW_CASES[name]
+    arrays = arrays_of(kernel)
+    (found,) = built("attention_mma_cuda", kernel, {**SMALL, **knobs}, gpu)(arrays)
+    assert_near(found, evaluate(kernel.body, arrays)[0], TOLERANCE[kernel.body.inputs[0].dtype])
+
+
+@pytest.mark.parametrize("template", ["attention_cuda", "attention_mma_cuda"])
+@pytest.mark.parametrize("hidden", [-np.inf, np.finfo(np.float32).min])
+def test_parts_that_a_mask_hides(template: str, hidden: float, gpu: Target) -> None:
+    dtype, config = ("float32", PLAIN) if template == "attention_cuda" else ("float16", SMALL)
+    kernel = attention((3, 16), (96, 16), (96, 16), (3, 96), dtype=dtype)
+    arrays = arrays_of(kernel)
+    hides = np.zeros((3, 96), np.bool_)
+    hides[0, :32], hides[1, 32:], hides[2, 32:64] = True, True, True
+    if dtype == "float16":
+        hidden = max(hidden, float(np.finfo(np.float16).min)) if np.isfinite(hidden) else hidden
+    arrays[3] = np.where(hides, hidden, 0).astype(dtype)
+    (found,) = built(template, kernel, {**config, "split": 2}, gpu)(arrays)
+    assert_near(found, evaluate(kernel.body, arrays)[0], 4e-6 if dtype == "float32" else 2e-3)
+
+
+def test_parts_have_steps() -> None:
+    assert KeyParts(4, 8).complaint is None
+    assert (KeyParts(4, 7).share, KeyParts(4, 7).complaint) == (2, None)
+    assert "some would have none" in str(KeyParts(4, 5).complaint)
+    kernel = attention((3, 1, 16), (3, 120, 16), (3, 120, 16))
+    with pytest.raises(ScheduleError, match="8 parts of 4 steps"):
+        TEMPLATES["attention_cuda"].space(kernel, TARGETS["cuda:sm_80"]).check({**PLAIN, "split": 8})
+
+
+@pytest.mark.parametrize("template", ["attention_cuda", "attention_mma_cuda"])
+def test_they_are_the_default_where_queries_are_few(template: str) -> None:
+    target, dtype = TARGETS["nvidia/a100"], "float32" if template == "attention_cuda" else "float16"
+
+    def default(kernel: Kernel) -> int:
+        return int(TEMPLATES[template].space(kernel, target).default.get("split", 1))
+
+    assert default(attention((32, 1, 128), (32, 4096, 128), (32, 4096, 128), dtype=dtype)) >= 8
+    assert default(attention((16, 4096, 128), (16, 4096, 128), (16, 4096, 128), dtype=dtype)) == 1
+    assert default(attention((32, 1, 128), (32, 32, 128), (32, 32, 128), dtype=dtype)) == 1
+
+
+@pytest.mark.parametrize(
+    ("shapes", "tag", "whole", "parts", "count"),
+    [
+        (((32, 1, 128), (32, 4096, 128)), "nvidia/a100", 110, 61, 8),
+        (((8, 4, 1, 128), (8, 1, 4096, 128)), "nvidia/a100", 110, 15, 32),
+        (((8, 4, 1, 128), (8, 1, 32768, 128)), "nvidia/a100", 852, 122, 32),
+        (((32, 1, 128), (32, 4096, 128)), "nvidia/h100", 88, 40, 8),
+        (((8, 4, 1, 128), (8, 1, 4096, 128)), "nvidia/h100", 88, 11, 32),
+        (((8, 4, 1, 128), (8, 1, 32768, 128)), "nvidia/h100", 669, 79, 32),
+    ],
+)
+def test_documented_estimates(
+    shapes: tuple[tuple[int, ...], tuple[int, ...]], tag: str, whole: int, parts: int, count: int
+) -> None:
+    """Thousands of cycles of one query a head, as docs/design/cuda.md has them."""
+    target, template, (query, keys) = TARGETS[tag], TEMPLATES["attention_mma_cuda"], shapes
+    assert target.gpu is not None
+    kernel = attention(query, keys, keys, dtype="float16")
+    plans = fitting_plans(attention_shape(kernel), target.gpu)
+    unshared = min(plan.cycles(target.gpu) for plan in plans if plan.split == 1)
+    assert (round(unshared / 1e3), round(template.estimate(kernel, target) / 1e3)) == (whole, parts)
+    assert template.space(kernel, target).default["split"] == count
+
+
+def test_memory_bounds_one_query() -> None:
+    """64 MiB of keys and values; blocks of whole heads would take longer."""
+    target, template = TARGETS["nvidia/a100"], TEMPLATES["attention_mma_cuda"]
+    assert target.gpu is not None
+    kernel = attention((32, 1, 128), (32, 4096, 128), (32, 4096, 128), dtype="float16")
+    reading = memory_cycles(target.gpu, kernel.nbytes)
+    assert reading <= template.estimate(kernel, target) < 1.05 * reading
