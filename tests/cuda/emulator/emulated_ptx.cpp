@@ -38,18 +38,22 @@ static void set(const emulated_node &node, uint64_t value, emulated_register *re
 }
 
 static void copy(const emulated_instruction &one, emulated_register *registers, locals_type &locals) {
-  bool multicast = one.has("multicast::cluster");
+  bool multicast = one.has("multicast::cluster"), im2col = one.has("im2col");
   std::string rank = one.modifiers.at(4);
-  if (one.name != "cp.async.bulk.tensor." + rank + ".shared::cluster.global.mbarrier::complete_tx::bytes" +
-                      (multicast ? ".multicast::cluster" : ""))
+  if (one.name != "cp.async.bulk.tensor." + rank + ".shared::cluster.global" + (im2col ? ".im2col" : "") +
+                      ".mbarrier::complete_tx::bytes" + (multicast ? ".multicast::cluster" : ""))
     emulated_fail(("a copy that is not emulated: " + one.name).c_str());
   const emulated_node &source = one.operands.at(1);
   std::vector<int> place;
   for (auto &item : source.items.at(1).items) place.push_back((int)value(item, registers, locals));
   if (std::to_string(place.size()) + "d" != rank) emulated_fail("a tile with a wrong number of coordinates");
-  unsigned blocks = multicast ? value(one.operands.at(3), registers, locals) : 1u << emulated_rank();
-  emulated_copy_tile(*(const CUtensorMap *)value(source.items[0], registers, locals),
-                     value(one.operands[0], registers, locals), value(one.operands.at(2), registers, locals), place, blocks);
+  std::vector<unsigned> offsets;
+  if (im2col)
+    for (auto &item : one.operands.at(3).items) offsets.push_back((unsigned)value(item, registers, locals));
+  unsigned blocks = multicast ? value(one.operands.at(3 + im2col), registers, locals) : 1u << emulated_rank();
+  auto &map = *(const CUtensorMap *)value(source.items[0], registers, locals);
+  emulated_copy_tile(map, value(one.operands[0], registers, locals), value(one.operands.at(2), registers, locals),
+                     im2col ? emulated_lines_of_pixels(map, place, offsets) : emulated_lines_of_tile(map, place), blocks);
   emulated_progress++;
 }
 

@@ -5,6 +5,7 @@
 #include <set>
 
 #include "cuda.h"
+#include "emulated_lines.h"
 #include "emulated_ptx.h"
 
 // ---- shared memory by number ----
@@ -68,26 +69,21 @@ static void emulated_round(unsigned char *place) {
   bits = (bits + 0x1000) & ~0x1fffu;
   memcpy(place, &bits, 4);
 }
-static void emulated_copy_tile(const CUtensorMap &map, unsigned to, unsigned barrier, const std::vector<int> &at,
+static void emulated_copy_tile(const CUtensorMap &map, unsigned to, unsigned barrier, const emulated_lines &lines,
                                unsigned blocks) {
-  unsigned number = 1;
-  if (map.valid != EMULATED_TENSOR_MAP || map.rank != at.size()) emulated_fail("a tile of another kind of tensor");
   if (to % 128 != 0) emulated_fail("a tile in shared memory is not aligned to 128 bytes");
   for (auto &one : emulated_unready_barriers)
     if (one.address == barrier && (blocks >> one.rank & 1)) emulated_fail("a copy arrives at a barrier before its initialisation is seen");
-  for (unsigned i = 0; i < map.rank; i++) number *= (map.box[i] + map.steps[i] - 1) / map.steps[i];
-  unsigned bytes = number * map.itemsize;
+  unsigned bytes = lines.size() * map.box[0] * map.itemsize;
   for (unsigned rank = 0; rank < emulated_cluster_size; rank++) {
     if (!(blocks >> rank & 1)) continue;
     memset(emulated_at(to, bytes, rank), 0xff, bytes);  // the bytes of a NaN
     emulated_pending.push_back([=] {
-      for (unsigned i = 0; i < number; i++) {
+      for (unsigned i = 0; i < lines.size() * map.box[0]; i++) {
         const char *from = map.address;
         bool inside = true;
-        for (unsigned axis = 0, rest = i; axis < map.rank; axis++) {
-          unsigned count = (map.box[axis] + map.steps[axis] - 1) / map.steps[axis];
-          int64_t index = at[axis] + (int64_t)(rest % count) * map.steps[axis];
-          rest /= count;
+        for (unsigned axis = 0; axis < map.rank; axis++) {
+          int64_t index = lines[i / map.box[0]][axis] + (axis ? 0 : i % map.box[0]);
           inside &= index >= 0 && index < map.extents[axis];
           from += index * (int64_t)(axis ? map.strides[axis - 1] : map.itemsize);
         }
