@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from tcomp.relay.types import numpy_dtype, stored_as
 from tcomp.target.target import Gpu
@@ -220,6 +221,7 @@ def chunk_elements(dtype: str) -> int:
     return CHUNK_BYTES // numpy_dtype(stored_as(dtype)).itemsize
 
 
+@lru_cache(maxsize=256)
 def default_plan(dtype: str, extents: tuple[int, int, int, int], gpu: Gpu, streams: bool = True) -> MmaPlan:
     """The plan of the fewest estimated cycles for (batch, rows, columns, depth), of `streams` or not."""
     plans = (plan for plan in default_plans(dtype, extents, gpu) if streams or not plan.streamed)

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from tcomp.relay.types import numpy_dtype, stored_as
 from tcomp.target.target import Gpu
 from tcomp.tensor.gpu_rates import clock, resident_blocks
+from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Ordered, Space
 from tcomp.tensor.mma_plan import (
     BLOCK_CYCLES,
@@ -48,6 +50,7 @@ _STAGES = (2, 3, 4, 5, 6, 8)
 _CLUSTERS = (1, 2, 4)
 MOST_SUMS, SUMS_WITH_WORK = 128, 96
 """Of a thread; of a default's, where more than a little is computed of each sum before it is stored."""
+_LIGHT = {"add", "mul", "relu", "cast", "reshape"}
 _OTHER_REGISTERS = 48
 """Addresses, conditions and counters of a thread, and what follows the sums."""
 PRODUCER_REGISTERS, GATHERER_REGISTERS = (40, 232), (72, 216)
@@ -61,8 +64,9 @@ _LATENCY = 1000
 """Cycles from asking for a tile until it is multiplied."""
 _STEP_CYCLES = 20
 """Of a step's barriers."""
-_CHUNK_CYCLES = 24 / 128
-"""Of the instructions that find and copy a chunk, of which a multiprocessor starts those of 128 threads."""
+_CHUNK_CYCLES = 44 / 128
+"""Of the 42 instructions that find and copy a chunk of a 3x3 window, for 128 threads: 22 are additions,
+shifts and comparisons of integers, and a multiprocessor does 64 in a cycle (CUDA C++ Programming Guide)."""
 _TILE_CYCLES = 500
 """Of a tile of the output, beside its stores."""
 
@@ -80,7 +84,7 @@ class WgmmaPlan(TiledProduct):
     streamed: int = 0
     cluster: int = 1
     """Blocks, of neighbouring rows of tiles, each of which copies a part of the right operand to all."""
-    gathers: bool = False
+    gathers: int = 0
     """Whether the threads of the producer copy the left operand by chunks, as there are no tiles of it."""
 
     @property
@@ -221,7 +225,8 @@ class WgmmaPlan(TiledProduct):
         )
         shares = self.shares(gpu)
         resident = min(self.resident(gpu), -(-shares.blocks // gpu.processors))
-        step = max(resident * (busy + _STEP_CYCLES), _LATENCY / (self.stages - 1))
+        under_way = max(1, self.ahead) if self.gathers else self.stages - 1
+        step = max(resident * (busy + _STEP_CYCLES), _LATENCY / under_way)
         stored = resident * self.block_rows * self.block_columns * self.itemsize / CACHE_BYTES
         at_once = gpu.processors * resident
         end = _TILE_CYCLES + stored
@@ -234,19 +239,32 @@ class WgmmaPlan(TiledProduct):
         return BLOCK_CYCLES + rounds * (self.steps * step + end) + streams + adding
 
 
+def most_sums(kernel: Kernel, light: int = 2) -> int:
+    """Of a thread of the default: up to `light` operators of one instruction take few registers beside."""
+    others = [node.op for node in kernel.body.nodes if node is not kernel.anchor]
+    return MOST_SUMS if len(others) <= light and set(others) <= _LIGHT else SUMS_WITH_WORK
+
+
+@lru_cache(maxsize=256)
 def default_wgmma_plan(
     dtype: str,
     extents: tuple[int, int, int, int],
     gpu: Gpu,
-    most_sums: int = MOST_SUMS,
-    gathers: bool = False,
+    sums: int = MOST_SUMS,
+    gathers: tuple[int, ...] = (),
 ) -> WgmmaPlan:
-    """The plan of the fewest estimated cycles for (batch, rows, columns, depth)."""
-    plans = (plan for plan in _defaults(dtype, extents, gpu, gathers) if plan.sums <= most_sums)
+    """The plan of the fewest estimated cycles for (batch, rows, columns, depth).
+
+    A thread has `sums` at most. `gathers` are the values that plans may have there, the preferred one first;
+    none is 0 alone.
+    """
+    plans = [
+        plan for way in gathers or (0,) for plan in _defaults(dtype, extents, gpu, way) if plan.sums <= sums
+    ]
     return min(plans, key=lambda plan: plan.cycles(gpu))
 
 
-def _defaults(dtype: str, extents: tuple[int, int, int, int], gpu: Gpu, gathers: bool) -> Iterator[WgmmaPlan]:
+def _defaults(dtype: str, extents: tuple[int, int, int, int], gpu: Gpu, gathers: int) -> Iterator[WgmmaPlan]:
     for block in _DEFAULT_BLOCKS:
         for stages in (4, 3, 6):
             plan = WgmmaPlan(dtype, *extents, *block, stages, gathers=gathers)
@@ -256,23 +274,22 @@ def _defaults(dtype: str, extents: tuple[int, int, int, int], gpu: Gpu, gathers:
 
 
 def wgmma_space(
-    dtype: str, extents: tuple[int, int, int, int], gpu: Gpu, most_sums: int, gathers: bool = False
+    dtype: str, extents: tuple[int, int, int, int], gpu: Gpu, sums: int, gathers: tuple[int, ...] = ()
 ) -> Space:
-    """The knobs of plans of a product, by the names of the plan's fields."""
-    best = default_wgmma_plan(dtype, extents, gpu, most_sums, gathers)
+    """The knobs of plans of a product, by the names of the plan's fields; `gathers` is one where given."""
+    best = default_wgmma_plan(dtype, extents, gpu, sums, gathers)
     values = {
         "block_rows": _BLOCK_ROWS, "block_columns": _BLOCK_COLUMNS, "consumers": _CONSUMERS,
         "stages": _STAGES, "splits": SPLITS, "streamed": STREAMED, "group": GROUPS, "cluster": _CLUSTERS,
     }  # fmt: skip
-    knobs = tuple(Ordered(name, of, int(getattr(best, name))) for name, of in values.items())
+    own = {"gathers": tuple(sorted(gathers))} if gathers else {}
+    knobs = tuple(Ordered(name, of, int(getattr(best, name))) for name, of in {**values, **own}.items())
     return Space(
         knobs,
-        lambda config: wgmma_plan_of(dtype, extents, config, gathers).complaint(gpu),
-        added={"streamed": 0},
+        lambda config: wgmma_plan_of(dtype, extents, config).complaint(gpu),
+        added={"streamed": 0, **dict.fromkeys(own, 1)},
     )
 
 
-def wgmma_plan_of(
-    dtype: str, extents: tuple[int, int, int, int], config: Config, gathers: bool = False
-) -> WgmmaPlan:
-    return WgmmaPlan(dtype, *extents, **{name: int(value) for name, value in config.items()}, gathers=gathers)
+def wgmma_plan_of(dtype: str, extents: tuple[int, int, int, int], config: Config) -> WgmmaPlan:
+    return WgmmaPlan(dtype, *extents, **{name: int(value) for name, value in config.items()})

@@ -1,4 +1,4 @@
-"""Convolutions by groups of warps: numbers on an emulated GPU, choices, what nvcc makes of them."""
+"""Convolutions by groups of warps whose windows threads copy: emulated numbers, choices, resources."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from tcomp.tensor.wgmma_plan import WgmmaPlan
 from tcomp.tuner.trial_data import trial_data
 
 TEMPLATE = "conv_wgmma_cuda"
+CHUNKS = {**SMALL, "gathers": 1}
 KERNELS = {name: kernel for name, kernel in OTHERS.items() if TEMPLATES[TEMPLATE].accepts(kernel, HOPPER)} | {
     "many channels": conv((1, 12, 5, 5, 8), (70, 96, 3, 3), True, padding=P, **in_blocks(8, 8)),
     "bfloat16": conv((1, 2, 5, 5, 8), (8, 16, 3, 3), dtype="bfloat16", padding=P, **in_blocks(8, 8)),
@@ -41,7 +42,7 @@ LAYERS = {
 )
 @pytest.mark.usefixtures("gpu")
 def test_numbers(name: str) -> None:
-    assert_computes(KERNELS[name], HOPPER, TEMPLATE, {**SMALL, "stages": 3})
+    assert_computes(KERNELS[name], HOPPER, TEMPLATE, {**CHUNKS, "stages": 3})
 
 
 @pytest.mark.parametrize(
@@ -59,7 +60,7 @@ def test_stages(knobs: dict[str, int]) -> None:
     """Several tiles a block: copies of a step are waited for before those of the next tile begin."""
     assert HOPPER.gpu is not None
     few = replace(HOPPER, gpu=replace(HOPPER.gpu, processors=1))
-    assert_computes(KERNELS["many channels"], few, TEMPLATE, {**SMALL, **knobs})
+    assert_computes(KERNELS["many channels"], few, TEMPLATE, {**CHUNKS, **knobs})
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,7 @@ def test_stages(knobs: dict[str, int]) -> None:
 @pytest.mark.usefixtures("gpu")
 def test_waits_and_fences_are_needed(right: str, wrong: str, capfd: pytest.CaptureFixture[str]) -> None:
     kernel = KERNELS["many channels"]
-    scheduled = TEMPLATES[TEMPLATE].apply(kernel, HOPPER, {**SMALL, "stages": 3})
+    scheduled = TEMPLATES[TEMPLATE].apply(kernel, HOPPER, {**CHUNKS, "stages": 3})
     code = device_code(scheduled.function, "kernel", HOPPER)
     assert right in code.source
     changed = replace(code, source=code.source.replace(right, wrong))
@@ -88,11 +89,11 @@ def test_what_is_left_to_others() -> None:
 
 
 def test_clusters_are_for_tiles() -> None:
-    plan = WgmmaPlan("float16", 1, 512, 64, 576, 64, 64, 1, 3, cluster=2, gathers=True)
+    plan = WgmmaPlan("float16", 1, 512, 64, 576, 64, 64, 1, 3, cluster=2, gathers=1)
     assert HOPPER.gpu is not None
     assert "clusters of 2" in (plan.complaint(HOPPER.gpu) or "")
     with pytest.raises(ScheduleError, match="clusters of 2 blocks"):
-        schedule(LAYERS["3x3"], HOPPER, {"algorithm": TEMPLATE, **SMALL, "cluster": 2})
+        schedule(LAYERS["3x3"], HOPPER, {"algorithm": TEMPLATE, **CHUNKS, "cluster": 2})
 
 
 def test_it_is_the_default_where_its_estimate_is_less() -> None:

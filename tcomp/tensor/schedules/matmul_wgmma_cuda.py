@@ -16,14 +16,11 @@ from tcomp.tensor.unpacked_operand import PackedWeights
 from tcomp.tensor.wgmma_nest import wgmma_launch
 from tcomp.tensor.wgmma_plan import (
     ARCH,
-    MOST_SUMS,
-    SUMS_WITH_WORK,
     default_wgmma_plan,
+    most_sums,
     wgmma_plan_of,
     wgmma_space,
 )
-
-_LIGHT = {"add", "mul", "relu", "cast", "reshape"}
 
 
 class MatmulWgmmaCuda(Template):
@@ -45,12 +42,12 @@ class MatmulWgmmaCuda(Template):
     def space(self, kernel: Kernel, target: Target) -> Space:
         assert target.gpu is not None
         matrices = MmaMatrices(kernel, in_tiles=True)
-        return wgmma_space(matrices.dtype, matrices.extents, target.gpu, _most_sums(kernel))
+        return wgmma_space(matrices.dtype, matrices.extents, target.gpu, most_sums(kernel))
 
     def estimate(self, kernel: Kernel, target: Target) -> float:
         assert target.gpu is not None
         gpu, matrices = target.gpu, MmaMatrices(kernel, in_tiles=True)
-        plan = default_wgmma_plan(matrices.dtype, matrices.extents, gpu, _most_sums(kernel))
+        plan = default_wgmma_plan(matrices.dtype, matrices.extents, gpu, most_sums(kernel))
         return max(plan.cycles(gpu), memory_cycles(gpu, kernel.nbytes))
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
@@ -63,12 +60,6 @@ class MatmulWgmmaCuda(Template):
         vector = 2 if stored_in_vectors(kernel, matrices.product.columns) else 1
         launch = wgmma_launch(plan, left, right, gpu)
         return schedule_mma(anchored, plan, plan.shares(gpu), before, launch, matrices.output, vector)
-
-
-def _most_sums(kernel: Kernel) -> int:
-    """Of a thread of the default: a bias and an activation of one instruction take few registers beside."""
-    others = [node.op for node in kernel.body.nodes if node is not kernel.anchor]
-    return MOST_SUMS if len(others) <= 2 and set(others) <= _LIGHT else SUMS_WITH_WORK
 
 
 TEMPLATES.register(MatmulWgmmaCuda.name, MatmulWgmmaCuda())
