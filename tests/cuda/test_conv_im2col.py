@@ -10,8 +10,8 @@ from mma_kernels import assert_computes, conv, in_blocks
 from test_conv_mma import P
 from test_matmul_wgmma import HOPPER, SMALL
 
+from tcomp.codegen.cuda.cubin import compile_cubin
 from tcomp.codegen.cuda.device_code import device_code
-from tcomp.codegen.cuda.nvcc import compile_cubin
 from tcomp.codegen.jit import build_scheduled
 from tcomp.errors import ScheduleError
 from tcomp.relay.builder import GraphBuilder

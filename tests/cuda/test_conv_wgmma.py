@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from device_programs import ends_the_process
@@ -10,8 +13,9 @@ from mma_kernels import assert_computes, conv, in_blocks
 from test_conv_mma import KERNELS as OTHERS
 from test_conv_mma import P
 from test_matmul_wgmma import HOPPER, SMALL
+from test_simt_resources import loop_bodies
 
-from tcomp.codegen.cuda.cubin import compile_cubin
+from tcomp.codegen.cuda.cubin import Cubin, compile_cubin
 from tcomp.codegen.cuda.device_code import device_code
 from tcomp.codegen.cuda.jit import CudaKernelRunner
 from tcomp.errors import ScheduleError
@@ -32,9 +36,9 @@ LAYERS = {
     "3x3": conv((32, 16, 28, 28, 8), (128, 128, 3, 3), True, padding=P, **in_blocks(8, 8)),
     "1x1": conv((32, 32, 14, 14, 8), (1024, 256, 1, 1), True, **in_blocks(8, 8)),
     "strides": conv((32, 32, 28, 28, 8), (256, 256, 3, 3), strides=(2, 2), padding=P, **in_blocks(8, 8)),
-    "plain": conv((32, 256, 28, 28), (256, 256, 3, 3), strides=(2, 2), padding=P),
+    "plain": conv((32, 40, 28, 28), (256, 40, 3, 3), strides=(2, 2), padding=P),
 }
-"""Of ResNet-50, 32 images."""
+"""Of 32 images, as in ResNet-50."""
 
 
 @pytest.mark.parametrize(
@@ -104,13 +108,39 @@ def test_it_is_the_default_where_its_estimate_is_less() -> None:
     assert template_for(LAYERS["strides"], TARGETS["cuda:sm_90"]).id == "conv_mma_cuda@1"
 
 
+def compiled(name: str, **knobs: int) -> Cubin:
+    template, kernel = TEMPLATES[TEMPLATE], LAYERS[name]
+    space = template.space(kernel, HOPPER)
+    config = {**space.complete(space.default), **knobs}
+    space.check(config)
+    return compile_cubin(
+        device_code(template.apply(kernel, HOPPER, config).function, "kernel", HOPPER).source, "sm_90a"
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.usefixtures("real_nvcc")
 def test_defaults_neither_spill_nor_wait(name: str) -> None:
-    template, kernel = TEMPLATES[TEMPLATE], LAYERS[name]
-    default = template.space(kernel, HOPPER).default
-    code = device_code(template.apply(kernel, HOPPER, default).function, "kernel", HOPPER)
-    cubin = compile_cubin(code.source, "sm_90a")
+    cubin = compiled(name)
     assert all(found.spilled_bytes == 0 for found in cubin.resources.values())
     assert cubin.losses == ()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("real_nvcc")
+def test_instructions_of_a_chunk_are_those_of_the_estimate(tmp_path: Path) -> None:
+    """Of 8 chunks of a thread and step, 42 each; half of them are additions, shifts and comparisons."""
+    disassembler = shutil.which("nvdisasm")
+    if disassembler is None:
+        pytest.skip("no nvdisasm: install it from the CUDA toolkit or PyPI's nvidia-cuda-nvdisasm")
+    path = tmp_path / "kernel.cubin"
+    path.write_bytes(compiled("3x3", block_rows=128, block_columns=128, consumers=2, streamed=0).image)
+    text = subprocess.run([disassembler, "-c", path], capture_output=True, text=True, check=True).stdout
+    copying = min((body for body in loop_bodies(text) if body["LDGSTS"]), key=lambda body: body.total())
+    assert copying["LDGSTS"] == 8
+    assert 38 <= copying.total() / 8 <= 46
+    whole = sum(
+        copying[name] for name in ("LEA", "IADD3", "SHF", "ISETP", "MOV", "IABS", "LOP3", "PLOP3", "VIADD")
+    )
+    assert 20 <= whole / 8 <= 24

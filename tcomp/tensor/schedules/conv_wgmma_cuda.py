@@ -58,6 +58,7 @@ class ConvWgmmaCuda(Template):
         assert target.gpu is not None
         windows = Windows(kernel)
         plan = wgmma_plan_of(factor_dtype(kernel), windows.extents, config)
+        assert plan.gathers in _ways(kernel)
         anchored = Anchored(kernel, windows.packing)
         before: list[Statement] = []
         left, right = windows.left(anchored, before), windows.right(anchored, before)
