@@ -11,13 +11,14 @@ typedef struct {
   int32_t first_map, map_count; /* of tcomp_cuda_maps: arguments behind the kernel's own */
 } tcomp_cuda_launch_info;
 
-#define TCOMP_CUDA_MAP_RANK 3
 typedef struct {
   int32_t parameter; /* whose tensor is mapped */
-  int32_t type, swizzle;
-  uint64_t extents[TCOMP_CUDA_MAP_RANK], strides[TCOMP_CUDA_MAP_RANK - 1];
-  uint32_t box[TCOMP_CUDA_MAP_RANK];
-} tcomp_cuda_map_info; /* for cuTensorMapEncodeTiled */
+  int32_t type, swizzle, rank;
+  uint64_t extents[5], strides[4];
+  uint32_t box[5];   /* channels and pixels, where these are walked over */
+  uint32_t steps[5]; /* from pixel to pixel; 0 where none are walked over */
+  int32_t lower[3], upper[3];
+} tcomp_cuda_map_info; /* for cuTensorMapEncodeTiled, or cuTensorMapEncodeIm2col */
 
 typedef struct {
   const void *data;   /* a cubin, or that with PTX for newer GPUs */

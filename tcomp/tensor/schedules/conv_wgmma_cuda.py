@@ -15,18 +15,22 @@ from tcomp.tensor.template import TEMPLATES, Scheduled, Template
 from tcomp.tensor.wgmma_nest import wgmma_launch
 from tcomp.tensor.wgmma_plan import (
     ARCH,
-    SUMS_WITH_WORK,
     default_wgmma_plan,
+    most_sums,
     wgmma_plan_of,
     wgmma_space,
 )
 
+_BESIDE = 4
+"""Operators behind a convolution, as a bias, a residual, relu and a cast, beside which a thread has registers
+for all sums."""
+
 
 class ConvWgmmaCuda(Template):
-    """Ungrouped convolutions of float16, bfloat16 and int8, by groups of warps.
+    """Ungrouped convolutions of float16, bfloat16, tf32 and int8, by groups of warps.
 
-    Steps as of `ConvMmaCuda`. Weights are copied by tiles, and windows, which have none, by chunks: on their
-    way nothing could round them to tf32.
+    Steps as of `ConvMmaCuda`. Weights are copied by tiles, and windows where the input's layout allows it. Or
+    they are copied by chunks (knob `gathers`): on their way nothing could round them to tf32.
     """
 
     name = "conv_wgmma_cuda"
@@ -36,29 +40,37 @@ class ConvWgmmaCuda(Template):
     def accepts(self, kernel: Kernel, target: Target) -> bool:
         if target.gpu is None or target.gpu.arch != ARCH or not has_windows(kernel, target):
             return False
-        return factor_dtype(kernel) != "tf32"
+        return bool(_ways(kernel))
 
     def space(self, kernel: Kernel, target: Target) -> Space:
         assert target.gpu is not None
         dtype, extents = factor_dtype(kernel), Windows(kernel).extents
-        return wgmma_space(dtype, extents, target.gpu, SUMS_WITH_WORK, gathers=True)
+        return wgmma_space(dtype, extents, target.gpu, most_sums(kernel, _BESIDE), _ways(kernel))
 
     def estimate(self, kernel: Kernel, target: Target) -> float:
         assert target.gpu is not None
         gpu, windows = target.gpu, Windows(kernel)
-        plan = default_wgmma_plan(factor_dtype(kernel), windows.extents, gpu, SUMS_WITH_WORK, gathers=True)
+        dtype, extents = factor_dtype(kernel), windows.extents
+        plan = default_wgmma_plan(dtype, extents, gpu, most_sums(kernel, _BESIDE), _ways(kernel))
         return max(plan.cycles(gpu), memory_cycles(gpu, kernel.nbytes)) + windows.gathering(gpu)
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         assert target.gpu is not None
         windows = Windows(kernel)
-        plan = wgmma_plan_of(factor_dtype(kernel), windows.extents, config, gathers=True)
+        plan = wgmma_plan_of(factor_dtype(kernel), windows.extents, config)
+        assert plan.gathers in _ways(kernel)
         anchored = Anchored(kernel, windows.packing)
         before: list[Statement] = []
         left, right = windows.left(anchored, before), windows.right(anchored, before)
         vector = 2 if stored_in_vectors(kernel, windows.conv.out_block) else 1
         launch = wgmma_launch(plan, left, right, target.gpu)
         return schedule_mma(anchored, plan, plan.shares(target.gpu), before, launch, windows.output, vector)
+
+
+def _ways(kernel: Kernel) -> tuple[int, ...]:
+    """Whether windows may be copied by tiles, 0, and by chunks, 1."""
+    tiles = () if Windows(kernel).tiles is None else (0,)
+    return tiles if factor_dtype(kernel) == "tf32" else (*tiles, 1)
 
 
 TEMPLATES.register(ConvWgmmaCuda.name, ConvWgmmaCuda())
