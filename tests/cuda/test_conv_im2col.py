@@ -83,6 +83,35 @@ def test_several_tiles_a_block(knobs: dict[str, int]) -> None:
     assert_computes(KERNELS["blocks, strides"], few, TEMPLATE, {**TILES, **knobs})
 
 
+STORED = {
+    "two blocks, parts of two images": conv(
+        (5, 1, 7, 5, 64), (128, 64, 3, 3), True, strides=(2, 1), padding=P, **in_blocks(64, 64)
+    ),
+    "few pixels of an image": conv((9, 1, 2, 3, 64), (40, 64, 1, 1), True, **in_blocks(64, 40)),
+    "float32, whole parts of an image": conv(
+        (2, 1, 4, 8, 64), (64, 64, 1, 1), out_dtype="float32", **in_blocks(64, 32)
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "knobs"),
+    [
+        ("two blocks, parts of two images", {"buffers": 1}),
+        pytest.param("few pixels of an image", {"buffers": 1}, marks=pytest.mark.slow),
+        pytest.param("float32, whole parts of an image", {"buffers": 2}, marks=pytest.mark.slow),
+        pytest.param(
+            "two blocks, parts of two images",
+            {"buffers": 1, "pingpong": 1, "consumers": 2, "gathers": 1, "stages": 3},
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+@pytest.mark.usefixtures("gpu")
+def test_output_is_stored_in_tiles(name: str, knobs: dict[str, int]) -> None:
+    assert_computes(STORED[name], HOPPER, TEMPLATE, {**TILES, **knobs})
+
+
 @pytest.mark.usefixtures("gpu")
 def test_behind_the_depth_there_are_zeros() -> None:
     """Nine steps have two parts of five: infinities would be NaN times the zeros that weights are there."""
@@ -133,7 +162,7 @@ LAYERS = {
 
 def test_estimates() -> None:
     """Thousands of cycles, as in docs/design/cuda.md: by tiles of windows and by `mma.sync`."""
-    for name, tiles, other in (("blocks", 24.5, 27.6), ("tf32", 144.4, 172.0)):
+    for name, tiles, other in (("blocks", 25.0, 27.6), ("tf32", 142.8, 172.0)):
         table = template_for(LAYERS[name], HOPPER).algorithms
         found = [table[one].estimate(LAYERS[name], HOPPER) / 1000 for one in (TEMPLATE, "conv_mma_cuda")]
         assert found == pytest.approx([tiles, other], rel=0.01), name
