@@ -154,22 +154,23 @@ class Driver:
         `address_of_map` says where.
         """
         room = ctypes.create_string_buffer(_MAP_BYTES + _MAP_ALIGNMENT)
-        rank = len(tiles.extents)
-        self.call(
-            "cuTensorMapEncodeTiled",
+        rank, walk = len(tiles.extents), tiles.walk
+        tensor = (
             c_void_p(address_of_map(room)),
             DRIVER_TYPES[tiles.dtype],
             rank,
             c_void_p(pointer + tiles.begin),
             (c_uint64 * rank)(*tiles.extents),
             (c_uint64 * (rank - 1))(*tiles.strides),
-            (c_uint32 * rank)(*tiles.box),
-            (c_uint32 * rank)(*[1] * rank),
-            0,
-            DRIVER_SWIZZLES[tiles.swizzle],
-            _FROM_256_BYTES,
-            0,
         )
+        options = (0, DRIVER_SWIZZLES[tiles.swizzle], _FROM_256_BYTES, 0)
+        if walk is None:
+            box, every = (c_uint32 * rank)(*tiles.box), (c_uint32 * rank)(*[1] * rank)
+            self.call("cuTensorMapEncodeTiled", *tensor, box, every, *options)
+        else:
+            lower, upper = ((c_int * (rank - 2))(*corner) for corner in (walk.lower, walk.upper))
+            steps = (c_uint32 * rank)(1, *walk.steps, 1)
+            self.call("cuTensorMapEncodeIm2col", *tensor, lower, upper, *tiles.box, steps, *options)
         return room
 
     def launch(

@@ -2,6 +2,7 @@
 
 The depth is the taps of the window and, within each, the input channels, so that a chunk of 16 bytes is some
 channels of one input pixel: it is copied from where it lies, or zeros where the window hangs over the border.
+From sm_90 on the copy engine brings whole lines of tiles, where the input has them (`window_tiles`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from tcomp.tensor.mma_operand import MmaOperand
 from tcomp.tensor.mma_plan import chunk_elements
 from tcomp.tensor.template import Packing
 from tcomp.tensor.threads import digits
+from tcomp.tensor.window_tiles import WindowTiles
 
 OPERATORS = ("conv1d", "conv2d", "conv3d")
 
@@ -80,9 +82,21 @@ class Windows:
         conv = self.conv
         return 1, conv.batch * prod(conv.out_size), self.columns, self.taps * self.channels
 
+    @cached_property
+    def tiles(self) -> WindowTiles | None:
+        """The input, or what a launch before makes of it, as the copy engine brings tiles of its windows."""
+        block = self.conv.in_block if self._is_in_place else self.channels
+        return WindowTiles.of(self.conv, block, self.channels // block)
+
+    @cached_property
+    def _is_in_place(self) -> bool:
+        """Whether the input lies in memory, in whole chunks."""
+        assert self.kernel.anchor is not None
+        return self.is_whole and self.kernel.anchor.inputs[0] in self.kernel.body.inputs
+
     def gathering(self, gpu: Gpu) -> float:
         """Cycles of the launch that brings an input into chunks, if there is one."""
-        if self.is_whole:
+        if self._is_in_place:
             return 0.0
         moved = 2 * numpy_dtype(self.conv.dtype).itemsize * self.conv.batch * prod(self.conv.in_size)
         return LAUNCH_CYCLES + memory_cycles(gpu, moved * self.channels)
@@ -155,7 +169,7 @@ class Windows:
                     conditions.append(i < conv.in_size[axis])
             return conditions
 
-        return MmaOperand(buffer, index, inside=inside)
+        return MmaOperand(buffer, index, inside=inside, windows=self.tiles)
 
     def right(self, anchored: Anchored, before: list[Statement]) -> MmaOperand:
         conv, tensor = self.conv, anchored.operands[1]

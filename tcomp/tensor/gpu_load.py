@@ -8,6 +8,7 @@ from math import prod
 from tcomp.target.target import Gpu
 from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, clock, memory_cycles
 from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.mma_kernel import factor_dtype
 from tcomp.tensor.template import Scheduled
 from tcomp.tensor.threads import grid_and_block, launches_of
 
@@ -28,9 +29,10 @@ def load_of(kernel: Kernel, scheduled: Scheduled, gpu: Gpu) -> Load:
     launches = launches_of(scheduled.function)
     blocks = max(prod(grid_and_block(one)[0]) for one in launches)
     busy = min(1.0, blocks / gpu.processors)
-    dtype = kernel.anchor.inputs[0].dtype if kernel.anchor is not None else "float32"
+    dtype = factor_dtype(kernel) if kernel.anchor is not None else "float32"
     rate = gpu.flops.get(dtype, gpu.flops["float32"])
-    work = max(kernel.flops * clock(gpu) / rate, memory_cycles(gpu, kernel.nbytes))
+    flops = kernel.flops if scheduled.flops is None else scheduled.flops
+    work = max(flops * clock(gpu) / rate, memory_cycles(gpu, kernel.nbytes))
     return _load(LAUNCH_CYCLES * len(launches), work / busy, work)
 
 

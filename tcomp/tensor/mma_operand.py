@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol
 
 from tcomp.tensor.loops import Buffer, Expression, Statement
 from tcomp.tensor.mma_plan import MATRIX
+from tcomp.tensor.window_tiles import WindowTiles
 from tcomp.tvm_api import tirx
 
 Place = Callable[[Expression], Expression]
@@ -72,6 +73,8 @@ class MmaOperand:
     """Whether float32 numbers are of tf32 already, where these are multiplied."""
     filling: Filling | None = None
     """What makes chunks that are not copied as they are."""
+    windows: WindowTiles | None = None
+    """What copies of tiles are of, where rows are windows of a convolution."""
 
 
 @dataclass(frozen=True)

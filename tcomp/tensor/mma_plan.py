@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import product
 
 from tcomp.relay.types import numpy_dtype, stored_as
@@ -256,6 +257,7 @@ def chunk_elements(dtype: str) -> int:
     return CHUNK_BYTES // numpy_dtype(stored_as(dtype)).itemsize
 
 
+@lru_cache(maxsize=256)
 def default_plan(
     dtype: str, extents: tuple[int, int, int, int], gpu: Gpu, streams: bool = True, output: int = 0
 ) -> MmaPlan:

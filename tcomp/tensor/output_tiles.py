@@ -31,6 +31,14 @@ def tiled_itemsize(kernel: Kernel, columns: int) -> int:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Where a part of a tile begins in the output, along memory first, and when anything of it is there."""
+
+    at: tuple[Expression, ...]
+    condition: Expression | None = None
+
+
+@dataclass(frozen=True)
 class OutputTiles:
     """The only output of a kernel, which lies in memory as `[batch, rows, columns]` of `product`.
 
@@ -46,6 +54,17 @@ class OutputTiles:
     @property
     def dtype(self) -> str:
         return str(self.anchored.only_output.dtype)
+
+    @property
+    def extents(self) -> tuple[int, ...]:
+        """Of the axes along which tiles are cut, one after the other in memory."""
+        return self.product.columns, self.product.rows, self.product.batch
+
+    def parts(self, place: tuple[Expression, Expression, Expression], rows: int) -> list[Part]:
+        """Where the rows of a tile from `place` (batch, row, column) on lie: more than one part where not all
+        are side by side."""
+        batch, row, column = place
+        return [Part((column, row, batch))]
 
     def inside(self, row: Expression, column: Expression) -> list[Expression]:
         """What must hold for an element of a tile to be one of the output."""

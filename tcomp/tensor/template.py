@@ -39,13 +39,14 @@ class Scheduled:
     `function`'s parameters are the kernel's inputs (packed where `packing` says so), then `scratch`
     buffers (uninitialised memory that the caller provides), then the outputs. The output may share the memory
     of any one of the inputs `in_place`, and no other: each of its elements is stored once, after all reads of
-    that input at the same index.
+    that input at the same index. `flops` are those of its algorithm where they are not the kernel's.
     """
 
     function: PrimFunc
     packing: Mapping[int, Packing] = field(default_factory=dict[int, Packing])
     scratch: tuple[TensorType, ...] = ()
     in_place: frozenset[int] = frozenset()
+    flops: int | None = None
 
 
 @dataclass(frozen=True)

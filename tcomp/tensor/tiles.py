@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tcomp.target.tile_map import TileMap
+from tcomp.target.tile_map import TileMap, Walk
 from tcomp.tensor.loops import Buffer, Expression, Statement
 from tcomp.tvm_api import tirx, tvm
 
@@ -25,8 +25,9 @@ def address_of_map(variable: Any) -> Expression:
 
 def with_map(variable: Any, buffer: Buffer, tiles: TileMap, launch: Statement) -> Statement:
     """`launch` with a further parameter, `variable`: the map `tiles` of `buffer`, which the kernel has."""
-    shapes = (tiles.extents, tiles.strides, tiles.box)
-    facts = [variable, buffer, tiles.dtype, *map(list, shapes), tiles.swizzle, tiles.begin]
+    walk = () if tiles.walk is None else (tiles.walk.lower, tiles.walk.upper, tiles.walk.steps)
+    shapes = (tiles.extents, tiles.strides, tiles.box, *walk)
+    facts = [variable, buffer, tiles.dtype, tiles.swizzle, tiles.begin, *map(list, shapes)]
     return tirx.AttrStmt(facts, TILES, tirx.const(0, "int32"), launch)
 
 
@@ -37,6 +38,7 @@ def in_clusters(blocks: int, launch: Statement) -> Statement:
 
 def tile_map_of(statement: Statement) -> tuple[Any, Buffer, TileMap]:
     """What was given to `with_map`."""
-    variable, buffer, dtype, *shapes, swizzle, begin = statement.node
-    extents, strides, box = (tuple(int(i) for i in shape) for shape in shapes)
-    return variable, buffer, TileMap(str(dtype), extents, strides, box, int(swizzle), int(begin))
+    variable, buffer, dtype, swizzle, begin, *shapes = statement.node
+    extents, strides, box, *walk = (tuple(int(i) for i in shape) for shape in shapes)
+    steps = Walk(*walk) if walk else None
+    return variable, buffer, TileMap(str(dtype), extents, strides, box, int(swizzle), int(begin), steps)

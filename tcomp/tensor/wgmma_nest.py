@@ -9,8 +9,9 @@ step after the other, as soon as their stage is free. The others are consumers. 
 Blocks of a cluster have the same columns. Each copies a part of the right operand to all of them, so a stage
 is empty when the consumers of all have left it, and each warp arrives in every block.
 
-Where there are no tiles of the left operand (`WgmmaPlan.gathers`), as in convolutions, all threads of the
-producer copy it by chunks of 16 bytes, wait for their own, and arrive at `full`.
+Rows that are windows of a convolution are tiles where the input's layout allows it (`window_tiles`). Where
+there are none (`WgmmaPlan.gathers`) all threads of the producer copy the left operand by chunks of 16 bytes,
+wait for their own, and arrive at `full`.
 
 Consumers keep the products of one step under way while they begin those of the next, so they give back a
 stage one step later. Those of the last step are waited for in the loop and behind it: with either alone ptxas
@@ -89,8 +90,10 @@ class _Side:
 
     @property
     def tiles(self) -> TileMap:
-        """The operand's matrices as copies see them."""
+        """The operand's matrices, or its windows, as copies see them."""
         plan, itemsize = self.plan, self.plan.itemsize
+        if self.operand.windows is not None:
+            return self.operand.windows.map(plan.dtype, self.block_rows)
         matrices = prod(int(d) for d in self.operand.buffer.shape) // (self.rows * plan.depth)
         box = (plan.block_depth, self._rows_of_copy)
         extents = (plan.depth, self.rows)
@@ -103,7 +106,11 @@ class _Side:
         self, stage: Expression, full: Expression, tile: _Tile, row: Expression, k: Expression
     ) -> list[Statement]:
         """Ask for this block's part of the tile that begins at (row, k)."""
-        zero = constant(0)
+        zero, windows = constant(0), self.operand.windows
+        if windows is not None:
+            end = self.plan.steps * self.plan.splits * self.plan.block_depth
+            place = (stage + self.begin, address_of_map(self.map), full)
+            return [_call("tcomp_copy_pixels", *place, *windows.place(row, k, end))]
         outer = self.operand.index(tile.batch, zero, zero)[:-2]
         matrix: Expression = zero
         for extent, index in zip(self.operand.buffer.shape[:-2], outer, strict=True):

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import product
 
 from tcomp.relay.types import numpy_dtype, stored_as
 from tcomp.target.target import Gpu
 from tcomp.tensor.gpu_rates import clock, resident_blocks
+from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Ordered, Space
 from tcomp.tensor.mma_plan import (
     BLOCK_CYCLES,
@@ -57,6 +59,7 @@ _BUFFERS = (0, 1, 2, 4)
 _PINGPONG = (0, 1)
 MOST_SUMS, SUMS_WITH_WORK = 128, 96
 """Of a thread; of a default's, where more than a little is computed of each sum before it is stored."""
+_LIGHT = {"add", "mul", "relu", "cast", "reshape"}
 _OTHER_REGISTERS = 48
 """Addresses, conditions and counters of a thread, and what follows the sums."""
 PRODUCER_REGISTERS, GATHERER_REGISTERS = (40, 232), (72, 216)
@@ -72,8 +75,9 @@ _LATENCY = 1000
 """Cycles from asking for a tile until it is multiplied."""
 _STEP_CYCLES = 20
 """Of a step's barriers."""
-_CHUNK_CYCLES = 24 / 128
-"""Of the instructions that find and copy a chunk, of which a multiprocessor starts those of 128 threads."""
+_CHUNK_CYCLES = 44 / 128
+"""Of the 42 instructions that find and copy a chunk of a 3x3 window, for 128 threads: 22 are additions,
+shifts and comparisons of integers, and a multiprocessor does 64 in a cycle (CUDA C++ Programming Guide)."""
 _TILE_CYCLES = 500
 """From the last products of a tile to the first of the next, beside what follows them and stores."""
 _PAIR_INSTRUCTIONS = 1.25
@@ -102,10 +106,12 @@ class WgmmaPlan(TiledProduct):
     """Whether the two consumers have a tile of their own each, and take turns."""
     buffers: int = 0
     """Of a warp, for what it computed, until the copy engine has stored it; without, threads store it."""
-    gathers: bool = False
+    gathers: int = 0
     """Whether the threads of the producer copy the left operand by chunks, as there are no tiles of it."""
     output: int = 0
     """Bytes of an element of the output if tiles of it can be stored, else 0."""
+    whole_sectors: int = 0
+    """Whether threads that store a chunk of rows side by side fill sectors, as in blocks of 16 bytes."""
 
     @property
     def chunk(self) -> int:
@@ -267,7 +273,8 @@ class WgmmaPlan(TiledProduct):
         busy = max(multiply, shared, fetched, chunks * _CHUNK_CYCLES)
         shares = self.shares(gpu)
         resident = min(self.resident(gpu), -(-shares.blocks // gpu.processors))
-        step = max(resident * (busy + _STEP_CYCLES), _LATENCY / (self.stages - 1))
+        under_way = max(1, self.ahead) if self.gathers else self.stages - 1
+        step = max(resident * (busy + _STEP_CYCLES), _LATENCY / under_way)
         beside_cache, beside_shared = self._stored_beside
         beside = max(
             0.0, beside_cache - self.steps * (busy - fetched), beside_shared - self.steps * (busy - shared)
@@ -304,9 +311,8 @@ class WgmmaPlan(TiledProduct):
 
     @property
     def _of_sectors(self) -> float:
-        """Sectors that threads store, by those of the output. Of pixels in blocks of 8 channels, which
-        those of neighbouring rows follow, they are whole."""
-        return 1.0 if self.gathers else sectors(self.output or self.itemsize)
+        """Sectors that threads store, by those of the output."""
+        return 1.0 if self.whole_sectors else sectors(self.output or self.itemsize)
 
     @property
     def _stored_beside(self) -> tuple[float, float]:
@@ -316,25 +322,43 @@ class WgmmaPlan(TiledProduct):
         return (self._tile_bytes * self._of_sectors / CACHE_BYTES if self.pingpong else 0.0), 0.0
 
 
+def most_sums(kernel: Kernel, light: int = 2) -> int:
+    """Of a thread of the default: up to `light` operators of one instruction take few registers beside."""
+    others = [node.op for node in kernel.body.nodes if node is not kernel.anchor]
+    return MOST_SUMS if len(others) <= light and set(others) <= _LIGHT else SUMS_WITH_WORK
+
+
+@lru_cache(maxsize=256)
 def default_wgmma_plan(
     dtype: str,
     extents: tuple[int, int, int, int],
     gpu: Gpu,
-    most_sums: int = MOST_SUMS,
-    gathers: bool = False,
+    sums: int = MOST_SUMS,
+    gathers: tuple[int, ...] = (),
     output: int = 0,
+    whole_sectors: bool = False,
 ) -> WgmmaPlan:
     """The plan of the fewest estimated cycles for (batch, rows, columns, depth).
 
-    A thread has at most `most_sums`, unless they pass through buffers: of those few are at work at a time.
+    A thread has at most `sums`, unless they pass through buffers: of those few are at work at a time.
+    `gathers` are the values that plans may have there, the preferred one first; none is 0 alone.
     """
-    every = default_wgmma_plans(dtype, extents, gpu, gathers, output)
-    plans = (plan for plan in every if plan.buffers or plan.sums <= most_sums)
+    plans = [
+        plan
+        for way in gathers or (0,)
+        for plan in default_wgmma_plans(dtype, extents, gpu, way, output, whole_sectors)
+        if plan.buffers or plan.sums <= sums
+    ]
     return min(plans, key=lambda plan: plan.cycles(gpu))
 
 
 def default_wgmma_plans(
-    dtype: str, extents: tuple[int, int, int, int], gpu: Gpu, gathers: bool = False, output: int = 0
+    dtype: str,
+    extents: tuple[int, int, int, int],
+    gpu: Gpu,
+    gathers: int = 0,
+    output: int = 0,
+    whole_sectors: bool = False,
 ) -> Iterator[WgmmaPlan]:
     """The plans that a default may be."""
     blocks = [(*block, 0) for block in _DEFAULT_BLOCKS]
@@ -343,8 +367,8 @@ def default_wgmma_plans(
     for rows, columns, consumers, pingpong in blocks:
         for stages, buffers in product((4, 3, 6), (2, 1, 0) if output else (0,)):
             plan = WgmmaPlan(
-                dtype, *extents, rows, columns, consumers, stages,
-                pingpong=pingpong, buffers=buffers, gathers=gathers, output=output,
+                dtype, *extents, rows, columns, consumers, stages, pingpong=pingpong, buffers=buffers,
+                gathers=gathers, output=output, whole_sectors=whole_sectors,
             )  # fmt: skip
             shared = [replace(plan, splits=n) for n in SPLITS]
             shared += [replace(plan, streamed=n) for n in STREAMED if n]
@@ -355,31 +379,29 @@ def wgmma_space(
     dtype: str,
     extents: tuple[int, int, int, int],
     gpu: Gpu,
-    most_sums: int,
-    gathers: bool = False,
+    sums: int,
+    gathers: tuple[int, ...] = (),
     output: int = 0,
+    whole_sectors: bool = False,
 ) -> Space:
-    """The knobs of plans of a product, by the names of the plan's fields."""
-    best = default_wgmma_plan(dtype, extents, gpu, most_sums, gathers, output)
+    """The knobs of plans of a product, by the names of the plan's fields; `gathers` is one where given."""
+    best = default_wgmma_plan(dtype, extents, gpu, sums, gathers, output, whole_sectors)
     values = {
         "block_rows": _BLOCK_ROWS, "block_columns": _BLOCK_COLUMNS, "consumers": _CONSUMERS,
         "stages": _STAGES, "splits": SPLITS, "streamed": STREAMED, "group": GROUPS, "cluster": _CLUSTERS,
         "pingpong": _PINGPONG, "buffers": _BUFFERS,
     }  # fmt: skip
-    knobs = tuple(Ordered(name, of, int(getattr(best, name))) for name, of in values.items())
+    own = {"gathers": tuple(sorted(gathers))} if gathers else {}
+    knobs = tuple(Ordered(name, of, int(getattr(best, name))) for name, of in {**values, **own}.items())
     return Space(
         knobs,
-        lambda config: wgmma_plan_of(dtype, extents, config, gathers, output).complaint(gpu),
-        added={"streamed": 0, "pingpong": 0, "buffers": 0},
+        lambda config: wgmma_plan_of(dtype, extents, config, output).complaint(gpu),
+        added={"streamed": 0, "pingpong": 0, "buffers": 0, **dict.fromkeys(own, 1)},
     )
 
 
 def wgmma_plan_of(
-    dtype: str,
-    extents: tuple[int, int, int, int],
-    config: Config,
-    gathers: bool = False,
-    output: int = 0,
+    dtype: str, extents: tuple[int, int, int, int], config: Config, output: int = 0
 ) -> WgmmaPlan:
     knobs = {name: int(value) for name, value in config.items()}
-    return WgmmaPlan(dtype, *extents, **knobs, gathers=gathers, output=output)
+    return WgmmaPlan(dtype, *extents, **knobs, output=output)

@@ -15,8 +15,9 @@ banks. Source: CUTLASS, `sm90_epilogue_tma_warpspecialized.hpp`, where four warp
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from tcomp.target.tile_map import TileMap
@@ -50,9 +51,11 @@ _MATRIX = 8
 
 def output_tiles(plan: WgmmaPlan, output: OutputTiles) -> TileMap:
     """What is stored at once."""
-    box = (_LINE_BYTES // plan.output, PLACE_ROWS, 1)
-    strides = (plan.columns * plan.output, plan.rows * plan.columns * plan.output)
-    return TileMap(output.dtype, (plan.columns, plan.rows, plan.batch), strides, box)
+    extents = output.extents
+    strides = tuple(prod(extents[:axis]) * plan.output for axis in range(1, len(extents)))
+    return TileMap(
+        output.dtype, extents, strides, (_LINE_BYTES // plan.output, PLACE_ROWS, *(1,) * len(extents[2:]))
+    )
 
 
 @dataclass(frozen=True)
@@ -100,13 +103,21 @@ class TileStores:
                     _call("tcomp_writes_are_seen"),
                     _call("__syncwarp"),
                     self._first(
-                        _call("tcomp_store_tile", address_of_map(self.map), place, first, own_row, batch),
+                        *self._asks(place, (batch, own_row, first)),
                         _call("tcomp_stores_commit"),
                     ),
                 ]
             )
 
         return sequence([allocate, written_out((plan.pieces, along), part)])
+
+    def _asks(
+        self, buffer: Expression, place: tuple[Expression, Expression, Expression]
+    ) -> Iterator[Statement]:
+        """For the stores of what is in a buffer."""
+        for part in self.output.parts(place, PLACE_ROWS):
+            store = _call("tcomp_store_tile", address_of_map(self.map), buffer, *part.at)
+            yield store if part.condition is None else tirx.IfThenElse(part.condition, store, None)
 
     def ended(self) -> Statement:
         """Wait until nothing is read from the buffers any more."""

@@ -20,10 +20,12 @@ from tcomp.relay.attributes import integer
 from tcomp.relay.graph import Constant, Graph, Node, Value
 from tcomp.relay.layouts import PLAIN
 from tcomp.relay.op import OPS, LayoutRule
-from tcomp.relay.types import Array, stored_as
+from tcomp.relay.types import Array, numpy_dtype, stored_as
 from tcomp.target.target import Target
 from tcomp.tensor.convolution import Convolution
 from tcomp.tensor.groups import ways_to_sum
+from tcomp.tensor.wgmma_plan import ARCH
+from tcomp.tensor.window_tiles import LINE_BYTES
 from tcomp.transform.layout_costs import LayoutCosts, reduces_pixels
 from tcomp.transform.min_sum import Factor, minimize
 
@@ -57,9 +59,12 @@ def blocks_for(graph: Graph, target: Target) -> tuple[int, ...]:
     A vector is one of sums of products, those of `target.fast_dtype` where there is one. Where sums are in
     squares, blocks are the groups that these multiply. On a GPU a block is what a thread loads at once:
     neighbouring pixels then are whole lines, for the loads of one operator and the stores of the one before.
+    Where windows can be tiles a block may be a line of those, which is preferred where estimates are equal.
     """
     if target.gpu is not None:
-        return (target.lanes(stored_as(target.fast_dtype or "float32")),)
+        dtype = stored_as(target.fast_dtype or "float32")
+        lines = (LINE_BYTES // numpy_dtype(dtype).itemsize,) if target.gpu.arch == ARCH else ()
+        return (*lines, target.lanes(dtype))
     quantized = any(n.op == "conv2d" and n.inputs[0].dtype == "int8" for n in graph.nodes)
     dtype = "int8" if quantized else target.fast_dtype
     sums = next(iter(ways_to_sum(target, dtype)), None) if dtype else None

@@ -1,8 +1,11 @@
-"""Convolutions by groups of warps: numbers on an emulated GPU, choices, what nvcc makes of them."""
+"""Convolutions by groups of warps whose windows threads copy: emulated numbers, choices, resources."""
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from device_programs import ends_the_process
@@ -10,8 +13,9 @@ from mma_kernels import assert_computes, conv, in_blocks
 from test_conv_mma import KERNELS as OTHERS
 from test_conv_mma import P
 from test_matmul_wgmma import HOPPER, SMALL
+from test_simt_resources import loop_bodies
 
-from tcomp.codegen.cuda.cubin import compile_cubin
+from tcomp.codegen.cuda.cubin import Cubin, compile_cubin
 from tcomp.codegen.cuda.device_code import device_code
 from tcomp.codegen.cuda.jit import CudaKernelRunner
 from tcomp.errors import ScheduleError
@@ -21,6 +25,7 @@ from tcomp.tensor.wgmma_plan import WgmmaPlan
 from tcomp.tuner.trial_data import trial_data
 
 TEMPLATE = "conv_wgmma_cuda"
+CHUNKS = {**SMALL, "gathers": 1}
 KERNELS = {name: kernel for name, kernel in OTHERS.items() if TEMPLATES[TEMPLATE].accepts(kernel, HOPPER)} | {
     "many channels": conv((1, 12, 5, 5, 8), (70, 96, 3, 3), True, padding=P, **in_blocks(8, 8)),
     "bfloat16": conv((1, 2, 5, 5, 8), (8, 16, 3, 3), dtype="bfloat16", padding=P, **in_blocks(8, 8)),
@@ -31,9 +36,9 @@ LAYERS = {
     "3x3": conv((32, 16, 28, 28, 8), (128, 128, 3, 3), True, padding=P, **in_blocks(8, 8)),
     "1x1": conv((32, 32, 14, 14, 8), (1024, 256, 1, 1), True, **in_blocks(8, 8)),
     "strides": conv((32, 32, 28, 28, 8), (256, 256, 3, 3), strides=(2, 2), padding=P, **in_blocks(8, 8)),
-    "plain": conv((32, 256, 28, 28), (256, 256, 3, 3), strides=(2, 2), padding=P),
+    "plain": conv((32, 40, 28, 28), (256, 40, 3, 3), strides=(2, 2), padding=P),
 }
-"""Of ResNet-50, 32 images."""
+"""Of 32 images, as in ResNet-50."""
 
 
 @pytest.mark.parametrize(
@@ -41,7 +46,7 @@ LAYERS = {
 )
 @pytest.mark.usefixtures("gpu")
 def test_numbers(name: str) -> None:
-    assert_computes(KERNELS[name], HOPPER, TEMPLATE, {**SMALL, "stages": 3})
+    assert_computes(KERNELS[name], HOPPER, TEMPLATE, {**CHUNKS, "stages": 3})
 
 
 @pytest.mark.parametrize(
@@ -59,7 +64,7 @@ def test_stages(knobs: dict[str, int]) -> None:
     """Several tiles a block: copies of a step are waited for before those of the next tile begin."""
     assert HOPPER.gpu is not None
     few = replace(HOPPER, gpu=replace(HOPPER.gpu, processors=1))
-    assert_computes(KERNELS["many channels"], few, TEMPLATE, {**SMALL, **knobs})
+    assert_computes(KERNELS["many channels"], few, TEMPLATE, {**CHUNKS, **knobs})
 
 
 @pytest.mark.parametrize(
@@ -72,7 +77,7 @@ def test_stages(knobs: dict[str, int]) -> None:
 @pytest.mark.usefixtures("gpu")
 def test_waits_and_fences_are_needed(right: str, wrong: str, capfd: pytest.CaptureFixture[str]) -> None:
     kernel = KERNELS["many channels"]
-    scheduled = TEMPLATES[TEMPLATE].apply(kernel, HOPPER, {**SMALL, "stages": 3})
+    scheduled = TEMPLATES[TEMPLATE].apply(kernel, HOPPER, {**CHUNKS, "stages": 3})
     code = device_code(scheduled.function, "kernel", HOPPER)
     assert right in code.source
     changed = replace(code, source=code.source.replace(right, wrong))
@@ -88,11 +93,11 @@ def test_what_is_left_to_others() -> None:
 
 
 def test_clusters_are_for_tiles() -> None:
-    plan = WgmmaPlan("float16", 1, 512, 64, 576, 64, 64, 1, 3, cluster=2, gathers=True)
+    plan = WgmmaPlan("float16", 1, 512, 64, 576, 64, 64, 1, 3, cluster=2, gathers=1)
     assert HOPPER.gpu is not None
     assert "clusters of 2" in (plan.complaint(HOPPER.gpu) or "")
     with pytest.raises(ScheduleError, match="clusters of 2 blocks"):
-        schedule(LAYERS["3x3"], HOPPER, {"algorithm": TEMPLATE, **SMALL, "cluster": 2})
+        schedule(LAYERS["3x3"], HOPPER, {"algorithm": TEMPLATE, **CHUNKS, "cluster": 2})
 
 
 def test_it_is_the_default_where_its_estimate_is_less() -> None:
@@ -103,13 +108,39 @@ def test_it_is_the_default_where_its_estimate_is_less() -> None:
     assert template_for(LAYERS["strides"], TARGETS["cuda:sm_90"]).id == "conv_mma_cuda@1"
 
 
+def compiled(name: str, **knobs: int) -> Cubin:
+    template, kernel = TEMPLATES[TEMPLATE], LAYERS[name]
+    space = template.space(kernel, HOPPER)
+    config = {**space.complete(space.default), **knobs}
+    space.check(config)
+    return compile_cubin(
+        device_code(template.apply(kernel, HOPPER, config).function, "kernel", HOPPER).source, "sm_90a"
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.usefixtures("real_nvcc")
 def test_defaults_neither_spill_nor_wait(name: str) -> None:
-    template, kernel = TEMPLATES[TEMPLATE], LAYERS[name]
-    default = template.space(kernel, HOPPER).default
-    code = device_code(template.apply(kernel, HOPPER, default).function, "kernel", HOPPER)
-    cubin = compile_cubin(code.source, "sm_90a")
+    cubin = compiled(name)
     assert all(found.spilled_bytes == 0 for found in cubin.resources.values())
     assert cubin.losses == ()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("real_nvcc")
+def test_instructions_of_a_chunk_are_those_of_the_estimate(tmp_path: Path) -> None:
+    """Of 8 chunks of a thread and step, 42 each; half of them are additions, shifts and comparisons."""
+    disassembler = shutil.which("nvdisasm")
+    if disassembler is None:
+        pytest.skip("no nvdisasm: install it from the CUDA toolkit or PyPI's nvidia-cuda-nvdisasm")
+    path = tmp_path / "kernel.cubin"
+    path.write_bytes(compiled("3x3", block_rows=128, block_columns=128, consumers=2, streamed=0).image)
+    text = subprocess.run([disassembler, "-c", path], capture_output=True, text=True, check=True).stdout
+    copying = min((body for body in loop_bodies(text) if body["LDGSTS"]), key=lambda body: body.total())
+    assert copying["LDGSTS"] == 8
+    assert 38 <= copying.total() / 8 <= 46
+    whole = sum(
+        copying[name] for name in ("LEA", "IADD3", "SHF", "ISETP", "MOV", "IABS", "LOP3", "PLOP3", "VIADD")
+    )
+    assert 20 <= whole / 8 <= 24

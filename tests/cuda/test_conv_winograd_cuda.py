@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from tcomp.relay.types import Array
 from tcomp.runtime import load
 from tcomp.target.target import TARGETS, Target
 from tcomp.tensor.common_packing import common_packing
+from tcomp.tensor.gpu_load import load_of
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Alternatives, Config, KnobValue
 from tcomp.tensor.schedules.conv_winograd_cuda import WORTH
@@ -181,6 +183,19 @@ def test_targets_of_one_library_agree_on_the_pixels_of_tiles() -> None:
     for target, packed in zip(targets, found, strict=True):
         space_of(kernel, target).check(packed.default)
         assert packed.holds(packed.default)
+
+
+def test_its_load_counts_its_own_products() -> None:
+    """4x4 pixels take 36 products of the channels of what are 144 directly."""
+    target, kernel = TARGETS["cuda:sm_90"], LAYERS[56]
+    assert target.gpu is not None
+    scheduled = schedule(
+        kernel, target, {**template_for(kernel, target).packings(kernel, target)[NAME, (4, 4)].default}
+    )
+    assert scheduled.flops == (64 * 64 * 2) * 36 * 14 * 14
+    direct = replace(scheduled, flops=None)
+    load, other = (load_of(kernel, one, target.gpu) for one in (scheduled, direct))
+    assert load.cycles < other.cycles
 
 
 @pytest.mark.slow

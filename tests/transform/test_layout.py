@@ -72,6 +72,29 @@ def test_many_channels_are_blocked() -> None:
     check_numbers(graph, after)
 
 
+@pytest.mark.parametrize(
+    ("target", "dtype", "channels", "block"),
+    [
+        ("cuda:sm_90a", "float16", 128, 64),
+        ("cuda:sm_90a", "float16", 72, 8),
+        ("cuda:sm_90a", "tf32", 128, 32),
+        ("cuda:sm_80", "float16", 128, 8),
+        ("cuda:sm_80", "tf32", 128, 4),
+    ],
+)
+def test_blocks_of_gpus_are_lines_where_windows_are_tiles(
+    target: str, dtype: str, channels: int, block: int
+) -> None:
+    """Channels that fill no line stay in blocks of 16 bytes."""
+    net = Net()
+    x = net.input(channels, 56)
+    for _ in range(5):
+        x = net.relu(net.conv(x, channels))
+    graph = net.builder.build(x)
+    after = BlockChannels(replace(TARGETS[target], fast_dtype=dtype)).run(graph)
+    assert layouts(after)[2] == (f"NCHW{block}c",) * 2
+
+
 def test_few_channels_stay_plain() -> None:
     net = Net()
     x = net.relu(net.conv(net.input(3, 20), 2))

@@ -24,14 +24,19 @@ static void load(void) {
   }
   TCOMP_CUDA_FUNCTIONS(LOAD)
 #undef LOAD
-  *(void **)&tcomp_cuda.encode_map = dlsym(library, TCOMP_CUDA_MAP_FUNCTION);
+#define LOAD_IF_THERE(name, symbol, parameters) *(void **)&tcomp_cuda.name = dlsym(library, symbol);
+  TCOMP_CUDA_MAP_FUNCTIONS(LOAD_IF_THERE)
+#undef LOAD_IF_THERE
 }
 
 const char *tcomp_cuda_load(int needs_maps) {
   pthread_once(&once, load);
   if (problem[0] != '\0') return problem;
-  if (needs_maps && tcomp_cuda.encode_map == NULL)
-    return "the NVIDIA driver has no " TCOMP_CUDA_MAP_FUNCTION "; install a newer one";
+#define REQUIRE(name, symbol, parameters)                                                                  \
+  if (needs_maps && tcomp_cuda.name == NULL)                                                               \
+    return "the NVIDIA driver has no " symbol "; install a newer one";
+  TCOMP_CUDA_MAP_FUNCTIONS(REQUIRE)
+#undef REQUIRE
   return NULL;
 }
 

@@ -63,15 +63,19 @@ typedef struct {
   F(graph_release, "cuGraphExecDestroy", (handle))
 
 /* What only libraries with code for sm_90a need, and drivers before CUDA 12 do not have. */
-#define TCOMP_CUDA_MAP_FUNCTION "cuTensorMapEncodeTiled"
-typedef int (*encode_map)(tensor_map *, int, uint32_t, address, const uint64_t *, const uint64_t *, const uint32_t *,
-                          const uint32_t *, int, int, int, int);
+#define TCOMP_CUDA_MAP_FUNCTIONS(F)                                                                          \
+  F(encode_tiles, "cuTensorMapEncodeTiled",                                                                 \
+    (tensor_map *, int, uint32_t, address, const uint64_t *, const uint64_t *, const uint32_t *,            \
+     const uint32_t *, int, int, int, int))                                                                 \
+  F(encode_pixels, "cuTensorMapEncodeIm2col",                                                               \
+    (tensor_map *, int, uint32_t, address, const uint64_t *, const uint64_t *, const int32_t *,             \
+     const int32_t *, uint32_t, uint32_t, const uint32_t *, int, int, int, int))
 
 typedef struct {
 #define TCOMP_CUDA_FIELD(name, symbol, parameters) int(*name) parameters;
   TCOMP_CUDA_FUNCTIONS(TCOMP_CUDA_FIELD)
+  TCOMP_CUDA_MAP_FUNCTIONS(TCOMP_CUDA_FIELD)
 #undef TCOMP_CUDA_FIELD
-  encode_map encode_map;
 } tcomp_cuda_functions;
 
 extern tcomp_cuda_functions tcomp_cuda; /* once tcomp_cuda_load has answered NULL */

@@ -13,8 +13,12 @@ int tcomp_cuda_find(const tcomp_cuda_launch_info *launch, handle module, handle 
 static int encode(const tcomp_cuda_map_info *info, const void *const *arguments, tensor_map *map) {
   static const uint32_t every[TCOMP_CUDA_MAP_RANK] = {1, 1, 1, 1, 1};
   address tensor = (address)((uintptr_t)arguments[info->parameter] + info->begin);
-  return tcomp_cuda.encode_map(map, info->type, (uint32_t)info->rank, tensor, info->extents, info->strides, info->box,
-                               every, 0, info->swizzle, FROM_256_BYTES, 0);
+  uint32_t rank = (uint32_t)info->rank;
+  if (info->steps[0] == 0)
+    return tcomp_cuda.encode_tiles(map, info->type, rank, tensor, info->extents, info->strides, info->box, every, 0,
+                                   info->swizzle, FROM_256_BYTES, 0);
+  return tcomp_cuda.encode_pixels(map, info->type, rank, tensor, info->extents, info->strides, info->lower, info->upper,
+                                  info->box[0], info->box[1], info->steps, 0, info->swizzle, FROM_256_BYTES, 0);
 }
 
 /* Maps are made of the pointers that a launch has. A graph keeps them, and is recorded again for other pointers. */

@@ -17,8 +17,10 @@ typedef struct {
   int32_t type, swizzle, rank;
   uint64_t begin; /* bytes from the tensor's address on */
   uint64_t extents[TCOMP_CUDA_MAP_RANK], strides[TCOMP_CUDA_MAP_RANK - 1];
-  uint32_t box[TCOMP_CUDA_MAP_RANK];
-} tcomp_cuda_map_info; /* for cuTensorMapEncodeTiled */
+  uint32_t box[TCOMP_CUDA_MAP_RANK];   /* channels and pixels, where these are walked over */
+  uint32_t steps[TCOMP_CUDA_MAP_RANK]; /* from pixel to pixel; 0 where none are walked over */
+  int32_t lower[TCOMP_CUDA_MAP_RANK - 2], upper[TCOMP_CUDA_MAP_RANK - 2];
+} tcomp_cuda_map_info; /* for cuTensorMapEncodeTiled, or cuTensorMapEncodeIm2col */
 
 typedef struct {
   const void *data;   /* a cubin, or that with PTX for newer GPUs */

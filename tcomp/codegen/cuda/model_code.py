@@ -131,9 +131,13 @@ def _launch(image: int, launch: Launch, first_map: int) -> str:
 
 
 def _map(parameter: int, tiles: TileMap) -> str:
-    extents, strides, box = map(_numbers, (tiles.extents, tiles.strides, tiles.box))
-    kind = f"{DRIVER_TYPES[tiles.dtype]}, {DRIVER_SWIZZLES[tiles.swizzle]}, {len(tiles.extents)}"
-    return f"    {{{parameter}, {kind}, {tiles.begin}, {extents}, {strides}, {box}}},"
+    shapes = [tiles.extents, tiles.strides, tiles.box]
+    if tiles.walk is not None:
+        shapes += [(1, *tiles.walk.steps, 1), tiles.walk.lower, tiles.walk.upper]
+    kind = (
+        f"{DRIVER_TYPES[tiles.dtype]}, {DRIVER_SWIZZLES[tiles.swizzle]}, {len(tiles.extents)}, {tiles.begin}"
+    )
+    return f"    {{{parameter}, {kind}, {', '.join(map(_numbers, shapes))}}},"
 
 
 def _numbers(values: Sequence[int]) -> str:

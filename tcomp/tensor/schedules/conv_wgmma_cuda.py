@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tcomp.relay.types import numpy_dtype
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.conv_windows import Windows, has_windows
@@ -10,23 +11,29 @@ from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Space
 from tcomp.tensor.loops import Statement
 from tcomp.tensor.mma_kernel import factor_dtype, schedule_mma, stored_in_vectors
+from tcomp.tensor.mma_plan import CHUNK_BYTES
+from tcomp.tensor.pixel_stores import PixelTiles, pixel_itemsize
 from tcomp.tensor.schedules.conv_mma_cuda import ConvMmaCuda
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
 from tcomp.tensor.wgmma_nest import wgmma_launch
 from tcomp.tensor.wgmma_plan import (
     ARCH,
-    SUMS_WITH_WORK,
     default_wgmma_plan,
+    most_sums,
     wgmma_plan_of,
     wgmma_space,
 )
 
+_BESIDE = 4
+"""Operators behind a convolution, as a bias, a residual, relu and a cast, beside which a thread has registers
+for all sums."""
+
 
 class ConvWgmmaCuda(Template):
-    """Ungrouped convolutions of float16, bfloat16 and int8, by groups of warps.
+    """Ungrouped convolutions of float16, bfloat16, tf32 and int8, by groups of warps.
 
-    Steps as of `ConvMmaCuda`. Weights are copied by tiles, and windows, which have none, by chunks: on their
-    way nothing could round them to tf32.
+    Steps as of `ConvMmaCuda`. Weights are copied by tiles, and windows where the input's layout allows it. Or
+    they are copied by chunks (knob `gathers`): on their way nothing could round them to tf32.
     """
 
     name = "conv_wgmma_cuda"
@@ -36,29 +43,48 @@ class ConvWgmmaCuda(Template):
     def accepts(self, kernel: Kernel, target: Target) -> bool:
         if target.gpu is None or target.gpu.arch != ARCH or not has_windows(kernel, target):
             return False
-        return factor_dtype(kernel) != "tf32"
+        return bool(_ways(kernel))
 
     def space(self, kernel: Kernel, target: Target) -> Space:
         assert target.gpu is not None
         dtype, extents = factor_dtype(kernel), Windows(kernel).extents
-        return wgmma_space(dtype, extents, target.gpu, SUMS_WITH_WORK, gathers=True)
+        return wgmma_space(
+            dtype, extents, target.gpu, most_sums(kernel, _BESIDE), _ways(kernel), *_output(kernel)
+        )
 
     def estimate(self, kernel: Kernel, target: Target) -> float:
         assert target.gpu is not None
         gpu, windows = target.gpu, Windows(kernel)
-        plan = default_wgmma_plan(factor_dtype(kernel), windows.extents, gpu, SUMS_WITH_WORK, gathers=True)
+        dtype, extents, sums = factor_dtype(kernel), windows.extents, most_sums(kernel, _BESIDE)
+        plan = default_wgmma_plan(dtype, extents, gpu, sums, _ways(kernel), *_output(kernel))
         return max(plan.cycles(gpu), memory_cycles(gpu, kernel.nbytes)) + windows.gathering(gpu)
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         assert target.gpu is not None
-        windows = Windows(kernel)
-        plan = wgmma_plan_of(factor_dtype(kernel), windows.extents, config, gathers=True)
+        gpu, windows = target.gpu, Windows(kernel)
+        itemsize, _ = _output(kernel)
+        plan = wgmma_plan_of(factor_dtype(kernel), windows.extents, config, itemsize)
+        assert plan.gathers in _ways(kernel)
         anchored = Anchored(kernel, windows.packing)
         before: list[Statement] = []
         left, right = windows.left(anchored, before), windows.right(anchored, before)
         vector = 2 if stored_in_vectors(kernel, windows.conv.out_block) else 1
-        launch = wgmma_launch(plan, left, right, target.gpu)
-        return schedule_mma(anchored, plan, plan.shares(target.gpu), before, launch, windows.output, vector)
+        output = PixelTiles(anchored, plan, windows.output, vector, windows.conv) if itemsize else None
+        launch = wgmma_launch(plan, left, right, gpu, output)
+        return schedule_mma(anchored, plan, plan.shares(gpu), before, launch, windows.output, vector)
+
+
+def _output(kernel: Kernel) -> tuple[int, bool]:
+    """Bytes of an element of the output if tiles of it can be stored, else 0; if its blocks are chunks."""
+    conv = Windows(kernel).conv
+    chunk = conv.out_block * numpy_dtype(kernel.body.outputs[0].dtype).itemsize == CHUNK_BYTES
+    return pixel_itemsize(kernel, conv), chunk
+
+
+def _ways(kernel: Kernel) -> tuple[int, ...]:
+    """Whether windows may be copied by tiles, 0, and by chunks, 1."""
+    tiles = () if Windows(kernel).tiles is None else (0,)
+    return tiles if factor_dtype(kernel) == "tf32" else (*tiles, 1)
 
 
 TEMPLATES.register(ConvWgmmaCuda.name, ConvWgmmaCuda())

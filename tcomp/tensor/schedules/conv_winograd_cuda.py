@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from math import prod
 
 from tcomp.target.target import Target
 from tcomp.tensor.convolution import Convolution
@@ -72,8 +74,12 @@ class ConvWinogradCuda(Template):
         assert target.gpu is not None
         problem, tiles = WinogradProblem.of(kernel), WinogradTiles.of(config)
         pixels = PixelTiles(problem.conv, tiles.pixels)
-        shares = shares_of(problem.product(pixels, target.gpu), tiles.product, target)
-        return SimtWinograd(kernel, pixels, tiles.product, shares, tiles.threads).scheduled()
+        product = problem.product(pixels, target.gpu)
+        shares = shares_of(product, tiles.product, target)
+        scheduled = SimtWinograd(kernel, pixels, tiles.product, shares, tiles.threads).scheduled()
+        return replace(
+            scheduled, flops=2 * prod((*product.batch, product.rows, product.columns, product.depth))
+        )
 
 
 def _takes(pixels: tuple[int, int]) -> Callable[[Config], bool]:

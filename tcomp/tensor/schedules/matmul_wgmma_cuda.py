@@ -17,14 +17,11 @@ from tcomp.tensor.unpacked_operand import PackedWeights
 from tcomp.tensor.wgmma_nest import wgmma_launch
 from tcomp.tensor.wgmma_plan import (
     ARCH,
-    MOST_SUMS,
-    SUMS_WITH_WORK,
     default_wgmma_plan,
+    most_sums,
     wgmma_plan_of,
     wgmma_space,
 )
-
-_LIGHT = {"add", "mul", "relu", "cast", "reshape"}
 
 
 class MatmulWgmmaCuda(Template):
@@ -46,13 +43,13 @@ class MatmulWgmmaCuda(Template):
     def space(self, kernel: Kernel, target: Target) -> Space:
         assert target.gpu is not None
         matrices = MmaMatrices(kernel, in_tiles=True)
-        sums, output = _most_sums(kernel), _output(kernel, matrices)
+        sums, output = most_sums(kernel), _output(kernel, matrices)
         return wgmma_space(matrices.dtype, matrices.extents, target.gpu, sums, output=output)
 
     def estimate(self, kernel: Kernel, target: Target) -> float:
         assert target.gpu is not None
         gpu, matrices = target.gpu, MmaMatrices(kernel, in_tiles=True)
-        sums, output = _most_sums(kernel), _output(kernel, matrices)
+        sums, output = most_sums(kernel), _output(kernel, matrices)
         plan = default_wgmma_plan(matrices.dtype, matrices.extents, gpu, sums, output=output)
         return max(plan.cycles(gpu), memory_cycles(gpu, kernel.nbytes))
 
@@ -71,12 +68,6 @@ class MatmulWgmmaCuda(Template):
 
 def _output(kernel: Kernel, matrices: MmaMatrices) -> int:
     return tiled_itemsize(kernel, matrices.product.columns)
-
-
-def _most_sums(kernel: Kernel) -> int:
-    """Of a thread of the default: a bias and an activation of one instruction take few registers beside."""
-    others = [node.op for node in kernel.body.nodes if node is not kernel.anchor]
-    return MOST_SUMS if len(others) <= 2 and set(others) <= _LIGHT else SUMS_WITH_WORK
 
 
 TEMPLATES.register(MatmulWgmmaCuda.name, MatmulWgmmaCuda())

@@ -47,23 +47,28 @@ static std::vector<int> coordinates(const emulated_node &tensor, const std::stri
 
 static void store_tile(const emulated_instruction &one, emulated_register *registers, locals_type &locals) {
   const emulated_node &target = one.operands.at(0);
-  emulated_store_tile(*(const CUtensorMap *)value(target.items[0], registers, locals), value(one.operands.at(1), registers, locals),
-                      coordinates(target, one.modifiers.at(4), registers, locals));
+  auto &map = *(const CUtensorMap *)value(target.items[0], registers, locals);
+  emulated_store_tile(map, value(one.operands.at(1), registers, locals),
+                      emulated_lines_of_tile(map, coordinates(target, one.modifiers.at(4), registers, locals)));
   emulated_progress++;
 }
 
 static void copy(const emulated_instruction &one, emulated_register *registers, locals_type &locals) {
-  bool multicast = one.has("multicast::cluster");
+  bool multicast = one.has("multicast::cluster"), im2col = one.has("im2col");
   std::string rank = one.modifiers.at(4);
   if (one.name == "cp.async.bulk.tensor." + rank + ".global.shared::cta.bulk_group") return store_tile(one, registers, locals);
-  if (one.name != "cp.async.bulk.tensor." + rank + ".shared::cluster.global.mbarrier::complete_tx::bytes" +
-                      (multicast ? ".multicast::cluster" : ""))
+  if (one.name != "cp.async.bulk.tensor." + rank + ".shared::cluster.global" + (im2col ? ".im2col" : "") +
+                      ".mbarrier::complete_tx::bytes" + (multicast ? ".multicast::cluster" : ""))
     emulated_fail(("a copy that is not emulated: " + one.name).c_str());
   const emulated_node &source = one.operands.at(1);
   std::vector<int> place = coordinates(source, rank, registers, locals);
-  unsigned blocks = multicast ? value(one.operands.at(3), registers, locals) : 1u << emulated_rank();
-  emulated_copy_tile(*(const CUtensorMap *)value(source.items[0], registers, locals),
-                     value(one.operands[0], registers, locals), value(one.operands.at(2), registers, locals), place, blocks);
+  std::vector<unsigned> offsets;
+  if (im2col)
+    for (auto &item : one.operands.at(3).items) offsets.push_back((unsigned)value(item, registers, locals));
+  unsigned blocks = multicast ? value(one.operands.at(3 + im2col), registers, locals) : 1u << emulated_rank();
+  auto &map = *(const CUtensorMap *)value(source.items[0], registers, locals);
+  emulated_copy_tile(map, value(one.operands[0], registers, locals), value(one.operands.at(2), registers, locals),
+                     im2col ? emulated_lines_of_pixels(map, place, offsets) : emulated_lines_of_tile(map, place), blocks);
   emulated_progress++;
 }
 

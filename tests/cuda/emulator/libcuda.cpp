@@ -203,28 +203,62 @@ API int cuLaunchKernel(void *handle, unsigned gx, unsigned gy, unsigned gz, unsi
   return OK;
 }
 
-// As the driver's reference says, of tensors without interleaving.
-API int cuTensorMapEncodeTiled(CUtensorMap *map, int type, unsigned rank, void *address, const uint64_t *extents,
-                               const uint64_t *strides, const unsigned *box, const unsigned *steps, int interleave,
-                               int swizzle, int, int fill) {
+// As the driver's reference says, of tensors without interleaving: what both kinds of maps have in common.
+static bool describe(CUtensorMap *made, const CUtensorMap *map, int type, unsigned rank, void *address,
+                     const uint64_t *extents, const uint64_t *strides, const unsigned *steps, int interleave, int swizzle,
+                     int fill) {
   static const int SIZES[] = {1, 2, 4, 4, 8, 8, 2, 4, 8, 2, 4, 4, 4};
   static const int SWIZZLES[] = {0, 32, 64, 128};
   if ((uintptr_t)map % 64 || (uintptr_t)address % 16 || type < 0 || type > 12 || rank < 1 || rank > 5 ||
       interleave != 0 || swizzle < 0 || swizzle > 3 || fill != 0)
-    return INVALID_VALUE;
-  CUtensorMap made = {EMULATED_TENSOR_MAP, (uint16_t)SIZES[type], (uint8_t)rank, (uint8_t)SWIZZLES[swizzle],
-                      (char *)address};
-  made.rounds = type == 11;
-  uint64_t line = (uint64_t)box[0] * made.itemsize;
-  if (line % 16 || (swizzle && line > made.swizzle)) return INVALID_VALUE;
+    return false;
+  *made = {EMULATED_TENSOR_MAP, (uint16_t)SIZES[type], (uint8_t)rank, (uint8_t)SWIZZLES[swizzle], (char *)address};
+  made->rounds = type == 11;
   for (unsigned i = 0; i < rank; i++) {
-    if (extents[i] < 1 || extents[i] > 1ULL << 32 || box[i] < 1 || box[i] > 256 || steps[i] < 1 || steps[i] > 8)
-      return INVALID_VALUE;
-    if (i > 0 && (strides[i - 1] % 16 || strides[i - 1] >= 1ULL << 40)) return INVALID_VALUE;
-    if (i > 0) made.strides[i - 1] = strides[i - 1];
-    made.extents[i] = (uint32_t)extents[i];
+    if (extents[i] < 1 || extents[i] > 1ULL << 32 || steps[i] < 1 || steps[i] > 8) return false;
+    if (i > 0 && (strides[i - 1] % 16 || strides[i - 1] >= 1ULL << 40)) return false;
+    if (i > 0) made->strides[i - 1] = strides[i - 1];
+    made->extents[i] = (uint32_t)extents[i];
+    made->steps[i] = (uint16_t)steps[i];
+  }
+  return true;
+}
+static bool has_line(const CUtensorMap &map, unsigned elements) {
+  uint64_t line = (uint64_t)elements * map.itemsize;
+  return elements >= 1 && elements <= 256 && line % 16 == 0 && (map.swizzle == 0 || line <= map.swizzle);
+}
+API int cuTensorMapEncodeTiled(CUtensorMap *map, int type, unsigned rank, void *address, const uint64_t *extents,
+                               const uint64_t *strides, const unsigned *box, const unsigned *steps, int interleave,
+                               int swizzle, int, int fill) {
+  CUtensorMap made;
+  if (!describe(&made, map, type, rank, address, extents, strides, steps, interleave, swizzle, fill) ||
+      !has_line(made, box[0]))
+    return INVALID_VALUE;
+  for (unsigned i = 0; i < rank; i++) {
+    if (box[i] < 1 || box[i] > 256) return INVALID_VALUE;
     made.box[i] = (uint16_t)box[i];
-    made.steps[i] = (uint16_t)steps[i];
+  }
+  *map = made;
+  return OK;
+}
+// Corners are given in the order of the axes of pixels, as CUTLASS gives them (copy_traits_sm90_im2col.hpp).
+API int cuTensorMapEncodeIm2col(CUtensorMap *map, int type, unsigned rank, void *address, const uint64_t *extents,
+                                const uint64_t *strides, const int *lower, const int *upper, unsigned channels,
+                                unsigned pixels, const unsigned *steps, int interleave, int swizzle, int, int fill) {
+  static const int CORNERS[] = {0, 0, 0, 1 << 15, 1 << 7, 1 << 4};
+  CUtensorMap made;
+  if (!describe(&made, map, type, rank, address, extents, strides, steps, interleave, swizzle, fill) || rank < 3 ||
+      !has_line(made, channels) || pixels < 1 || pixels > 1024)
+    return INVALID_VALUE;
+  made.walks = 1;
+  made.box[0] = (uint16_t)channels;
+  made.box[1] = (uint16_t)pixels;
+  for (unsigned i = 0; i < rank - 2; i++) {
+    for (int corner : {lower[i], upper[i]})
+      if (corner < -CORNERS[rank] || corner >= CORNERS[rank]) return INVALID_VALUE;
+    if (lower[i] > (int64_t)extents[i + 1] - 1 + upper[i]) return INVALID_VALUE;
+    made.lower[i] = (int16_t)lower[i];
+    made.upper[i] = (int16_t)upper[i];
   }
   *map = made;
   return OK;

@@ -112,10 +112,16 @@ __device__ __forceinline__ void tcomp_write_two_words(unsigned place, const void
 __device__ __forceinline__ void tcomp_writes_are_seen() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
-// The tile at (x, y, z), x being along memory, of the tensor whose map is at `map`; what is beyond its ends is left out.
+// The tile at (x, y, z, w), x being along memory, of the tensor whose map is at `map`; what is beyond its ends is left
+// out.
 __device__ __forceinline__ void tcomp_store_tile(unsigned long long map, unsigned shared, int x, int y, int z) {
   asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(map), "r"(shared),
                "r"(x), "r"(y), "r"(z)
+               : "memory");
+}
+__device__ __forceinline__ void tcomp_store_tile(unsigned long long map, unsigned shared, int x, int y, int z, int w) {
+  asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%2, %3, %4, %5}], [%1];" ::"l"(map),
+               "r"(shared), "r"(x), "r"(y), "r"(z), "r"(w)
                : "memory");
 }
 // The stores that this thread asked for since the last commit are one group.

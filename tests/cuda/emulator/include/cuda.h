@@ -11,6 +11,8 @@ struct alignas(64) CUtensorMap {
   uint32_t extents[5];
   uint16_t box[5], steps[5];
   uint32_t rounds;  // float32 numbers to tf32
+  uint32_t walks;  // over pixels of images, im2col mode: the box is channels and pixels
+  int16_t lower[3], upper[3];
 };
 static_assert(sizeof(CUtensorMap) == 128, "the size of the driver's");
 enum : uint32_t { EMULATED_TENSOR_MAP = 0x7e4503a9 };

@@ -6,6 +6,7 @@
 #include <set>
 
 #include "cuda.h"
+#include "emulated_lines.h"
 #include "emulated_ptx.h"
 
 // ---- shared memory by number ----
@@ -83,22 +84,15 @@ static void emulated_round(unsigned char *place) {
   bits = (bits + 0x1000) & ~0x1fffu;
   memcpy(place, &bits, 4);
 }
-static unsigned emulated_elements(const CUtensorMap &map) {
-  unsigned number = 1;
-  for (unsigned i = 0; i < map.rank; i++) number *= (map.box[i] + map.steps[i] - 1) / map.steps[i];
-  return number;
-}
-// `each(address, place)` for the elements of the tile of `map` at `at` that lies in shared memory from `tile` on: where
-// an element is there, and where in the tensor, nullptr beyond its ends.
+// `each(address, place)` for the elements of `lines` of `map` that lie in shared memory from `tile` on: where an element
+// is there, and where in the tensor, nullptr beyond its ends.
 template <typename Each>
-static void emulated_walk_tile(const CUtensorMap &map, unsigned tile, const std::vector<int> &at, Each each) {
-  for (unsigned i = 0, number = emulated_elements(map); i < number; i++) {
+static void emulated_walk_tile(const CUtensorMap &map, unsigned tile, const emulated_lines &lines, Each each) {
+  for (unsigned i = 0; i < lines.size() * map.box[0]; i++) {
     char *place = map.address;
     bool inside = true;
-    for (unsigned axis = 0, rest = i; axis < map.rank; axis++) {
-      unsigned count = (map.box[axis] + map.steps[axis] - 1) / map.steps[axis];
-      int64_t index = at[axis] + (int64_t)(rest % count) * map.steps[axis];
-      rest /= count;
+    for (unsigned axis = 0; axis < map.rank; axis++) {
+      int64_t index = lines[i / map.box[0]][axis] + (axis ? 0 : i % map.box[0]);
       inside &= index >= 0 && index < map.extents[axis];
       place += index * (int64_t)(axis ? map.strides[axis - 1] : map.itemsize);
     }
@@ -106,21 +100,20 @@ static void emulated_walk_tile(const CUtensorMap &map, unsigned tile, const std:
     each(map.swizzle ? emulated_swizzle(address, map.swizzle) : address, inside ? place : nullptr);
   }
 }
-static void emulated_require_map(const CUtensorMap &map, unsigned tile, const std::vector<int> &at) {
-  if (map.valid != EMULATED_TENSOR_MAP || map.rank != at.size()) emulated_fail("a tile of another kind of tensor");
+static unsigned emulated_bytes(const CUtensorMap &map, unsigned tile, const emulated_lines &lines) {
   if (tile % 128 != 0) emulated_fail("a tile in shared memory is not aligned to 128 bytes");
+  return lines.size() * map.box[0] * map.itemsize;
 }
-static void emulated_copy_tile(const CUtensorMap &map, unsigned to, unsigned barrier, const std::vector<int> &at,
+static void emulated_copy_tile(const CUtensorMap &map, unsigned to, unsigned barrier, const emulated_lines &lines,
                                unsigned blocks) {
-  emulated_require_map(map, to, at);
+  unsigned bytes = emulated_bytes(map, to, lines);
   for (auto &one : emulated_unready_barriers)
     if (one.address == barrier && (blocks >> one.rank & 1)) emulated_fail("a copy arrives at a barrier before its initialisation is seen");
-  unsigned bytes = emulated_elements(map) * map.itemsize;
   for (unsigned rank = 0; rank < emulated_cluster_size; rank++) {
     if (!(blocks >> rank & 1)) continue;
     memset(emulated_at(to, bytes, rank), 0xff, bytes);  // the bytes of a NaN
     emulated_pending.push_back([=] {
-      emulated_walk_tile(map, to, at, [&](unsigned address, const char *from) {
+      emulated_walk_tile(map, to, lines, [&](unsigned address, const char *from) {
         unsigned char *place = emulated_at(address, map.itemsize, rank);
         if (from) memcpy(place, from, map.itemsize);
         if (from && map.rounds) emulated_round(place);
@@ -213,14 +206,13 @@ static emulated_stores &emulated_own_stores() {
   if (own.cluster != emulated_clusters) own = {emulated_clusters, std::make_shared<unsigned>(0), {}};
   return own;
 }
-static void emulated_store_tile(const CUtensorMap &map, unsigned from, const std::vector<int> &at) {
-  emulated_require_map(map, from, at);
-  unsigned rank = emulated_rank();
-  if (!emulated_sees(from, emulated_elements(map) * map.itemsize)) emulated_fail("a tile is stored before what threads wrote to it is seen");
+static void emulated_store_tile(const CUtensorMap &map, unsigned from, const emulated_lines &lines) {
+  unsigned rank = emulated_rank(), bytes = emulated_bytes(map, from, lines);
+  if (!emulated_sees(from, bytes)) emulated_fail("a tile is stored before what threads wrote to it is seen");
   std::shared_ptr<unsigned> left = emulated_own_stores().open;
   ++*left;
   emulated_pending.push_back([=] {
-    emulated_walk_tile(map, from, at, [&](unsigned address, char *place) {
+    emulated_walk_tile(map, from, lines, [&](unsigned address, char *place) {
       if (place) memcpy(place, emulated_at(address, map.itemsize, rank), map.itemsize);
     });
     --*left;
