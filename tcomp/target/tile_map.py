@@ -51,8 +51,8 @@ class TileMap:
 
     Beyond the ends there are zeros. `strides` are bytes from one element to the next of each axis but the
     first, multiples of 16, as the address is; the first element lies `begin` bytes behind it, such a
-    multiple too. In shared memory a tile lies as lines of its first axis; with a `swizzle` of 128 bytes, a line,
-    chunk c of 16 bytes of line l is at c ^ (l mod 8).
+    multiple too. In shared memory a tile lies as lines of its first axis; with a `swizzle` of 128 bytes, a
+    line, chunk c of 16 bytes of line l is at c ^ (l mod 8).
 
     With a `walk`, the axes are channels, those of pixels, and images, and `box` are channels and pixels.
     Source: CUDA Driver API reference, cuTensorMapEncodeTiled and cuTensorMapEncodeIm2col.
