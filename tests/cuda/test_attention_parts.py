@@ -15,7 +15,7 @@ from tcomp.target.target import TARGETS, Target
 from tcomp.tensor.attention_parts import KeyParts
 from tcomp.tensor.gpu_rates import memory_cycles
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.mma_attention_operands import attention_shape
+from tcomp.tensor.mma_attention_operands import Heads, attention_shape
 from tcomp.tensor.mma_attention_plan import fitting_plans
 from tcomp.tensor.template import TEMPLATES
 
@@ -123,9 +123,10 @@ def test_documented_estimates(
 ) -> None:
     """Thousands of cycles of one query a head, as docs/design/cuda.md has them."""
     target, template, (query, keys) = TARGETS[tag], TEMPLATES["attention_mma_cuda"], shapes
-    assert target.gpu is not None
     kernel = attention(query, keys, keys, dtype="float16")
-    plans = fitting_plans(attention_shape(kernel), target.gpu)
+    assert target.gpu is not None
+    assert kernel.anchor is not None
+    plans = fitting_plans(attention_shape(kernel.anchor, Heads.of(kernel)), target.gpu)
     unshared = min(plan.cycles(target.gpu) for plan in plans if plan.split == 1)
     assert (round(unshared / 1e3), round(template.estimate(kernel, target) / 1e3)) == (whole, parts)
     assert template.space(kernel, target).default["split"] == count
