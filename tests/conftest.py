@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 from rpc_servers import Servers, Tracker
+from shared_folders import SharedFolder, shared_folders
 
 settings.register_profile("tcomp", deadline=None, max_examples=100)
 settings.load_profile("tcomp")
@@ -21,6 +22,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if zoo:
         config.hook.pytest_deselected(items=zoo)
         items[:] = [item for item in items if item not in zoo]
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> SharedFolder:
+    return shared_folders(tmp_path_factory, hasattr(request.config, "workerinput"))
 
 
 @pytest.fixture(scope="session")
