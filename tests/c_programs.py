@@ -21,14 +21,15 @@ from tcomp.target.target import Target
 SOURCES = Path(__file__).parent / "codegen"
 
 
-def parallel_model() -> Graph:
-    """Kernels that run in parallel; rows of the softmax are too long for the stack and take a workspace."""
+def parallel_model(side: int = 80) -> Graph:
+    """Kernels that run in parallel, of an image; rows of the softmax are too long for the stack and take a
+    workspace, from a `side` of 32 on."""
     rng = np.random.default_rng(0)
     b = GraphBuilder("parallel")
-    x = b.input("x", (1, 16, 80, 80))
+    x = b.input("x", (1, 16, side, side))
     weight = rng.standard_normal((16, 16, 3, 3)).astype(np.float32) / 12
     y = b.op("conv2d", x, b.constant(weight), padding=(1, 1, 1, 1))
-    return b.build(b.op("softmax", b.op("reshape", b.op("relu", y), shape=(4, 25600)), axis=1))
+    return b.build(b.op("softmax", b.op("reshape", b.op("relu", y), shape=(4, 4 * side * side)), axis=1))
 
 
 def library(graph: Graph, folder: Path, target: Target | None = None, weights: Weights = "embed") -> Report:

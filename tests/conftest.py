@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from rpc_servers import Servers
+from rpc_servers import Servers, Tracker
+from shared_folders import SharedFolder, shared_folders
 
 settings.register_profile("tcomp", deadline=None, max_examples=100)
 settings.load_profile("tcomp")
@@ -23,8 +24,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in zoo]
 
 
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> SharedFolder:
+    return shared_folders(tmp_path_factory, hasattr(request.config, "workerinput"))
+
+
+@pytest.fixture(scope="session")
+def tracker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tracker]:
+    running = Tracker(tmp_path_factory.mktemp("tracker"))
+    yield running
+    running.close()
+
+
 @pytest.fixture
-def servers(tmp_path: Path) -> Iterator[Servers]:
-    running = Servers(tmp_path)
+def servers(tracker: Tracker, tmp_path: Path) -> Iterator[Servers]:
+    """None yet, of a tracker that knows of no others."""
+    running = Servers(tracker, tmp_path)
     yield running
     running.close()

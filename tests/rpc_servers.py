@@ -28,60 +28,86 @@ needs_servers = pytest.mark.skipif(
 )
 
 
-class Servers:
-    """A tracker and processes of `tvm.exec.rpc_server`, all on this machine."""
+class Tracker:
+    """A process of `tvm.exec.rpc_tracker` on this machine."""
 
     def __init__(self, folder: Path) -> None:
+        self._process, self.port = start("tvm.exec.rpc_tracker", folder)
+        wait_for(lambda: RpcTracker("127.0.0.1", self.port).list_keys() == [], folder)
+
+    def registered(self) -> set[int]:
+        """The ports of its servers."""
+        servers = rpc.connect_tracker("127.0.0.1", self.port).summary()["server_info"]
+        return {server["addr"][1] for server in servers}
+
+    def close(self) -> None:
+        end(self._process)
+
+
+class Servers:
+    """Processes of `tvm.exec.rpc_server` on this machine, all of one tracker, whose port is `port`."""
+
+    def __init__(self, tracker: Tracker, folder: Path) -> None:
+        self.port = tracker.port
+        self._tracker = tracker
         self._folder = folder
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self.port = self._start("tracker", "tvm.exec.rpc_tracker")
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}
 
     def add(self, key: str, python: str = sys.executable) -> int:
         """Start a server; answers its port once it is registered."""
         arguments = ["--key", key, "--tracker", f"127.0.0.1:{self.port}"]
-        name = f"server{len(self._processes)}"
-        port = self._start(name, "tvm.exec.rpc_server", *arguments, python=python)
-        self._wait(lambda: port in self._registered())
+        process, port = start("tvm.exec.rpc_server", self._folder, *arguments, python=python)
+        self._processes[port] = process
+        wait_for(lambda: port in self._tracker.registered(), self._folder)
         return port
-
-    def _registered(self) -> list[int]:
-        servers = rpc.connect_tracker("127.0.0.1", self.port).summary()["server_info"]
-        return [server["addr"][1] for server in servers]
 
     def kill(self, port: int) -> None:
-        process = next(p for name, p in self._processes.items() if name.endswith(f":{port}"))
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        end(self._processes[port])
 
     def close(self) -> None:
-        for name in reversed(self._processes):
-            self.kill(int(name.rpartition(":")[2]))
+        """The tracker has none of these servers afterwards."""
+        for process in self._processes.values():
+            end(process)
+        wait_for(lambda: not self._processes.keys() & self._tracker.registered(), self._folder)
 
-    def _start(self, name: str, module: str, *arguments: str, python: str = sys.executable) -> int:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        place = ["--host", "127.0.0.1", "--port", str(port), "--port-end", str(port + 1)]
-        with (self._folder / f"{name}.log").open("wb") as log:
-            self._processes[f"{name}:{port}"] = subprocess.Popen(
-                [python, "-m", module, *place, *arguments],
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        if module.endswith("tracker"):
-            self._wait(lambda: RpcTracker("127.0.0.1", port).list_keys() == [])
-        return port
 
-    def _wait(self, ready: Callable[[], bool], seconds: float = 300) -> None:
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            with suppress(DeviceError):
-                if ready():
-                    return
-            time.sleep(0.2)
-        logs = {path.name: path.read_text()[-500:] for path in self._folder.glob("*.log")}
-        pytest.fail(f"no answer within {seconds} s: {logs}")
+def start(
+    module: str, folder: Path, *arguments: str, python: str = sys.executable
+) -> tuple[subprocess.Popen[bytes], int]:
+    """A process of a module of TVM, and the port that it listens on. It finds no torch: that is slow."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    (folder / "torch.py").write_text("raise ImportError('not needed here')\n")
+    modules = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+    place = ["--host", "127.0.0.1", "--port", str(port), "--port-end", str(port + 1)]
+    with (folder / f"{port}.log").open("wb") as log:
+        process = subprocess.Popen(
+            [python, "-m", module, *place, *arguments],
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": modules},
+        )
+    return process, port
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Kill `process` and those that it started."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def wait_for(ready: Callable[[], bool], folder: Path, seconds: float = 300) -> None:
+    """Returns when `ready`; fails with the logs in `folder` when that takes too long."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with suppress(DeviceError):
+            if ready():
+                return
+        time.sleep(0.2)
+    logs = {path.name: path.read_text()[-500:] for path in folder.glob("*.log")}
+    pytest.fail(f"no answer within {seconds} s: {logs}")
 
 
 def runner_of(servers: Servers, key: str = "board") -> RpcRunner:

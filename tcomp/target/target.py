@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from tcomp.registry import Registry
@@ -170,7 +171,7 @@ class Target:
         feature = PRODUCT_FEATURES.get((self.machine, dtype))
         return feature is not None and self.has(feature)
 
-    @property
+    @cached_property
     def sve_bits(self) -> int:
         """The length of SVE's vectors that code is for, and no other; 0 without SVE."""
         return self.vector_bits if self.has("sve") else 0
@@ -193,14 +194,14 @@ class Target:
         factors are broadcast from memory."""
         return SEGMENT_BITS // (8 * numpy_dtype(dtype).itemsize) if self.by_lane else 1
 
-    @property
+    @cached_property
     def factor_registers(self) -> int:
         """Registers that products can take one lane of; 0 where they take none."""
         if not self.by_lane:
             return 0
         return 8 if self.sve_bits else self.vector_registers
 
-    @property
+    @cached_property
     def takes_any_lane(self) -> bool:
         """Whether products take a lane of any register, so that as many of these as fit may hold factors."""
         return self.factor_registers == self.vector_registers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import gcd, prod
 
 import numpy as np
@@ -79,15 +80,15 @@ class Convolution:
             out_block=channel_block(text(node.attrs, "out_layout")) or 1,
         )
 
-    @property
+    @cached_property
     def accumulator(self) -> str:
         return accumulator_dtype(self.dtype)
 
-    @property
+    @cached_property
     def is_padded(self) -> bool:
         return any(self.pad_begin) or any(self.pad_end)
 
-    @property
+    @cached_property
     def is_pointwise(self) -> bool:
         """A 1x1 convolution over all pixels: a matrix product whose rows are pixels."""
         ones = (1,) * len(self.kernel)
@@ -106,7 +107,7 @@ class Convolution:
     def group_outputs(self) -> int:
         return self.out_channels // self.groups
 
-    @property
+    @cached_property
     def needed(self) -> tuple[int, ...]:
         """Extents of the padded input that the outputs read."""
         return tuple(
@@ -114,11 +115,11 @@ class Convolution:
             for o, s, k, d in zip(self.out_size, self.strides, self.kernel, self.dilation, strict=True)
         )
 
-    @property
+    @cached_property
     def out_blocks(self) -> int:
         return -(-self.out_channels // self.out_block)
 
-    @property
+    @cached_property
     def merged_groups(self) -> int:
         """Groups that are computed as one, so that a vector of output channels has one set of inputs.
 
@@ -128,12 +129,12 @@ class Convolution:
         merged = self.out_block // gcd(self.out_block, self.group_outputs)
         return merged if self.groups % merged == 0 else self.groups
 
-    @property
+    @cached_property
     def reduced_channels(self) -> int:
         """Input channels that one output channel reads, those of merged groups included."""
         return self.group_inputs * self.merged_groups
 
-    @property
+    @cached_property
     def reduction_chunk(self) -> int:
         """Input channels of the innermost reduction loop: a whole block, or the largest part of one that
         divides a ragged channel count; 1 for a plain layout."""
@@ -144,17 +145,17 @@ class Convolution:
             return self.in_block
         return common
 
-    @property
+    @cached_property
     def group(self) -> int:
         """Input channels that are multiplied at a time."""
         return 1 if self.sums is None else self.sums.size
 
-    @property
+    @cached_property
     def side(self) -> int:
         """Pixels and channels of a square of sums; 1 where sums are not in squares."""
         return 1 if self.sums is None else self.sums.side
 
-    @property
+    @cached_property
     def chunk_steps(self) -> int:
         """Steps in which a chunk is multiplied."""
         return self.reduction_chunk // self.group
@@ -164,7 +165,7 @@ class Convolution:
         """The element type of weights as they are packed."""
         return self.dtype if self.sums is None else self.sums.dtype
 
-    @property
+    @cached_property
     def sum_dtype(self) -> str:
         """An element type of as many lanes to a vector as the innermost sums have."""
         return self.accumulator if self.sums is None else self.sums.dtype
@@ -183,7 +184,7 @@ class Convolution:
         beside = self.strides[-1] == 1 and self.in_block == sums.size
         return beside and pixels >= sums.side and self.out_block % sums.side**2 == 0
 
-    @property
+    @cached_property
     def reduction_chunks(self) -> int:
         return -(-self.reduced_channels // self.reduction_chunk)
 

@@ -37,14 +37,19 @@ QEMU = {
 
 
 def tools(target: Target) -> tuple[Toolchain, list[str]]:
-    """What builds for `target` and what runs that here."""
+    """What builds for `target` and what runs that here.
+
+    It optimizes, as what links libraries does: zig makes the parts of a mode once.
+    """
     emulator, libraries = QEMU[target.machine]
     if shutil.which(emulator) is None or not Path(libraries).is_dir():
         pytest.skip(f"no {emulator} with {libraries}: apt-get install qemu-user and Debian's cross compilers")
     try:
-        return find_toolchain(target), [emulator, *vector_options(target), "-L", libraries]
+        found = find_toolchain(target)
     except BuildError as error:
         pytest.skip(str(error))
+    toolchain = replace(found, command=(*found.command, "-O1"))
+    return toolchain, [emulator, *vector_options(target), "-L", libraries]
 
 
 def network() -> Graph:

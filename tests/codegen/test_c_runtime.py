@@ -126,7 +126,7 @@ def test_sanitizers_find_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_valgrind_finds_nothing(tmp_path: Path) -> None:
     valgrind = tool("valgrind", "valgrind")
     target = parse_target("x86-64-v3")  # valgrind knows no AVX-512
-    for graph in (chain(), parallel_model()):
+    for graph in (chain(), parallel_model(side=40)):
         library(graph, tmp_path, target)
     flags = [
         "-q",

@@ -22,6 +22,7 @@ from tcomp.tensor.tiles import CLUSTER, TILES, tile_map_of
 from tcomp.tvm_api import (
     PrimFunc,
     global_function,
+    load_cuda,
     structural_map,
     structural_mutate,
     structural_walk,
@@ -207,6 +208,7 @@ def _launch(function: PrimFunc, symbol: str, part: Any) -> Launch:
 
 def _tvm_target(target: Target) -> Any:
     assert target.gpu is not None
+    load_cuda()
     return tvm.target.Target({"kind": "cuda", "arch": target.gpu.arch})
 
 
