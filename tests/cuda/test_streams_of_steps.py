@@ -122,7 +122,7 @@ def test_groups_of_warps_that_gather(streamed: int) -> None:
     """Some segments are shorter than the steps whose copies are under way."""
     kernel = conv((1, 12, 13, 13, 8), (70, 96, 3, 3), True, padding=(1,) * 4, **in_blocks(8, 8))
     target = with_processors(4, "sm_90a", 256)
-    knobs = {**SMALL_GROUPS, "stages": 5, "streamed": streamed}
+    knobs = {**SMALL_GROUPS, "stages": 5, "streamed": streamed, "gathers": 1}
     assert_computes(kernel, target, "conv_wgmma_cuda", knobs)
 
 

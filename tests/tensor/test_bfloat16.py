@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
@@ -117,5 +118,5 @@ def test_rounding_is_one_instruction_where_there_is_one(tag: str, count: int) ->
 def test_a_switched_off_feature_is_not_used() -> None:
     znver4 = TARGETS["znver4"]
     off = {**znver4.llvm, "mattr": [*znver4.llvm["mattr"], "-avx512bf16"]}
-    target = Target(**{**vars(znver4), "llvm": off})
+    target = replace(znver4, llvm=off)
     assert "vdpbf16ps" not in c_abi.build({"kernel": multiply_add(16)}, target).inspect_source("asm")
