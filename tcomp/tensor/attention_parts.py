@@ -28,6 +28,8 @@ DTYPE = "float32"
 LOWEST = float(np.finfo(DTYPE).min)
 """The highest score of no keys."""
 _THREADS = 128
+_REACH = 2**31
+"""Elements that an index of 32 bits reaches."""
 
 Exponential = Callable[[Expression, Expression], Expression]
 """Of a score, above another one."""
@@ -35,10 +37,14 @@ Exponential = Callable[[Expression, Expression], Expression]
 
 @dataclass(frozen=True)
 class KeyParts:
-    """Parts of the `steps` that blocks take along keys, at most; the last may be shorter."""
+    """Parts of the `steps` that blocks take along keys, at most; the last may be shorter.
+
+    Each leaves `sums`, as many as there are elements of the output, where there are several.
+    """
 
     count: int
     steps: int
+    sums: int
 
     @property
     def share(self) -> int:
@@ -48,9 +54,11 @@ class KeyParts:
     @property
     def complaint(self) -> str | None:
         """Why there are no such parts."""
-        if -(-self.steps // self.share) == self.count:
-            return None
-        return f"{self.count} parts of {self.steps} steps: some would have none"
+        if -(-self.steps // self.share) != self.count:
+            return f"{self.count} parts of {self.steps} steps: some would have none"
+        if self.count > 1 and self.count * self.sums >= _REACH:
+            return f"{self.count} parts of {self.sums} sums: more than an index of 32 bits counts"
+        return None
 
     @property
     def price(self) -> float:

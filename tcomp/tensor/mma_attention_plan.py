@@ -159,7 +159,9 @@ class AttentionPlan:
 
     @property
     def parts(self) -> KeyParts:
-        return KeyParts(self.split, -(-self.shape.length // self.block_keys))
+        shape = self.shape
+        sums = shape.batch * shape.rows * shape.width
+        return KeyParts(self.split, -(-shape.length // self.block_keys), sums)
 
     @property
     def walk(self) -> Walk:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import e as euler
-from math import gcd, inf, log2
+from math import frexp, gcd, inf, log2
 
 from tcomp.tensor.attention_parts import DTYPE, LOWEST, Pieces
 from tcomp.tensor.loops import (
@@ -60,6 +60,15 @@ class Exponential:
         """Of a score in the exponent of 2."""
         return (self.operands.of_anchor.scale if self.folded else 1) * log2(euler)
 
+    @property
+    def lowest(self) -> float:
+        """The highest score of no keys.
+
+        It is finite in the exponent, too, and a power of two: nvcc makes one operation of a product and the
+        difference, and of two that are equal leaves what rounding took from one.
+        """
+        return -(2.0 ** (127 - max(0, frexp(self.factor)[1]))) if self.folded else LOWEST
+
     def __call__(self, score: Expression, top: Expression) -> Expression:
         factor = tirx.const(self.factor, DTYPE)
         if self.folded:
@@ -97,10 +106,8 @@ class OnlineSoftmax:
         return buffer
 
     def begin(self) -> list[Statement]:
-        """No keys were seen yet. What stands for the highest score is finite in the exponent, too."""
-        exponential = self.exponential
-        lowest = tirx.const(LOWEST / max(1.0, exponential.factor) if exponential.folded else LOWEST, DTYPE)
-        nothing = tirx.const(0, DTYPE)
+        """No keys were seen yet."""
+        lowest, nothing = tirx.const(self.exponential.lowest, DTYPE), tirx.const(0, DTYPE)
 
         def one(r: Expression) -> Statement:
             return sequence(

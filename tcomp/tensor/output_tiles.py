@@ -17,6 +17,8 @@ from tcomp.tvm_api import tirx
 
 _ITEMSIZES = (2, 4)
 
+Place = tuple[Expression, ...]
+
 
 def tiled_itemsize(kernel: Kernel, columns: int) -> int:
     """Bytes of an element of the output of `kernel`, 2 or 4, if it lies as its anchor's does, rows of
@@ -28,14 +30,6 @@ def tiled_itemsize(kernel: Kernel, columns: int) -> int:
     is_in_order = output_axes(kernel) == tuple(range(len(anchor.output.shape)))
     is_aligned = itemsize in _ITEMSIZES and columns * itemsize % CHUNK_BYTES == 0
     return itemsize if is_in_order and is_aligned else 0
-
-
-@dataclass(frozen=True)
-class Part:
-    """Where a part of a tile begins in the output, along memory first, and when anything of it is there."""
-
-    at: tuple[Expression, ...]
-    condition: Expression | None = None
 
 
 @dataclass(frozen=True)
@@ -60,11 +54,15 @@ class OutputTiles:
         """Of the axes along which tiles are cut, one after the other in memory."""
         return self.product.columns, self.product.rows, self.product.batch
 
-    def parts(self, place: tuple[Expression, Expression, Expression], rows: int) -> list[Part]:
-        """Where the rows of a tile from `place` (batch, row, column) on lie: more than one part where not all
-        are side by side."""
+    def side_by_side(self, rows: int) -> int:
+        """Rows that lie side by side in memory, wherever among `rows` of a tile they begin at a multiple of
+        so many."""
+        return rows
+
+    def at(self, place: Place) -> Place:
+        """Where the rows from `place` (batch, row, column) on lie, along memory first."""
         batch, row, column = place
-        return [Part((column, row, batch))]
+        return column, row, batch
 
     def inside(self, row: Expression, column: Expression) -> list[Expression]:
         """What must hold for an element of a tile to be one of the output."""
@@ -79,7 +77,7 @@ class OutputTiles:
 
     def pair(
         self,
-        place: tuple[Expression, Expression, Expression],
+        place: Place,
         sums: Callable[[Expression], Expression],
         words: Buffer,
         to: Expression,

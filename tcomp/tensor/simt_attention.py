@@ -89,7 +89,8 @@ class AttentionTile:
         rows, keys, thread_rows = (int(config[name]) for name in ("tile_m", "tile_n", "thread_m"))
         columns = WARP_COLUMNS * GROUP
         depth, width = ceil(shape.depth / 8) * 8, ceil(shape.width / columns) * columns
-        parts = KeyParts(int(config.get("split", 1)), ceil(shape.length / keys))
+        sums = prod(shape.batch) * shape.rows * shape.width
+        parts = KeyParts(int(config.get("split", 1)), ceil(shape.length / keys), sums)
         return AttentionTile(rows, keys, thread_rows, depth, width, parts)
 
     @property

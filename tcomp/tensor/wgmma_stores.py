@@ -32,7 +32,7 @@ from tcomp.tensor.loops import (
     written_out,
 )
 from tcomp.tensor.mma_plan import CHUNK_BYTES
-from tcomp.tensor.output_tiles import OutputTiles
+from tcomp.tensor.output_tiles import OutputTiles, Place
 from tcomp.tensor.tiles import address_of_map
 from tcomp.tensor.wgmma_plan import (
     DEPTH_BYTES,
@@ -53,9 +53,8 @@ def output_tiles(plan: WgmmaPlan, output: OutputTiles) -> TileMap:
     """What is stored at once."""
     extents = output.extents
     strides = tuple(prod(extents[:axis]) * plan.output for axis in range(1, len(extents)))
-    return TileMap(
-        output.dtype, extents, strides, (_LINE_BYTES // plan.output, PLACE_ROWS, *(1,) * len(extents[2:]))
-    )
+    box = _LINE_BYTES // plan.output, output.side_by_side(PLACE_ROWS), *(1,) * len(extents[2:])
+    return TileMap(output.dtype, extents, strides, box)
 
 
 @dataclass(frozen=True)
@@ -111,13 +110,12 @@ class TileStores:
 
         return sequence([allocate, written_out((plan.pieces, along), part)])
 
-    def _asks(
-        self, buffer: Expression, place: tuple[Expression, Expression, Expression]
-    ) -> Iterator[Statement]:
+    def _asks(self, buffer: Expression, place: Place) -> Iterator[Statement]:
         """For the stores of what is in a buffer."""
-        for part in self.output.parts(place, PLACE_ROWS):
-            store = _call("tcomp_store_tile", address_of_map(self.map), buffer, *part.at)
-            yield store if part.condition is None else tirx.IfThenElse(part.condition, store, None)
+        batch, row, column = place
+        for first in range(0, PLACE_ROWS, self.output.side_by_side(PLACE_ROWS)):
+            at = self.output.at((batch, row + first, column))
+            yield _call("tcomp_store_tile", address_of_map(self.map), buffer + first * _LINE_BYTES, *at)
 
     def ended(self) -> Statement:
         """Wait until nothing is read from the buffers any more."""

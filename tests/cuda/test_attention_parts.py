@@ -87,12 +87,22 @@ def test_parts_that_a_mask_hides(template: str, hidden: float, gpu: Target) -> N
 
 
 def test_parts_have_steps() -> None:
-    assert KeyParts(4, 8).complaint is None
-    assert (KeyParts(4, 7).share, KeyParts(4, 7).complaint) == (2, None)
-    assert "some would have none" in str(KeyParts(4, 5).complaint)
+    assert KeyParts(4, 8, 100).complaint is None
+    assert (KeyParts(4, 7, 100).share, KeyParts(4, 7, 100).complaint) == (2, None)
+    assert "some would have none" in str(KeyParts(4, 5, 100).complaint)
     kernel = attention((3, 1, 16), (3, 120, 16), (3, 120, 16))
     with pytest.raises(ScheduleError, match="8 parts of 4 steps"):
         TEMPLATES["attention_cuda"].space(kernel, TARGETS["cuda:sm_80"]).check({**PLAIN, "split": 8})
+
+
+@pytest.mark.parametrize("template", ["attention_cuda", "attention_mma_cuda"])
+def test_parts_are_within_reach_of_an_index(template: str) -> None:
+    """Of 8 batches of 32 heads of 4096 x 128, each has 2^27 sums."""
+    kernel = attention(*[(8, 32, 4096, 128)] * 3, dtype="float16")
+    space = TEMPLATES[template].space(kernel, TARGETS["cuda:sm_90a"])
+    default = {**space.default, "split": 1}
+    assert space.legal({**default, "split": 8}) is None
+    assert "an index of 32 bits" in str(space.legal({**default, "split": 16}))
 
 
 @pytest.mark.parametrize("template", ["attention_cuda", "attention_mma_cuda"])

@@ -87,7 +87,7 @@ STORED = {
     "two blocks, parts of two images": conv(
         (5, 1, 7, 5, 64), (128, 64, 3, 3), True, strides=(2, 1), padding=P, **in_blocks(64, 64)
     ),
-    "few pixels of an image": conv((9, 1, 2, 3, 64), (40, 64, 1, 1), True, **in_blocks(64, 40)),
+    "few pixels of an image": conv((9, 1, 2, 2, 64), (40, 64, 1, 1), True, **in_blocks(64, 40)),
     "float32, whole parts of an image": conv(
         (2, 1, 4, 8, 64), (64, 64, 1, 1), out_dtype="float32", **in_blocks(64, 32)
     ),
@@ -110,6 +110,14 @@ STORED = {
 @pytest.mark.usefixtures("gpu")
 def test_output_is_stored_in_tiles(name: str, knobs: dict[str, int]) -> None:
     assert_computes(STORED[name], HOPPER, TEMPLATE, {**TILES, **knobs})
+
+
+@pytest.mark.parametrize(("images", "size", "copied"), [(2, 7, False), (1, 7, True), (2, 14, True)])
+def test_stores_of_a_few_pixels_are_left_to_threads(images: int, size: int, copied: bool) -> None:
+    """Copies do not begin before an image, so they store as many pixels as divide it."""
+    kernel = conv((images, 1, size, size, 64), (64, 64, 1, 1), **in_blocks(64, 64))
+    said = TEMPLATES[TEMPLATE].space(kernel, HOPPER).legal({**TILES, "buffers": 1})
+    assert said == (None if copied else "an output of which no tiles can be stored, through buffers")
 
 
 @pytest.mark.usefixtures("gpu")

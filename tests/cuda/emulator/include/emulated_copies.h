@@ -208,6 +208,9 @@ static emulated_stores &emulated_own_stores() {
 }
 static void emulated_store_tile(const CUtensorMap &map, unsigned from, const emulated_lines &lines) {
   unsigned rank = emulated_rank(), bytes = emulated_bytes(map, from, lines);
+  // CUDA C++ Programming Guide, "Negative indices and out of bounds".
+  for (int64_t index : lines.front())
+    if (index < 0) emulated_fail("a store of a tile that begins before the first element of an axis");
   if (!emulated_sees(from, bytes)) emulated_fail("a tile is stored before what threads wrote to it is seen");
   std::shared_ptr<unsigned> left = emulated_own_stores().open;
   ++*left;
