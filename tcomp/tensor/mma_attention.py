@@ -27,13 +27,14 @@ from tcomp.tensor.loops import (
     Buffer,
     Expression,
     Statement,
+    call,
     constant,
     left_to_compiler,
     local,
     loop,
     sequence,
 )
-from tcomp.tensor.mma_attention_lines import Lines, call
+from tcomp.tensor.mma_attention_lines import Lines
 from tcomp.tensor.mma_attention_operands import MmaAttentionOperands
 from tcomp.tensor.mma_attention_plan import PIECES, AttentionPlan
 from tcomp.tensor.mma_plan import MATRIX, chunk_elements

@@ -29,6 +29,7 @@ from tcomp.tensor.loops import (
     Buffer,
     Expression,
     Statement,
+    call,
     constant,
     left_to_compiler,
     local,
@@ -80,9 +81,9 @@ class _Tiles:
         def one(number: int) -> Statement:
             at = self.source.at(batch, row, number * LINE)
             to = place + number * self.line_bytes
-            return _call("tcomp_copy_tile", to, address_of_map(self.map), full, *at)
+            return call("tcomp_copy_tile", to, address_of_map(self.map), full, *at)
 
-        expect = _call("tcomp_barrier_expect", full, constant(self.lines * self.line_bytes))
+        expect = call("tcomp_barrier_expect", full, constant(self.lines * self.line_bytes))
         return sequence([expect, *(one(number) for number in range(self.lines))])
 
     def along_depth(self, k: int) -> Expression:
@@ -121,22 +122,22 @@ class _Pipe:
 
     def initialise(self, readers: int) -> list[Statement]:
         return [
-            _call("tcomp_barrier_init", barrier(constant(stage)), constant(count))
+            call("tcomp_barrier_init", barrier(constant(stage)), constant(count))
             for stage in range(self.stages)
             for barrier, count in ((self.full, 1), (self.empty, readers))
         ]
 
     def wait_for(self, step: Expression) -> Statement:
         """Until the tile of a step is there."""
-        return _call("tcomp_barrier_wait", self.full(step), self.parity(step))
+        return call("tcomp_barrier_wait", self.full(step), self.parity(step))
 
     def wait_for_room(self, step: Expression) -> Statement:
         # Before its first use a stage is free: the phase before the first counts as over.
-        return _call("tcomp_barrier_wait", self.empty(step), 1 - self.parity(step))
+        return call("tcomp_barrier_wait", self.empty(step), 1 - self.parity(step))
 
     def give_back(self, step: Expression, lane: Expression) -> Statement:
         """This warp has read the tile of a step."""
-        return tirx.IfThenElse(lane < 1, _call("tcomp_barrier_arrive", self.empty(step)), None)
+        return tirx.IfThenElse(lane < 1, call("tcomp_barrier_arrive", self.empty(step)), None)
 
 
 class WgmmaAttention:
@@ -222,17 +223,17 @@ class _Block:
         # Taken from a warp's first thread, so that what depends on it is known to be the same for the warp.
         own_group = from_first_lane(tirx.floordiv(self.thread, GROUP_THREADS))
         give, take = (
-            [_call(f"tcomp_{verb}_registers<{SHARED_REGISTERS[plan.consumers][which]}>")]
+            [call(f"tcomp_{verb}_registers<{SHARED_REGISTERS[plan.consumers][which]}>")]
             if plan.shares_registers
             else []
             for which, verb in enumerate(("give", "take"))
         )
         readers = plan.consumers * GROUP_THREADS // WARP
         initialise = [
-            _call("tcomp_barrier_init", self.query_full, constant(1)),
+            call("tcomp_barrier_init", self.query_full, constant(1)),
             *self.keys.initialise(readers),
             *self.values.initialise(readers),
-            _call("tcomp_barriers_are_ready"),
+            call("tcomp_barriers_are_ready"),
         ]
         is_producer = tirx.floormod(self.thread, GROUP_THREADS) < 1
         produce = tirx.IfThenElse(is_producer, self._produce(), None)
@@ -294,7 +295,7 @@ class _Block:
                 self.allocate_changes,
                 *softmax.allocations,
                 *softmax.begin(),
-                _call("tcomp_barrier_wait", self.query_full, constant(0)),
+                call("tcomp_barrier_wait", self.query_full, constant(0)),
                 self.keys.wait_for(first),
                 *self._multiply_keys(first),
                 *self._end_products(0, softmax.scores),
@@ -356,11 +357,11 @@ class _Block:
 
     def _begin_products(self, *used: Buffer) -> list[Statement]:
         """Registers that products are going to use are as they were left."""
-        return [*map(_keep, used), _call("tcomp_products_begin")]
+        return [*map(_keep, used), call("tcomp_products_begin")]
 
     def _end_products(self, pending: int, result: Buffer) -> list[Statement]:
         """Wait until only so many groups of products may be under way, and `result` is there."""
-        return [_call(f"tcomp_products_wait<{pending}>"), _keep(result)]
+        return [call(f"tcomp_products_wait<{pending}>"), _keep(result)]
 
     def _multiply_keys(self, step: Expression) -> list[Statement]:
         """scores = queries x keys."""
@@ -372,14 +373,14 @@ class _Block:
 
         def one(k: int) -> Statement:
             accumulate = constant(int(k > 0))
-            return _call(name, scores, left + queries.along_depth(k), right + keys.along_depth(k), accumulate)
+            return call(name, scores, left + queries.along_depth(k), right + keys.along_depth(k), accumulate)
 
         return [
             *self._begin_products(self.softmax.scores),
             tirx.Bind(left, _matrix(own, INSTRUCTION_BYTES // 2)),
             tirx.Bind(right, _matrix(self.keys.place(step), INSTRUCTION_BYTES // 2)),
             *map(one, range(plan.depth_steps)),
-            _call("tcomp_products_commit"),
+            call("tcomp_products_commit"),
         ]
 
     def _multiply_values(self, step: Expression) -> list[Statement]:
@@ -390,13 +391,13 @@ class _Block:
 
         def one(t: int) -> Statement:
             weights = tirx.address_of(self.softmax.weights[0, t, 0])
-            return _call(name, sums, weights, right + values.along_rows(t), constant(1))
+            return call(name, sums, weights, right + values.along_rows(t), constant(1))
 
         return [
             *self._begin_products(self.softmax.sums, self.softmax.weights),
             tirx.Bind(right, _matrix(self.values.place(step), values.line_bytes)),
             *map(one, range(plan.block_keys // ALONG)),
-            _call("tcomp_products_commit"),
+            call("tcomp_products_commit"),
         ]
 
     # Turns
@@ -406,17 +407,17 @@ class _Block:
         return group + _FIRST_TURN, constant(2 * GROUP_THREADS)
 
     def _begin_turns(self) -> list[Statement]:
-        arrive = _call("tcomp_turn_end", *self._turn_of(constant(0)))
+        arrive = call("tcomp_turn_end", *self._turn_of(constant(0)))
         is_awaited = tirx.all(self.group == self.plan.consumers - 1, constant(1) < self.steps)
         return [tirx.IfThenElse(is_awaited, arrive, None)]
 
     def _wait_for_turn(self) -> Statement:
-        return _call("tcomp_turn_wait", *self._turn_of(self.group))
+        return call("tcomp_turn_wait", *self._turn_of(self.group))
 
     def _end_turn(self, step: Expression) -> Statement:
         count = self.plan.consumers
         following = tirx.floormod(self.group + 1, count)
-        arrive = _call("tcomp_turn_end", *self._turn_of(following))
+        arrive = call("tcomp_turn_end", *self._turn_of(following))
         # The first group waits for no turn behind the last step.
         awaited = tirx.any(self.group < count - 1, step < self._last)
         return tirx.IfThenElse(awaited, arrive, None)
@@ -436,8 +437,4 @@ def _chunks(count: int) -> Expression:
 def _keep(buffer: Buffer) -> Statement:
     extents = [int(extent) for extent in buffer.shape]
     count = extents[0] * extents[1] * extents[2]
-    return _call(f"tcomp_keep<{count}>", tirx.address_of(buffer[0, 0, 0]))
-
-
-def _call(name: str, *arguments: Expression) -> Statement:
-    return tirx.Evaluate(tirx.call_extern("int32", name, *arguments))
+    return call(f"tcomp_keep<{count}>", tirx.address_of(buffer[0, 0, 0]))

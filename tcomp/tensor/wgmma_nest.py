@@ -37,7 +37,7 @@ from typing import Any, ClassVar
 from tcomp.target.target import Gpu
 from tcomp.target.tile_map import TileMap
 from tcomp.tensor.convolution import accumulator_dtype
-from tcomp.tensor.loops import Buffer, Expression, Statement, constant, local, loop, sequence
+from tcomp.tensor.loops import Buffer, Expression, Statement, call, constant, local, loop, sequence
 from tcomp.tensor.mma_fragments import Fragments
 from tcomp.tensor.mma_operand import ChunkCopies, MmaOperand
 from tcomp.tensor.mma_plan import CHUNK_BYTES
@@ -110,7 +110,7 @@ class _Side:
         if windows is not None:
             end = self.plan.steps * self.plan.splits * self.plan.block_depth
             place = (stage + self.begin, address_of_map(self.map), full)
-            return [_call("tcomp_copy_pixels", *place, *windows.place(row, k, end))]
+            return [call("tcomp_copy_pixels", *place, *windows.place(row, k, end))]
         outer = self.operand.index(tile.batch, zero, zero)[:-2]
         matrix: Expression = zero
         for extent, index in zip(self.operand.buffer.shape[:-2], outer, strict=True):
@@ -125,9 +125,9 @@ class _Side:
             what = (stage + (self.begin + first * DEPTH_BYTES), address_of_map(self.map), full, *at, matrix)
             every = constant((1 << self.blocks) - 1)
             statements.append(
-                _call("tcomp_copy_tile_to", every, *what)
+                call("tcomp_copy_tile_to", every, *what)
                 if self.blocks > 1
-                else _call("tcomp_copy_tile", *what)
+                else call("tcomp_copy_tile", *what)
             )
         return statements
 
@@ -249,11 +249,11 @@ class WgmmaNest:
         )
         ended = [] if stores is None else [stores.ended()]
         give, take = (
-            [_call(f"tcomp_{verb}_registers<{count}>")] if plan.shares_registers else []
+            [call(f"tcomp_{verb}_registers<{count}>")] if plan.shares_registers else []
             for verb, count in zip(("give", "take"), plan.shared_registers, strict=True)
         )
         alone = plan.cluster == 1
-        wait = _call("tcomp_cluster_wait")
+        wait = call("tcomp_cluster_wait")
         return sequence(
             [
                 allocate,
@@ -282,12 +282,12 @@ class WgmmaNest:
         statements: list[Statement] = []
         for stage in range(plan.stages):
             full, empty = shared.full(constant(stage)), shared.empty(constant(stage))
-            statements.append(_call("tcomp_barrier_init", full, constant(plan.arrivals)))
-            statements.append(_call("tcomp_barrier_init", empty, constant(warps)))
+            statements.append(call("tcomp_barrier_init", full, constant(plan.arrivals)))
+            statements.append(call("tcomp_barrier_init", empty, constant(warps)))
         for group in range(plan.consumers if plan.pingpong else 0):
             turn = shared.turn(constant(group))
-            statements.append(_call("tcomp_barrier_init", turn, constant(GROUP_THREADS // WARP)))
-        return sequence([*statements, _call("tcomp_barriers_are_ready")])
+            statements.append(call("tcomp_barrier_init", turn, constant(GROUP_THREADS // WARP)))
+        return sequence([*statements, call("tcomp_barriers_are_ready")])
 
     def _each_tile(
         self, block: Expression, body: Callable[[_Tile], Statement], group: Expression | None = None
@@ -330,8 +330,8 @@ class WgmmaNest:
             return sequence(
                 [
                     # Before its first use a stage is free: the phase before the first counts as over.
-                    _call("tcomp_barrier_wait", shared.empty(stage), 1 - parity),
-                    _call("tcomp_barrier_expect", full, constant(plan.copied_bytes)),
+                    call("tcomp_barrier_wait", shared.empty(stage), 1 - parity),
+                    call("tcomp_barrier_expect", full, constant(plan.copied_bytes)),
                     *left.copies(place, full, tile, tile.row, k),
                     *right.copies(place, full, tile, tile.column, k),
                 ]
@@ -348,25 +348,25 @@ class WgmmaNest:
         copies = _Gathered(self.left, plan, 0, plan.rows, plan.block_rows, tile.batch, tile.row, number)
 
         def have_arrived(step: Expression) -> Statement:
-            return _call("tcomp_barrier_arrive", shared.full(self._stage(tile.before + step)[0]))
+            return call("tcomp_barrier_arrive", shared.full(self._stage(tile.before + step)[0]))
 
         def one(step: Expression) -> Statement:
             stage, parity = self._stage(tile.before + step)
             k = (tile.segment.first + step) * plan.block_depth
             full, place = shared.full(stage), shared.tiles(stage)
-            expect = _call("tcomp_barrier_expect", full, constant(plan.copied_bytes))
+            expect = call("tcomp_barrier_expect", full, constant(plan.copied_bytes))
             tiles = sequence([expect, *right.copies(place, full, tile, tile.column, k)])
             arrived = [
-                _call(f"tcomp_gathers_wait<{plan.ahead}>"),
-                _call("tcomp_gathers_are_seen"),
+                call(f"tcomp_gathers_wait<{plan.ahead}>"),
+                call("tcomp_gathers_are_seen"),
                 have_arrived(step - plan.ahead),
             ]
             return sequence(
                 [
-                    _call("tcomp_barrier_wait", shared.empty(stage), 1 - parity),
+                    call("tcomp_barrier_wait", shared.empty(stage), 1 - parity),
                     tirx.IfThenElse(number < 1, tiles, None),
                     *copies.copies(lambda chunk: place + chunk * CHUNK_BYTES, k),
-                    _call("tcomp_gathers_commit"),
+                    call("tcomp_gathers_commit"),
                     tirx.IfThenElse(step >= plan.ahead, sequence(arrived), None),
                 ]
             )
@@ -379,8 +379,8 @@ class WgmmaNest:
         return sequence(
             [
                 loop(steps, one, "step"),
-                _call("tcomp_gathers_wait<0>"),
-                _call("tcomp_gathers_are_seen"),
+                call("tcomp_gathers_wait<0>"),
+                call("tcomp_gathers_are_seen"),
                 *last,
             ]
         )
@@ -404,8 +404,8 @@ class WgmmaNest:
         def give_back(step: Expression) -> Statement:
             empty = shared.empty(self._stage(step)[0])
             if plan.cluster == 1:
-                return tirx.IfThenElse(lane < 1, _call("tcomp_barrier_arrive", empty), None)
-            return tirx.IfThenElse(lane < plan.cluster, _call("tcomp_barrier_arrive_in", lane, empty), None)
+                return tirx.IfThenElse(lane < 1, call("tcomp_barrier_arrive", empty), None)
+            return tirx.IfThenElse(lane < plan.cluster, call("tcomp_barrier_arrive_in", lane, empty), None)
 
         begin, begun = self._turns(tile, shared, group, lane)
         first = constant(0) if plan.pingpong else group * plan.pieces
@@ -416,14 +416,14 @@ class WgmmaNest:
             place = shared.tiles(stage)
             return sequence(
                 [
-                    _call("tcomp_barrier_wait", shared.full(stage), parity),
-                    _call("tcomp_products_begin"),
+                    call("tcomp_barrier_wait", shared.full(stage), parity),
+                    call("tcomp_products_begin"),
                     self._multiply(sums, left, right, place, first, step),
-                    _call("tcomp_products_commit"),
+                    call("tcomp_products_commit"),
                     tirx.IfThenElse(
                         step + 1 < steps,
-                        _call("tcomp_products_wait<1>"),
-                        sequence([*begun, _call("tcomp_products_wait<0>")]),
+                        call("tcomp_products_wait<1>"),
+                        sequence([*begun, call("tcomp_products_wait<0>")]),
                     ),
                     # As many steps on is the stage of the step before.
                     tirx.IfThenElse(step > 0, give_back(count + (plan.stages - 1)), None),
@@ -449,7 +449,7 @@ class WgmmaNest:
                 allocate,
                 *begin,
                 loop(steps, one, "step"),
-                _call("tcomp_products_wait<0>"),
+                call("tcomp_products_wait<0>"),
                 give_back(tile.before + (steps - 1)),
                 self.totals.stored(tile.segment, store, finish if stores is not None else None),
             ]
@@ -463,9 +463,9 @@ class WgmmaNest:
             return [], []
         # The first group's first turn is there from the beginning: the phase before the first counts as over.
         parity = tirx.floormod(tirx.floordiv(tile.turn + 3, 2), 2)
-        arrive = _call("tcomp_barrier_arrive", shared.turn(1 - group))
+        arrive = call("tcomp_barrier_arrive", shared.turn(1 - group))
         return (
-            [_call("tcomp_barrier_wait", shared.turn(group), parity)],
+            [call("tcomp_barrier_wait", shared.turn(group), parity)],
             [tirx.IfThenElse(lane < 1, arrive, None)],
         )
 
@@ -487,7 +487,7 @@ class WgmmaNest:
         def one(k: int, piece: int) -> Statement:
             accumulate = (step > 0).astype("int32") if k == 0 else constant(1)
             own = tirx.address_of(sums[piece, 0, 0])
-            return _call(name, own, a + left.offset(piece, k), b + right.offset(0, k), accumulate)
+            return call(name, own, a + left.offset(piece, k), b + right.offset(0, k), accumulate)
 
         along = range(DEPTH_BYTES // INSTRUCTION_BYTES)
         return sequence(
@@ -504,7 +504,3 @@ def wgmma_launch(
 ) -> Callable[[Totals], Statement]:
     """The launch of a product, by where sums are left."""
     return lambda totals: WgmmaNest(plan, left, right, totals, gpu, output).statement
-
-
-def _call(name: str, *arguments: Expression) -> Statement:
-    return tirx.Evaluate(tirx.call_extern("int32", name, *arguments))

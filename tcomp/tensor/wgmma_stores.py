@@ -25,6 +25,7 @@ from tcomp.tensor.loops import (
     Buffer,
     Expression,
     Statement,
+    call,
     constant,
     local,
     sequence,
@@ -97,14 +98,14 @@ class TileStores:
             return sequence(
                 [
                     tirx.Bind(place, self.begin + buffer * PLACE_BYTES),
-                    self._first(_call(f"tcomp_stores_wait<{plan.buffers - 1}>")),
-                    _call("__syncwarp"),
+                    self._first(call(f"tcomp_stores_wait<{plan.buffers - 1}>")),
+                    call("__syncwarp"),
                     write(place, words, values),
-                    _call("tcomp_writes_are_seen"),
-                    _call("__syncwarp"),
+                    call("tcomp_writes_are_seen"),
+                    call("__syncwarp"),
                     self._first(
                         *self._asks(place, (batch, own_row, first)),
-                        _call("tcomp_stores_commit"),
+                        call("tcomp_stores_commit"),
                     ),
                 ]
             )
@@ -116,12 +117,12 @@ class TileStores:
     ) -> Iterator[Statement]:
         """For the stores of what is in a buffer."""
         for part in self.output.parts(place, PLACE_ROWS):
-            store = _call("tcomp_store_tile", address_of_map(self.map), buffer, *part.at)
+            store = call("tcomp_store_tile", address_of_map(self.map), buffer, *part.at)
             yield store if part.condition is None else tirx.IfThenElse(part.condition, store, None)
 
     def ended(self) -> Statement:
         """Wait until nothing is read from the buffers any more."""
-        return self._first(_call("tcomp_stores_wait<0>"))
+        return self._first(call("tcomp_stores_wait<0>"))
 
     def _first(self, *statements: Statement) -> Statement:
         """By one thread, whose groups of stores those of the warp are."""
@@ -138,7 +139,7 @@ class TileStores:
             return sequence(
                 [
                     written_out((2, 2), lambda i: values(sixteen * 2 + i[0], i[1], i[0] * 4 + i[1] * 2)),
-                    _call("tcomp_write_matrices", at, tirx.address_of(words[0])),
+                    call("tcomp_write_matrices", at, tirx.address_of(words[0])),
                 ]
             )
 
@@ -154,11 +155,7 @@ class TileStores:
             eight, half = at
             own_place = place + half * (_MATRIX * _LINE_BYTES)
             where = own_place + tirx.bitwise_xor(own, eight * (2 * CHUNK_BYTES))
-            write = _call("tcomp_write_two_words", where, tirx.address_of(words[0]))
+            write = call("tcomp_write_two_words", where, tirx.address_of(words[0]))
             return sequence([values(eight, half, constant(0)), write])
 
         return written_out((_LINE_BYTES // (2 * CHUNK_BYTES), 2), two)
-
-
-def _call(name: str, *arguments: Expression) -> Statement:
-    return tirx.Evaluate(tirx.call_extern("int32", name, *arguments))
