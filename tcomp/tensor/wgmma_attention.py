@@ -36,14 +36,13 @@ from tcomp.tensor.loops import (
     loop,
     sequence,
 )
-from tcomp.tensor.mma_plan import CHUNK_BYTES
 from tcomp.tensor.online_softmax import DTYPE, OnlineSoftmax, WarpRows
 from tcomp.tensor.template import Scheduled
 from tcomp.tensor.threads import dynamic_shared, launch, synchronize
 from tcomp.tensor.tiles import address_of_map, map_variable, with_map
 from tcomp.tensor.warps import WARP, from_first_lane
 from tcomp.tensor.wgmma_attention_operands import TiledAttentionOperands, TiledRows
-from tcomp.tensor.wgmma_attention_plan import ALONG, LINE, SHARED_REGISTERS, WgmmaAttentionPlan
+from tcomp.tensor.wgmma_attention_plan import ALONG, LINE, WgmmaAttentionPlan
 from tcomp.tensor.wgmma_plan import (
     BARRIER_BYTES,
     DEPTH_BYTES,
@@ -51,12 +50,9 @@ from tcomp.tensor.wgmma_plan import (
     INSTRUCTION_BYTES,
     INSTRUCTION_ROWS,
 )
+from tcomp.tensor.wgmma_stages import BARRIER, Pipe, by_roles, matrix, matrix_step
 from tcomp.tvm_api import tirx
 
-_BARRIER = 8
-"""Bytes."""
-_LINES = 8
-"""After which the swizzle repeats."""
 _FIRST_TURN = 1
 """The number of the first barrier of the groups' turns; 0 is that of the whole block."""
 
@@ -89,55 +85,11 @@ class _Tiles:
     def along_depth(self, k: int) -> Expression:
         """From a matrix whose depth lies along memory to its `k`-th 32 bytes of that."""
         line, part = divmod(k * INSTRUCTION_BYTES, DEPTH_BYTES)
-        return _chunks(line * self.line_bytes + part)
+        return matrix_step(line * self.line_bytes + part)
 
     def along_rows(self, k: int) -> Expression:
         """From a matrix whose depth are the rows of the tile to its `k`-th 16 of these."""
-        return _chunks(k * ALONG * DEPTH_BYTES)
-
-
-@dataclass(frozen=True)
-class _Pipe:
-    """Stages of one operand: barriers from `barriers` on, tiles from `tiles` on."""
-
-    stages: int
-    barriers: Expression
-    tiles: Expression
-    stage_bytes: int
-
-    def stage(self, step: Expression) -> Expression:
-        return tirx.floormod(step, self.stages)
-
-    def parity(self, step: Expression) -> Expression:
-        return tirx.floormod(tirx.floordiv(step, self.stages), 2)
-
-    def full(self, step: Expression) -> Expression:
-        return self.barriers + self.stage(step) * _BARRIER
-
-    def empty(self, step: Expression) -> Expression:
-        return self.barriers + (self.stage(step) + self.stages) * _BARRIER
-
-    def place(self, step: Expression) -> Expression:
-        return self.tiles + self.stage(step) * self.stage_bytes
-
-    def initialise(self, readers: int) -> list[Statement]:
-        return [
-            call("tcomp_barrier_init", barrier(constant(stage)), constant(count))
-            for stage in range(self.stages)
-            for barrier, count in ((self.full, 1), (self.empty, readers))
-        ]
-
-    def wait_for(self, step: Expression) -> Statement:
-        """Until the tile of a step is there."""
-        return call("tcomp_barrier_wait", self.full(step), self.parity(step))
-
-    def wait_for_room(self, step: Expression) -> Statement:
-        # Before its first use a stage is free: the phase before the first counts as over.
-        return call("tcomp_barrier_wait", self.empty(step), 1 - self.parity(step))
-
-    def give_back(self, step: Expression, lane: Expression) -> Statement:
-        """This warp has read the tile of a step."""
-        return tirx.IfThenElse(lane < 1, call("tcomp_barrier_arrive", self.empty(step)), None)
+        return matrix_step(k * ALONG * DEPTH_BYTES)
 
 
 class WgmmaAttention:
@@ -182,11 +134,11 @@ class _Block:
         self.begin = tirx.Var("begin", "int32")
         self.query_full = self.begin
         self.query_place = self.begin + BARRIER_BYTES
-        barriers, tiles = self.begin + _BARRIER, self.query_place + plan.query_bytes
-        self.keys = _Pipe(plan.stages, barriers, tiles, plan.key_bytes)
-        self.values = _Pipe(
+        barriers, tiles = self.begin + BARRIER, self.query_place + plan.query_bytes
+        self.keys = Pipe(plan.stages, barriers, tiles, plan.key_bytes)
+        self.values = Pipe(
             plan.stages,
-            barriers + 2 * plan.stages * _BARRIER,
+            barriers + 2 * plan.stages * BARRIER,
             tiles + plan.stages * plan.key_bytes,
             plan.value_bytes,
         )
@@ -222,12 +174,6 @@ class _Block:
         address = tirx.call_pure_extern("int32", "tcomp_shared_begin", tirx.address_of(self.memory[0]))
         # Taken from a warp's first thread, so that what depends on it is known to be the same for the warp.
         own_group = from_first_lane(tirx.floordiv(self.thread, GROUP_THREADS))
-        give, take = (
-            [call(f"tcomp_{verb}_registers<{SHARED_REGISTERS[plan.consumers][which]}>")]
-            if plan.shares_registers
-            else []
-            for which, verb in enumerate(("give", "take"))
-        )
         readers = plan.consumers * GROUP_THREADS // WARP
         initialise = [
             call("tcomp_barrier_init", self.query_full, constant(1)),
@@ -245,11 +191,7 @@ class _Block:
                 tirx.BufferStore(self._group, own_group, [0]),
                 tirx.IfThenElse(self.thread < 1, sequence(initialise), None),
                 synchronize(),
-                tirx.IfThenElse(
-                    self.group < plan.consumers,
-                    sequence([*take, self._consume()]),
-                    sequence([*give, produce]),
-                ),
+                by_roles(self.group < plan.consumers, [self._consume()], [produce], plan.shared_registers),
             ]
         )
 
@@ -268,7 +210,7 @@ class _Block:
         return not isinstance(self.steps, int) or self.steps > 1
 
     def _produce(self) -> Statement:
-        def fetch(pipe: _Pipe, tiles: _Tiles, step: Expression) -> list[Statement]:
+        def fetch(pipe: Pipe, tiles: _Tiles, step: Expression) -> list[Statement]:
             to = (pipe.place(step), pipe.full(step), self.batch, self.first_key(step))
             return [pipe.wait_for_room(step), tiles.copies(*to)]
 
@@ -377,8 +319,8 @@ class _Block:
 
         return [
             *self._begin_products(self.softmax.scores),
-            tirx.Bind(left, _matrix(own, INSTRUCTION_BYTES // 2)),
-            tirx.Bind(right, _matrix(self.keys.place(step), INSTRUCTION_BYTES // 2)),
+            tirx.Bind(left, matrix(own, INSTRUCTION_BYTES // 2)),
+            tirx.Bind(right, matrix(self.keys.place(step), INSTRUCTION_BYTES // 2)),
             *map(one, range(plan.depth_steps)),
             call("tcomp_products_commit"),
         ]
@@ -395,7 +337,7 @@ class _Block:
 
         return [
             *self._begin_products(self.softmax.sums, self.softmax.weights),
-            tirx.Bind(right, _matrix(self.values.place(step), values.line_bytes)),
+            tirx.Bind(right, matrix(self.values.place(step), values.line_bytes)),
             *map(one, range(plan.block_keys // ALONG)),
             call("tcomp_products_commit"),
         ]
@@ -421,17 +363,6 @@ class _Block:
         # The first group waits for no turn behind the last step.
         awaited = tirx.any(self.group < count - 1, step < self._last)
         return tirx.IfThenElse(awaited, arrive, None)
-
-
-def _matrix(place: Expression, leading: int) -> Expression:
-    """What instructions are told of a tile; `leading` as in tcomp_wgmma.cuh."""
-    arguments = place, constant(leading), constant(_LINES * DEPTH_BYTES)
-    return tirx.call_pure_extern("uint64", "tcomp_matrix", *arguments)
-
-
-def _chunks(count: int) -> Expression:
-    """Bytes as matrices are moved by."""
-    return tirx.const(count // CHUNK_BYTES, "uint64")
 
 
 def _keep(buffer: Buffer) -> Statement:

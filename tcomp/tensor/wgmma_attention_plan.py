@@ -160,6 +160,11 @@ class WgmmaAttentionPlan:
         """Whether consumers get registers that the producer gives up."""
         return self.consumers > 1 and self.needed > _LEAST_SHARED
 
+    @property
+    def shared_registers(self) -> tuple[int, int] | None:
+        """Of a thread of the producer and of one of a consumer, where they share all."""
+        return SHARED_REGISTERS[self.consumers] if self.shares_registers else None
+
     def complaint(self, gpu: Gpu) -> str | None:
         """Why this plan cannot run on `gpu`."""
         if self.columns > _MOST_COLUMNS:
@@ -168,7 +173,7 @@ class WgmmaAttentionPlan:
             return "turns of one group of warps"
         if self.shared_bytes > gpu.block_shared_bytes:
             return f"{self.shared_bytes} bytes of shared memory; a block has {gpu.block_shared_bytes}"
-        most = SHARED_REGISTERS[self.consumers][1] if self.shares_registers else self._equal_registers
+        most = self.shared_registers[1] if self.shared_registers else self._equal_registers
         if self.needed > most:
             return f"{self.needed} registers of a thread; it has {most}"
         return None

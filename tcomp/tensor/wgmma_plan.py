@@ -143,8 +143,10 @@ class WgmmaPlan(TiledProduct):
         return self.stage_bytes - (self.block_rows * DEPTH_BYTES if self.gathers else 0)
 
     @property
-    def shared_registers(self) -> tuple[int, int]:
+    def shared_registers(self) -> tuple[int, int] | None:
         """Of a thread of the producer and of one of a consumer, where they share all."""
+        if not self.shares_registers:
+            return None
         return GATHERER_REGISTERS if self.gathers else PRODUCER_REGISTERS
 
     @property
