@@ -173,7 +173,7 @@ class _Block:
         plan, begin = self.plan, self.begin
         known: list[Statement] = []
         if plan.split > 1:
-            # Else nvcc keeps places of all copies from one step to the next, and spills.
+            # Else the compiler keeps places of all copies from one step to the next, and spills.
             begin = tirx.Var("begin", "int32")
             known.append(tirx.Bind(begin, tirx.call_extern("int32", "tcomp_anew", self.begin)))
         return sequence(

@@ -120,7 +120,7 @@ class MmaNest:
                 return self.shares.segments(block[0], lambda segment: self._segment(segment, threads[0]))
 
             def of_segment(segment: Segment) -> Statement:
-                # Else nvcc keeps places in shared memory from one segment to the next, and spills.
+                # Else the compiler keeps places in shared memory from one segment to the next, and spills.
                 thread = tirx.Var("thread", "int32")
                 anew = tirx.call_extern("int32", "tcomp_anew", threads[0])
                 return sequence([tirx.Bind(thread, anew), self._segment(segment, thread)])

@@ -33,7 +33,7 @@ SPLITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 GROUPS = (1, 2, 4, 8, 16)
 STREAMED = (0, 1, 2)
 _OTHER_REGISTERS = 44
-"""Addresses, conditions and counters of a thread, as nvcc has them."""
+"""Addresses, conditions and counters of a thread, as the compiler has them."""
 _DEFAULT_BLOCKS = (
     (256, 128, 64, 64), (128, 256, 64, 64), (128, 128, 64, 64), (128, 64, 64, 32), (64, 128, 32, 64),
     (64, 64, 32, 32), (32, 128, 32, 32), (32, 64, 16, 32), (16, 128, 16, 32), (16, 64, 16, 16),

@@ -77,7 +77,7 @@ def compiled(kernel: Kernel, arch: str) -> Cubin:
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("name", KERNELS)
-@pytest.mark.usefixtures("real_nvcc")
+@pytest.mark.usefixtures("real_compiler")
 def test_defaults_do_not_spill(name: str, arch: str) -> None:
     assert all(found.spilled_bytes == 0 for found in compiled(KERNELS[name], arch).resources.values())
 
@@ -85,7 +85,7 @@ def test_defaults_do_not_spill(name: str, arch: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("name", ["4096 x 64", "4096 x 128"])
-@pytest.mark.usefixtures("real_nvcc")
+@pytest.mark.usefixtures("real_compiler")
 def test_tensor_cores_have_longer_to_do_than_instructions_take(name: str, arch: str, tmp_path: Path) -> None:
     """One keeps an A100's tensor core busy for 8 cycles, in which its scheduler issues 8 instructions."""
     disassembler = shutil.which("nvdisasm")

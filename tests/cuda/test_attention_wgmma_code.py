@@ -46,14 +46,14 @@ def compiled(kernel: Kernel, **knobs: int) -> Cubin:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KERNELS)
-@pytest.mark.usefixtures("real_nvcc")
+@pytest.mark.usefixtures("real_compiler")
 def test_defaults_neither_spill_nor_wait(name: str) -> None:
     compiled(KERNELS[name])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
-@pytest.mark.usefixtures("real_nvcc")
+@pytest.mark.usefixtures("real_compiler")
 def test_other_plans_neither_spill_nor_wait(name: str) -> None:
     kernel, knobs = OTHERS[name]
     compiled(kernel, **knobs)
@@ -77,7 +77,7 @@ def loop_of_products(assembly: str) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("size", "products"), [(64, 12), (128, 16)])
-@pytest.mark.usefixtures("real_nvcc")
+@pytest.mark.usefixtures("real_compiler")
 def test_weights_are_computed_while_products_are_under_way(size: int, products: int, tmp_path: Path) -> None:
     """Of 128 columns a group's products take 1024 cycles; a scheduler issues as many instructions."""
     disassembler = shutil.which("nvdisasm")

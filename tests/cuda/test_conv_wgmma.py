@@ -120,7 +120,7 @@ def compiled(name: str, **knobs: int) -> Cubin:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LAYERS)
-@pytest.mark.usefixtures("real_nvcc")
+@pytest.mark.usefixtures("real_compiler")
 def test_defaults_neither_spill_nor_wait(name: str) -> None:
     cubin = compiled(name)
     assert all(found.spilled_bytes == 0 for found in cubin.resources.values())
@@ -128,7 +128,7 @@ def test_defaults_neither_spill_nor_wait(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("real_nvcc")
+@pytest.mark.usefixtures("real_compiler")
 def test_instructions_of_a_chunk_are_those_of_the_estimate(tmp_path: Path) -> None:
     """Of 8 chunks of a thread and step, 42 each; half of them are additions, shifts and comparisons."""
     disassembler = shutil.which("nvdisasm")

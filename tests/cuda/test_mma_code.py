@@ -53,7 +53,7 @@ def code_of(kernel: Kernel, arch: str, **knobs: int) -> DeviceCode:
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("name", LARGE)
-@pytest.mark.usefixtures("real_nvcc")
+@pytest.mark.usefixtures("real_compiler")
 def test_defaults_do_not_spill(name: str, arch: str) -> None:
     arch = "sm_89" if arch == "sm_80" and "float8" in name else arch
     code = code_of(LARGE[name], arch)
@@ -64,7 +64,7 @@ def test_defaults_do_not_spill(name: str, arch: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("real_nvcc")
+@pytest.mark.usefixtures("real_compiler")
 def test_every_other_instruction_multiplies(tmp_path: Path) -> None:
     """One keeps a tensor core busy for 8 cycles, in which its scheduler issues 8 instructions."""
     cubin = compile_cubin(code_of(LARGE["matmul"], "sm_80").source, "sm_80")

@@ -71,13 +71,13 @@ def compiled(kernel: Kernel, arch: str, config: Config | None = None) -> bytes:
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("name", KERNELS)
-def test_defaults_do_not_spill(name: str, arch: str, real_nvcc: None) -> None:
+def test_defaults_do_not_spill(name: str, arch: str, real_compiler: None) -> None:
     compiled(KERNELS[name], arch)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["square", "3x3", "1x1", "heads", "attention"])
-def test_hot_loops_are_multiply_adds(name: str, real_nvcc: None, tmp_path: Path) -> None:
+def test_hot_loops_are_multiply_adds(name: str, real_compiler: None, tmp_path: Path) -> None:
     """85 of 100 instructions of the innermost loop, as in hand-written libraries."""
     disassembler = shutil.which("nvdisasm")
     if disassembler is None:

@@ -289,8 +289,8 @@ def test_warps_take_turns(gpu: Target, capfd: pytest.CaptureFixture[str]) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("real_nvcc")
-def test_nvcc_takes_every_instruction() -> None:
+@pytest.mark.usefixtures("real_compiler")
+def test_the_compiler_takes_every_instruction() -> None:
     for dtype in ("float16", "bfloat16", "tf32", "int8", *FLOAT8):
         for columns in COLUMNS:
             (source, *_), _, _ = product(dtype, columns)

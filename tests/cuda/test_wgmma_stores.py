@@ -281,7 +281,7 @@ LAST_STAGES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LAST_STAGES)
-@pytest.mark.usefixtures("real_nvcc")
+@pytest.mark.usefixtures("real_compiler")
 def test_last_stages_neither_spill_nor_wait(name: str) -> None:
     kernel, knobs = LAST_STAGES[name]
     source = code_of(kernel, **knobs).source
@@ -292,7 +292,7 @@ def test_last_stages_neither_spill_nor_wait(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("real_nvcc")
+@pytest.mark.usefixtures("real_compiler")
 def test_a_warp_stores_tiles(tmp_path: Path) -> None:
     """16 rows by 256 columns are 16 writes of four matrices, 4 stores, and none by threads."""
     disassembler = shutil.which("nvdisasm")
