@@ -15,9 +15,9 @@ from tcomp.tensor.loops import Buffer, Expression, Statement, call, constant, lo
 from tcomp.tensor.mma_operand import swizzle
 from tcomp.tensor.mma_plan import CHUNK_BYTES, MATRIX, MmaPlan
 from tcomp.tensor.output_tiles import OutputTiles
+from tcomp.tensor.warps import WARP
 from tcomp.tvm_api import tirx
 
-_WARP = 32
 _PIECE_ROWS = 16
 
 
@@ -78,7 +78,7 @@ class LineStores:
 
         def read(at: list[Expression]) -> Statement:
             i, number = at
-            within = number * _WARP + lane
+            within = number * WARP + lane
             lines = self._line_chunks * _PIECE_ROWS
             own_line = tirx.floormod(tirx.floordiv(within, self._line_chunks), _PIECE_ROWS)
             chunk = tirx.floordiv(within, lines) * self._line_chunks + tirx.floormod(
@@ -95,6 +95,6 @@ class LineStores:
                 allocate,
                 written_out((pieces, 2, eights), write),
                 call("__syncwarp"),
-                written_out((pieces, _PIECE_ROWS * self._row_chunks // _WARP), read),
+                written_out((pieces, _PIECE_ROWS * self._row_chunks // WARP), read),
             ]
         )

@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
+from tcomp.target.tile_map import LINE_BYTES
 from tcomp.tensor.convolution import Convolution
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.loops import Expression
 from tcomp.tensor.output_tiles import OutputTiles, Part, tiled_itemsize
-from tcomp.tensor.window_tiles import LINE_BYTES
 from tcomp.tvm_api import tirx
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from tcomp.target.tile_map import TileMap
+from tcomp.target.tile_map import LINE_BYTES, TileMap
 from tcomp.tensor.loops import (
     Buffer,
     Expression,
@@ -32,11 +32,10 @@ from tcomp.tensor.loops import (
     unrolled,
     written_out,
 )
-from tcomp.tensor.mma_plan import CHUNK_BYTES
+from tcomp.tensor.mma_plan import CHUNK_BYTES, MATRIX
 from tcomp.tensor.output_tiles import OutputTiles
 from tcomp.tensor.tiles import address_of_map
 from tcomp.tensor.wgmma_plan import (
-    DEPTH_BYTES,
     INSTRUCTION_ROWS,
     PLACE_BYTES,
     PLACE_ROWS,
@@ -44,18 +43,13 @@ from tcomp.tensor.wgmma_plan import (
 )
 from tcomp.tvm_api import tirx
 
-_LINE_BYTES = DEPTH_BYTES
-"""Of a row in a buffer."""
-_MATRIX = 8
-"""Rows of a matrix of `stmatrix`, and columns of sums of which a thread has two."""
-
 
 def output_tiles(plan: WgmmaPlan, output: OutputTiles) -> TileMap:
     """What is stored at once."""
     extents = output.extents
     strides = tuple(prod(extents[:axis]) * plan.output for axis in range(1, len(extents)))
     return TileMap(
-        output.dtype, extents, strides, (_LINE_BYTES // plan.output, PLACE_ROWS, *(1,) * len(extents[2:]))
+        output.dtype, extents, strides, (LINE_BYTES // plan.output, PLACE_ROWS, *(1,) * len(extents[2:]))
     )
 
 
@@ -73,7 +67,7 @@ class TileStores:
         """Store `sums[piece, columns / 8, 4]`: pieces of 16 rows from `row` on, 64 apart. See `Fragments`."""
         plan = self.plan
         allocate, words = local((CHUNK_BYTES // plan.output,), self.output.dtype, "words")
-        part_columns = _LINE_BYTES // plan.output
+        part_columns = LINE_BYTES // plan.output
         along = plan.block_columns // part_columns
 
         def part(at: list[Expression]) -> Statement:
@@ -84,9 +78,9 @@ class TileStores:
 
             def values(eight: Expression, half: Expression, to: Expression) -> Statement:
                 """Two of a row, of 8 columns of the part, into `words` from `to` on."""
-                value_row = own_row + half * _MATRIX + tirx.floordiv(self.lane, 4)
-                value_column = first + eight * _MATRIX + tirx.floormod(self.lane, 4) * 2
-                own_eight = number * (part_columns // _MATRIX) + eight
+                value_row = own_row + half * MATRIX + tirx.floordiv(self.lane, 4)
+                value_column = first + eight * MATRIX + tirx.floormod(self.lane, 4) * 2
+                own_eight = number * (part_columns // MATRIX) + eight
                 return self.output.pair(
                     (batch, value_row, value_column),
                     lambda which: sums[piece, own_eight, half * 2 + which],
@@ -131,8 +125,8 @@ class TileStores:
     def _matrices(self, place: Expression, words: Buffer, values: Callable[..., Statement]) -> Statement:
         """16 bits: 16 rows by 16 columns at once, each 8x8 of which is a register of each thread."""
         line, above = tirx.floormod(self.lane, PLACE_ROWS), tirx.floordiv(self.lane, PLACE_ROWS)
-        chunk = tirx.bitwise_xor(above, tirx.floormod(line, _MATRIX))
-        own = line * _LINE_BYTES + chunk * CHUNK_BYTES
+        chunk = tirx.bitwise_xor(above, tirx.floormod(line, MATRIX))
+        own = line * LINE_BYTES + chunk * CHUNK_BYTES
 
         def four(sixteen: Expression) -> Statement:
             at = place + tirx.bitwise_xor(own, sixteen * (2 * CHUNK_BYTES))
@@ -143,19 +137,19 @@ class TileStores:
                 ]
             )
 
-        return unrolled(_LINE_BYTES // (2 * CHUNK_BYTES), four)
+        return unrolled(LINE_BYTES // (2 * CHUNK_BYTES), four)
 
     def _pairs(self, place: Expression, words: Buffer, values: Callable[..., Statement]) -> Statement:
         """32 bits: each thread its two of 8 columns."""
         line, pair = tirx.floordiv(self.lane, 4), tirx.floormod(self.lane, 4)
         chunk = tirx.bitwise_xor(tirx.floordiv(pair, 2), line)
-        own = line * _LINE_BYTES + chunk * CHUNK_BYTES + tirx.floormod(pair, 2) * 8
+        own = line * LINE_BYTES + chunk * CHUNK_BYTES + tirx.floormod(pair, 2) * 8
 
         def two(at: list[Expression]) -> Statement:
             eight, half = at
-            own_place = place + half * (_MATRIX * _LINE_BYTES)
+            own_place = place + half * (MATRIX * LINE_BYTES)
             where = own_place + tirx.bitwise_xor(own, eight * (2 * CHUNK_BYTES))
             write = call("tcomp_write_two_words", where, tirx.address_of(words[0]))
             return sequence([values(eight, half, constant(0)), write])
 
-        return written_out((_LINE_BYTES // (2 * CHUNK_BYTES), 2), two)
+        return written_out((LINE_BYTES // (2 * CHUNK_BYTES), 2), two)
