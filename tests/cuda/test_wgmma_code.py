@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
+from gpu_assembly import disassembled
 from mma_kernels import matmul
 from test_wgmma_instructions import product
 
@@ -74,12 +73,7 @@ def test_products_one_after_the_other_are_noticed() -> None:
 @pytest.mark.usefixtures("real_compiler")
 def test_a_step_is_products_and_little_else(block: dict[str, int], tmp_path: Path) -> None:
     """Each of the 4 or 8 keeps the tensor cores busy for 128 or 64 cycles."""
-    disassembler = shutil.which("nvdisasm")
-    if disassembler is None:
-        pytest.skip("no nvdisasm: install it from the CUDA toolkit or PyPI's nvidia-cuda-nvdisasm")
-    cubin = tmp_path / "kernel.cubin"
-    cubin.write_bytes(compile_cubin(code_of(LARGE["square"], **block).source, "sm_90a").image)
-    text = subprocess.run([disassembler, "-c", cubin], capture_output=True, text=True, check=True).stdout
+    text = disassembled(compile_cubin(code_of(LARGE["square"], **block).source, "sm_90a").image, tmp_path)
     instructions = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z0-9_.]+)", text)
     products = [i for i, name in enumerate(instructions) if name.startswith("HGMMA")]
     assert len(products) == (8 if block else 4)
