@@ -184,9 +184,8 @@ def main() -> int:
     begin, failed = time.monotonic(), False
     target = gpu_here()
     if not arguments.no_tests:
-        parallel = (
-            ["-n", str(min(8, os.cpu_count() or 1))] if find_spec("xdist") else []
-        )  # nvcc takes most time
+        # Compiling takes most time.
+        parallel = ["-n", str(min(8, os.cpu_count() or 1))] if find_spec("xdist") else []
         tests = str(ROOT / "tests" / "cuda")
         command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *parallel, tests]
         failed = subprocess.run(command, cwd=ROOT, check=False).returncode != 0

@@ -4,7 +4,7 @@ Makes trials of the default and of random configs of every task of a model, in t
 of a worker, and prints the milliseconds of CPU time a trial of each part, mean over all. `features` is what
 the tuner's own process takes to look at a config before it is built. Waiting for others is in no part, so
 that a busy machine changes little; only timing repeats itself while times spread. Of targets that do not run
-here trials end with the machine code, which for GPUs is the time of nvcc.
+here trials end with the machine code, which for GPUs is the time of the compiler.
 """
 
 from __future__ import annotations

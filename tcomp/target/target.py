@@ -36,7 +36,7 @@ class Gpu:
     """
 
     arch: str
-    """The compute capability as nvcc names it: `sm_80`, `sm_90a`."""
+    """The compute capability as compilers name it: `sm_80`, `sm_90a`."""
     processors: int
     """Streaming multiprocessors."""
     block_shared_bytes: int

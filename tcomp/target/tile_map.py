@@ -11,7 +11,9 @@ DRIVER_TYPES = {
     "bfloat16": 9, "tf32": 11, "float8_e4m3fn": 0, "float8_e5m2": 0,
 }  # fmt: skip
 """CUtensorMapDataType; bytes are copied, so the sign does not matter; copies round float32 to tf32."""
-DRIVER_SWIZZLES = {0: 0, 128: 3}
+LINE_BYTES = 128
+"""Of a line of the widest swizzle, which tensor cores read."""
+DRIVER_SWIZZLES = {0: 0, LINE_BYTES: 3}
 """CUtensorMapSwizzle by bytes of a line."""
 MOST_RANK = 5
 """Axes of a map."""
@@ -62,6 +64,6 @@ class TileMap:
     extents: tuple[int, ...]
     strides: tuple[int, ...]
     box: tuple[int, ...]
-    swizzle: int = 128
+    swizzle: int = LINE_BYTES
     begin: int = 0
     walk: Walk | None = None

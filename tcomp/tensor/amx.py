@@ -18,7 +18,7 @@ from typing import Any
 from tcomp.target.target import Target
 from tcomp.target.tiles import BFLOAT16_TILES
 from tcomp.tensor.intrinsics import register_functions
-from tcomp.tensor.loops import Expression, Statement
+from tcomp.tensor.loops import Expression, Statement, call
 from tcomp.tvm_api import PrimFunc, structural_walk, tirx, tvm
 
 DTYPE = "bfloat16"
@@ -110,7 +110,7 @@ class TileBlock:
     def configure(self) -> Statement:
         """What comes before all other statements here; sums are zero then."""
         sizes = (self.down, self.across, self.rows, self.lanes, self.pairs)
-        return _call("_".join([_CONFIGURE, *map(str, sizes)]))
+        return call("_".join([_CONFIGURE, *map(str, sizes)]))
 
     @property
     def operands(self) -> tuple[int, int]:
@@ -120,10 +120,10 @@ class TileBlock:
 
     def release(self) -> Statement:
         """What comes after all other statements here: the tiles need not be saved from then on."""
-        return _call(_RELEASE)
+        return call(_RELEASE)
 
     def clear(self) -> list[Statement]:
-        return [_call(f"{_ZERO}_{n}") for n in range(self._sums)]
+        return [call(f"{_ZERO}_{n}") for n in range(self._sums)]
 
     def store(self, address: Callable[[int, int], Expression], row_bytes: int) -> list[Statement]:
         """Store the sums: `address(i, j)` of those of tile i of rows and j of columns."""
@@ -150,7 +150,7 @@ class TileBlock:
 
         def multiply(i: int, j: int) -> Statement:
             tiles = i * self.across + j, first_left + i % lefts, first_right + j % rights
-            return _call("_".join([_MULTIPLY, *map(str, tiles)]))
+            return call("_".join([_MULTIPLY, *map(str, tiles)]))
 
         # Where every tile has a register, all loads come first: some moments of a busy machine let loads wait
         # for the products before them, and products for the loads.
@@ -191,12 +191,8 @@ def blocks(rows: Sequence[int], lanes: int, pairs: int) -> list[TileBlock]:
     return [block for block in found if block.fits]
 
 
-def _call(name: str, *operands: Expression) -> Statement:
-    return tirx.Evaluate(tirx.call_extern("int32", name, *operands))
-
-
 def _move(name: str, address: Expression, row_bytes: int) -> Statement:
-    return _call(name, address, tirx.const(row_bytes, "int64"))
+    return call(name, address, tirx.const(row_bytes, "int64"))
 
 
 def _configure_text(name: str) -> str:

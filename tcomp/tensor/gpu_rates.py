@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import ceil
 
 from tcomp.target.target import Gpu
@@ -33,3 +34,20 @@ def resident_blocks(gpu: Gpu, threads: int, registers: int, shared_bytes: int) -
     by_registers = gpu.registers // (ceil(registers / 8) * 8 * threads)
     by_shared = gpu.shared_bytes // (shared_bytes + _RESERVED_BYTES)
     return max(1, min(by_registers, by_shared, gpu.threads // threads))
+
+
+def equal_registers(threads: int) -> int:
+    """Of each of so many threads that have all registers of a multiprocessor."""
+    return Gpu.registers // threads // 8 * 8
+
+
+def in_rounds(blocks: int, fitting: int, gpu: Gpu, cycles: Callable[[int], float]) -> float:
+    """Cycles of so many blocks, of which a multiprocessor has room for `fitting` at once; it takes
+    `cycles(resident)` for so many."""
+    total = 0.0
+    while blocks > 0:
+        resident = min(fitting, -(-blocks // gpu.processors))
+        full = max(1, blocks // (resident * gpu.processors))
+        total += full * cycles(resident)
+        blocks -= full * resident * gpu.processors
+    return total

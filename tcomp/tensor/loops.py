@@ -61,6 +61,11 @@ def sequence(statements: Sequence[Statement]) -> Statement:
     return statements[0] if len(statements) == 1 else tirx.SeqStmt(list(statements))
 
 
+def call(name: str, *arguments: Expression) -> Statement:
+    """A call of the function `name` of C or LLVM's language, of whose result nothing is used."""
+    return tirx.Evaluate(tirx.call_extern("int32", name, *arguments))
+
+
 def _for(extent: Expression, kind: int, name: str, body: Body) -> Statement:
     variable = tirx.Var(name, "int32")
     return tirx.For(variable, constant(0), extent, kind, under(variable, extent, body))

@@ -27,13 +27,14 @@ from tcomp.tensor.loops import (
     Buffer,
     Expression,
     Statement,
+    call,
     constant,
     left_to_compiler,
     local,
     loop,
     sequence,
 )
-from tcomp.tensor.mma_attention_lines import Lines, call
+from tcomp.tensor.mma_attention_lines import Lines
 from tcomp.tensor.mma_attention_operands import MmaAttentionOperands
 from tcomp.tensor.mma_attention_plan import PIECES, AttentionPlan
 from tcomp.tensor.mma_plan import MATRIX, chunk_elements
@@ -172,7 +173,7 @@ class _Block:
         plan, begin = self.plan, self.begin
         known: list[Statement] = []
         if plan.split > 1:
-            # Else nvcc keeps places of all copies from one step to the next, and spills.
+            # Else the compiler keeps places of all copies from one step to the next, and spills.
             begin = tirx.Var("begin", "int32")
             known.append(tirx.Bind(begin, tirx.call_extern("int32", "tcomp_anew", self.begin)))
         return sequence(

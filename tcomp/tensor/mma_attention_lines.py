@@ -5,15 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tcomp.tensor.loops import Expression, Statement
+from tcomp.tensor.loops import Expression, Statement, call
 from tcomp.tensor.mma_attention_operands import Chunk
 from tcomp.tensor.threads import digits
 from tcomp.tvm_api import tirx
-
-
-def call(name: str, *arguments: Expression) -> Statement:
-    """A function of the prelude that returns nothing."""
-    return tirx.Evaluate(tirx.call_extern("int32", name, *arguments))
 
 
 @dataclass(frozen=True)

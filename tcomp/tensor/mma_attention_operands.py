@@ -13,10 +13,12 @@ from math import prod
 
 from tcomp.relay.graph import Node
 from tcomp.relay.types import numpy_dtype
+from tcomp.target.target import Gpu
 from tcomp.tensor.alignment import anywhere, lies_in_chunks, vector_lanes
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.attention_operands import own_index
 from tcomp.tensor.attention_shape import Shape
+from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, memory_cycles
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.loops import Elements, Expression, Statement, constant, loops_around
 from tcomp.tensor.mma_attention_plan import AttentionShape, chunks
@@ -118,9 +120,13 @@ class MmaAttentionOperands:
         return tuple(tensor for tensor in self._tensors if not self._is_ready(tensor))
 
     @property
-    def moved_bytes(self) -> int:
-        """That these launches read and write."""
+    def _moved_bytes(self) -> int:
+        """That launches which bring them there read and write."""
         return sum(2 * prod(map(int, t.shape)) * numpy_dtype(self.dtype).itemsize for t in self.moved)
+
+    def moving_cycles(self, gpu: Gpu) -> float:
+        """Cycles of these launches."""
+        return LAUNCH_CYCLES * len(self.moved) + memory_cycles(gpu, self._moved_bytes)
 
     def _is_ready(self, tensor: Tensor) -> bool:
         *outer, last = (int(extent) for extent in tensor.shape)

@@ -15,7 +15,7 @@ from itertools import product
 from tcomp.target.target import Gpu
 from tcomp.tensor.attention_parts import SPLITS, KeyParts
 from tcomp.tensor.attention_shape import Limit, Walk
-from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, resident_blocks
+from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, in_rounds, resident_blocks
 from tcomp.tensor.knobs import Config, Ordered, Space
 from tcomp.tensor.mma_plan import (
     BLOCK_CYCLES,
@@ -235,12 +235,11 @@ class AttentionPlan:
             copied / CACHE_BYTES,
         )
         steps = self.walk.mean / self.split
-        rounds, left = 0.0, self.blocks * self.split
-        while left > 0:
-            resident = min(fitting, -(-left // gpu.processors))
-            full = max(1, left // (resident * gpu.processors))
-            rounds += full * (steps * max(resident * busy, alone) + BLOCK_CYCLES)
-            left -= full * resident * gpu.processors
+
+        def of_round(resident: int) -> float:
+            return steps * max(resident * busy, alone) + BLOCK_CYCLES
+
+        rounds = in_rounds(self.blocks * self.split, fitting, gpu, of_round)
         longest = self.parts.share * max(busy, alone) + BLOCK_CYCLES
         rows = self.shape.batch * self.shape.rows
         combining = self.parts.cycles(rows, self.shape.width, gpu, CACHE_BYTES)

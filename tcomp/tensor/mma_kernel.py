@@ -17,7 +17,7 @@ from tcomp.tensor.alignment import VECTOR_TYPES
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.convolution import accumulator_dtype
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.loops import Buffer, Elements, Expression, Statement, constant, local, unrolled
+from tcomp.tensor.loops import Buffer, Elements, Expression, Statement, call, constant, local, unrolled
 from tcomp.tensor.loops import sequence as in_order
 from tcomp.tensor.mma_plan import CAPABILITIES, TiledProduct, chunk_elements
 from tcomp.tensor.shares import Shares
@@ -81,8 +81,8 @@ def materialize(
             return in_order([*elements.statements, tirx.BufferStore(chunk, value, [i])])
 
         place = tirx.address_of(tirx.BufferLoad(buffer, [*index, first]))
-        store = tirx.call_extern("int32", "tcomp_store_chunk", place, tirx.address_of(chunk[0]))
-        return in_order([allocate, unrolled(size, one), tirx.Evaluate(store)])
+        store = call("tcomp_store_chunk", place, tirx.address_of(chunk[0]))
+        return in_order([allocate, unrolled(size, one), store])
 
     return spread(prod(order), _THREADS, fill), buffer
 

@@ -26,6 +26,7 @@ from tcomp.tensor.loops import (
     Buffer,
     Expression,
     Statement,
+    call,
     constant,
     local,
     loop,
@@ -81,8 +82,8 @@ class _Side(ChunkCopies):
             place = (line + first_line) * self.chunks + tirx.bitwise_xor(own, constant(chunk))
             name = "tcomp_load_matrices" + ("" if self.operand.by_depth else "_transposed")
             registers = tirx.address_of(into[which, i, 0])
-            loads = _call(name, registers, stage(place + self.begin))
-            return sequence([loads, _call("tcomp_round_tf32", registers)]) if rounds else loads
+            loads = call(name, registers, stage(place + self.begin))
+            return sequence([loads, call("tcomp_round_tf32", registers)]) if rounds else loads
 
         return sequence([piece(i) for i in range(self.pieces)])
 
@@ -98,10 +99,6 @@ def _where(condition: bool | Expression, statements: list[Statement]) -> list[St
     if isinstance(condition, bool):
         return statements if condition else []
     return [tirx.IfThenElse(condition, sequence(statements), None)]
-
-
-def _call(name: str, *arguments: Expression) -> Statement:
-    return tirx.Evaluate(tirx.call_extern("int32", name, *arguments))
 
 
 @dataclass(frozen=True)
@@ -123,7 +120,7 @@ class MmaNest:
                 return self.shares.segments(block[0], lambda segment: self._segment(segment, threads[0]))
 
             def of_segment(segment: Segment) -> Statement:
-                # Else nvcc keeps places in shared memory from one segment to the next, and spills.
+                # Else the compiler keeps places in shared memory from one segment to the next, and spills.
                 thread = tirx.Var("thread", "int32")
                 anew = tirx.call_extern("int32", "tcomp_anew", threads[0])
                 return sequence([tirx.Bind(thread, anew), self._segment(segment, thread)])
@@ -210,7 +207,7 @@ class MmaNest:
                 i, j = at
                 a = tirx.address_of(left_pieces[k % 2, i, 0])
                 b = tirx.address_of(right_pieces[k % 2, tirx.floordiv(j, 2), tirx.floormod(j, 2) * 2])
-                return _call(f"tcomp_multiply_{plan.dtype}", tirx.address_of(sums[i, j, 0]), a, b)
+                return call(f"tcomp_multiply_{plan.dtype}", tirx.address_of(sums[i, j, 0]), a, b)
 
             return written_out((left.pieces, 2 * right.pieces), one)
 
@@ -218,8 +215,8 @@ class MmaNest:
             at = stage_of(step)
             return [*left.puts(at), *right.puts(at)]
 
-        wait = [_call(f"tcomp_wait_copies<{stages - 2}>"), synchronize()]
-        commit = _call("tcomp_commit_copies")
+        wait = [call(f"tcomp_wait_copies<{stages - 2}>"), synchronize()]
+        commit = call("tcomp_commit_copies")
         fillings = [f for f in (left.operand.filling, right.operand.filling) if f is not None]
         registers = [one for f in fillings for one in f.allocations]
         statements: list[Statement] = [allocate_left, allocate_right, *registers]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-from tcomp.tensor.loops import Buffer, Expression, Statement
+from tcomp.tensor.loops import Buffer, Expression, Statement, call
 from tcomp.tensor.mma_plan import MATRIX
 from tcomp.tensor.window_tiles import WindowTiles
 from tcomp.tvm_api import tirx
@@ -136,8 +136,7 @@ class ChunkCopies:
             source = tirx.address_of(
                 tirx.BufferLoad(self.operand.buffer, list(self.operand.index(self.batch, row, k)))
             )
-            copy = tirx.call_extern("int32", self.copy, self._target(stage, number), source, inside)
-            statements.append(tirx.Evaluate(copy))
+            statements.append(call(self.copy, self._target(stage, number), source, inside))
         return statements
 
     def puts(self, stage: Place) -> list[Statement]:

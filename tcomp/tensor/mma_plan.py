@@ -15,7 +15,7 @@ from itertools import product
 
 from tcomp.relay.types import numpy_dtype, stored_as
 from tcomp.target.target import Gpu
-from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, clock, memory_cycles, resident_blocks
+from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, clock, in_rounds, memory_cycles, resident_blocks
 from tcomp.tensor.knobs import Config, Ordered, Space
 from tcomp.tensor.shares import Parts, Shares, Streams, Tiling
 
@@ -25,7 +25,8 @@ CAPABILITIES: Mapping[str, int] = {
 }  # fmt: skip
 """Types of operands, and from which capability on GPUs have the instructions for each."""
 MATRIX = 8
-"""Rows of a matrix of `ldmatrix`, and chunks of 16 bytes in a line of all 32 banks."""
+"""Rows of a matrix of `ldmatrix` or `stmatrix`, and chunks of 16 bytes in a line of all 32 banks; columns of
+sums of which a thread has two."""
 _BLOCKS = (16, 32, 64, 128, 256)
 _WARPS = (16, 32, 64)
 _STAGES = (2, 3, 4, 5)
@@ -33,7 +34,7 @@ SPLITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 GROUPS = (1, 2, 4, 8, 16)
 STREAMED = (0, 1, 2)
 _OTHER_REGISTERS = 44
-"""Addresses, conditions and counters of a thread, as nvcc has them."""
+"""Addresses, conditions and counters of a thread, as the compiler has them."""
 _DEFAULT_BLOCKS = (
     (256, 128, 64, 64), (128, 256, 64, 64), (128, 128, 64, 64), (128, 64, 64, 32), (64, 128, 32, 64),
     (64, 64, 32, 32), (32, 128, 32, 32), (32, 64, 16, 32), (16, 128, 16, 32), (16, 64, 16, 16),
@@ -217,15 +218,13 @@ class MmaPlan(TiledProduct):
 
         def rounds(together: int, steps: int, begins: int) -> float:
             """Of so many blocks, of which each begins `begins` times."""
-            cycles = 0.0
-            while together > 0:
-                resident = min(fitting, -(-together // gpu.processors))
+
+            def of_round(resident: int) -> float:
                 idle = max(1.0, _BUSY_WARPS / (resident * warps))
-                full = max(1, together // (resident * gpu.processors))
                 end = BLOCK_CYCLES + resident * self._stored
-                cycles += full * (resident * steps * step * idle + begins * end)
-                together -= full * resident * gpu.processors
-            return cycles
+                return resident * steps * step * idle + begins * end
+
+            return in_rounds(together, fitting, gpu, of_round)
 
         adding = adding_cycles(shares, self.block_rows * self.block_columns, gpu)
         if isinstance(shares, Streams):

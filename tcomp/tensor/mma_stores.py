@@ -11,13 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tcomp.relay.types import numpy_dtype
-from tcomp.tensor.loops import Buffer, Expression, Statement, constant, local, sequence, written_out
+from tcomp.tensor.loops import Buffer, Expression, Statement, call, constant, local, sequence, written_out
 from tcomp.tensor.mma_operand import swizzle
 from tcomp.tensor.mma_plan import CHUNK_BYTES, MATRIX, MmaPlan
 from tcomp.tensor.output_tiles import OutputTiles
+from tcomp.tensor.warps import WARP
 from tcomp.tvm_api import tirx
 
-_WARP = 32
 _PIECE_ROWS = 16
 
 
@@ -72,13 +72,13 @@ class LineStores:
                         words,
                         constant(0),
                     ),
-                    _call(f"tcomp_put_words<{plan.output // 2}>", place, tirx.address_of(words[0])),
+                    call(f"tcomp_put_words<{plan.output // 2}>", place, tirx.address_of(words[0])),
                 ]
             )
 
         def read(at: list[Expression]) -> Statement:
             i, number = at
-            within = number * _WARP + lane
+            within = number * WARP + lane
             lines = self._line_chunks * _PIECE_ROWS
             own_line = tirx.floormod(tirx.floordiv(within, self._line_chunks), _PIECE_ROWS)
             chunk = tirx.floordiv(within, lines) * self._line_chunks + tirx.floormod(
@@ -87,18 +87,14 @@ class LineStores:
             own_row = row + i * _PIECE_ROWS + own_line
             own_column = column + chunk * (CHUNK_BYTES // plan.output)
             place = self._place(i, own_line, chunk, constant(0))
-            store = _call("tcomp_store_chunk", self.output.chunk(batch, own_row, own_column), place)
+            store = call("tcomp_store_chunk", self.output.chunk(batch, own_row, own_column), place)
             return self.output.guarded(own_row, own_column, store)
 
         return sequence(
             [
                 allocate,
                 written_out((pieces, 2, eights), write),
-                _call("__syncwarp"),
-                written_out((pieces, _PIECE_ROWS * self._row_chunks // _WARP), read),
+                call("__syncwarp"),
+                written_out((pieces, _PIECE_ROWS * self._row_chunks // WARP), read),
             ]
         )
-
-
-def _call(name: str, *arguments: Expression) -> Statement:
-    return tirx.Evaluate(tirx.call_extern("int32", name, *arguments))

@@ -11,11 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import gcd, prod
 
+from tcomp.target.tile_map import LINE_BYTES
 from tcomp.tensor.convolution import Convolution
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.output_tiles import OutputTiles, Place, tiled_itemsize
 from tcomp.tensor.wgmma_plan import PLACE_ROWS
-from tcomp.tensor.window_tiles import LINE_BYTES
 from tcomp.tvm_api import tirx
 
 _FEWEST = 4

@@ -16,7 +16,7 @@ from math import prod
 
 from tcomp.target.target import Target
 from tcomp.tensor.intrinsics import llvm_vector, register_functions
-from tcomp.tensor.loops import Buffer, Expression, Statement, local, sequence
+from tcomp.tensor.loops import Buffer, Expression, Statement, call, local, sequence
 from tcomp.tvm_api import tirx
 
 REGISTERS = 4
@@ -61,8 +61,8 @@ class Stream:
         """`body`, whose loads begin at `buffer[index]`. The last registers of those that skip are `move`
         elements before the first ones of the next load."""
         nbytes = tirx.const(4 * move, "int64")
-        begin = tirx.call_extern("int32", _BEGIN, _address(self.cursor), _address(buffer, index), nbytes)
-        return sequence([self.allocation, tirx.Evaluate(begin), body])
+        begin = call(_BEGIN, _address(self.cursor), _address(buffer, index), nbytes)
+        return sequence([self.allocation, begin, body])
 
     def load(self, held: Buffer, vectors: int, sums: Buffer, skips: bool = False) -> list[Statement]:
         """Load the next `vectors` vectors into `held`, not before what was added to `sums` so far."""
@@ -71,7 +71,7 @@ class Stream:
         for first, count in registers_of_loads(vectors):
             name = f"{_NEXT}_{count}_{ties}_{int(skips and first + count == vectors)}"
             places = _address(self.cursor), _address(sums), _address(held, first * LANES)
-            statements.append(tirx.Evaluate(tirx.call_extern("int32", name, *places)))
+            statements.append(call(name, *places))
         return statements
 
 

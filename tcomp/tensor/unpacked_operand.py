@@ -12,7 +12,7 @@ from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.epilogue import placeholder_index
 from tcomp.tensor.few_rows import Column, RowsPlan
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.loops import Buffer, Expression, Statement, constant, local, sequence, unrolled
+from tcomp.tensor.loops import Buffer, Expression, Statement, call, constant, local, sequence, unrolled
 from tcomp.tensor.math import convert
 from tcomp.tensor.matrices import Index
 from tcomp.tvm_api import tirx
@@ -87,7 +87,7 @@ class PackedWeights:
         dtype = self.node.inputs[0].dtype
         kind = dtype if dtype in FLOAT8 else str(self.bits)
         name, first = f"tcomp_unpack_{kind}", tirx.address_of(numbers[at * self.word])
-        return tirx.Evaluate(tirx.call_extern("int32", name, first, word, zero))
+        return call(name, first, word, zero)
 
     def _buffer(self, anchored: Anchored, value: Value) -> Buffer:
         index = placeholder_index(anchored.kernel, value)
@@ -193,5 +193,4 @@ class UnpackedChunks:
             for i in range(self._per_chunk)
         ]
         name, numbers = f"tcomp_store_{self._dtype}", tirx.address_of(self._numbers[0])
-        store = tirx.call_extern("int32", name, target, numbers, self._scales[number])
-        return sequence([*unpack, tirx.Evaluate(store)])
+        return sequence([*unpack, call(name, target, numbers, self._scales[number])])

@@ -29,20 +29,20 @@ from tcomp.tensor.loops import (
     Buffer,
     Expression,
     Statement,
+    call,
     constant,
     left_to_compiler,
     local,
     loop,
     sequence,
 )
-from tcomp.tensor.mma_plan import CHUNK_BYTES
 from tcomp.tensor.online_softmax import DTYPE, OnlineSoftmax, WarpRows
 from tcomp.tensor.template import Scheduled
 from tcomp.tensor.threads import dynamic_shared, launch, synchronize
 from tcomp.tensor.tiles import address_of_map, map_variable, with_map
 from tcomp.tensor.warps import WARP, from_first_lane
 from tcomp.tensor.wgmma_attention_operands import TiledAttentionOperands, TiledRows
-from tcomp.tensor.wgmma_attention_plan import ALONG, LINE, SHARED_REGISTERS, WgmmaAttentionPlan
+from tcomp.tensor.wgmma_attention_plan import ALONG, LINE, WgmmaAttentionPlan
 from tcomp.tensor.wgmma_plan import (
     BARRIER_BYTES,
     DEPTH_BYTES,
@@ -50,12 +50,9 @@ from tcomp.tensor.wgmma_plan import (
     INSTRUCTION_BYTES,
     INSTRUCTION_ROWS,
 )
+from tcomp.tensor.wgmma_stages import BARRIER, Pipe, by_roles, matrix, matrix_step
 from tcomp.tvm_api import tirx
 
-_BARRIER = 8
-"""Bytes."""
-_LINES = 8
-"""After which the swizzle repeats."""
 _FIRST_TURN = 1
 """The number of the first barrier of the groups' turns; 0 is that of the whole block."""
 
@@ -80,63 +77,19 @@ class _Tiles:
         def one(number: int) -> Statement:
             at = self.source.at(batch, row, number * LINE)
             to = place + number * self.line_bytes
-            return _call("tcomp_copy_tile", to, address_of_map(self.map), full, *at)
+            return call("tcomp_copy_tile", to, address_of_map(self.map), full, *at)
 
-        expect = _call("tcomp_barrier_expect", full, constant(self.lines * self.line_bytes))
+        expect = call("tcomp_barrier_expect", full, constant(self.lines * self.line_bytes))
         return sequence([expect, *(one(number) for number in range(self.lines))])
 
     def along_depth(self, k: int) -> Expression:
         """From a matrix whose depth lies along memory to its `k`-th 32 bytes of that."""
         line, part = divmod(k * INSTRUCTION_BYTES, DEPTH_BYTES)
-        return _chunks(line * self.line_bytes + part)
+        return matrix_step(line * self.line_bytes + part)
 
     def along_rows(self, k: int) -> Expression:
         """From a matrix whose depth are the rows of the tile to its `k`-th 16 of these."""
-        return _chunks(k * ALONG * DEPTH_BYTES)
-
-
-@dataclass(frozen=True)
-class _Pipe:
-    """Stages of one operand: barriers from `barriers` on, tiles from `tiles` on."""
-
-    stages: int
-    barriers: Expression
-    tiles: Expression
-    stage_bytes: int
-
-    def stage(self, step: Expression) -> Expression:
-        return tirx.floormod(step, self.stages)
-
-    def parity(self, step: Expression) -> Expression:
-        return tirx.floormod(tirx.floordiv(step, self.stages), 2)
-
-    def full(self, step: Expression) -> Expression:
-        return self.barriers + self.stage(step) * _BARRIER
-
-    def empty(self, step: Expression) -> Expression:
-        return self.barriers + (self.stage(step) + self.stages) * _BARRIER
-
-    def place(self, step: Expression) -> Expression:
-        return self.tiles + self.stage(step) * self.stage_bytes
-
-    def initialise(self, readers: int) -> list[Statement]:
-        return [
-            _call("tcomp_barrier_init", barrier(constant(stage)), constant(count))
-            for stage in range(self.stages)
-            for barrier, count in ((self.full, 1), (self.empty, readers))
-        ]
-
-    def wait_for(self, step: Expression) -> Statement:
-        """Until the tile of a step is there."""
-        return _call("tcomp_barrier_wait", self.full(step), self.parity(step))
-
-    def wait_for_room(self, step: Expression) -> Statement:
-        # Before its first use a stage is free: the phase before the first counts as over.
-        return _call("tcomp_barrier_wait", self.empty(step), 1 - self.parity(step))
-
-    def give_back(self, step: Expression, lane: Expression) -> Statement:
-        """This warp has read the tile of a step."""
-        return tirx.IfThenElse(lane < 1, _call("tcomp_barrier_arrive", self.empty(step)), None)
+        return matrix_step(k * ALONG * DEPTH_BYTES)
 
 
 class WgmmaAttention:
@@ -181,11 +134,11 @@ class _Block:
         self.begin = tirx.Var("begin", "int32")
         self.query_full = self.begin
         self.query_place = self.begin + BARRIER_BYTES
-        barriers, tiles = self.begin + _BARRIER, self.query_place + plan.query_bytes
-        self.keys = _Pipe(plan.stages, barriers, tiles, plan.key_bytes)
-        self.values = _Pipe(
+        barriers, tiles = self.begin + BARRIER, self.query_place + plan.query_bytes
+        self.keys = Pipe(plan.stages, barriers, tiles, plan.key_bytes)
+        self.values = Pipe(
             plan.stages,
-            barriers + 2 * plan.stages * _BARRIER,
+            barriers + 2 * plan.stages * BARRIER,
             tiles + plan.stages * plan.key_bytes,
             plan.value_bytes,
         )
@@ -221,18 +174,12 @@ class _Block:
         address = tirx.call_pure_extern("int32", "tcomp_shared_begin", tirx.address_of(self.memory[0]))
         # Taken from a warp's first thread, so that what depends on it is known to be the same for the warp.
         own_group = from_first_lane(tirx.floordiv(self.thread, GROUP_THREADS))
-        give, take = (
-            [_call(f"tcomp_{verb}_registers<{SHARED_REGISTERS[plan.consumers][which]}>")]
-            if plan.shares_registers
-            else []
-            for which, verb in enumerate(("give", "take"))
-        )
         readers = plan.consumers * GROUP_THREADS // WARP
         initialise = [
-            _call("tcomp_barrier_init", self.query_full, constant(1)),
+            call("tcomp_barrier_init", self.query_full, constant(1)),
             *self.keys.initialise(readers),
             *self.values.initialise(readers),
-            _call("tcomp_barriers_are_ready"),
+            call("tcomp_barriers_are_ready"),
         ]
         is_producer = tirx.floormod(self.thread, GROUP_THREADS) < 1
         produce = tirx.IfThenElse(is_producer, self._produce(), None)
@@ -244,11 +191,7 @@ class _Block:
                 tirx.BufferStore(self._group, own_group, [0]),
                 tirx.IfThenElse(self.thread < 1, sequence(initialise), None),
                 synchronize(),
-                tirx.IfThenElse(
-                    self.group < plan.consumers,
-                    sequence([*take, self._consume()]),
-                    sequence([*give, produce]),
-                ),
+                by_roles(self.group < plan.consumers, [self._consume()], [produce], plan.shared_registers),
             ]
         )
 
@@ -267,7 +210,7 @@ class _Block:
         return not isinstance(self.steps, int) or self.steps > 1
 
     def _produce(self) -> Statement:
-        def fetch(pipe: _Pipe, tiles: _Tiles, step: Expression) -> list[Statement]:
+        def fetch(pipe: Pipe, tiles: _Tiles, step: Expression) -> list[Statement]:
             to = (pipe.place(step), pipe.full(step), self.batch, self.first_key(step))
             return [pipe.wait_for_room(step), tiles.copies(*to)]
 
@@ -294,7 +237,7 @@ class _Block:
                 self.allocate_changes,
                 *softmax.allocations,
                 *softmax.begin(),
-                _call("tcomp_barrier_wait", self.query_full, constant(0)),
+                call("tcomp_barrier_wait", self.query_full, constant(0)),
                 self.keys.wait_for(first),
                 *self._multiply_keys(first),
                 *self._end_products(0, softmax.scores),
@@ -356,11 +299,11 @@ class _Block:
 
     def _begin_products(self, *used: Buffer) -> list[Statement]:
         """Registers that products are going to use are as they were left."""
-        return [*map(_keep, used), _call("tcomp_products_begin")]
+        return [*map(_keep, used), call("tcomp_products_begin")]
 
     def _end_products(self, pending: int, result: Buffer) -> list[Statement]:
         """Wait until only so many groups of products may be under way, and `result` is there."""
-        return [_call(f"tcomp_products_wait<{pending}>"), _keep(result)]
+        return [call(f"tcomp_products_wait<{pending}>"), _keep(result)]
 
     def _multiply_keys(self, step: Expression) -> list[Statement]:
         """scores = queries x keys."""
@@ -372,14 +315,14 @@ class _Block:
 
         def one(k: int) -> Statement:
             accumulate = constant(int(k > 0))
-            return _call(name, scores, left + queries.along_depth(k), right + keys.along_depth(k), accumulate)
+            return call(name, scores, left + queries.along_depth(k), right + keys.along_depth(k), accumulate)
 
         return [
             *self._begin_products(self.softmax.scores),
-            tirx.Bind(left, _matrix(own, INSTRUCTION_BYTES // 2)),
-            tirx.Bind(right, _matrix(self.keys.place(step), INSTRUCTION_BYTES // 2)),
+            tirx.Bind(left, matrix(own, INSTRUCTION_BYTES // 2)),
+            tirx.Bind(right, matrix(self.keys.place(step), INSTRUCTION_BYTES // 2)),
             *map(one, range(plan.depth_steps)),
-            _call("tcomp_products_commit"),
+            call("tcomp_products_commit"),
         ]
 
     def _multiply_values(self, step: Expression) -> list[Statement]:
@@ -390,13 +333,13 @@ class _Block:
 
         def one(t: int) -> Statement:
             weights = tirx.address_of(self.softmax.weights[0, t, 0])
-            return _call(name, sums, weights, right + values.along_rows(t), constant(1))
+            return call(name, sums, weights, right + values.along_rows(t), constant(1))
 
         return [
             *self._begin_products(self.softmax.sums, self.softmax.weights),
-            tirx.Bind(right, _matrix(self.values.place(step), values.line_bytes)),
+            tirx.Bind(right, matrix(self.values.place(step), values.line_bytes)),
             *map(one, range(plan.block_keys // ALONG)),
-            _call("tcomp_products_commit"),
+            call("tcomp_products_commit"),
         ]
 
     # Turns
@@ -406,38 +349,23 @@ class _Block:
         return group + _FIRST_TURN, constant(2 * GROUP_THREADS)
 
     def _begin_turns(self) -> list[Statement]:
-        arrive = _call("tcomp_turn_end", *self._turn_of(constant(0)))
+        arrive = call("tcomp_turn_end", *self._turn_of(constant(0)))
         is_awaited = tirx.all(self.group == self.plan.consumers - 1, constant(1) < self.steps)
         return [tirx.IfThenElse(is_awaited, arrive, None)]
 
     def _wait_for_turn(self) -> Statement:
-        return _call("tcomp_turn_wait", *self._turn_of(self.group))
+        return call("tcomp_turn_wait", *self._turn_of(self.group))
 
     def _end_turn(self, step: Expression) -> Statement:
         count = self.plan.consumers
         following = tirx.floormod(self.group + 1, count)
-        arrive = _call("tcomp_turn_end", *self._turn_of(following))
+        arrive = call("tcomp_turn_end", *self._turn_of(following))
         # The first group waits for no turn behind the last step.
         awaited = tirx.any(self.group < count - 1, step < self._last)
         return tirx.IfThenElse(awaited, arrive, None)
 
 
-def _matrix(place: Expression, leading: int) -> Expression:
-    """What instructions are told of a tile; `leading` as in tcomp_wgmma.cuh."""
-    arguments = place, constant(leading), constant(_LINES * DEPTH_BYTES)
-    return tirx.call_pure_extern("uint64", "tcomp_matrix", *arguments)
-
-
-def _chunks(count: int) -> Expression:
-    """Bytes as matrices are moved by."""
-    return tirx.const(count // CHUNK_BYTES, "uint64")
-
-
 def _keep(buffer: Buffer) -> Statement:
     extents = [int(extent) for extent in buffer.shape]
     count = extents[0] * extents[1] * extents[2]
-    return _call(f"tcomp_keep<{count}>", tirx.address_of(buffer[0, 0, 0]))
-
-
-def _call(name: str, *arguments: Expression) -> Statement:
-    return tirx.Evaluate(tirx.call_extern("int32", name, *arguments))
+    return call(f"tcomp_keep<{count}>", tirx.address_of(buffer[0, 0, 0]))

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
 from tcomp.target.target import Gpu
 from tcomp.tensor.attention_shape import Walk
-from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, clock, resident_blocks
+from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, clock, equal_registers, in_rounds, resident_blocks
 from tcomp.tensor.knobs import Config, Ordered, Space
 from tcomp.tensor.mma_attention_plan import (
     EXPONENTIAL_CYCLES,
@@ -45,8 +46,8 @@ _STAGES = (2, 3, 4)
 _TURNS = (0, 1)
 _MOST_COLUMNS = 256
 """Of an instruction."""
-SHARED_REGISTERS = {2: (40, 232), 3: (32, 160)}
-"""By consumers: of a thread of the producer and of one of a consumer, of a multiprocessor's 65536."""
+_SHARED_REGISTERS = {2: (40, 232), 3: (32, 160)}
+"""By consumers: of a thread of the producer and of one of a consumer, of all that a multiprocessor has."""
 _OTHER_REGISTERS, _MASK_REGISTERS = 32, 24
 """Addresses, conditions and counters of a thread; those of a mask."""
 _LEAST_SHARED = 140
@@ -153,12 +154,17 @@ class WgmmaAttentionPlan:
     @property
     def _equal_registers(self) -> int:
         """Of a thread where all threads of a multiprocessor have as many."""
-        return min(Gpu.thread_registers, 65536 // self.threads // 8 * 8)
+        return min(Gpu.thread_registers, equal_registers(self.threads))
 
     @property
     def shares_registers(self) -> bool:
         """Whether consumers get registers that the producer gives up."""
         return self.consumers > 1 and self.needed > _LEAST_SHARED
+
+    @property
+    def shared_registers(self) -> tuple[int, int] | None:
+        """Of a thread of the producer and of one of a consumer, where they share all."""
+        return _SHARED_REGISTERS[self.consumers] if self.shares_registers else None
 
     def complaint(self, gpu: Gpu) -> str | None:
         """Why this plan cannot run on `gpu`."""
@@ -168,7 +174,7 @@ class WgmmaAttentionPlan:
             return "turns of one group of warps"
         if self.shared_bytes > gpu.block_shared_bytes:
             return f"{self.shared_bytes} bytes of shared memory; a block has {gpu.block_shared_bytes}"
-        most = SHARED_REGISTERS[self.consumers][1] if self.shares_registers else self._equal_registers
+        most = self.shared_registers[1] if self.shared_registers else self._equal_registers
         if self.needed > most:
             return f"{self.needed} registers of a thread; it has {most}"
         return None
@@ -195,25 +201,21 @@ class WgmmaAttentionPlan:
         )
         alone = products + issue + _STEP_CYCLES
         fitting = resident_blocks(gpu, self.threads, self.registers, self.shared_bytes)
-        rounds, blocks = 0.0, shape.batch * self.row_blocks
-        while blocks > 0:
-            resident = min(fitting, -(-blocks // gpu.processors))
-            full = max(1, blocks // (resident * gpu.processors))
-            rounds += full * (self.walk.mean * max(resident * busy, alone) + BLOCK_CYCLES)
-            blocks -= full * resident * gpu.processors
+
+        def of_round(resident: int) -> float:
+            return self.walk.mean * max(resident * busy, alone) + BLOCK_CYCLES
+
+        rounds = in_rounds(shape.batch * self.row_blocks, fitting, gpu, of_round)
         longest = self.walk.most * max(busy, alone) + BLOCK_CYCLES
         return max(rounds, longest) + LAUNCH_CYCLES
 
 
 def fitting_plans(shape: AttentionShape, gpu: Gpu) -> Iterator[WgmmaAttentionPlan]:
     """Every plan that can run on `gpu`."""
-    for consumers in _CONSUMERS:
-        for keys in _KEYS:
-            for stages in _STAGES:
-                for turns in _TURNS:
-                    plan = WgmmaAttentionPlan(shape, consumers, keys, stages, turns)
-                    if plan.complaint(gpu) is None:
-                        yield plan
+    for knobs in product(_CONSUMERS, _KEYS, _STAGES, _TURNS):
+        plan = WgmmaAttentionPlan(shape, *knobs)
+        if plan.complaint(gpu) is None:
+            yield plan
 
 
 def default_plan(shape: AttentionShape, gpu: Gpu) -> WgmmaAttentionPlan:

@@ -31,22 +31,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import prod
-from typing import Any, ClassVar
+from typing import Any
 
 from tcomp.target.target import Gpu
-from tcomp.target.tile_map import TileMap
 from tcomp.tensor.convolution import accumulator_dtype
-from tcomp.tensor.loops import Buffer, Expression, Statement, constant, local, loop, sequence
+from tcomp.tensor.loops import Buffer, Expression, Statement, call, constant, local, loop, sequence
 from tcomp.tensor.mma_fragments import Fragments
-from tcomp.tensor.mma_operand import ChunkCopies, MmaOperand
+from tcomp.tensor.mma_operand import MmaOperand
 from tcomp.tensor.mma_plan import CHUNK_BYTES
 from tcomp.tensor.output_tiles import OutputTiles
 from tcomp.tensor.shares import Segment
 from tcomp.tensor.threads import dynamic_shared, launch, synchronize
-from tcomp.tensor.tiles import address_of_map, in_clusters, map_variable, with_map
+from tcomp.tensor.tiles import in_clusters, map_variable, with_map
 from tcomp.tensor.totals import Destination, Totals
 from tcomp.tensor.warps import WARP, from_first_lane
+from tcomp.tensor.wgmma_operand import GatheredRows, Side
 from tcomp.tensor.wgmma_plan import (
     BARRIER_BYTES,
     DEPTH_BYTES,
@@ -56,124 +55,28 @@ from tcomp.tensor.wgmma_plan import (
     PLACE_BYTES,
     WgmmaPlan,
 )
+from tcomp.tensor.wgmma_stages import BARRIER, Pipe, by_roles
 from tcomp.tensor.wgmma_stores import TileStores, output_tiles
 from tcomp.tvm_api import tirx
 
-_BARRIER = 8
-"""Bytes."""
-_PIECE_BYTES = INSTRUCTION_ROWS * DEPTH_BYTES
-"""Of 64 rows in a stage, whichever way they lie."""
-_LINES = 8
-"""After which the swizzle repeats."""
-
 
 @dataclass(frozen=True)
-class _Side:
-    """One operand: `rows` of it in all, `block_rows` of a tile, which begins at byte `begin` of a stage."""
-
-    operand: MmaOperand
-    map: Any
-    plan: WgmmaPlan
-    rows: int
-    block_rows: int
-    begin: int
-    blocks: int
-    """That have the same tile and copy equal parts of it."""
-
-    @property
-    def _part_rows(self) -> int:
-        return self.block_rows // self.blocks
-
-    @property
-    def _rows_of_copy(self) -> int:
-        return self._part_rows if self.operand.by_depth else DEPTH_BYTES // self.plan.itemsize
-
-    @property
-    def tiles(self) -> TileMap:
-        """The operand's matrices, or its windows, as copies see them."""
-        plan, itemsize = self.plan, self.plan.itemsize
-        if self.operand.windows is not None:
-            return self.operand.windows.map(plan.dtype, self.block_rows)
-        matrices = prod(int(d) for d in self.operand.buffer.shape) // (self.rows * plan.depth)
-        box = (plan.block_depth, self._rows_of_copy)
-        extents = (plan.depth, self.rows)
-        if not self.operand.by_depth:
-            box, extents = box[::-1], extents[::-1]
-        strides = (extents[0] * itemsize, extents[0] * extents[1] * itemsize)
-        return TileMap(plan.dtype, (*extents, matrices), strides, (*box, 1))
-
-    def copies(
-        self, stage: Expression, full: Expression, tile: _Tile, row: Expression, k: Expression
-    ) -> list[Statement]:
-        """Ask for this block's part of the tile that begins at (row, k)."""
-        zero, windows = constant(0), self.operand.windows
-        if windows is not None:
-            end = self.plan.steps * self.plan.splits * self.plan.block_depth
-            place = (stage + self.begin, address_of_map(self.map), full)
-            return [_call("tcomp_copy_pixels", *place, *windows.place(row, k, end))]
-        outer = self.operand.index(tile.batch, zero, zero)[:-2]
-        matrix: Expression = zero
-        for extent, index in zip(self.operand.buffer.shape[:-2], outer, strict=True):
-            matrix = matrix * int(extent) + index
-        statements: list[Statement] = []
-        for number in range(self._part_rows // self._rows_of_copy):
-            first: Expression = constant(number * self._rows_of_copy)
-            if self.blocks > 1:
-                first = first + tile.rank * self._part_rows
-            at = (k, row + first) if self.operand.by_depth else (row + first, k)
-            # Rows take as many bytes whichever way they lie.
-            what = (stage + (self.begin + first * DEPTH_BYTES), address_of_map(self.map), full, *at, matrix)
-            every = constant((1 << self.blocks) - 1)
-            statements.append(
-                _call("tcomp_copy_tile_to", every, *what)
-                if self.blocks > 1
-                else _call("tcomp_copy_tile", *what)
-            )
-        return statements
-
-    def matrix(self, stage: Expression, first: Expression) -> Expression:
-        """What instructions are told of a stage's rows from piece `first` of 64 rows on."""
-        leading = INSTRUCTION_BYTES // 2 if self.operand.by_depth else _PIECE_BYTES
-        place = stage + (self.begin + first * _PIECE_BYTES)
-        stride = _LINES * DEPTH_BYTES
-        return tirx.call_pure_extern("uint64", "tcomp_matrix", place, constant(leading), constant(stride))
-
-    def offset(self, piece: int, k: int) -> Expression:
-        """From a matrix to its piece of 64 rows and the `k`-th 32 bytes of depth there."""
-        lines = INSTRUCTION_BYTES // self.plan.itemsize
-        along = INSTRUCTION_BYTES if self.operand.by_depth else lines * DEPTH_BYTES
-        return tirx.const((piece * _PIECE_BYTES + k * along) // CHUNK_BYTES, "uint64")
-
-
-@dataclass(frozen=True)
-class _Gathered(ChunkCopies):
-    """Chunks in the order of the 128-byte swizzle, at places that are addresses in shared memory."""
-
-    copy: ClassVar[str] = "tcomp_gather_chunk"
-
-
-@dataclass(frozen=True)
-class _Shared:
-    """Where barriers and tiles of a stage are: addresses in shared memory."""
+class _Shared(Pipe):
+    """Addresses in shared memory: stages of both operands, and what is behind their barriers and tiles."""
 
     plan: WgmmaPlan
-    begin: Expression
 
-    def full(self, stage: Expression) -> Expression:
-        return self.begin + stage * _BARRIER
-
-    def empty(self, stage: Expression) -> Expression:
-        return self.begin + (stage + self.plan.stages) * _BARRIER
+    @staticmethod
+    def of(plan: WgmmaPlan, begin: Expression) -> _Shared:
+        return _Shared(plan.stages, begin, begin + BARRIER_BYTES, plan.stage_bytes, plan)
 
     def turn(self, group: Expression) -> Expression:
-        return self.begin + (group + 2 * self.plan.stages) * _BARRIER
-
-    def tiles(self, stage: Expression) -> Expression:
-        return self.begin + BARRIER_BYTES + stage * self.plan.stage_bytes
+        """The barrier at which a consumer that takes turns waits for its own."""
+        return self.barriers + (group + 2 * self.stages) * BARRIER
 
     def buffers(self, warp: Expression) -> Expression:
         """Of warp number `warp` of the consumers, for the output."""
-        return self.tiles(constant(self.plan.stages)) + warp * (self.plan.buffers * PLACE_BYTES)
+        return self.tiles + self.stages * self.stage_bytes + warp * (self.plan.buffers * PLACE_BYTES)
 
 
 @dataclass(frozen=True)
@@ -205,10 +108,10 @@ class WgmmaNest:
     @property
     def statement(self) -> Statement:
         plan = self.plan
-        left = _Side(self.left, map_variable("left_map"), plan, plan.rows, plan.block_rows, 0, 1)
+        left = Side(self.left, map_variable("left_map"), plan, plan.rows, plan.block_rows, 0, 1)
         begin = plan.block_rows * DEPTH_BYTES
         variable = map_variable("right_map")
-        right = _Side(self.right, variable, plan, plan.columns, plan.block_columns, begin, plan.cluster)
+        right = Side(self.right, variable, plan, plan.columns, plan.block_columns, begin, plan.cluster)
         grid = plan.blocks(self.gpu)
         output_map = map_variable("output_map")
 
@@ -225,12 +128,12 @@ class WgmmaNest:
         return in_clusters(plan.cluster, result)
 
     def _block(
-        self, left: _Side, right: _Side, output_map: Any, block: Expression, thread: Expression
+        self, left: Side, right: Side, output_map: Any, block: Expression, thread: Expression
     ) -> Statement:
         plan = self.plan
         allocate, memory = dynamic_shared((plan.shared_bytes,), "uint8", "tiles")
         begin = tirx.Var("begin", "int32")
-        shared = _Shared(plan, begin)
+        shared = _Shared.of(plan, begin)
         address = tirx.call_pure_extern("int32", "tcomp_shared_begin", tirx.address_of(memory[0]))
         # Taken from a warp's first thread, so that what depends on it is known to be the same for the warp.
         group = tirx.Var("warp_group", "int32")
@@ -248,12 +151,8 @@ class WgmmaNest:
             group if plan.pingpong else None,
         )
         ended = [] if stores is None else [stores.ended()]
-        give, take = (
-            [_call(f"tcomp_{verb}_registers<{count}>")] if plan.shares_registers else []
-            for verb, count in zip(("give", "take"), plan.shared_registers, strict=True)
-        )
         alone = plan.cluster == 1
-        wait = _call("tcomp_cluster_wait")
+        wait = call("tcomp_cluster_wait")
         return sequence(
             [
                 allocate,
@@ -261,9 +160,7 @@ class WgmmaNest:
                 tirx.Bind(group, own_group),
                 tirx.IfThenElse(thread < 1, self._initialise(shared), None),
                 synchronize() if alone else wait,
-                tirx.IfThenElse(
-                    group < plan.consumers, sequence([*take, consume, *ended]), sequence([*give, produce])
-                ),
+                by_roles(group < plan.consumers, [consume, *ended], [produce], plan.shared_registers),
                 # Others may still arrive at barriers here.
                 *([] if alone else [wait]),
             ]
@@ -279,15 +176,12 @@ class WgmmaNest:
     def _initialise(self, shared: _Shared) -> Statement:
         plan = self.plan
         warps = plan.together * GROUP_THREADS // WARP * plan.cluster
-        statements: list[Statement] = []
-        for stage in range(plan.stages):
-            full, empty = shared.full(constant(stage)), shared.empty(constant(stage))
-            statements.append(_call("tcomp_barrier_init", full, constant(plan.arrivals)))
-            statements.append(_call("tcomp_barrier_init", empty, constant(warps)))
-        for group in range(plan.consumers if plan.pingpong else 0):
-            turn = shared.turn(constant(group))
-            statements.append(_call("tcomp_barrier_init", turn, constant(GROUP_THREADS // WARP)))
-        return sequence([*statements, _call("tcomp_barriers_are_ready")])
+        turns = [
+            call("tcomp_barrier_init", shared.turn(constant(group)), constant(GROUP_THREADS // WARP))
+            for group in range(plan.consumers if plan.pingpong else 0)
+        ]
+        stages = shared.initialise(warps, plan.arrivals)
+        return sequence([*stages, *turns, call("tcomp_barriers_are_ready")])
 
     def _each_tile(
         self, block: Expression, body: Callable[[_Tile], Statement], group: Expression | None = None
@@ -315,58 +209,52 @@ class WgmmaNest:
 
         return loop(-(-turns // apart), take, "turn")
 
-    def _stage(self, step: Expression) -> tuple[Expression, Expression]:
-        """The stage of a step, counted over all tiles, and the parity of its phase."""
-        stages = self.plan.stages
-        return tirx.floormod(step, stages), tirx.floormod(tirx.floordiv(step, stages), 2)
-
-    def _produce(self, tile: _Tile, shared: _Shared, left: _Side, right: _Side) -> Statement:
+    def _produce(self, tile: _Tile, shared: _Shared, left: Side, right: Side) -> Statement:
         plan = self.plan
 
         def one(step: Expression) -> Statement:
-            stage, parity = self._stage(tile.before + step)
+            count = tile.before + step
             k = (tile.segment.first + step) * plan.block_depth
-            full, place = shared.full(stage), shared.tiles(stage)
+            full, place = shared.full(count), shared.place(count)
             return sequence(
                 [
-                    # Before its first use a stage is free: the phase before the first counts as over.
-                    _call("tcomp_barrier_wait", shared.empty(stage), 1 - parity),
-                    _call("tcomp_barrier_expect", full, constant(plan.copied_bytes)),
-                    *left.copies(place, full, tile, tile.row, k),
-                    *right.copies(place, full, tile, tile.column, k),
+                    shared.wait_for_room(count),
+                    call("tcomp_barrier_expect", full, constant(plan.copied_bytes)),
+                    *left.copies(place, full, (tile.batch, tile.row, k), tile.rank),
+                    *right.copies(place, full, (tile.batch, tile.column, k), tile.rank),
                 ]
             )
 
         return loop(tile.segment.steps, one, "step")
 
-    def _gather(self, tile: _Tile, shared: _Shared, right: _Side, number: Expression) -> Statement:
+    def _gather(self, tile: _Tile, shared: _Shared, right: Side, number: Expression) -> Statement:
         """As `_produce`, by all threads of the group: thread `number` copies its chunks of the left operand.
 
         Each waits for its own copies of a step when those of the next ones are under way.
         """
         plan, steps = self.plan, tile.segment.steps
-        copies = _Gathered(self.left, plan, 0, plan.rows, plan.block_rows, tile.batch, tile.row, number)
+        copies = GatheredRows(self.left, plan, 0, plan.rows, plan.block_rows, tile.batch, tile.row, number)
 
         def have_arrived(step: Expression) -> Statement:
-            return _call("tcomp_barrier_arrive", shared.full(self._stage(tile.before + step)[0]))
+            return call("tcomp_barrier_arrive", shared.full(tile.before + step))
 
         def one(step: Expression) -> Statement:
-            stage, parity = self._stage(tile.before + step)
+            count = tile.before + step
             k = (tile.segment.first + step) * plan.block_depth
-            full, place = shared.full(stage), shared.tiles(stage)
-            expect = _call("tcomp_barrier_expect", full, constant(plan.copied_bytes))
-            tiles = sequence([expect, *right.copies(place, full, tile, tile.column, k)])
+            full, place = shared.full(count), shared.place(count)
+            expect = call("tcomp_barrier_expect", full, constant(plan.copied_bytes))
+            copied = right.copies(place, full, (tile.batch, tile.column, k), tile.rank)
             arrived = [
-                _call(f"tcomp_gathers_wait<{plan.ahead}>"),
-                _call("tcomp_gathers_are_seen"),
+                call(f"tcomp_gathers_wait<{plan.ahead}>"),
+                call("tcomp_gathers_are_seen"),
                 have_arrived(step - plan.ahead),
             ]
             return sequence(
                 [
-                    _call("tcomp_barrier_wait", shared.empty(stage), 1 - parity),
-                    tirx.IfThenElse(number < 1, tiles, None),
+                    shared.wait_for_room(count),
+                    tirx.IfThenElse(number < 1, sequence([expect, *copied]), None),
                     *copies.copies(lambda chunk: place + chunk * CHUNK_BYTES, k),
-                    _call("tcomp_gathers_commit"),
+                    call("tcomp_gathers_commit"),
                     tirx.IfThenElse(step >= plan.ahead, sequence(arrived), None),
                 ]
             )
@@ -379,8 +267,8 @@ class WgmmaNest:
         return sequence(
             [
                 loop(steps, one, "step"),
-                _call("tcomp_gathers_wait<0>"),
-                _call("tcomp_gathers_are_seen"),
+                call("tcomp_gathers_wait<0>"),
+                call("tcomp_gathers_are_seen"),
                 *last,
             ]
         )
@@ -389,8 +277,8 @@ class WgmmaNest:
         self,
         tile: _Tile,
         shared: _Shared,
-        left: _Side,
-        right: _Side,
+        left: Side,
+        right: Side,
         stores: TileStores | None,
         group: Expression,
         thread: Expression,
@@ -402,28 +290,27 @@ class WgmmaNest:
         lane = tirx.floormod(thread, WARP)
 
         def give_back(step: Expression) -> Statement:
-            empty = shared.empty(self._stage(step)[0])
             if plan.cluster == 1:
-                return tirx.IfThenElse(lane < 1, _call("tcomp_barrier_arrive", empty), None)
-            return tirx.IfThenElse(lane < plan.cluster, _call("tcomp_barrier_arrive_in", lane, empty), None)
+                return shared.give_back(step, lane)
+            arrive = call("tcomp_barrier_arrive_in", lane, shared.empty(step))
+            return tirx.IfThenElse(lane < plan.cluster, arrive, None)
 
         begin, begun = self._turns(tile, shared, group, lane)
         first = constant(0) if plan.pingpong else group * plan.pieces
 
         def one(step: Expression) -> Statement:
             count = tile.before + step
-            stage, parity = self._stage(count)
-            place = shared.tiles(stage)
+            place = shared.place(count)
             return sequence(
                 [
-                    _call("tcomp_barrier_wait", shared.full(stage), parity),
-                    _call("tcomp_products_begin"),
+                    shared.wait_for(count),
+                    call("tcomp_products_begin"),
                     self._multiply(sums, left, right, place, first, step),
-                    _call("tcomp_products_commit"),
+                    call("tcomp_products_commit"),
                     tirx.IfThenElse(
                         step + 1 < steps,
-                        _call("tcomp_products_wait<1>"),
-                        sequence([*begun, _call("tcomp_products_wait<0>")]),
+                        call("tcomp_products_wait<1>"),
+                        sequence([*begun, call("tcomp_products_wait<0>")]),
                     ),
                     # As many steps on is the stage of the step before.
                     tirx.IfThenElse(step > 0, give_back(count + (plan.stages - 1)), None),
@@ -449,7 +336,7 @@ class WgmmaNest:
                 allocate,
                 *begin,
                 loop(steps, one, "step"),
-                _call("tcomp_products_wait<0>"),
+                call("tcomp_products_wait<0>"),
                 give_back(tile.before + (steps - 1)),
                 self.totals.stored(tile.segment, store, finish if stores is not None else None),
             ]
@@ -463,17 +350,17 @@ class WgmmaNest:
             return [], []
         # The first group's first turn is there from the beginning: the phase before the first counts as over.
         parity = tirx.floormod(tirx.floordiv(tile.turn + 3, 2), 2)
-        arrive = _call("tcomp_barrier_arrive", shared.turn(1 - group))
+        arrive = call("tcomp_barrier_arrive", shared.turn(1 - group))
         return (
-            [_call("tcomp_barrier_wait", shared.turn(group), parity)],
+            [call("tcomp_barrier_wait", shared.turn(group), parity)],
             [tirx.IfThenElse(lane < 1, arrive, None)],
         )
 
     def _multiply(
         self,
         sums: Buffer,
-        left: _Side,
-        right: _Side,
+        left: Side,
+        right: Side,
         place: Expression,
         first: Expression,
         step: Expression,
@@ -487,7 +374,7 @@ class WgmmaNest:
         def one(k: int, piece: int) -> Statement:
             accumulate = (step > 0).astype("int32") if k == 0 else constant(1)
             own = tirx.address_of(sums[piece, 0, 0])
-            return _call(name, own, a + left.offset(piece, k), b + right.offset(0, k), accumulate)
+            return call(name, own, a + left.offset(piece, k), b + right.offset(0, k), accumulate)
 
         along = range(DEPTH_BYTES // INSTRUCTION_BYTES)
         return sequence(
@@ -504,7 +391,3 @@ def wgmma_launch(
 ) -> Callable[[Totals], Statement]:
     """The launch of a product, by where sums are left."""
     return lambda totals: WgmmaNest(plan, left, right, totals, gpu, output).statement
-
-
-def _call(name: str, *arguments: Expression) -> Statement:
-    return tirx.Evaluate(tirx.call_extern("int32", name, *arguments))

@@ -18,7 +18,8 @@ from itertools import product
 
 from tcomp.relay.types import numpy_dtype, stored_as
 from tcomp.target.target import Gpu
-from tcomp.tensor.gpu_rates import clock, resident_blocks
+from tcomp.target.tile_map import LINE_BYTES
+from tcomp.tensor.gpu_rates import clock, equal_registers, resident_blocks
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Ordered, Space
 from tcomp.tensor.mma_plan import (
@@ -40,7 +41,7 @@ from tcomp.tensor.shares import Parts, Shares, Streams
 
 ARCH = "sm_90a"
 """The GPUs that have these instructions."""
-DEPTH_BYTES = 128
+DEPTH_BYTES = LINE_BYTES
 """Of a step: a line of the 128-byte swizzle."""
 INSTRUCTION_BYTES = 32
 """Of the depth of an instruction."""
@@ -143,8 +144,10 @@ class WgmmaPlan(TiledProduct):
         return self.stage_bytes - (self.block_rows * DEPTH_BYTES if self.gathers else 0)
 
     @property
-    def shared_registers(self) -> tuple[int, int]:
+    def shared_registers(self) -> tuple[int, int] | None:
         """Of a thread of the producer and of one of a consumer, where they share all."""
+        if not self.shares_registers:
+            return None
         return GATHERER_REGISTERS if self.gathers else PRODUCER_REGISTERS
 
     @property
@@ -200,12 +203,12 @@ class WgmmaPlan(TiledProduct):
     @property
     def registers(self) -> int:
         """Of a thread when the block begins."""
-        return 65536 // self.threads // 8 * 8 if self.shares_registers else self.sums + _OTHER_REGISTERS
+        return equal_registers(self.threads) if self.shares_registers else self.sums + _OTHER_REGISTERS
 
     @property
     def shares_registers(self) -> bool:
         """Whether consumers get registers that the producer gives up."""
-        return self.threads * (self.sums + 2 * _OTHER_REGISTERS) > 65536
+        return self.threads * (self.sums + 2 * _OTHER_REGISTERS) > Gpu.registers
 
     def resident(self, gpu: Gpu) -> int:
         """Blocks that run at once on a multiprocessor."""

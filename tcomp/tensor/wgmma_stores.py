@@ -20,22 +20,22 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from tcomp.target.tile_map import TileMap
+from tcomp.target.tile_map import LINE_BYTES, TileMap
 from tcomp.tensor.loops import (
     Buffer,
     Expression,
     Statement,
+    call,
     constant,
     local,
     sequence,
     unrolled,
     written_out,
 )
-from tcomp.tensor.mma_plan import CHUNK_BYTES
+from tcomp.tensor.mma_plan import CHUNK_BYTES, MATRIX
 from tcomp.tensor.output_tiles import OutputTiles, Place
 from tcomp.tensor.tiles import address_of_map
 from tcomp.tensor.wgmma_plan import (
-    DEPTH_BYTES,
     INSTRUCTION_ROWS,
     PLACE_BYTES,
     PLACE_ROWS,
@@ -43,17 +43,12 @@ from tcomp.tensor.wgmma_plan import (
 )
 from tcomp.tvm_api import tirx
 
-_LINE_BYTES = DEPTH_BYTES
-"""Of a row in a buffer."""
-_MATRIX = 8
-"""Rows of a matrix of `stmatrix`, and columns of sums of which a thread has two."""
-
 
 def output_tiles(plan: WgmmaPlan, output: OutputTiles) -> TileMap:
     """What is stored at once."""
     extents = output.extents
     strides = tuple(prod(extents[:axis]) * plan.output for axis in range(1, len(extents)))
-    box = _LINE_BYTES // plan.output, output.side_by_side(PLACE_ROWS), *(1,) * len(extents[2:])
+    box = LINE_BYTES // plan.output, output.side_by_side(PLACE_ROWS), *(1,) * len(extents[2:])
     return TileMap(output.dtype, extents, strides, box)
 
 
@@ -71,7 +66,7 @@ class TileStores:
         """Store `sums[piece, columns / 8, 4]`: pieces of 16 rows from `row` on, 64 apart. See `Fragments`."""
         plan = self.plan
         allocate, words = local((CHUNK_BYTES // plan.output,), self.output.dtype, "words")
-        part_columns = _LINE_BYTES // plan.output
+        part_columns = LINE_BYTES // plan.output
         along = plan.block_columns // part_columns
 
         def part(at: list[Expression]) -> Statement:
@@ -82,9 +77,9 @@ class TileStores:
 
             def values(eight: Expression, half: Expression, to: Expression) -> Statement:
                 """Two of a row, of 8 columns of the part, into `words` from `to` on."""
-                value_row = own_row + half * _MATRIX + tirx.floordiv(self.lane, 4)
-                value_column = first + eight * _MATRIX + tirx.floormod(self.lane, 4) * 2
-                own_eight = number * (part_columns // _MATRIX) + eight
+                value_row = own_row + half * MATRIX + tirx.floordiv(self.lane, 4)
+                value_column = first + eight * MATRIX + tirx.floormod(self.lane, 4) * 2
+                own_eight = number * (part_columns // MATRIX) + eight
                 return self.output.pair(
                     (batch, value_row, value_column),
                     lambda which: sums[piece, own_eight, half * 2 + which],
@@ -96,14 +91,14 @@ class TileStores:
             return sequence(
                 [
                     tirx.Bind(place, self.begin + buffer * PLACE_BYTES),
-                    self._first(_call(f"tcomp_stores_wait<{plan.buffers - 1}>")),
-                    _call("__syncwarp"),
+                    self._first(call(f"tcomp_stores_wait<{plan.buffers - 1}>")),
+                    call("__syncwarp"),
                     write(place, words, values),
-                    _call("tcomp_writes_are_seen"),
-                    _call("__syncwarp"),
+                    call("tcomp_writes_are_seen"),
+                    call("__syncwarp"),
                     self._first(
                         *self._asks(place, (batch, own_row, first)),
-                        _call("tcomp_stores_commit"),
+                        call("tcomp_stores_commit"),
                     ),
                 ]
             )
@@ -115,11 +110,11 @@ class TileStores:
         batch, row, column = place
         for first in range(0, PLACE_ROWS, self.output.side_by_side(PLACE_ROWS)):
             at = self.output.at((batch, row + first, column))
-            yield _call("tcomp_store_tile", address_of_map(self.map), buffer + first * _LINE_BYTES, *at)
+            yield call("tcomp_store_tile", address_of_map(self.map), buffer + first * LINE_BYTES, *at)
 
     def ended(self) -> Statement:
         """Wait until nothing is read from the buffers any more."""
-        return self._first(_call("tcomp_stores_wait<0>"))
+        return self._first(call("tcomp_stores_wait<0>"))
 
     def _first(self, *statements: Statement) -> Statement:
         """By one thread, whose groups of stores those of the warp are."""
@@ -128,35 +123,31 @@ class TileStores:
     def _matrices(self, place: Expression, words: Buffer, values: Callable[..., Statement]) -> Statement:
         """16 bits: 16 rows by 16 columns at once, each 8x8 of which is a register of each thread."""
         line, above = tirx.floormod(self.lane, PLACE_ROWS), tirx.floordiv(self.lane, PLACE_ROWS)
-        chunk = tirx.bitwise_xor(above, tirx.floormod(line, _MATRIX))
-        own = line * _LINE_BYTES + chunk * CHUNK_BYTES
+        chunk = tirx.bitwise_xor(above, tirx.floormod(line, MATRIX))
+        own = line * LINE_BYTES + chunk * CHUNK_BYTES
 
         def four(sixteen: Expression) -> Statement:
             at = place + tirx.bitwise_xor(own, sixteen * (2 * CHUNK_BYTES))
             return sequence(
                 [
                     written_out((2, 2), lambda i: values(sixteen * 2 + i[0], i[1], i[0] * 4 + i[1] * 2)),
-                    _call("tcomp_write_matrices", at, tirx.address_of(words[0])),
+                    call("tcomp_write_matrices", at, tirx.address_of(words[0])),
                 ]
             )
 
-        return unrolled(_LINE_BYTES // (2 * CHUNK_BYTES), four)
+        return unrolled(LINE_BYTES // (2 * CHUNK_BYTES), four)
 
     def _pairs(self, place: Expression, words: Buffer, values: Callable[..., Statement]) -> Statement:
         """32 bits: each thread its two of 8 columns."""
         line, pair = tirx.floordiv(self.lane, 4), tirx.floormod(self.lane, 4)
         chunk = tirx.bitwise_xor(tirx.floordiv(pair, 2), line)
-        own = line * _LINE_BYTES + chunk * CHUNK_BYTES + tirx.floormod(pair, 2) * 8
+        own = line * LINE_BYTES + chunk * CHUNK_BYTES + tirx.floormod(pair, 2) * 8
 
         def two(at: list[Expression]) -> Statement:
             eight, half = at
-            own_place = place + half * (_MATRIX * _LINE_BYTES)
+            own_place = place + half * (MATRIX * LINE_BYTES)
             where = own_place + tirx.bitwise_xor(own, eight * (2 * CHUNK_BYTES))
-            write = _call("tcomp_write_two_words", where, tirx.address_of(words[0]))
+            write = call("tcomp_write_two_words", where, tirx.address_of(words[0]))
             return sequence([values(eight, half, constant(0)), write])
 
-        return written_out((_LINE_BYTES // (2 * CHUNK_BYTES), 2), two)
-
-
-def _call(name: str, *arguments: Expression) -> Statement:
-    return tirx.Evaluate(tirx.call_extern("int32", name, *arguments))
+        return written_out((LINE_BYTES // (2 * CHUNK_BYTES), 2), two)

@@ -16,13 +16,12 @@ from dataclasses import dataclass
 from math import prod
 
 from tcomp.relay.types import numpy_dtype
-from tcomp.target.tile_map import TileMap, Walk
+from tcomp.target.tile_map import LINE_BYTES, TileMap, Walk
 from tcomp.tensor.convolution import Convolution
 from tcomp.tensor.loops import Expression, constant
 from tcomp.tensor.threads import digits
 from tcomp.tvm_api import tirx
 
-LINE_BYTES = 128
 _AXES = (1, 2, 3)
 """Of pixels, that a map may have."""
 

@@ -22,10 +22,10 @@ from tcomp.relay.layouts import PLAIN
 from tcomp.relay.op import OPS, LayoutRule
 from tcomp.relay.types import Array, numpy_dtype, stored_as
 from tcomp.target.target import Target
+from tcomp.target.tile_map import LINE_BYTES
 from tcomp.tensor.convolution import Convolution
 from tcomp.tensor.groups import ways_to_sum
 from tcomp.tensor.wgmma_plan import ARCH
-from tcomp.tensor.window_tiles import LINE_BYTES
 from tcomp.transform.layout_costs import LayoutCosts, reduces_pixels
 from tcomp.transform.min_sum import Factor, minimize
 

@@ -1,7 +1,8 @@
 """Features of launches: blocks, and what a block takes of a multiprocessor.
 
-Registers are those that the schedule's own arrays need until nvcc has said how many there are: it says so of
-every config that was built, and how many more they were than the arrays need tells of others (`Registers`).
+Registers are those that the schedule's own arrays need until the compiler has said how many there are: it
+says so of every config that was built, and how many more they were than the arrays need tells of others
+(`Registers`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ GPU_NAMES = ("blocks", "block_threads", "shared_bytes", "registers", "warps_at_o
 """Logarithms: of the launch whose threads hold most; `registers` of a thread, `warps_at_once` of a
 multiprocessor, `waves` rounds in which all blocks get their turn."""
 REGISTERS = "registers"
-"""The condition of a record that has nvcc's number of each launch, commas between."""
+"""The condition of a record that has the compiler's number of each launch, commas between."""
 _EXCESS = 24.0
 """Registers beyond those of arrays where nothing is known: addresses, counters, what is loaded."""
 _BLOCKS, _THREADS, _SHARED, _REGISTERS = range(4)
@@ -49,7 +50,7 @@ def declared_registers(features: Sequence[float]) -> float:
 
 @dataclass
 class Registers:
-    """What nvcc said of configs that were built, by task and config, and what to expect of others."""
+    """What the compiler said of configs that were built, by task and config, and what to expect of others."""
 
     _built: dict[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
     _excess: dict[str, list[float]] = field(default_factory=dict[str, "list[float]"])
@@ -66,7 +67,7 @@ class Registers:
             self._excess.setdefault(key[0], []).append(excess)
 
     def complete(self, key: tuple[str, str], features: Sequence[float], gpu: Gpu) -> tuple[float, ...]:
-        """`features` of the config `key` with nvcc's number of registers, or that to expect."""
+        """`features` of the config `key` with the compiler's number of registers, or that to expect."""
         found = self._built.get(key)
         expected = declared_registers(features) + self._expected_excess(key[0])
         return with_registers(features, expected if found is None else found, gpu)

@@ -52,7 +52,7 @@ def gpu(emulated: Path) -> Iterator[Target]:
 
 
 @pytest.fixture
-def real_nvcc(monkeypatch: pytest.MonkeyPatch) -> None:
+def real_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """NVIDIA's compiler, which says what real GPUs need, instead of the emulated GPU's."""
     monkeypatch.delenv("CUDACXX", raising=False)
     try:

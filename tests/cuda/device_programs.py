@@ -13,6 +13,35 @@ from tcomp.relay.types import Array, TensorType
 from tcomp.target.cuda_driver import driver
 from tcomp.target.tile_map import TileMap
 
+_COPY = """
+#ifndef __CUDACC_RTC__
+#include <cuda.h>
+#endif
+#include "tcomp_wgmma.cuh"
+#include "tcomp_windows.cuh"
+extern "C" __global__ void kernel(const char *tensor, unsigned *lines,
+                                  const __grid_constant__ CUtensorMap map) {{
+  extern __shared__ __align__(64) char memory[];
+  unsigned barrier = tcomp_shared_begin(memory), tile = barrier + 1024;
+  const unsigned *words = (const unsigned *)(memory + (tile - (unsigned)__cvta_generic_to_shared(memory)));
+  if (threadIdx.x == 0) {{
+    tcomp_barrier_init(barrier, 1);
+    tcomp_barriers_are_ready();
+    tcomp_barrier_expect(barrier, {nbytes});
+    {copy}(tile, (unsigned long long)&map, barrier, {at});
+  }}
+  __syncthreads();
+  tcomp_barrier_wait(barrier, 0);
+  for (int i = threadIdx.x; i < {nbytes} / 4; i += 32) lines[i] = words[i];
+}}
+"""
+
+
+def copying(copy: str, at: Sequence[int], nbytes: int) -> str:
+    """The source of a kernel that has the copy engine bring a tile of so many bytes, which is `at` a place of
+    a map, by the function `copy`, and stores it as words."""
+    return _COPY.format(copy=copy, at=", ".join(map(str, at)), nbytes=nbytes)
+
 
 def run(
     source: str,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_attention_cuda import SMALL as PLAIN
 from test_attention_cuda import arrays_of, attention
-from test_attention_mma import SMALL, TOLERANCE
+from test_attention_mma import SMALL, TOLERANCE, assert_near
 from test_attention_wgmma import HOPPER, TURNS
 from test_attention_wgmma import SMALL as GROUP
 
@@ -85,26 +85,22 @@ def built(
     return build_scheduled(kernel, TEMPLATES[template].apply(kernel, target, config), target)
 
 
-def assert_near(found: Array, expected: Array, tolerance: float) -> None:
-    wide = expected.astype(np.float64)
-    assert np.isfinite(wide).all()
-    assert np.abs(found.astype(np.float64) - wide).max() <= tolerance * max(1.0, np.abs(wide).max())
+def assert_matches(template: str, kernel: Kernel, config: dict[str, int], target: Target) -> None:
+    arrays = arrays_of(kernel)
+    (found,) = built(template, kernel, config, target)(arrays)
+    assert_near(found, evaluate(kernel.body, arrays)[0], TOLERANCE[kernel.body.inputs[0].dtype])
 
 
 @pytest.mark.parametrize("name", named(PLAIN_CASES))
 def test_numbers_of_plain_instructions(name: str, gpu: Target) -> None:
     kernel, knobs = PLAIN_CASES[name]
-    arrays = arrays_of(kernel)
-    (found,) = built("attention_cuda", kernel, {**PLAIN, **knobs}, gpu)(arrays)
-    assert_near(found, evaluate(kernel.body, arrays)[0], 4e-6)
+    assert_matches("attention_cuda", kernel, {**PLAIN, **knobs}, gpu)
 
 
 @pytest.mark.parametrize("name", named(NARROW_CASES))
 def test_numbers_of_tensor_cores(name: str, gpu: Target) -> None:
     kernel, knobs = NARROW_CASES[name]
-    arrays = arrays_of(kernel)
-    (found,) = built("attention_mma_cuda", kernel, {**SMALL, **knobs}, gpu)(arrays)
-    assert_near(found, evaluate(kernel.body, arrays)[0], TOLERANCE[kernel.body.inputs[0].dtype])
+    assert_matches("attention_mma_cuda", kernel, {**SMALL, **knobs}, gpu)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 0.125, 0.3, 0.8, 1.0, 1.1, 40.0])
@@ -120,9 +116,7 @@ def test_no_keys_have_an_exact_exponent(scale: float) -> None:
 @pytest.mark.usefixtures("gpu")
 def test_numbers_of_groups_of_warps(name: str) -> None:
     kernel, knobs = GROUP_CASES[name]
-    arrays = arrays_of(kernel)
-    (found,) = built("attention_wgmma_cuda", kernel, {**GROUP, **knobs}, HOPPER)(arrays)
-    assert_near(found, evaluate(kernel.body, arrays)[0], TOLERANCE[kernel.body.inputs[0].dtype])
+    assert_matches("attention_wgmma_cuda", kernel, {**GROUP, **knobs}, HOPPER)
 
 
 @pytest.mark.usefixtures("gpu")

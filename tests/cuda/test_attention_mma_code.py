@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
+from gpu_assembly import disassembled, loop_bodies
 from test_attention_cuda import attention
 from test_mma_code import elements
-from test_simt_resources import loop_bodies
 
 from tcomp.codegen.cuda.cubin import Cubin, compile_cubin
 from tcomp.codegen.cuda.device_code import DeviceCode, device_code
@@ -77,7 +75,7 @@ def compiled(kernel: Kernel, arch: str) -> Cubin:
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("name", KERNELS)
-@pytest.mark.usefixtures("real_nvcc")
+@pytest.mark.usefixtures("real_compiler")
 def test_defaults_do_not_spill(name: str, arch: str) -> None:
     assert all(found.spilled_bytes == 0 for found in compiled(KERNELS[name], arch).resources.values())
 
@@ -85,15 +83,10 @@ def test_defaults_do_not_spill(name: str, arch: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("name", ["4096 x 64", "4096 x 128"])
-@pytest.mark.usefixtures("real_nvcc")
+@pytest.mark.usefixtures("real_compiler")
 def test_tensor_cores_have_longer_to_do_than_instructions_take(name: str, arch: str, tmp_path: Path) -> None:
     """One keeps an A100's tensor core busy for 8 cycles, in which its scheduler issues 8 instructions."""
-    disassembler = shutil.which("nvdisasm")
-    if disassembler is None:
-        pytest.skip("no nvdisasm: install it from the CUDA toolkit or PyPI's nvidia-cuda-nvdisasm")
-    cubin = tmp_path / "kernel.cubin"
-    cubin.write_bytes(compiled(KERNELS[name], arch).image)
-    text = subprocess.run([disassembler, "-c", cubin], capture_output=True, text=True, check=True).stdout
+    text = disassembled(compiled(KERNELS[name], arch).image, tmp_path)
     hot = max(loop_bodies(text), key=lambda body: body["HMMA"])
     assert hot["HMMA"] == 128
     assert hot.total() <= 0.62 * 8 * hot["HMMA"]

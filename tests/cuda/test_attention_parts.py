@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from test_attention_causal_cuda import assert_near, built
+from test_attention_causal_cuda import assert_matches, built
 from test_attention_cuda import SMALL as PLAIN
 from test_attention_cuda import arrays_of, attention
-from test_attention_mma import SMALL, TOLERANCE
+from test_attention_mma import SMALL, TOLERANCE, assert_near
 
 from tcomp.errors import ScheduleError
 from tcomp.relay.evaluate import evaluate
@@ -58,17 +58,13 @@ def named(cases: dict[str, Case]) -> list[object]:
 @pytest.mark.parametrize("name", named(PLAIN_CASES))
 def test_numbers_of_plain_instructions(name: str, gpu: Target) -> None:
     kernel, knobs = PLAIN_CASES[name]
-    arrays = arrays_of(kernel)
-    (found,) = built("attention_cuda", kernel, {**PLAIN, **knobs}, gpu)(arrays)
-    assert_near(found, evaluate(kernel.body, arrays)[0], 4e-6)
+    assert_matches("attention_cuda", kernel, {**PLAIN, **knobs}, gpu)
 
 
 @pytest.mark.parametrize("name", named(NARROW_CASES))
 def test_numbers_of_tensor_cores(name: str, gpu: Target) -> None:
     kernel, knobs = NARROW_CASES[name]
-    arrays = arrays_of(kernel)
-    (found,) = built("attention_mma_cuda", kernel, {**SMALL, **knobs}, gpu)(arrays)
-    assert_near(found, evaluate(kernel.body, arrays)[0], TOLERANCE[kernel.body.inputs[0].dtype])
+    assert_matches("attention_mma_cuda", kernel, {**SMALL, **knobs}, gpu)
 
 
 @pytest.mark.parametrize("template", ["attention_cuda", "attention_mma_cuda"])
@@ -83,7 +79,7 @@ def test_parts_that_a_mask_hides(template: str, hidden: float, gpu: Target) -> N
         hidden = max(hidden, float(np.finfo(np.float16).min)) if np.isfinite(hidden) else hidden
     arrays[3] = np.where(hides, hidden, 0).astype(dtype)
     (found,) = built(template, kernel, {**config, "split": 2}, gpu)(arrays)
-    assert_near(found, evaluate(kernel.body, arrays)[0], 4e-6 if dtype == "float32" else 2e-3)
+    assert_near(found, evaluate(kernel.body, arrays)[0], TOLERANCE[dtype])
 
 
 def test_parts_have_steps() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from test_attention_cuda import arrays_of, attention
-from test_attention_mma import TOLERANCE, merged, narrow
+from test_attention_mma import TOLERANCE, assert_near, merged, narrow
 
 from tcomp.codegen.jit import build_scheduled
 from tcomp.relay.builder import GraphBuilder
@@ -34,10 +34,7 @@ def assert_matches(kernel: Kernel, arrays: list[Array], config: dict[str, int]) 
     found = computed(kernel, arrays, config)
     (expected,) = evaluate(kernel.body, arrays)
     assert found.dtype == expected.dtype
-    wide = expected.astype(np.float64)
-    assert np.isfinite(wide).all()
-    error = np.abs(found.astype(np.float64) - wide).max() / max(1.0, np.abs(wide).max())
-    assert error <= TOLERANCE[kernel.body.inputs[0].dtype]
+    assert_near(found, expected, TOLERANCE[kernel.body.inputs[0].dtype])
 
 
 def tokens_first(queries: int, keys: int, heads: int, shared: int, size: int) -> Kernel:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
+from gpu_assembly import disassembled
 from test_attention_mma_code import BERT, KERNELS, LONG, heads
 
 from tcomp.codegen.cuda.cubin import Cubin, compile_cubin
@@ -46,14 +45,14 @@ def compiled(kernel: Kernel, **knobs: int) -> Cubin:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KERNELS)
-@pytest.mark.usefixtures("real_nvcc")
+@pytest.mark.usefixtures("real_compiler")
 def test_defaults_neither_spill_nor_wait(name: str) -> None:
     compiled(KERNELS[name])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
-@pytest.mark.usefixtures("real_nvcc")
+@pytest.mark.usefixtures("real_compiler")
 def test_other_plans_neither_spill_nor_wait(name: str) -> None:
     kernel, knobs = OTHERS[name]
     compiled(kernel, **knobs)
@@ -77,15 +76,10 @@ def loop_of_products(assembly: str) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("size", "products"), [(64, 12), (128, 16)])
-@pytest.mark.usefixtures("real_nvcc")
+@pytest.mark.usefixtures("real_compiler")
 def test_weights_are_computed_while_products_are_under_way(size: int, products: int, tmp_path: Path) -> None:
     """Of 128 columns a group's products take 1024 cycles; a scheduler issues as many instructions."""
-    disassembler = shutil.which("nvdisasm")
-    if disassembler is None:
-        pytest.skip("no nvdisasm: install it from the CUDA toolkit or PyPI's nvidia-cuda-nvdisasm")
-    cubin = tmp_path / "kernel.cubin"
-    cubin.write_bytes(compiled(heads(16, 4096, size)).image)
-    text = subprocess.run([disassembler, "-c", cubin], capture_output=True, text=True, check=True).stdout
+    text = disassembled(compiled(heads(16, 4096, size)).image, tmp_path)
     hot = loop_of_products(text)
     places = {
         what: [i for i, name in enumerate(hot) if name.startswith(what)]

@@ -44,9 +44,9 @@ def test_code_does_not_grow_with_what_is_rounded() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("real_nvcc")
+@pytest.mark.usefixtures("real_compiler")
 @pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_90a"])
-def test_nvcc_takes_it(arch: str) -> None:
+def test_the_compiler_takes_it(arch: str) -> None:
     kernel, target = rounding(), parse_target(f"cuda:{arch}")
     runner = build_cuda(kernel, schedule(kernel, target), target)
     assert "tcomp_bfloat16_bits" in runner.source()

@@ -179,7 +179,7 @@ def test_estimates() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LAYERS)
-@pytest.mark.usefixtures("real_nvcc")
+@pytest.mark.usefixtures("real_compiler")
 def test_defaults_neither_spill_nor_wait(name: str) -> None:
     template, kernel = TEMPLATES[TEMPLATE], LAYERS[name]
     space = template.space(kernel, HOPPER)

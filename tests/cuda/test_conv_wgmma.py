@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from device_programs import ends_the_process
+from gpu_assembly import disassembled, loop_bodies
 from mma_kernels import assert_computes, conv, in_blocks
 from test_conv_mma import KERNELS as OTHERS
 from test_conv_mma import P
 from test_matmul_wgmma import HOPPER, SMALL
-from test_simt_resources import loop_bodies
 
 from tcomp.codegen.cuda.cubin import Cubin, compile_cubin
 from tcomp.codegen.cuda.device_code import device_code
@@ -120,7 +118,7 @@ def compiled(name: str, **knobs: int) -> Cubin:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LAYERS)
-@pytest.mark.usefixtures("real_nvcc")
+@pytest.mark.usefixtures("real_compiler")
 def test_defaults_neither_spill_nor_wait(name: str) -> None:
     cubin = compiled(name)
     assert all(found.spilled_bytes == 0 for found in cubin.resources.values())
@@ -128,15 +126,12 @@ def test_defaults_neither_spill_nor_wait(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("real_nvcc")
+@pytest.mark.usefixtures("real_compiler")
 def test_instructions_of_a_chunk_are_those_of_the_estimate(tmp_path: Path) -> None:
     """Of 8 chunks of a thread and step, 42 each; half of them are additions, shifts and comparisons."""
-    disassembler = shutil.which("nvdisasm")
-    if disassembler is None:
-        pytest.skip("no nvdisasm: install it from the CUDA toolkit or PyPI's nvidia-cuda-nvdisasm")
-    path = tmp_path / "kernel.cubin"
-    path.write_bytes(compiled("3x3", block_rows=128, block_columns=128, consumers=2, streamed=0).image)
-    text = subprocess.run([disassembler, "-c", path], capture_output=True, text=True, check=True).stdout
+    text = disassembled(
+        compiled("3x3", block_rows=128, block_columns=128, consumers=2, streamed=0).image, tmp_path
+    )
     copying = min((body for body in loop_bodies(text) if body["LDGSTS"]), key=lambda body: body.total())
     assert copying["LDGSTS"] == 8
     assert 38 <= copying.total() / 8 <= 46

@@ -225,7 +225,7 @@ def test_a_library_takes_it_by_itself(gpu: Target, tmp_path: Path) -> None:
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("pixels", PIXELS, ids=str)
 @pytest.mark.parametrize("size", [56, 14])
-def test_no_launch_spills(size: int, pixels: tuple[int, int], arch: str, real_nvcc: None) -> None:
+def test_no_launch_spills(size: int, pixels: tuple[int, int], arch: str, real_compiler: None) -> None:
     """The best products for each tile of pixels."""
     target = TARGETS[f"cuda:{arch}"]
     packed = template_for(LAYERS[size], target).packings(LAYERS[size], target)[NAME, pixels]

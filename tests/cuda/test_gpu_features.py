@@ -55,7 +55,7 @@ def test_features_say_what_a_block_takes() -> None:
     assert estimate(features, target) > 0
 
 
-def test_registers_are_nvccs_once_it_has_built() -> None:
+def test_registers_are_the_compilers_once_it_has_built() -> None:
     task = product(parse_target("cuda:sm_80"))
     tried, other = config_of(task), config_of(task, tile_m=128)
     model = Seen()
@@ -83,7 +83,7 @@ def test_records_before_any_feature_count_too() -> None:
 
 
 def test_kernels_that_spill_are_not_measured(gpu: Target, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The emulated GPU would run them; what nvcc says of them ends the trial before."""
+    """The emulated GPU would run them; what the compiler says of them ends the trial before."""
     task = Task.of(kernel("relu", (8, 32)), gpu)
     outcomes = {}
     for spilled in ("16", "0"):

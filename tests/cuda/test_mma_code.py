@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
+from gpu_assembly import disassembled, loop_bodies
 from mma_kernels import SMALL, conv, in_blocks, matmul
 
 from tcomp.codegen.cuda.cubin import compile_cubin
@@ -53,7 +52,7 @@ def code_of(kernel: Kernel, arch: str, **knobs: int) -> DeviceCode:
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("name", LARGE)
-@pytest.mark.usefixtures("real_nvcc")
+@pytest.mark.usefixtures("real_compiler")
 def test_defaults_do_not_spill(name: str, arch: str) -> None:
     arch = "sm_89" if arch == "sm_80" and "float8" in name else arch
     code = code_of(LARGE[name], arch)
@@ -64,22 +63,13 @@ def test_defaults_do_not_spill(name: str, arch: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("real_nvcc")
+@pytest.mark.usefixtures("real_compiler")
 def test_every_other_instruction_multiplies(tmp_path: Path) -> None:
     """One keeps a tensor core busy for 8 cycles, in which its scheduler issues 8 instructions."""
     cubin = compile_cubin(code_of(LARGE["matmul"], "sm_80").source, "sm_80")
-    if shutil.which("cuobjdump") is None:
-        pytest.skip("no cuobjdump on PATH")
-    path = tmp_path / "kernel.cubin"
-    path.write_bytes(cubin.image)
-    text = subprocess.run(["cuobjdump", "-sass", path], capture_output=True, text=True, check=True).stdout
-    instructions = [(int(at, 16), what) for at, what in re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", text)]
-    jumps = [(at, int(m[1], 16)) for at, what in instructions if (m := re.search(r"BRA 0x([0-9a-f]+)", what))]
-    loops = [[what for at, what in instructions if to <= at <= jump] for jump, to in jumps if to < jump]
-    hot = max(loops, key=lambda body: sum("HMMA" in what for what in body))
-    multiplies, loads = (sum(name in what for what in hot) for name in ("HMMA", "LDSM"))
-    assert multiplies / len(hot) >= 0.5
-    assert loads / multiplies <= 0.25
+    hot = max(loop_bodies(disassembled(cubin.image, tmp_path)), key=lambda body: body["HMMA"])
+    assert hot["HMMA"] / hot.total() >= 0.5
+    assert hot["LDSM"] / hot["HMMA"] <= 0.25
 
 
 LAYOUTS = {

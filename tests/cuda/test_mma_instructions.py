@@ -1,4 +1,4 @@
-"""The functions of tcomp_mma.cuh move and multiply what the PTX ISA says, and nvcc takes each of them."""
+"""The functions of tcomp_mma.cuh move and multiply what the PTX ISA says, and compilers take each."""
 
 from __future__ import annotations
 
@@ -102,8 +102,8 @@ def test_matrices_are_copied_and_loaded(gpu: Target) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["sm_80", "sm_89", "sm_90a"])
-@pytest.mark.usefixtures("real_nvcc")
-def test_nvcc_takes_every_instruction(arch: str) -> None:
+@pytest.mark.usefixtures("real_compiler")
+def test_the_compiler_takes_every_instruction(arch: str) -> None:
     for dtype in (d for d in DEPTH if arch != "sm_80" or d not in FLOAT8):
         source = MULTIPLY.format(dtype=dtype, sum="int" if dtype == "int8" else "float")
         assert compile_cubin(source, arch).resources["kernel"].spilled_bytes == 0

@@ -111,7 +111,7 @@ def test_lines_are_the_default_where_they_take_less() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
-@pytest.mark.usefixtures("real_nvcc")
+@pytest.mark.usefixtures("real_compiler")
 def test_large_tiles_do_not_spill(arch: str) -> None:
     kernel = matmul((5000, 1000), (1000, 1000), "bias", "gelu", "residual")
     knobs = {"block_rows": 256, "block_columns": 128, "warp_rows": 64, "warp_columns": 64, "stages": 3}

@@ -35,10 +35,10 @@ def test_the_largest_of_a_row_is_nan(gpu: Target) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("real_nvcc")
+@pytest.mark.usefixtures("real_compiler")
 @pytest.mark.parametrize("arch", ["sm_75", "sm_80"])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "float64"])
-def test_nvcc_takes_them(arch: str, dtype: str) -> None:
+def test_the_compiler_takes_them(arch: str, dtype: str) -> None:
     g = GraphBuilder("relu")
     kernel, target = Kernel(g.build(g.op("relu", g.input("x", (4, 8), dtype)))), parse_target(f"cuda:{arch}")
     runner = build_cuda(kernel, schedule(kernel, target), target)

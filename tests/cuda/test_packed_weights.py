@@ -156,7 +156,7 @@ def test_it_is_the_default_of_few_rows() -> None:
     ("bits", "of"), [(4, "uint8"), (8, "uint8"), (8, "float8_e4m3fn"), (8, "float8_e5m2")]
 )
 @pytest.mark.parametrize(("rows", "dtype"), [(1, "float32"), (8, "float16"), (512, "float16")])
-@pytest.mark.usefixtures("real_nvcc")
+@pytest.mark.usefixtures("real_compiler")
 def test_defaults_do_not_spill(rows: int, dtype: str, bits: int, of: str, arch: str) -> None:
     target = TARGETS[f"cuda:{arch}"]
     kernel = product(rows, 4096, 4096, bits, 128, zeros=of == "uint8", dtype=dtype, of=of)

@@ -4,31 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from device_programs import dies, run
+from device_programs import copying, dies, run
 
 from tcomp.relay.types import Array
 from tcomp.target.tile_map import TileMap, Walk
 
-COPY = """
-#include <cuda.h>
-#include "tcomp_wgmma.cuh"
-#include "tcomp_windows.cuh"
-extern "C" __global__ void kernel(const char *tensor, unsigned *lines,
-                                  const __grid_constant__ CUtensorMap map) {{
-  extern __shared__ __align__(64) char memory[];
-  unsigned barrier = tcomp_shared_begin(memory), tile = barrier + 1024;
-  const unsigned *words = (const unsigned *)(memory + (tile - (unsigned)__cvta_generic_to_shared(memory)));
-  if (threadIdx.x == 0) {{
-    tcomp_barrier_init(barrier, 1);
-    tcomp_barriers_are_ready();
-    tcomp_barrier_expect(barrier, {bytes});
-    tcomp_copy_pixels(tile, (unsigned long long)&map, barrier, {at});
-  }}
-  __syncthreads();
-  tcomp_barrier_wait(barrier, 0);
-  for (int i = threadIdx.x; i < {bytes} / 4; i += 32) lines[i] = words[i];
-}}
-"""
 IMAGES = np.random.default_rng(0).integers(1, 1 << 16, (3, 5, 6, 16)).astype("uint16")
 """Images of 5x6 pixels, of 16 channels."""
 
@@ -40,7 +20,7 @@ def map_of(lower: tuple[int, int], upper: tuple[int, int], steps: tuple[int, int
 def copied(map_: TileMap, at: tuple[int, ...]) -> Array:
     """Lines of 8 channels."""
     pixels = map_.box[1]
-    source, out = COPY.format(bytes=pixels * 16, at=", ".join(map(str, at))), np.zeros(pixels * 4, "uint32")
+    source, out = copying("tcomp_copy_pixels", at, pixels * 16), np.zeros(pixels * 4, "uint32")
     (lines,) = run(source, [IMAGES], [out], arch="sm_90a", shared_bytes=65536, maps=[(0, map_)])
     return lines.view("uint16").reshape(pixels, 8)
 
@@ -94,6 +74,6 @@ def test_what_the_engine_cannot_do_is_told(
     at: tuple[int, ...], why: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     map_ = map_of((-1, -1), (-1, -1), (1, 1), 20)
-    arguments = (COPY.format(bytes=320, at=", ".join(map(str, at))), [IMAGES], [np.zeros(80, "uint32")])
+    arguments = (copying("tcomp_copy_pixels", at, 320), [IMAGES], [np.zeros(80, "uint32")])
     assert dies(*arguments, arch="sm_90a", shared_bytes=65536, maps=[(0, map_)])
     assert why in capfd.readouterr().err

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
-import shutil
-import subprocess
-from collections import Counter
 from pathlib import Path
 
 import pytest
+from gpu_assembly import disassembled, loop_bodies
 from test_attention_cuda import attention
 from test_conv_cuda import SAME, conv
 from test_matmul_cuda import matmul
@@ -71,42 +68,21 @@ def compiled(kernel: Kernel, arch: str, config: Config | None = None) -> bytes:
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("name", KERNELS)
-def test_defaults_do_not_spill(name: str, arch: str, real_nvcc: None) -> None:
+def test_defaults_do_not_spill(name: str, arch: str, real_compiler: None) -> None:
     compiled(KERNELS[name], arch)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["square", "3x3", "1x1", "heads", "attention"])
-def test_hot_loops_are_multiply_adds(name: str, real_nvcc: None, tmp_path: Path) -> None:
+def test_hot_loops_are_multiply_adds(name: str, real_compiler: None, tmp_path: Path) -> None:
     """85 of 100 instructions of the innermost loop, as in hand-written libraries."""
-    disassembler = shutil.which("nvdisasm")
-    if disassembler is None:
-        pytest.skip("no nvdisasm: install it from the CUDA toolkit or PyPI's nvidia-cuda-nvdisasm")
-    cubin = tmp_path / "kernel.cubin"
-    cubin.write_bytes(compiled(KERNELS[name], "sm_80"))
-    text = subprocess.run([disassembler, "-c", cubin], capture_output=True, text=True, check=True).stdout
+    text = disassembled(compiled(KERNELS[name], "sm_80"), tmp_path)
     assert max(multiply_add_shares(text)) >= 0.85
 
 
 def multiply_add_shares(assembly: str) -> list[float]:
     """The share of FFMA in each loop."""
     return [body["FFMA"] / body.total() for body in loop_bodies(assembly)]
-
-
-def loop_bodies(assembly: str) -> list[Counter[str]]:
-    """How many instructions of each name every loop has, by the text of nvdisasm."""
-    bodies: list[Counter[str]] = []
-    labels: dict[str, int] = {}
-    instructions: list[str] = []
-    for line in assembly.splitlines():
-        if label := re.match(r"(\.L_x_\d+):", line):
-            labels[label[1]] = len(instructions)
-        elif found := re.match(r"\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+ )?([A-Z0-9_]+)(.*);", line):
-            instructions.append(found[1])
-            jump = re.search(r"`\((\.L_x_\d+)\)", found[2]) if found[1] == "BRA" else None
-            if jump and labels.get(jump[1], len(instructions)) < len(instructions) - 1:
-                bodies.append(Counter(instructions[labels[jump[1]] :]))
-    return bodies
 
 
 def conflicts(addresses: list[int], lanes: int) -> int:

@@ -346,7 +346,7 @@ def test_it_is_the_default_where_tiles_leave_much_of_a_round() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
 @pytest.mark.parametrize("streamed", [1, 2])
-@pytest.mark.usefixtures("real_nvcc")
+@pytest.mark.usefixtures("real_compiler")
 def test_largest_tiles_do_not_spill(streamed: int, arch: str) -> None:
     target = TARGETS[f"cuda:{arch}"]
     kernel = matmul((3000, 1504), (1504, 2000), "bias", "gelu", "residual", constant=True)
@@ -362,7 +362,7 @@ def test_largest_tiles_do_not_spill(streamed: int, arch: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("block", [(128, 256), (256, 128)])
-@pytest.mark.usefixtures("real_nvcc")
+@pytest.mark.usefixtures("real_compiler")
 def test_groups_of_warps_neither_spill_nor_wait(block: tuple[int, int]) -> None:
     kernel = matmul((3000, 1504), (1504, 2000), "bias", "gelu", "residual", constant=True)
     template, target = TEMPLATES["matmul_wgmma_cuda"], TARGETS["cuda:sm_90a"]
@@ -380,9 +380,9 @@ def test_groups_of_warps_neither_spill_nor_wait(block: tuple[int, int]) -> None:
 @pytest.mark.parametrize(
     "block", [(256, 128, 64, 64), (128, 256, 64, 64), (128, 64, 64, 32), (64, 64, 32, 32)]
 )
-@pytest.mark.usefixtures("real_nvcc")
+@pytest.mark.usefixtures("real_compiler")
 def test_as_many_blocks_run_at_once_as_there_are_streams(block: tuple[int, int, int, int], arch: str) -> None:
-    """By the registers that nvcc takes: with fewer, the last streams would begin when others end."""
+    """By the registers that the compiler takes: with fewer, the last streams would begin when others end."""
     target = TARGETS[f"cuda:{arch}"]
     kernel = matmul((3000, 1504), (1504, 2040), "bias", "relu", constant=True)
     names = ("block_rows", "block_columns", "warp_rows", "warp_columns")
@@ -397,7 +397,7 @@ def test_as_many_blocks_run_at_once_as_there_are_streams(block: tuple[int, int, 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
 @pytest.mark.parametrize("extents", [(1536, 1536, 1536), (4096, 4096, 4096), (1000, 1000, 1000)])
-@pytest.mark.usefixtures("real_nvcc")
+@pytest.mark.usefixtures("real_compiler")
 def test_as_many_blocks_of_plain_instructions_run_at_once(extents: tuple[int, int, int], arch: str) -> None:
     target, gpu = TARGETS[f"cuda:{arch}"], _gpu(f"cuda:{arch}")
     m, n, k = extents

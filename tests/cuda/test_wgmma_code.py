@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
+from gpu_assembly import disassembled
 from mma_kernels import matmul
 from test_wgmma_instructions import product
 
@@ -44,7 +43,7 @@ def code_of(kernel: Kernel, **knobs: int) -> DeviceCode:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LARGE)
-@pytest.mark.usefixtures("real_nvcc")
+@pytest.mark.usefixtures("real_compiler")
 def test_defaults_neither_spill_nor_wait(name: str) -> None:
     cubin = compile_cubin(code_of(LARGE[name]).source, "sm_90a")
     assert all(found.spilled_bytes == 0 for found in cubin.resources.values())
@@ -55,7 +54,7 @@ def test_defaults_neither_spill_nor_wait(name: str) -> None:
 @pytest.mark.parametrize(
     "block", [(64, 64, 1), (128, 64, 2), (64, 128, 1), (128, 128, 2), (64, 192, 1), (64, 256, 1)]
 )
-@pytest.mark.usefixtures("real_nvcc")
+@pytest.mark.usefixtures("real_compiler")
 def test_other_tiles_of_transposed_outputs_do_not_wait(block: tuple[int, int, int]) -> None:
     knobs = dict(zip(("block_rows", "block_columns", "consumers"), block, strict=True))
     cubin = compile_cubin(code_of(TRANSPOSED, **knobs, splits=1, stages=3).source, "sm_90a")
@@ -63,7 +62,7 @@ def test_other_tiles_of_transposed_outputs_do_not_wait(block: tuple[int, int, in
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("real_nvcc")
+@pytest.mark.usefixtures("real_compiler")
 def test_products_one_after_the_other_are_noticed() -> None:
     (source, *_), _, _ = product("float16", 64, before_the_end="sums[3] += 1; tcomp_products_commit()")
     assert any("is injected" in loss for loss in compile_cubin(source, "sm_90a").losses)
@@ -71,15 +70,10 @@ def test_products_one_after_the_other_are_noticed() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("block", [{}, {"block_rows": 256, "block_columns": 128}])
-@pytest.mark.usefixtures("real_nvcc")
+@pytest.mark.usefixtures("real_compiler")
 def test_a_step_is_products_and_little_else(block: dict[str, int], tmp_path: Path) -> None:
     """Each of the 4 or 8 keeps the tensor cores busy for 128 or 64 cycles."""
-    disassembler = shutil.which("nvdisasm")
-    if disassembler is None:
-        pytest.skip("no nvdisasm: install it from the CUDA toolkit or PyPI's nvidia-cuda-nvdisasm")
-    cubin = tmp_path / "kernel.cubin"
-    cubin.write_bytes(compile_cubin(code_of(LARGE["square"], **block).source, "sm_90a").image)
-    text = subprocess.run([disassembler, "-c", cubin], capture_output=True, text=True, check=True).stdout
+    text = disassembled(compile_cubin(code_of(LARGE["square"], **block).source, "sm_90a").image, tmp_path)
     instructions = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z0-9_.]+)", text)
     products = [i for i, name in enumerate(instructions) if name.startswith("HGMMA")]
     assert len(products) == (8 if block else 4)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from device_programs import dies, run, small_integers
+from device_programs import copying, dies, run, small_integers
 
 from tcomp.codegen.cuda.cubin import compile_cubin
 from tcomp.relay.types import FLOAT8, Array, numpy_dtype, rounded_to_tf32, stored_as
@@ -20,28 +20,6 @@ SHARED = 128 * 1024
 COLUMNS = (64, 128, 192, 256)
 LINE = 128
 """Bytes of a line of a tile."""
-
-COPY = """
-#ifndef __CUDACC_RTC__
-#include <cuda.h>
-#endif
-#include "tcomp_wgmma.cuh"
-extern "C" __global__ void kernel(const char *tensor, unsigned *lines,
-                                  const __grid_constant__ CUtensorMap map) {{
-  extern __shared__ __align__(64) char memory[];
-  unsigned barrier = tcomp_shared_begin(memory), tile = barrier + 1024;
-  const unsigned *words = (const unsigned *)(memory + (tile - (unsigned)__cvta_generic_to_shared(memory)));
-  if (threadIdx.x == 0) {{
-    tcomp_barrier_init(barrier, 1);
-    tcomp_barriers_are_ready();
-    tcomp_barrier_expect(barrier, {bytes});
-    tcomp_copy_tile(tile, (unsigned long long)&map, barrier, {at});
-  }}
-  __syncthreads();
-  tcomp_barrier_wait(barrier, 0);
-  for (int i = threadIdx.x; i < {bytes} / 4; i += 32) lines[i] = words[i];
-}}
-"""
 
 
 def tile_of(tensor: Array, at: tuple[int, int, int], box: tuple[int, int, int]) -> Array:
@@ -61,7 +39,7 @@ def test_tiles_are_copied(at: tuple[int, int, int], swizzle: int, gpu: Target) -
     tensor = np.random.default_rng(0).integers(0, 1 << 16, (3, 23, 80)).astype("uint16")
     box = (64, 16, 1)
     map_ = TileMap("uint16", tensor.shape[::-1], (160, 160 * 23), box, swizzle)
-    source = COPY.format(bytes=16 * LINE, at=", ".join(map(str, at)))
+    source = copying("tcomp_copy_tile", at, 16 * LINE)
     (lines,) = run(
         source, [tensor], [np.zeros(16 * 32, "uint32")], arch="sm_90a", shared_bytes=SHARED, maps=[(0, map_)]
     )
@@ -82,7 +60,7 @@ def test_tiles_of_many_axes_are_copied(rank: int, gpu: Target) -> None:
         "uint16", first.shape[::-1], first.strides[-2::-1], (64, 16) + (1,) * (rank - 2), begin=128
     )
     at = (0, 9, 2, 1, 1)[:rank]
-    source, out = COPY.format(bytes=16 * LINE, at=", ".join(map(str, at))), np.zeros(16 * 32, "uint32")
+    source, out = copying("tcomp_copy_tile", at, 16 * LINE), np.zeros(16 * 32, "uint32")
     (lines,) = run(source, [tensor], [out], arch="sm_90a", shared_bytes=SHARED, maps=[(0, map_)])
     found = np.take_along_axis(
         lines.view("uint16").reshape(16, 8, 8), (np.arange(8) ^ np.arange(16)[:, None] % 8)[..., None], 1
@@ -95,7 +73,7 @@ def test_tiles_of_many_axes_are_copied(rank: int, gpu: Target) -> None:
 def copied_as_tf32(tensor: Array) -> Array:
     """What a copy makes of float32 numbers `[1, 16, 32]`."""
     map_ = TileMap("tf32", (32, 16, 1), (128, 2048), (32, 16, 1), swizzle=0)
-    source, out = COPY.format(bytes=16 * LINE, at="0, 0, 0"), np.zeros(16 * 32, "uint32")
+    source, out = copying("tcomp_copy_tile", (0, 0, 0), 16 * LINE), np.zeros(16 * 32, "uint32")
     (lines,) = run(source, [tensor], [out], arch="sm_90a", shared_bytes=SHARED, maps=[(0, map_)])
     return lines.view("float32")
 
@@ -289,8 +267,8 @@ def test_warps_take_turns(gpu: Target, capfd: pytest.CaptureFixture[str]) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("real_nvcc")
-def test_nvcc_takes_every_instruction() -> None:
+@pytest.mark.usefixtures("real_compiler")
+def test_the_compiler_takes_every_instruction() -> None:
     for dtype in ("float16", "bfloat16", "tf32", "int8", *FLOAT8):
         for columns in COLUMNS:
             (source, *_), _, _ = product(dtype, columns)

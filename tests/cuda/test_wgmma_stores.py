@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from device_programs import dies, run
+from gpu_assembly import disassembled
 from mma_kernels import assert_computes, matmul
 from test_matmul_wgmma import HOPPER, SMALL
 from test_wgmma_code import TEMPLATE, code_of
@@ -281,7 +280,7 @@ LAST_STAGES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LAST_STAGES)
-@pytest.mark.usefixtures("real_nvcc")
+@pytest.mark.usefixtures("real_compiler")
 def test_last_stages_neither_spill_nor_wait(name: str) -> None:
     kernel, knobs = LAST_STAGES[name]
     source = code_of(kernel, **knobs).source
@@ -292,15 +291,10 @@ def test_last_stages_neither_spill_nor_wait(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("real_nvcc")
+@pytest.mark.usefixtures("real_compiler")
 def test_a_warp_stores_tiles(tmp_path: Path) -> None:
     """16 rows by 256 columns are 16 writes of four matrices, 4 stores, and none by threads."""
-    disassembler = shutil.which("nvdisasm")
-    if disassembler is None:
-        pytest.skip("no nvdisasm: install it from the CUDA toolkit or PyPI's nvidia-cuda-nvdisasm")
-    cubin = tmp_path / "kernel.cubin"
-    cubin.write_bytes(compile_cubin(code_of(LAST_STAGES["square"][0]).source, "sm_90a").image)
-    text = subprocess.run([disassembler, "-c", cubin], capture_output=True, text=True, check=True).stdout
+    text = disassembled(compile_cubin(code_of(LAST_STAGES["square"][0]).source, "sm_90a").image, tmp_path)
     names = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z0-9_]+)", text)
     found = Counter(names)
     assert (found["STSM"], found["UTMASTG"], found["HGMMA"]) == (16, 4, 4)

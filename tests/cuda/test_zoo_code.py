@@ -17,7 +17,7 @@ from tcomp.tuner.task import kernels
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
 @pytest.mark.parametrize("precision", ["exact", "tf32", "fast"])
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.usefixtures("real_nvcc")
+@pytest.mark.usefixtures("real_compiler")
 def test_no_default_spills(name: str, precision: Precision, arch: str) -> None:
     target = parse_target(f"cuda:{arch}")
     graph = api.load_model(model_path(name), MODELS[name].input_shapes)

@@ -196,7 +196,7 @@ def flush_seconds(gpu: Gpu) -> float:
 def build_cuda(kernel: Kernel, scheduled: Scheduled, target: Target) -> CudaKernelRunner:
     """Compile an already scheduled kernel. Needs no GPU, as running it does.
 
-    Raises BuildError when code generation or nvcc fails.
+    Raises BuildError when code generation or the compiler fails.
     """
     assert target.gpu is not None
     code = device_code(scheduled.function, _SYMBOL, target)

@@ -40,7 +40,7 @@ class DeviceKernel:
 def device_kernel(scheduled: Scheduled, symbol: str, target: Target, folder: Path) -> DeviceKernel:
     """The code of a kernel; its cubin is written into `folder`, where `image_source` finds it.
 
-    Raises BuildError when code generation or nvcc fails.
+    Raises BuildError when code generation or the compiler fails.
     """
     assert target.gpu is not None
     code = device_code(scheduled.function, symbol, target)

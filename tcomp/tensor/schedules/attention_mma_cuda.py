@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tcomp.target.target import Gpu, Target
 from tcomp.tensor.epilogue import output_axes
-from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, memory_cycles
+from tcomp.tensor.gpu_rates import memory_cycles
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Space
 from tcomp.tensor.mma_attention import MmaAttention
@@ -20,8 +20,16 @@ from tcomp.tensor.mma_kernel import multiplies
 from tcomp.tensor.schedules.attention_cuda import AttentionCuda
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
 
-TYPES = ("float16", "bfloat16")
+_TYPES = ("float16", "bfloat16")
 """Of queries, keys and values: those whose sums lie in registers as operands do."""
+
+
+def is_narrow_attention(kernel: Kernel, target: Target) -> bool:
+    """Whether `kernel` is attention whose operands tensor cores multiply in 16 bits."""
+    anchor = kernel.anchor
+    if anchor is None or anchor.op != "attention" or output_axes(kernel) is None:
+        return False
+    return anchor.inputs[0].dtype in _TYPES and multiplies(kernel, target)
 
 
 class AttentionMmaCuda(Template):
@@ -36,10 +44,7 @@ class AttentionMmaCuda(Template):
     alternative_to = AttentionCuda.name
 
     def accepts(self, kernel: Kernel, target: Target) -> bool:
-        anchor = kernel.anchor
-        if anchor is None or anchor.op != "attention" or output_axes(kernel) is None:
-            return False
-        if anchor.inputs[0].dtype not in TYPES or not multiplies(kernel, target):
+        if not is_narrow_attention(kernel, target):
             return False
         return any(True for _ in fitting_plans(_shape(kernel), _gpu(target)))
 
@@ -48,9 +53,8 @@ class AttentionMmaCuda(Template):
 
     def estimate(self, kernel: Kernel, target: Target) -> float:
         gpu, operands = _gpu(target), MmaAttentionOperands(kernel)
-        moving = LAUNCH_CYCLES * len(operands.moved) + memory_cycles(gpu, operands.moved_bytes)
         cycles = default_plan(_shape(kernel), gpu).cycles(gpu)
-        return max(cycles, memory_cycles(gpu, kernel.nbytes)) + moving
+        return max(cycles, memory_cycles(gpu, kernel.nbytes)) + operands.moving_cycles(gpu)
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         plan = AttentionPlan.of(config, _shape(kernel))

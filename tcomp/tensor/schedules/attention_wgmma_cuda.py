@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from tcomp.target.target import Gpu, Target
-from tcomp.tensor.epilogue import output_axes
-from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, memory_cycles
+from tcomp.tensor.gpu_rates import memory_cycles
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Space
-from tcomp.tensor.mma_kernel import multiplies
-from tcomp.tensor.schedules.attention_mma_cuda import TYPES, AttentionMmaCuda
+from tcomp.tensor.schedules.attention_mma_cuda import AttentionMmaCuda, is_narrow_attention
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
 from tcomp.tensor.wgmma_attention import WgmmaAttention
 from tcomp.tensor.wgmma_attention_operands import TiledAttentionOperands
@@ -29,12 +27,7 @@ class AttentionWgmmaCuda(Template):
     alternative_to = AttentionMmaCuda.name
 
     def accepts(self, kernel: Kernel, target: Target) -> bool:
-        anchor = kernel.anchor
-        if anchor is None or anchor.op != "attention" or output_axes(kernel) is None:
-            return False
-        if anchor.inputs[0].dtype not in TYPES or not multiplies(kernel, target):
-            return False
-        if _gpu(target).arch != ARCH:
+        if not is_narrow_attention(kernel, target) or _gpu(target).arch != ARCH:
             return False
         operands = TiledAttentionOperands(kernel)
         plans = fitting_plans(operands.shape, _gpu(target))
@@ -45,9 +38,8 @@ class AttentionWgmmaCuda(Template):
 
     def estimate(self, kernel: Kernel, target: Target) -> float:
         gpu, operands = _gpu(target), TiledAttentionOperands(kernel)
-        moving = LAUNCH_CYCLES * len(operands.moved) + memory_cycles(gpu, operands.moved_bytes)
         cycles = default_plan(operands.shape, gpu).cycles(gpu)
-        return max(cycles, memory_cycles(gpu, kernel.nbytes)) + moving
+        return max(cycles, memory_cycles(gpu, kernel.nbytes)) + operands.moving_cycles(gpu)
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         operands = TiledAttentionOperands(kernel)

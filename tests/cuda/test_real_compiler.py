@@ -16,7 +16,7 @@ from tcomp.tensor.template import schedule
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_90a"])
 @pytest.mark.parametrize("name", KERNELS)
-@pytest.mark.usefixtures("real_nvcc")
+@pytest.mark.usefixtures("real_compiler")
 def test_defaults_compile_without_spills(name: str, arch: str) -> None:
     _compile(name, arch)
 
@@ -39,7 +39,7 @@ def _compile(name: str, arch: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("real_nvcc")
+@pytest.mark.usefixtures("real_compiler")
 def test_nothing_spills_for_the_sake_of_another_block() -> None:
     """A product of two rows, of which ptxas left 40 registers and spilled two."""
     target = parse_target("cuda:sm_90a")
