@@ -214,7 +214,10 @@ def driver() -> Driver:
 
     Raises DeviceError when there is none.
     """
-    remedy = "name an architecture to compile for another machine, as in `cuda:sm_80`"
+    remedy = (
+        "name an architecture to compile for another machine, as in `cuda:sm_80`; tune there, or on a "
+        "server by `--runner rpc://...`"
+    )
     try:
         library = ctypes.CDLL(LIBRARY)
     except OSError:
