@@ -38,7 +38,6 @@ from tcomp.frontend.onnx import import_onnx
 from tcomp.relay.graph import Graph
 from tcomp.rounding import relative_error
 from tcomp.runtime import load
-from tcomp.target.parse import parse_target
 from tcomp.target.target import Target
 from tcomp.transform.fuse_ops import FuseOps
 from tcomp.transform.layout import BlockChannels
@@ -61,10 +60,9 @@ class Case:
     inputs: Mapping[str, Any]
     precision: str
 
-    @property
-    def torch_graph(self) -> TorchGraph:
-        """With all that passes do before they choose layouts and kernels."""
-        passes = passes_before_lowering(parse_target("cuda:sm_90a"))
+    def to_torch(self, target: Target) -> TorchGraph:
+        """A new module, with all that passes for `target` do before they choose layouts and kernels."""
+        passes = passes_before_lowering(target)
         return TorchGraph(
             run_passes(self.graph, [p for p in passes if not isinstance(p, FuseOps | BlockChannels)])
         )
@@ -76,13 +74,13 @@ def case_of(name: str, precision: str) -> Case:
     return Case(name, graph, random_inputs(name, graph), precision)
 
 
-def torch_runs(case: Case, device: torch.device, mode: str) -> dict[str, Run]:
+def torch_runs(case: Case, target: Target, device: torch.device, mode: str) -> dict[str, Run]:
     """PyTorch's, eager and compiled."""
     wide = torch.float32
     narrow = torch.float16 if case.precision == "float16" else wide
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = case.precision == "tf32"
     torch.backends.cudnn.benchmark = True
-    module = case.torch_graph.to(device, narrow, memory_format=torch.channels_last).eval()
+    module = case.to_torch(target).to(device, narrow, memory_format=torch.channels_last).eval()
     tensors = [_tensor(a, device, narrow) for a in case.inputs.values()]
     compiled = torch.compile(module, mode=mode)
 
@@ -134,10 +132,10 @@ def _library_run(library: Path, case: Case, device: torch.device) -> Run:
     return run
 
 
-def expected_outputs(case: Case, device: torch.device) -> list[Any]:
+def expected_outputs(case: Case, target: Target, device: torch.device) -> list[Any]:
     """The graph in float32, without tf32."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    module = case.torch_graph.to(device)
+    module = case.to_torch(target).to(device)
     with torch.no_grad():
         return [
             y.cpu().numpy() for y in module(*(torch.from_numpy(a).to(device) for a in case.inputs.values()))
@@ -177,10 +175,10 @@ def bench(
     mode: str,
 ) -> dict[str, Any]:
     """Times in seconds of each in every round, and errors."""
-    expected = expected_outputs(case, device)
+    expected = expected_outputs(case, target, device)
     with tempfile.TemporaryDirectory() as folder:
         ours, records = tcomp_runs(case, target, device, logs, Path(folder))
-        runs = torch_runs(case, device, mode) | ours
+        runs = torch_runs(case, target, device, mode) | ours
         errors = {name: worst_error(run, expected) for name, run in runs.items()}
         times: dict[str, list[float]] = {name: [] for name in runs}
         for run in runs.values():  # PyTorch records its graphs in the second and third run.

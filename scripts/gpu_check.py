@@ -33,7 +33,7 @@ import numpy as np
 
 from tcomp.codegen.jit import build_kernel
 from tcomp.codegen.kernel_runner import KernelRunner
-from tcomp.errors import DeviceError, TcompError
+from tcomp.errors import BuildError, DeviceError, TcompError
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.evaluate import evaluate
 from tcomp.relay.types import Array, numpy_dtype
@@ -223,7 +223,7 @@ def measure(case: Case, target: Target, trials: int, seconds: float = inf, with_
     begin, kernel = time.monotonic(), case.kernel
     inputs, template = random_inputs(kernel), template_for(kernel, target)
     (expected,) = reference(case, inputs)
-    times: list[tuple[float, Config]] = []
+    times: list[tuple[float, Config, KernelRunner]] = []
     problem = ""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         every = configs(kernel, target, trials)
@@ -233,22 +233,28 @@ def measure(case: Case, target: Target, trials: int, seconds: float = inf, with_
                 pool.shutdown(cancel_futures=True)
                 break
             try:
-                taken, error = checked(building_one.result(), inputs, expected)
-            except TcompError as refused:
-                problem = str(refused) if number == 0 else problem
+                runner = building_one.result()
+                taken, error = checked(runner, inputs, expected)
+            except BuildError as refused:  # Tuning drops what spills; defaults must not.
+                problem = problem if number else str(refused)
+                continue
+            except TcompError as failure:
+                problem = f"{failure} with {config}"
                 continue
             if error > TOLERANCE[case.dtype]:
                 problem = f"wrong by {error:.2g} with {config}"
                 continue
-            times.append((taken, config))
+            times.append((taken, config, runner))
     default_by = template.id_of(template.space(kernel, target).default)
     if not times:
         nothing = None, None, None, None
         return Row(case.kind, case.name, *nothing, 0.0, 0.0, len(every), (default_by,), problem)
-    _, config = min(times, key=lambda found: found[0])
-    best, in_torch = in_turns(build_kernel(kernel, target, config), case, inputs)
+    _, config, runner = min(times, key=lambda found: found[0])
+    best, in_torch = in_turns(runner, case, inputs)
     in_triton = triton_seconds(case, inputs) if with_triton else None
-    default = best if config is every[0] else next((taken for taken, one in times if one is every[0]), None)
+    default = (
+        best if config is every[0] else next((taken for taken, one, _ in times if one is every[0]), None)
+    )
     rate, peak = kernel.flops / best, target.gpu.flops[case.dtype] if target.gpu else 0.0
     algorithms = tuple(dict.fromkeys((default_by, template.id_of(config))))
     return Row(

@@ -109,6 +109,28 @@ def test_newest_nvrtc_is_taken(tmp_path: Path) -> None:
     assert [str(path.relative_to(tmp_path)) for path in found] == [names[2], names[1], names[0]]
 
 
+def test_parts_are_of_one_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newest that has its own headers; others' do not count."""
+    names = [
+        "cu15/lib/libnvrtc.so.15",
+        "cu14/lib/libnvrtc.so.14", "cu14/include/cuda_fp16.h",
+        "cuda_nvrtc/lib/libnvrtc.so.12", "cuda_runtime/include/cuda_fp16.h", "nvfatbin/lib/libnvfatbin.so.12",
+    ]  # fmt: skip
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.setattr(nvrtc.ctypes, "CDLL", lambda path: path)
+    for whole in (
+        nvrtc.Nvrtc(tmp_path / names[1], tmp_path / "cu14/include", None),
+        nvrtc.Nvrtc(tmp_path / names[3], tmp_path / "cuda_runtime/include", tmp_path / names[5]),
+    ):
+        nvrtc._loaded.cache_clear()  # pyright: ignore[reportPrivateUsage]
+        found = nvrtc._loaded((str(tmp_path),))  # pyright: ignore[reportPrivateUsage]
+        assert found == replace(whole, library=str(whole.library))
+        (tmp_path / names[2]).unlink(missing_ok=True)
+    nvrtc._loaded.cache_clear()  # pyright: ignore[reportPrivateUsage]
+
+
 def test_without_nvfatbin_nvcc_makes_libraries(
     real_nvrtc: nvrtc.Nvrtc, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 import gpu_check
+from tcomp.errors import BuildError, KernelError, TcompError
 from tcomp.target.target import Target
 from tcomp.tensor.knobs import Alternatives
 
@@ -59,6 +62,26 @@ def test_stops_at_the_end_of_its_time(gpu: Target) -> None:
     """The default is timed in any case."""
     row = gpu_check.measure(gpu_check.matmul(16, 24, 8, "bfloat16"), gpu, trials=8, seconds=0.0)
     assert (row.problem, row.configs) == ("", 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("raised", "said"), [(KernelError, "broke off"), (BuildError, "")])
+def test_tells_kernels_that_break_off(
+    raised: type[TcompError], said: str, gpu: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not those of random configs that spill."""
+    checked, runs = gpu_check.checked, iter((False, True))
+
+    def check(*arguments: Any) -> tuple[float, float]:
+        if next(runs):
+            raise raised("broke off")
+        return checked(*arguments)
+
+    monkeypatch.setattr(gpu_check, "checked", check)
+    row = gpu_check.measure(gpu_check.matmul(16, 24, 8, "float32"), gpu, trials=1)
+    assert row.configs == 1
+    assert row.problem.startswith(said)
+    assert bool(row.problem) == bool(said)
 
 
 def test_means_are_beside_their_goals() -> None:

@@ -105,11 +105,20 @@ def find_nvrtc(portable: bool = False) -> Nvrtc | None:
 
 @cache
 def _loaded(folders: Sequence[str]) -> Nvrtc | None:
-    libraries, headers = _files(folders, "lib/libnvrtc.so.*"), _files(folders, "include/cuda_fp16.h")
-    if not libraries or not headers:
-        return None
-    fatbin = _files(folders, "lib/libnvfatbin.so.*")
-    return Nvrtc(ctypes.CDLL(str(libraries[-1])), headers[-1].parent, fatbin[-1] if fatbin else None)
+    for library in reversed(_files(folders, "lib/libnvrtc.so.*")):
+        headers, fatbins = (
+            [path for path in _files(folders, pattern) if _release(path) == _release(library)]
+            for pattern in ("include/cuda_fp16.h", f"lib/libnvfatbin.so{library.suffix}")
+        )
+        if headers:
+            return Nvrtc(ctypes.CDLL(str(library)), headers[-1].parent, fatbins[-1] if fatbins else None)
+    return None
+
+
+def _release(path: Path) -> str:
+    """The folder of a release of CUDA that a file is in; empty before CUDA 13: each part has its own."""
+    package = path.parts[-3]
+    return package if re.fullmatch(r"cu\d+", package) else ""
 
 
 def _files(folders: Sequence[str], pattern: str) -> list[Path]:
