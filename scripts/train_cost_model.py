@@ -30,7 +30,8 @@ def load(folder: Path = TABLES) -> list[Table]:
 
 def train(tables: Sequence[Table]) -> Any:
     """A booster that ranks the configs of every table."""
-    groups = [(features(t, list(t.rows.values())), [r.seconds for r in t.rows.values()]) for t in tables]
+    every = [(t, list(t.rows.values())) for t in tables]
+    groups = [cost_model.Group(features(t, rows), [r.seconds for r in rows]) for t, rows in every]
     return cost_model.train(groups, cost_model.REGRESSION, ROUNDS)
 
 

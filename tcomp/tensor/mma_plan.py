@@ -15,7 +15,7 @@ from itertools import product
 
 from tcomp.relay.types import numpy_dtype, stored_as
 from tcomp.target.target import Gpu
-from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, clock, in_rounds, memory_cycles, resident_blocks
+from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, clock, in_rounds, resident_blocks
 from tcomp.tensor.knobs import Config, Ordered, Space
 from tcomp.tensor.shares import Parts, Shares, Streams, Tiling
 
@@ -277,18 +277,6 @@ def default_plans(
             shared = [replace(plan, splits=n) for n in SPLITS]
             shared += [replace(plan, streamed=n) for n in STREAMED if n]
             yield from (one for one in shared if one.complaint(gpu) is None)
-
-
-def estimated_cycles(
-    dtype: str,
-    extents: tuple[int, int, int, int],
-    nbytes: int,
-    gpu: Gpu,
-    streams: bool = True,
-    output: int = 0,
-) -> float:
-    """Of the default plan, which moves `nbytes` from and to the device's memory at least."""
-    return max(default_plan(dtype, extents, gpu, streams, output).cycles(gpu), memory_cycles(gpu, nbytes))
 
 
 def plan_space(

@@ -59,6 +59,7 @@ class Packed:
     """Whether a legal config is one of them."""
 
 
+Cycles = Callable[[Config], float]
 PackedBy = Mapping[Hashable, Packed]
 """By what decides how constants are packed. Targets that have a key in common pack alike by it."""
 
@@ -93,9 +94,18 @@ class Template(ABC):
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         """The scheduled function. `config` is legal in `space`, and complete."""
 
+    def cycles(self, kernel: Kernel, target: Target) -> Cycles | None:
+        """Estimated cycles of legal and complete configs, by the arithmetic that chooses the default; None
+        where there is none."""
+        return None
+
     def estimate(self, kernel: Kernel, target: Target) -> float:
         """Estimated cycles of the default config: the default is that of the least among alternatives."""
-        return inf
+        cycles = self.cycles(kernel, target)
+        if cycles is None:
+            return inf
+        space = self.space(kernel, target)
+        return cycles(space.complete(space.default))
 
     def packings(self, kernel: Kernel, target: Target) -> PackedBy:
         """Every way to pack the constants of `kernel`; targets that share a library choose a common one.
@@ -138,6 +148,13 @@ class Algorithms(Template):
     def estimate(self, kernel: Kernel, target: Target) -> float:
         return min(t.estimate(kernel, target) for t in self._templates.values())
 
+    def cycles(self, kernel: Kernel, target: Target) -> Cycles | None:
+        found = {name: t.cycles(kernel, target) for name, t in self._templates.items()}
+        every = {name: cycles for name, cycles in found.items() if cycles is not None}
+        if len(every) < len(found):
+            return None
+        return lambda config: every[str(config.get(ALGORITHM, self.name))](_own(config))
+
     def space(self, kernel: Kernel, target: Target) -> Alternatives:
         best = min(self._templates.values(), key=lambda t: t.estimate(kernel, target))
         spaces = {name: t.space(kernel, target) for name, t in self._templates.items()}
@@ -154,8 +171,12 @@ class Algorithms(Template):
         }
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
-        own = {name: value for name, value in config.items() if name != ALGORITHM}
-        return self._templates[str(config.get(ALGORITHM, self.name))].apply(kernel, target, own)
+        return self._templates[str(config.get(ALGORITHM, self.name))].apply(kernel, target, _own(config))
+
+
+def _own(config: Config) -> Config:
+    """`config` without the name of its algorithm."""
+    return {name: value for name, value in config.items() if name != ALGORITHM}
 
 
 def _among(space: Alternatives, algorithm: str, holds: Callable[[Config], bool]) -> Callable[[Config], bool]:
@@ -180,6 +201,9 @@ class _InNeon(Template):
 
     def space(self, kernel: Kernel, target: Target) -> Space:
         return self._template.space(kernel, self._target)
+
+    def cycles(self, kernel: Kernel, target: Target) -> Cycles | None:
+        return self._template.cycles(kernel, self._target)
 
     def estimate(self, kernel: Kernel, target: Target) -> float:
         return self._template.estimate(kernel, self._target)

@@ -404,7 +404,11 @@ def wgmma_space(
 
 
 def wgmma_plan_of(
-    dtype: str, extents: tuple[int, int, int, int], config: Config, output: int = 0
+    dtype: str,
+    extents: tuple[int, int, int, int],
+    config: Config,
+    output: int = 0,
+    whole_sectors: bool = False,
 ) -> WgmmaPlan:
     knobs = {name: int(value) for name, value in config.items()}
-    return WgmmaPlan(dtype, *extents, **knobs, output=output)
+    return WgmmaPlan(dtype, *extents, **knobs, output=output, whole_sectors=whole_sectors)

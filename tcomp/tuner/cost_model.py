@@ -6,6 +6,9 @@ in every template, differ from those of the task's default config: it starts fro
 ranks a few candidates of a task that has few trials of its own. It predicts logarithms of times, which
 carries over to new tasks better than a ranking objective. One a task ranks by the knobs alone: it scores
 thousands of candidates a second and takes over once the task has trials enough.
+
+Where templates have arithmetic of their own (`Task.cycles`, on GPUs), it ranks before either of them, and
+both learn only how times differ from what it says: each begins from its grades.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.resources import files
 from math import inf, isfinite, isnan, log2
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -47,8 +50,16 @@ REGRESSION = {**_COMMON, "objective": "reg:squarederror", "max_depth": 3}
 
 Features = tuple[float, ...]
 FeaturesOf = Callable[[Task, Config], Features]
-Group = tuple[Sequence[Features], Sequence[float]]
-"""Rows of one task and their seconds, infinite for failures; only rows of one group are compared."""
+
+
+class Group(NamedTuple):
+    """Rows of one task; only those of one group are compared."""
+
+    rows: Sequence[Features]
+    seconds: Sequence[float]
+    """Infinite for failures."""
+    cycles: Sequence[float] | None = None
+    """By the arithmetic of the templates, where they have one."""
 
 
 @dataclass
@@ -56,7 +67,7 @@ class _Trials:
     """Trials of one task, and the successful ones that the shared model learns from."""
 
     task: Task
-    knobs: list[Features] = field(default_factory=list[Features])
+    configs: list[Config] = field(default_factory=list[Config])
     seconds: list[float] = field(default_factory=list[float])
     shared: list[tuple[Config, float]] = field(default_factory=list[tuple[Config, float]])
     best: tuple[float, Config | None] = (inf, None)
@@ -94,7 +105,7 @@ class CostModel:
         if key in self._features:
             self._registers.learn(key, self._features[key])
         trials = self._trials.setdefault(task.key, _Trials(task))
-        trials.knobs.append(task.space.encode(config))
+        trials.configs.append(config)
         trials.seconds.append(seconds)
         if isfinite(seconds) and len(trials.shared) < SHARED_TRIALS_PER_TASK:
             trials.shared.append((config, seconds))
@@ -110,22 +121,32 @@ class CostModel:
         trials = self._trials.get(task.key)
         if trials is None or trials.best[1] is None:
             return True
-        mine, best = (self._known(task, c) for c in (config, trials.best[1]))
-        return not estimate(mine, task.target) > HOPELESS * estimate(best, task.target)
+        mine, best = (self._estimated(task, c) for c in (config, trials.best[1]))
+        return not mine > HOPELESS * best
+
+    def _estimated(self, task: Task, config: Config) -> float:
+        """Cycles by the arithmetic of the task's templates, or else by features."""
+        cycles = task.estimated(config)
+        return estimate(self._known(task, config), task.target) if cycles is None else cycles
 
     def score(self, task: Task, configs: Sequence[Config]) -> list[float]:
         """Higher is better, equal where too little is known."""
         if not configs:
             return []
+        cycles = _cycles(task, configs)
         if self.knows(task):
             own = self._trials[task.key]
-            groups: list[Group] = [(own.knobs, own.seconds)]
+            groups = [Group(_knobs(task, own.configs), own.seconds, _cycles(task, own.configs))]
             booster = self._booster(task.key, len(own.seconds), lambda: self._train(groups, RANKING))
-            return predict(booster, [task.space.encode(c) for c in configs])
+            return predict(booster, _knobs(task, configs), cycles)
         booster = self._shared_booster(task)
         if booster is None:
-            return [0.0] * len(configs)
-        return predict(booster, [self._relative(task, c) for c in configs])
+            return [0.0] * len(configs) if cycles is None else list(_grades(cycles))
+        return predict(booster, [self._relative(task, c) for c in configs], cycles)
+
+    def looks_at_schedules(self, task: Task) -> bool:
+        """Whether scores come from scheduled kernels, and are dear."""
+        return not self.knows(task) and (task.cycles is None or self._shared_booster(task) is not None)
 
     def knows(self, task: Task) -> bool:
         """Whether the task has trials enough for a model of its own, by knobs alone."""
@@ -147,8 +168,9 @@ class CostModel:
         return self._booster("", known, trained)
 
     def _shared_group(self, trials: _Trials) -> Group:
-        rows = [self._relative(trials.task, config) for config, _ in trials.shared]
-        return rows, [seconds for _, seconds in trials.shared]
+        configs, seconds = zip(*trials.shared, strict=True)
+        rows = [self._relative(trials.task, config) for config in configs]
+        return Group(rows, seconds, _cycles(trials.task, configs))
 
     def _relative(self, task: Task, config: Config) -> Features:
         default = self._known(task, task.space.default)
@@ -197,7 +219,7 @@ class TaskGuide:
 
     @property
     def most_scored(self) -> int | None:
-        return None if self.model.knows(self.task) else FEATURIZED
+        return FEATURIZED if self.model.looks_at_schedules(self.task) else None
 
 
 @lru_cache(maxsize=1)
@@ -224,19 +246,41 @@ def train(
     import xgboost
 
     library: Any = xgboost
-    rows = np.array([row for rows, _ in groups for row in rows], np.float32)
-    data = library.DMatrix(rows, label=np.concatenate([_relevance(seconds) for _, seconds in groups]))
-    data.set_group([len(rows) for rows, _ in groups])
+    rows = np.array([row for group in groups for row in group.rows], np.float32)
+    labels = [_relevance(group.seconds) for group in groups]
+    data = library.DMatrix(rows, label=np.concatenate(labels))
+    data.set_group([len(group.rows) for group in groups])
+    if any(group.cycles is not None for group in groups):
+        data.set_base_margin(np.concatenate([_expected(g, of) for g, of in zip(groups, labels, strict=True)]))
     return library.train(parameters, data, num_boost_round=rounds, xgb_model=start)
 
 
-def predict(booster: Any, rows: Sequence[Features]) -> list[float]:
+def predict(booster: Any, rows: Sequence[Features], cycles: Sequence[float] | None = None) -> list[float]:
     """Scores of rows, higher is better."""
-    return [float(s) for s in booster.inplace_predict(np.array(rows, np.float32))]
+    margin = None if cycles is None else _grades(cycles)
+    return [float(s) for s in booster.inplace_predict(np.array(rows, np.float32), base_margin=margin)]
+
+
+def _knobs(task: Task, configs: Sequence[Config]) -> list[Features]:
+    return [task.space.encode(config) for config in configs]
+
+
+def _cycles(task: Task, configs: Sequence[Config]) -> list[float] | None:
+    if task.cycles is None:
+        return None
+    return [task.cycles(task.space.complete(config)) for config in configs]
+
+
+def _expected(group: Group, grades: Array) -> Array:
+    """From which grades a model learns: those by arithmetic, or the mean where there is none."""
+    return np.full_like(grades, grades.mean()) if group.cycles is None else _grades(group.cycles)
+
+
+def _grades(times: Sequence[float]) -> Array:
+    """15 for the shortest, one less for each 1/4 of a doubling."""
+    return (15.0 - 4 * np.log2(np.array(times) / min(times))).astype(np.float32)
 
 
 def _relevance(seconds: Sequence[float]) -> Array:
-    """Grades 0 to 15 from times: 15 is the fastest, each 1/4 of a doubling costs one, failures get 0."""
-    fastest = min(seconds)
-    grades = [max(0.0, 15.0 - 4 * log2(s / fastest)) if isfinite(s) else 0.0 for s in seconds]
-    return np.round(np.array(grades, dtype=np.float32), 1)
+    """Grades of times down to 0, which failures have."""
+    return np.round(np.maximum(_grades(seconds), 0.0), 1)

@@ -11,7 +11,7 @@ from tcomp.relay.graph import Graph
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import ALGORITHM, Config, Space
-from tcomp.tensor.template import choices_for
+from tcomp.tensor.template import Cycles, choices_for
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,7 +19,7 @@ class Task:
     """One kernel to tune on one target. `weight` is how often the graph runs it.
 
     `template` is the id of the template that schedules it; `algorithms` has the ids of all by the config's
-    knob `algorithm` where there are several.
+    knob `algorithm` where there are several. `cycles` is the arithmetic of the templates, if they have one.
     """
 
     kernel: Kernel
@@ -28,6 +28,7 @@ class Task:
     space: Space
     weight: int = 1
     algorithms: Mapping[str, str] = field(default_factory=dict[str, str])
+    cycles: Cycles | None = None
 
     @staticmethod
     def of(kernel: Kernel, target: Target, weight: int = 1) -> Task:
@@ -37,11 +38,15 @@ class Task:
         """
         template, space = choices_for(kernel, target)
         ids = {name: t.id for name, t in template.algorithms.items()}
-        return Task(kernel, target, template.id, space, weight, ids)
+        return Task(kernel, target, template.id, space, weight, ids, template.cycles(kernel, target))
 
     def template_of(self, config: Config) -> str:
         """The id of the template that schedules `config`."""
         return self.algorithms.get(str(config.get(ALGORITHM)), self.template)
+
+    def estimated(self, config: Config) -> float | None:
+        """Cycles of `config` by the templates' arithmetic."""
+        return None if self.cycles is None else self.cycles(self.space.complete(config))
 
     @property
     def key(self) -> str:

@@ -13,7 +13,7 @@ from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Ordered, Space
 from tcomp.tensor.simt_attention import AttentionTile, SimtAttention
 from tcomp.tensor.simt_space import ARRIVAL_CYCLES, SECOND_LEVEL_BYTES
-from tcomp.tensor.template import TEMPLATES, Scheduled, Template
+from tcomp.tensor.template import TEMPLATES, Cycles, Scheduled, Template
 
 ROWS = (32, 64, 128)
 KEYS = (32, 64)
@@ -56,8 +56,9 @@ class AttentionCuda(Template):
             {"split": 1},
         )
 
-    def estimate(self, kernel: Kernel, target: Target) -> float:
-        return _cycles(self.space(kernel, target).default, _shape(kernel), _gpu(target))
+    def cycles(self, kernel: Kernel, target: Target) -> Cycles:
+        shape, gpu = _shape(kernel), _gpu(target)
+        return lambda config: _cycles(config, shape, gpu)
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         return SimtAttention(kernel, AttentionTile.of(config, _shape(kernel)), _gpu(target)).scheduled()

@@ -12,13 +12,12 @@ from tcomp.tensor.mma_attention_operands import Heads, MmaAttentionOperands, att
 from tcomp.tensor.mma_attention_plan import (
     AttentionPlan,
     AttentionShape,
-    default_plan,
     fitting_plans,
     plan_space,
 )
 from tcomp.tensor.mma_kernel import multiplies
 from tcomp.tensor.schedules.attention_cuda import AttentionCuda
-from tcomp.tensor.template import TEMPLATES, Scheduled, Template
+from tcomp.tensor.template import TEMPLATES, Cycles, Scheduled, Template
 
 _TYPES = ("float16", "bfloat16")
 """Of queries, keys and values: those whose sums lie in registers as operands do."""
@@ -51,10 +50,10 @@ class AttentionMmaCuda(Template):
     def space(self, kernel: Kernel, target: Target) -> Space:
         return plan_space(_shape(kernel), _gpu(target))
 
-    def estimate(self, kernel: Kernel, target: Target) -> float:
-        gpu, operands = _gpu(target), MmaAttentionOperands(kernel)
-        cycles = default_plan(_shape(kernel), gpu).cycles(gpu)
-        return max(cycles, memory_cycles(gpu, kernel.nbytes)) + operands.moving_cycles(gpu)
+    def cycles(self, kernel: Kernel, target: Target) -> Cycles:
+        gpu, shape = _gpu(target), _shape(kernel)
+        least, before = memory_cycles(gpu, kernel.nbytes), MmaAttentionOperands(kernel).moving_cycles(gpu)
+        return lambda config: max(AttentionPlan.of(config, shape).cycles(gpu), least) + before
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         plan = AttentionPlan.of(config, _shape(kernel))

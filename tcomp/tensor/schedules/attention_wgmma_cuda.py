@@ -7,10 +7,10 @@ from tcomp.tensor.gpu_rates import memory_cycles
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Space
 from tcomp.tensor.schedules.attention_mma_cuda import AttentionMmaCuda, is_narrow_attention
-from tcomp.tensor.template import TEMPLATES, Scheduled, Template
+from tcomp.tensor.template import TEMPLATES, Cycles, Scheduled, Template
 from tcomp.tensor.wgmma_attention import WgmmaAttention
 from tcomp.tensor.wgmma_attention_operands import TiledAttentionOperands
-from tcomp.tensor.wgmma_attention_plan import WgmmaAttentionPlan, default_plan, fitting_plans, plan_space
+from tcomp.tensor.wgmma_attention_plan import WgmmaAttentionPlan, fitting_plans, plan_space
 from tcomp.tensor.wgmma_plan import ARCH
 
 
@@ -36,10 +36,10 @@ class AttentionWgmmaCuda(Template):
     def space(self, kernel: Kernel, target: Target) -> Space:
         return plan_space(TiledAttentionOperands(kernel).shape, _gpu(target))
 
-    def estimate(self, kernel: Kernel, target: Target) -> float:
+    def cycles(self, kernel: Kernel, target: Target) -> Cycles:
         gpu, operands = _gpu(target), TiledAttentionOperands(kernel)
-        cycles = default_plan(operands.shape, gpu).cycles(gpu)
-        return max(cycles, memory_cycles(gpu, kernel.nbytes)) + operands.moving_cycles(gpu)
+        least, before = memory_cycles(gpu, kernel.nbytes), operands.moving_cycles(gpu)
+        return lambda config: max(WgmmaAttentionPlan.of(config, operands.shape).cycles(gpu), least) + before
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         operands = TiledAttentionOperands(kernel)

@@ -12,8 +12,8 @@ from tcomp.tensor.epilogue import output_axes
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Space
 from tcomp.tensor.simt_product import SimtProduct
-from tcomp.tensor.simt_space import Problem, cycles, default_tile, shares_of, simt_space
-from tcomp.tensor.template import TEMPLATES, Scheduled, Template
+from tcomp.tensor.simt_space import Problem, cycles, shares_of, simt_space
+from tcomp.tensor.template import TEMPLATES, Cycles, Scheduled, Template
 
 OPERATORS = ("conv1d", "conv2d", "conv3d")
 
@@ -30,9 +30,9 @@ class ConvCuda(Template):
     def space(self, kernel: Kernel, target: Target) -> Space:
         return simt_space(_problem(kernel), target)
 
-    def estimate(self, kernel: Kernel, target: Target) -> float:
+    def cycles(self, kernel: Kernel, target: Target) -> Cycles:
         problem = _problem(kernel)
-        return cycles(problem, default_tile(problem, target), target)
+        return lambda config: cycles(problem, BlockTile.of(config), target)
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         tile = BlockTile.of(config)

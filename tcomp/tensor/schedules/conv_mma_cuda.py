@@ -5,13 +5,14 @@ from __future__ import annotations
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.conv_windows import Windows, has_windows
+from tcomp.tensor.gpu_rates import memory_cycles
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Space
 from tcomp.tensor.loops import Statement
 from tcomp.tensor.mma_kernel import factor_dtype, schedule_mma, stored_in_vectors
 from tcomp.tensor.mma_nest import mma_launch
-from tcomp.tensor.mma_plan import estimated_cycles, plan_of, plan_space
-from tcomp.tensor.template import TEMPLATES, Scheduled, Template
+from tcomp.tensor.mma_plan import plan_of, plan_space
+from tcomp.tensor.template import TEMPLATES, Cycles, Scheduled, Template
 
 
 class ConvMmaCuda(Template):
@@ -34,11 +35,12 @@ class ConvMmaCuda(Template):
         windows = Windows(kernel)
         return plan_space(factor_dtype(kernel), windows.extents, target.gpu)
 
-    def estimate(self, kernel: Kernel, target: Target) -> float:
+    def cycles(self, kernel: Kernel, target: Target) -> Cycles:
         assert target.gpu is not None
-        windows = Windows(kernel)
-        product = estimated_cycles(factor_dtype(kernel), windows.extents, kernel.nbytes, target.gpu)
-        return product + windows.gathering(target.gpu)
+        gpu, windows, dtype = target.gpu, Windows(kernel), factor_dtype(kernel)
+        least, before = memory_cycles(gpu, kernel.nbytes), windows.gathering(gpu)
+        extents = windows.extents
+        return lambda config: max(plan_of(dtype, extents, config).cycles(gpu), least) + before
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         assert target.gpu is not None

@@ -14,11 +14,10 @@ from tcomp.tensor.mma_kernel import factor_dtype, schedule_mma, stored_in_vector
 from tcomp.tensor.mma_plan import CHUNK_BYTES
 from tcomp.tensor.pixel_stores import PixelTiles, pixel_itemsize
 from tcomp.tensor.schedules.conv_mma_cuda import ConvMmaCuda
-from tcomp.tensor.template import TEMPLATES, Scheduled, Template
+from tcomp.tensor.template import TEMPLATES, Cycles, Scheduled, Template
 from tcomp.tensor.wgmma_nest import wgmma_launch
 from tcomp.tensor.wgmma_plan import (
     ARCH,
-    default_wgmma_plan,
     most_sums,
     wgmma_plan_of,
     wgmma_space,
@@ -52,12 +51,12 @@ class ConvWgmmaCuda(Template):
             dtype, extents, target.gpu, most_sums(kernel, _BESIDE), _ways(kernel), *_output(kernel)
         )
 
-    def estimate(self, kernel: Kernel, target: Target) -> float:
+    def cycles(self, kernel: Kernel, target: Target) -> Cycles:
         assert target.gpu is not None
-        gpu, windows = target.gpu, Windows(kernel)
-        dtype, extents, sums = factor_dtype(kernel), windows.extents, most_sums(kernel, _BESIDE)
-        plan = default_wgmma_plan(dtype, extents, gpu, sums, _ways(kernel), *_output(kernel))
-        return max(plan.cycles(gpu), memory_cycles(gpu, kernel.nbytes)) + windows.gathering(gpu)
+        gpu, windows, dtype = target.gpu, Windows(kernel), factor_dtype(kernel)
+        least, before = memory_cycles(gpu, kernel.nbytes), windows.gathering(gpu)
+        extents, output = windows.extents, _output(kernel)
+        return lambda config: max(wgmma_plan_of(dtype, extents, config, *output).cycles(gpu), least) + before
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         assert target.gpu is not None

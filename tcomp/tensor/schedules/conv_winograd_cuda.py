@@ -18,13 +18,12 @@ from tcomp.tensor.simt_winograd_space import (
     WinogradProblem,
     WinogradTiles,
     best_of,
-    best_tiles,
     pixels_of,
     tiles_within_reach,
     winograd_cycles,
     winograd_space,
 )
-from tcomp.tensor.template import TEMPLATES, Packed, PackedBy, Scheduled, Template
+from tcomp.tensor.template import TEMPLATES, Cycles, Packed, PackedBy, Scheduled, Template
 
 WORTH = 1.1
 """How much faster it must be, by estimate, to be worth a larger library: no GPU has timed either."""
@@ -66,9 +65,12 @@ class ConvWinogradCuda(Template):
     def space(self, kernel: Kernel, target: Target) -> Space:
         return winograd_space(WinogradProblem.of(kernel), target)
 
-    def estimate(self, kernel: Kernel, target: Target) -> float:
+    def cycles(self, kernel: Kernel, target: Target) -> Cycles:
         problem = WinogradProblem.of(kernel)
-        return WORTH * winograd_cycles(problem, best_tiles(problem, target), target)
+        return lambda config: winograd_cycles(problem, WinogradTiles.of(config), target)
+
+    def estimate(self, kernel: Kernel, target: Target) -> float:
+        return WORTH * super().estimate(kernel, target)
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         assert target.gpu is not None

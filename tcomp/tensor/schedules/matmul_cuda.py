@@ -11,8 +11,8 @@ from tcomp.tensor.knobs import Config, Space
 from tcomp.tensor.matrices import ProductMatrices
 from tcomp.tensor.product import Product
 from tcomp.tensor.simt_product import SimtProduct
-from tcomp.tensor.simt_space import cycles, default_tile, problem_of, shares_of, simt_space
-from tcomp.tensor.template import TEMPLATES, Scheduled, Template
+from tcomp.tensor.simt_space import cycles, problem_of, shares_of, simt_space
+from tcomp.tensor.template import TEMPLATES, Cycles, Scheduled, Template
 
 
 class MatmulCuda(Template):
@@ -27,9 +27,9 @@ class MatmulCuda(Template):
     def space(self, kernel: Kernel, target: Target) -> Space:
         return simt_space(problem_of(kernel), target)
 
-    def estimate(self, kernel: Kernel, target: Target) -> float:
+    def cycles(self, kernel: Kernel, target: Target) -> Cycles:
         problem = problem_of(kernel)
-        return cycles(problem, default_tile(problem, target), target)
+        return lambda config: cycles(problem, BlockTile.of(config), target)
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         assert kernel.anchor is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tcomp.relay.types import FLOAT8
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import Anchored
+from tcomp.tensor.gpu_rates import memory_cycles
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Space
 from tcomp.tensor.loops import Statement
@@ -12,10 +13,10 @@ from tcomp.tensor.mma_kernel import factor_dtype, schedule_mma, stored_in_vector
 from tcomp.tensor.mma_matrices import MmaMatrices, is_product
 from tcomp.tensor.mma_nest import mma_launch
 from tcomp.tensor.mma_operand import MmaOperand
-from tcomp.tensor.mma_plan import MmaPlan, estimated_cycles, plan_of, plan_space
+from tcomp.tensor.mma_plan import MmaPlan, plan_of, plan_space
 from tcomp.tensor.output_tiles import OutputTiles, tiled_itemsize
 from tcomp.tensor.schedules.matmul_cuda import MatmulCuda
-from tcomp.tensor.template import TEMPLATES, Scheduled, Template
+from tcomp.tensor.template import TEMPLATES, Cycles, Scheduled, Template
 from tcomp.tensor.unpacked_operand import PackedWeights, UnpackedChunks
 from tcomp.tensor.wgmma_plan import ARCH as WGMMA_ARCH
 
@@ -43,11 +44,12 @@ class MatmulMmaCuda(Template):
         output = tiled_itemsize(kernel, matrices.product.columns)
         return plan_space(matrices.dtype, matrices.extents, target.gpu, _streams(kernel), output)
 
-    def estimate(self, kernel: Kernel, target: Target) -> float:
+    def cycles(self, kernel: Kernel, target: Target) -> Cycles:
         assert target.gpu is not None
-        matrices = MmaMatrices(kernel)
-        streams, output = _streams(kernel), tiled_itemsize(kernel, matrices.product.columns)
-        return estimated_cycles(matrices.dtype, matrices.extents, kernel.nbytes, target.gpu, streams, output)
+        gpu, matrices = target.gpu, MmaMatrices(kernel)
+        least, output = memory_cycles(gpu, kernel.nbytes), tiled_itemsize(kernel, matrices.product.columns)
+        dtype, extents = matrices.dtype, matrices.extents
+        return lambda config: max(plan_of(dtype, extents, config, output).cycles(gpu), least)
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         assert target.gpu is not None

@@ -19,7 +19,7 @@ from tcomp.tensor.product import Product
 from tcomp.tensor.schedules.matmul_cuda import MatmulCuda
 from tcomp.tensor.schedules.matmul_rows_cuda import SPLITS, rows_cycles, rows_space
 from tcomp.tensor.simt_space import problem_of
-from tcomp.tensor.template import TEMPLATES, Scheduled, Template
+from tcomp.tensor.template import TEMPLATES, Cycles, Scheduled, Template
 from tcomp.tensor.unpacked_operand import REGISTERS, PackedWeights, UnpackedOperand
 
 _WARPS = 16
@@ -56,11 +56,15 @@ class MatmulPackedCuda(Template):
         plans = [RowsPlan(4, columns, 4, unroll, split) for unroll in (4, 2, 1) for split in splits[::-1]]
         return rows_space(next(plan for plan in plans if complaint(plan) is None), complaint)
 
-    def estimate(self, kernel: Kernel, target: Target) -> float:
+    def cycles(self, kernel: Kernel, target: Target) -> Cycles:
         problem, gpu = problem_of(kernel), target.gpu
         assert gpu is not None
-        plan = RowsPlan.of(self.space(kernel, target).default)
-        return rows_cycles(problem, gpu, plan, problem.rows * (1 + 1 / plan.columns) + _UNPACK)
+
+        def of(config: Config) -> float:
+            plan = RowsPlan.of(config)
+            return rows_cycles(problem, gpu, plan, problem.rows * (1 + 1 / plan.columns) + _UNPACK)
+
+        return of
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         anchored, weights, plan = Anchored(kernel), PackedWeights.of(kernel), RowsPlan.of(config)

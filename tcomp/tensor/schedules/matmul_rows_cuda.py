@@ -16,7 +16,7 @@ from tcomp.tensor.matrices import Matrices, ProductMatrices, Transposed
 from tcomp.tensor.product import Product
 from tcomp.tensor.schedules.matmul_cuda import MatmulCuda
 from tcomp.tensor.simt_space import Problem, problem_of
-from tcomp.tensor.template import TEMPLATES, Scheduled, Template
+from tcomp.tensor.template import TEMPLATES, Cycles, Scheduled, Template
 from tcomp.tensor.unpacked_operand import PackedWeights
 from tcomp.tensor.warps import WARP
 
@@ -58,13 +58,13 @@ class MatmulRowsCuda(Template):
         plans = [RowsPlan(8, of_thread, 4, 2 if _in_depth(kernel) else 4, s) for s in SPLITS if s <= wanted]
         return rows_space([p for p in plans if complaint(p) is None][-1], complaint)
 
-    def estimate(self, kernel: Kernel, target: Target) -> float:
+    def cycles(self, kernel: Kernel, target: Target) -> Cycles:
         """By memory, which needs enough loads under way, or by multiply-adds and loads of the few rows."""
         problem, gpu = problem_of(kernel), target.gpu
         assert gpu is not None
-        plan = RowsPlan.of(self.space(kernel, target).default)
         # A multiply-add and a load of a factor for each product.
-        return rows_cycles(problem, gpu, plan, 2 * min(problem.rows, problem.columns))
+        instructions = 2 * min(problem.rows, problem.columns)
+        return lambda config: rows_cycles(problem, gpu, RowsPlan.of(config), instructions)
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         assert kernel.anchor is not None

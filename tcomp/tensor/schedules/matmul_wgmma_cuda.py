@@ -12,12 +12,11 @@ from tcomp.tensor.mma_kernel import schedule_mma, stored_in_vectors
 from tcomp.tensor.mma_matrices import MmaMatrices, is_product
 from tcomp.tensor.output_tiles import OutputTiles, tiled_itemsize
 from tcomp.tensor.schedules.matmul_cuda import MatmulCuda
-from tcomp.tensor.template import TEMPLATES, Scheduled, Template
+from tcomp.tensor.template import TEMPLATES, Cycles, Scheduled, Template
 from tcomp.tensor.unpacked_operand import PackedWeights
 from tcomp.tensor.wgmma_nest import wgmma_launch
 from tcomp.tensor.wgmma_plan import (
     ARCH,
-    default_wgmma_plan,
     most_sums,
     wgmma_plan_of,
     wgmma_space,
@@ -46,12 +45,12 @@ class MatmulWgmmaCuda(Template):
         sums, output = most_sums(kernel), _output(kernel, matrices)
         return wgmma_space(matrices.dtype, matrices.extents, target.gpu, sums, output=output)
 
-    def estimate(self, kernel: Kernel, target: Target) -> float:
+    def cycles(self, kernel: Kernel, target: Target) -> Cycles:
         assert target.gpu is not None
         gpu, matrices = target.gpu, MmaMatrices(kernel, in_tiles=True)
-        sums, output = most_sums(kernel), _output(kernel, matrices)
-        plan = default_wgmma_plan(matrices.dtype, matrices.extents, gpu, sums, output=output)
-        return max(plan.cycles(gpu), memory_cycles(gpu, kernel.nbytes))
+        least, output = memory_cycles(gpu, kernel.nbytes), _output(kernel, matrices)
+        dtype, extents = matrices.dtype, matrices.extents
+        return lambda config: max(wgmma_plan_of(dtype, extents, config, output).cycles(gpu), least)
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         assert target.gpu is not None
