@@ -170,7 +170,7 @@ LAYERS = {
 
 def test_estimates() -> None:
     """Thousands of cycles, as in docs/design/cuda.md: by tiles of windows and by `mma.sync`."""
-    for name, tiles, other in (("blocks", 25.0, 27.6), ("tf32", 142.8, 172.0)):
+    for name, tiles, other in (("blocks", 25.0, 29.3), ("tf32", 142.8, 181.0)):
         table = template_for(LAYERS[name], HOPPER).algorithms
         found = [table[one].estimate(LAYERS[name], HOPPER) / 1000 for one in (TEMPLATE, "conv_mma_cuda")]
         assert found == pytest.approx([tiles, other], rel=0.01), name

@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 from mma_kernels import SMALL, assert_computes, conv, in_blocks
 
-from tcomp.target.target import Target
+from tcomp.codegen.cuda.cubin import compile_cubin
+from tcomp.codegen.cuda.device_code import device_code
+from tcomp.target.target import TARGETS, Target
+from tcomp.tensor.template import TEMPLATES
 
 TEMPLATE = "conv_mma_cuda"
 P = (1, 1, 1, 1)
@@ -34,6 +37,45 @@ FEW = ("all channels of a pixel", "plain", "tf32")
 )
 def test_numbers(name: str, gpu: Target) -> None:
     assert_computes(KERNELS[name], gpu, TEMPLATE, SMALL)
+
+
+STORED = {
+    "blocks, two images": (
+        conv((2, 1, 5, 7, 16), (64, 16, 3, 3), True, padding=P, **in_blocks(16, 32)), {"warp_columns": 32},
+    ),
+    "all channels of a pixel": (
+        conv((1, 1, 6, 7, 16), (40, 16, 1, 1), True, out_dtype="float32", **in_blocks(16, 40)), {},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_output_is_stored_in_lines(name: str, gpu: Target) -> None:
+    kernel, knobs = STORED[name]
+    assert_computes(kernel, gpu, TEMPLATE, {**SMALL, **knobs, "block_columns": 64, "lines": 1})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
+@pytest.mark.parametrize("lines", [0, 1])
+@pytest.mark.usefixtures("real_compiler")
+def test_large_tiles_do_not_spill(lines: int, arch: str) -> None:
+    target = TARGETS[f"cuda:{arch}"]
+    kernel = conv((32, 4, 28, 28, 64), (256, 256, 3, 3), True, padding=P, **in_blocks(64, 64))
+    knobs = {"block_rows": 256, "block_columns": 128, "warp_rows": 64, "warp_columns": 64, "stages": 3}
+    template = TEMPLATES[TEMPLATE]
+    config = {
+        **template.space(kernel, target).default,
+        **knobs,
+        "depth_chunks": 4,
+        "splits": 1,
+        "streamed": 0,
+    }
+    template.space(kernel, target).check({**config, "lines": lines})
+    scheduled = template.apply(kernel, target, {**config, "lines": lines})
+    code = device_code(scheduled.function, "kernel", target)
+    assert ("tcomp_put_words" in code.source) is bool(lines)
+    assert all(found.spilled_bytes == 0 for found in compile_cubin(code.source, arch).resources.values())
 
 
 @pytest.mark.slow

@@ -11,6 +11,9 @@ from tcomp.tensor.loops import Statement
 from tcomp.tensor.mma_kernel import factor_dtype, schedule_mma, stored_in_vectors
 from tcomp.tensor.mma_nest import mma_launch
 from tcomp.tensor.mma_plan import estimated_cycles, plan_of, plan_space
+from tcomp.tensor.output_tiles import OutputTiles
+from tcomp.tensor.pixel_stores import pixel_output
+from tcomp.tensor.stored_output import Output
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
 
 
@@ -32,24 +35,30 @@ class ConvMmaCuda(Template):
     def space(self, kernel: Kernel, target: Target) -> Space:
         assert target.gpu is not None
         windows = Windows(kernel)
-        return plan_space(factor_dtype(kernel), windows.extents, target.gpu)
+        return plan_space(factor_dtype(kernel), windows.extents, _output(windows), target.gpu)
 
     def estimate(self, kernel: Kernel, target: Target) -> float:
         assert target.gpu is not None
         windows = Windows(kernel)
-        product = estimated_cycles(factor_dtype(kernel), windows.extents, kernel.nbytes, target.gpu)
+        dtype, extents, output = factor_dtype(kernel), windows.extents, _output(windows)
+        product = estimated_cycles(dtype, extents, output, kernel.nbytes, target.gpu)
         return product + windows.gathering(target.gpu)
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         assert target.gpu is not None
         windows = Windows(kernel)
-        plan = plan_of(factor_dtype(kernel), windows.extents, config)
+        plan = plan_of(factor_dtype(kernel), windows.extents, _output(windows), config)
         anchored = Anchored(kernel, windows.packing)
         before: list[Statement] = []
         left, right = windows.left(anchored, before), windows.right(anchored, before)
         vector = 2 if stored_in_vectors(kernel, windows.conv.out_block) else 1
-        launch = mma_launch(plan, left, right, target.gpu)
+        tiles = OutputTiles(anchored, plan, windows.output, vector)
+        launch = mma_launch(plan, left, right, target.gpu, tiles)
         return schedule_mma(anchored, plan, plan.shares(target.gpu), before, launch, windows.output, vector)
+
+
+def _output(windows: Windows) -> Output:
+    return pixel_output(windows.kernel, windows.conv, by_engine=False)
 
 
 TEMPLATES.register(ConvMmaCuda.name, ConvMmaCuda())

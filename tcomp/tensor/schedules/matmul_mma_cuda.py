@@ -13,7 +13,7 @@ from tcomp.tensor.mma_matrices import MmaMatrices, is_product
 from tcomp.tensor.mma_nest import mma_launch
 from tcomp.tensor.mma_operand import MmaOperand
 from tcomp.tensor.mma_plan import MmaPlan, estimated_cycles, plan_of, plan_space
-from tcomp.tensor.output_tiles import OutputTiles, tiled_itemsize
+from tcomp.tensor.output_tiles import OutputTiles, row_output
 from tcomp.tensor.schedules.matmul_cuda import MatmulCuda
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
 from tcomp.tensor.unpacked_operand import PackedWeights, UnpackedChunks
@@ -40,26 +40,26 @@ class MatmulMmaCuda(Template):
     def space(self, kernel: Kernel, target: Target) -> Space:
         assert target.gpu is not None
         matrices = MmaMatrices(kernel)
-        output = tiled_itemsize(kernel, matrices.product.columns)
-        return plan_space(matrices.dtype, matrices.extents, target.gpu, _streams(kernel), output)
+        output = row_output(kernel, matrices.product.columns)
+        return plan_space(matrices.dtype, matrices.extents, output, target.gpu, _streams(kernel))
 
     def estimate(self, kernel: Kernel, target: Target) -> float:
         assert target.gpu is not None
         matrices = MmaMatrices(kernel)
-        streams, output = _streams(kernel), tiled_itemsize(kernel, matrices.product.columns)
-        return estimated_cycles(matrices.dtype, matrices.extents, kernel.nbytes, target.gpu, streams, output)
+        streams, output = _streams(kernel), row_output(kernel, matrices.product.columns)
+        return estimated_cycles(matrices.dtype, matrices.extents, output, kernel.nbytes, target.gpu, streams)
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         assert target.gpu is not None
         matrices = MmaMatrices(kernel)
-        output = tiled_itemsize(kernel, matrices.product.columns)
-        plan = plan_of(matrices.dtype, matrices.extents, config, output)
+        output = row_output(kernel, matrices.product.columns)
+        plan = plan_of(matrices.dtype, matrices.extents, output, config)
         anchored = Anchored(kernel, matrices.packing)
         before: list[Statement] = []
         left = matrices.left(anchored, before)
         right = _unpacked(anchored, plan) or matrices.right(anchored, before)
         vector = 2 if stored_in_vectors(kernel, matrices.product.columns) else 1
-        tiles = OutputTiles(anchored, plan, matrices.output, vector) if output else None
+        tiles = OutputTiles(anchored, plan, matrices.output, vector)
         launch = mma_launch(plan, left, right, target.gpu, tiles)
         return schedule_mma(anchored, plan, plan.shares(target.gpu), before, launch, matrices.output, vector)
 
