@@ -35,6 +35,11 @@ def stored(type_: TensorType, layout: str) -> TensorType:
     return type_.with_shape(layout_shape(batch, channels, tuple(spatial), layout))
 
 
+def factor_of(dtype: str, target: Target) -> str:
+    """The type in which products of `dtype` take their operands, if layouts are for `target.fast_dtype`."""
+    return target.fast_dtype or dtype if dtype == "float32" else dtype
+
+
 class LayoutCosts:
     """Estimates for one target. Equal kernels are estimated once. `wide` are values that keep their type."""
 
@@ -53,13 +58,14 @@ class LayoutCosts:
         x, weight = (v.type for v in node.inputs)
         attrs = {**node.attrs, "data_layout": source, "out_layout": result}
         stays = node.inputs[0] in self._wide and self._narrow not in ROUNDED
-        narrow = None if stays else self._narrow
+        narrow = None if stays or x.dtype != "float32" else self._narrow
         rounds = stays and has_tiles(self._target) and x.dtype == "float32"
         if narrow in ROUNDED or rounds:
             attrs["multiply_as"] = self._narrow or ""
         elif narrow is not None:
             x, weight = (replace(type_, dtype=narrow) for type_ in (x, weight))
-            attrs["out_dtype"] = "float32"
+            # On GPUs the layout decides how many sectors a warp stores of what is rounded again.
+            attrs["out_dtype"] = "float32" if self._target.gpu is None else narrow
         cycles = self._anchor(node.op, [stored(x, source), weight], attrs, constants=frozenset({1}))
         lanes = self._target.lanes(stored_as(self._narrow or node.output.dtype))
         usual = (channel_block(result) or 1) % lanes == 0

@@ -8,7 +8,7 @@ from tcomp.tensor.conv_windows import Windows, has_windows
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Space
 from tcomp.tensor.loops import Statement
-from tcomp.tensor.mma_kernel import factor_dtype, schedule_mma, stored_in_vectors
+from tcomp.tensor.mma_kernel import factor_dtype, multiplies_by_warps, schedule_mma, stored_in_vectors
 from tcomp.tensor.mma_nest import mma_launch
 from tcomp.tensor.mma_plan import estimated_cycles, plan_of, plan_space
 from tcomp.tensor.output_tiles import OutputTiles
@@ -30,7 +30,7 @@ class ConvMmaCuda(Template):
     priority = 5
 
     def accepts(self, kernel: Kernel, target: Target) -> bool:
-        return has_windows(kernel, target)
+        return has_windows(kernel, target) and multiplies_by_warps(kernel, target)
 
     def space(self, kernel: Kernel, target: Target) -> Space:
         assert target.gpu is not None

@@ -29,7 +29,7 @@ for all sums."""
 
 
 class ConvWgmmaCuda(Template):
-    """Ungrouped convolutions of float16, bfloat16, tf32 and int8, by groups of warps.
+    """Ungrouped convolutions of float16, bfloat16, tf32, float8 and int8, by groups of warps.
 
     Steps as of `ConvMmaCuda`. Weights are copied by tiles, and windows where the input's layout allows it. Or
     they are copied by chunks (knob `gathers`): on their way nothing could round them to tf32.
@@ -37,6 +37,7 @@ class ConvWgmmaCuda(Template):
 
     name = "conv_wgmma_cuda"
     family = "cuda"
+    priority = ConvMmaCuda.priority
     alternative_to = ConvMmaCuda.name
 
     def accepts(self, kernel: Kernel, target: Target) -> bool:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from tcomp.relay.types import FLOAT8
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Space
 from tcomp.tensor.loops import Statement
-from tcomp.tensor.mma_kernel import factor_dtype, schedule_mma, stored_in_vectors
+from tcomp.tensor.mma_kernel import multiplies_by_warps, schedule_mma, stored_in_vectors
 from tcomp.tensor.mma_matrices import MmaMatrices, is_product
 from tcomp.tensor.mma_nest import mma_launch
 from tcomp.tensor.mma_operand import MmaOperand
@@ -17,7 +16,6 @@ from tcomp.tensor.output_tiles import OutputTiles, row_output
 from tcomp.tensor.schedules.matmul_cuda import MatmulCuda
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
 from tcomp.tensor.unpacked_operand import PackedWeights, UnpackedChunks
-from tcomp.tensor.wgmma_plan import ARCH as WGMMA_ARCH
 
 
 class MatmulMmaCuda(Template):
@@ -32,10 +30,7 @@ class MatmulMmaCuda(Template):
     alternative_to = MatmulCuda.name
 
     def accepts(self, kernel: Kernel, target: Target) -> bool:
-        if not is_product(kernel, target):
-            return False
-        # `mma.sync` converts float8 to float16 there, by twelve instructions for a product: ptxas 13.0.
-        return target.gpu is None or target.gpu.arch != WGMMA_ARCH or factor_dtype(kernel) not in FLOAT8
+        return is_product(kernel, target) and multiplies_by_warps(kernel, target)
 
     def space(self, kernel: Kernel, target: Target) -> Space:
         assert target.gpu is not None
