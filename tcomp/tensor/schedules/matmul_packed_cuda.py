@@ -24,6 +24,8 @@ from tcomp.tensor.unpacked_operand import REGISTERS, PackedWeights, UnpackedOper
 
 _WARPS = 16
 """Of a multiprocessor, which together have enough loads under way."""
+_WORD_BYTES = 4
+"""That a thread loads of a column at a time."""
 _UNPACK = 2.5
 """Instructions that make a number of a packed weight."""
 
@@ -59,8 +61,13 @@ class MatmulPackedCuda(Template):
     def estimate(self, kernel: Kernel, target: Target) -> float:
         problem, gpu = problem_of(kernel), target.gpu
         assert gpu is not None
-        plan = RowsPlan.of(self.space(kernel, target).default)
-        return rows_cycles(problem, gpu, plan, problem.rows * (1 + 1 / plan.columns) + _UNPACK)
+        weights, plan = PackedWeights.of(kernel), RowsPlan.of(self.space(kernel, target).default)
+        assert weights is not None
+        blocks = ceil(problem.columns / (plan.columns * plan.warps)) * plan.split
+        registers = plan.registers(problem.rows, 4, weights.word, REGISTERS)
+        under_way = plan.under_way(gpu, blocks, registers, 0, _WORD_BYTES)
+        instructions = problem.rows * (1 + 1 / plan.columns) + _UNPACK
+        return rows_cycles(problem, gpu, plan, blocks, instructions, under_way)
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         anchored, weights, plan = Anchored(kernel), PackedWeights.of(kernel), RowsPlan.of(config)
