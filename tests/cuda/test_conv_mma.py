@@ -7,7 +7,9 @@ from mma_kernels import SMALL, assert_computes, conv, in_blocks
 
 from tcomp.codegen.cuda.cubin import compile_cubin
 from tcomp.codegen.cuda.device_code import device_code
+from tcomp.relay.builder import GraphBuilder
 from tcomp.target.target import TARGETS, Target
+from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.template import TEMPLATES, schedule, template_for
 
 TEMPLATE = "conv_mma_cuda"
@@ -37,6 +39,19 @@ KERNELS = {
 }  # fmt: skip
 FEW = ("all channels of a pixel", "plain", "tf32", "int8, a border")
 """Those that are always tested: g++ takes long for each."""
+
+
+def rounded_input() -> Kernel:
+    """As a network's first convolution, which reads float32."""
+    builder = GraphBuilder()
+    x = builder.op("cast", builder.input("data", (2, 3, 9, 9)), dtype="float16")
+    weight = builder.input("weight", (24, 3, 3, 3), "float16")
+    result = builder.op("conv2d", x, weight, strides=(2, 2), padding=P, out_layout="NCHW8c")
+    return Kernel(builder.build(result), frozenset({1}))
+
+
+def test_first_convolutions_round_what_they_gather(gpu: Target) -> None:
+    assert_computes(rounded_input(), gpu, TEMPLATE, SMALL)
 
 
 FLOAT8 = {
