@@ -15,13 +15,11 @@ from itertools import product
 from tcomp.target.target import Gpu
 from tcomp.tensor.attention_parts import SPLITS, KeyParts
 from tcomp.tensor.attention_shape import Limit, Walk
-from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, in_rounds, resident_blocks
+from tcomp.tensor.gpu_rates import CACHE_BYTES, LAUNCH_CYCLES, SHARED_BYTES, in_rounds, resident_blocks
 from tcomp.tensor.knobs import Config, Ordered, Space
 from tcomp.tensor.mma_plan import (
     BLOCK_CYCLES,
-    CACHE_BYTES,
     CHUNK_BYTES,
-    SHARED_BYTES,
     chunk_elements,
     instruction_cycles,
 )

@@ -14,7 +14,15 @@ from itertools import product
 
 from tcomp.target.target import Gpu
 from tcomp.tensor.attention_shape import Walk
-from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, clock, equal_registers, in_rounds, resident_blocks
+from tcomp.tensor.gpu_rates import (
+    CACHE_BYTES,
+    LAUNCH_CYCLES,
+    SHARED_BYTES,
+    clock,
+    equal_registers,
+    in_rounds,
+    resident_blocks,
+)
 from tcomp.tensor.knobs import Config, Ordered, Space
 from tcomp.tensor.mma_attention_plan import (
     EXPONENTIAL_CYCLES,
@@ -23,7 +31,7 @@ from tcomp.tensor.mma_attention_plan import (
     AttentionShape,
     together,
 )
-from tcomp.tensor.mma_plan import BLOCK_CYCLES, CACHE_BYTES, SHARED_BYTES
+from tcomp.tensor.mma_plan import BLOCK_CYCLES
 from tcomp.tensor.wgmma_plan import (
     BARRIER_BYTES,
     DEPTH_BYTES,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from device_programs import ends_the_process
 from gpu_assembly import disassembled, loop_bodies
-from mma_kernels import assert_computes, conv, in_blocks
+from mma_kernels import assert_computes, conv, in_blocks, rows_of
 from test_conv_mma import KERNELS as OTHERS
 from test_conv_mma import P
 from test_matmul_wgmma import HOPPER, SMALL
@@ -91,7 +91,7 @@ def test_what_is_left_to_others() -> None:
 
 
 def test_clusters_are_for_tiles() -> None:
-    plan = WgmmaPlan("float16", 1, 512, 64, 576, 64, 64, 1, 3, cluster=2, gathers=1)
+    plan = WgmmaPlan("float16", 1, 512, 64, 576, 64, 64, 1, 3, cluster=2, gathers=1, output=rows_of(2))
     assert HOPPER.gpu is not None
     assert "clusters of 2" in (plan.complaint(HOPPER.gpu) or "")
     with pytest.raises(ScheduleError, match="clusters of 2 blocks"):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gpu_assembly import disassembled, loop_bodies
-from mma_kernels import SMALL, conv, in_blocks, matmul
+from mma_kernels import SMALL, conv, in_blocks, matmul, rows_of
 
 from tcomp.codegen.cuda.cubin import compile_cubin
 from tcomp.codegen.cuda.device_code import DeviceCode, device_code
@@ -124,7 +124,7 @@ def test_defaults_fill_the_processors() -> None:
     assert gpu is not None
 
     def plan(*extents: int) -> MmaPlan:
-        return default_plan("float16", (1, *extents), gpu)
+        return default_plan("float16", (1, *extents), rows_of(2), gpu)
 
     large, small, long = plan(8192, 8192, 8192), plan(512, 512, 512), plan(256, 256, 16384)
     assert large.splits == 1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from gpu_assembly import disassembled
-from mma_kernels import matmul
+from mma_kernels import matmul, rows_of
 from test_wgmma_instructions import product
 
 from tcomp.codegen.cuda.cubin import compile_cubin
@@ -102,12 +102,12 @@ def test_defaults_fill_the_processors() -> None:
     assert HOPPER.gpu is not None
 
     def plan(*extents: int) -> WgmmaPlan:
-        return default_wgmma_plan("float16", (1, *extents), HOPPER.gpu)
+        return default_wgmma_plan("float16", (1, *extents), rows_of(2), HOPPER.gpu)
 
     large, small, long = plan(8192, 8192, 8192), plan(512, 512, 512), plan(256, 256, 16384)
     assert (large.splits, large.block_rows * large.block_columns) == (1, 128 * 256)
     assert small.block_rows * small.block_columns < 128 * 128
-    assert long.splits > 1
+    assert long.shares(HOPPER.gpu).blocks >= HOPPER.gpu.processors // 2
 
 
 def test_it_is_the_default_where_its_estimate_is_less() -> None:
