@@ -18,6 +18,7 @@ import numpy as np
 
 from tcomp.target.target import Gpu
 from tcomp.tensor.anchored import Anchored
+from tcomp.tensor.attention_shape import Shape
 from tcomp.tensor.gpu_rates import LAUNCH_CYCLES
 from tcomp.tensor.loops import Expression, Statement, constant, local, sequence, unrolled
 from tcomp.tensor.threads import digits, spread
@@ -104,10 +105,12 @@ class Pieces:
 
     def combined(
         self,
+        shape: Shape,
         exponential: Exponential,
         finish: Callable[[Expression, Expression, Expression, Expression], Statement],
     ) -> Statement:
-        """The launch that does `finish(head, row, column, value)` for each element, a thread each."""
+        """The launch that does `finish(head, row, column, value)` for each element of the output, a thread
+        each."""
         allocate, found = local((3,), DTYPE, "found")
         top, total, value = (constant(i) for i in range(3))
 
@@ -138,7 +141,7 @@ class Pieces:
                     tirx.BufferStore(found, zero, [value]),
                     unrolled(self._count, highest, "part"),
                     unrolled(self._count, add, "part"),
-                    finish(head, row, column, found[value] / found[total]),
+                    finish(head, row, column, shape.settled(found[value] / found[total], found[total] > 0)),
                 ]
             )
 

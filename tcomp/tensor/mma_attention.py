@@ -72,7 +72,8 @@ class MmaAttention:
 
         launches = [*self.before, launch((plan.parts.count * self.blocks.count,), (plan.threads,), body)]
         if self.pieces is not None:
-            launches.append(self.pieces.combined(Exponential(self.operands), self.operands.finish))
+            own, exponential = self.operands, Exponential(self.operands)
+            launches.append(self.pieces.combined(own.of_anchor, exponential, own.finish))
         return self.operands.anchored.scheduled(launches)
 
 

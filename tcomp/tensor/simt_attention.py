@@ -47,7 +47,7 @@ from tcomp.tensor.loops import (
     unrolled,
     vectorized,
 )
-from tcomp.tensor.math import convert, exp2
+from tcomp.tensor.math import exp2
 from tcomp.tensor.matrices import Index
 from tcomp.tensor.operand import Operand, Source
 from tcomp.tensor.shared_tiles import (
@@ -202,7 +202,7 @@ class SimtAttention:
         parts = self.tile.parts.count
         launches = [launch((parts * self.blocks.count,), (self.tile.threads,), body)]
         if self.pieces is not None:
-            launches.append(self.pieces.combined(lambda x, top: _exponential(x - top), finish))
+            launches.append(self.pieces.combined(self.shape, lambda x, top: _exponential(x - top), finish))
         return self.anchored.scheduled(launches)
 
 
@@ -370,7 +370,7 @@ class _Block:
             row = tirx.min(self.rows + self.of_queries.at(r), constant(shape.rows - 1))
             index = (*self.batch, row, tirx.min(key, constant(shape.length - 1)))
             elements = self.nest.anchored.elements(loops_around())
-            value = value + convert(elements.element(mask, own_index(mask, index, 0)), DTYPE)
+            value = shape.masked(value, elements.element(mask, own_index(mask, index, 0)))
             statements = elements.statements
         return statements, value
 
@@ -388,8 +388,7 @@ class _Block:
             def one(lane: Expression) -> Statement:
                 if pieces is not None:
                     return pieces.keep_sum(self.part, self.head, row, column + lane, self.sums[r, c + lane])
-                value = self.sums[r, c + lane] / self.totals[r]
-                return nest.anchored.finish([*self.batch, row, column + lane], value)
+                return nest.anchored.finish([*self.batch, row, column + lane], self.sums[r, c + lane])
 
             inside = [row < shape.rows] if shape.rows % tile.rows else []
             inside += [column < shape.width] if shape.width % tile.width else []
@@ -399,7 +398,13 @@ class _Block:
         def row(r: Expression) -> Statement:
             add = combine_lanes(self.totals, [r], WARP_COLUMNS, lambda a, b: a + b)
             columns = unrolled(tile.thread_columns // lanes, lambda c: vector(r, c * lanes), "c")
-            return sequence([*add, columns, *([] if pieces is None else [kept(pieces, r)])])
+            if pieces is not None:
+                return sequence([*add, columns, kept(pieces, r)])
+            return sequence([*add, unrolled(tile.thread_columns, lambda c: divided(r, c), "c"), columns])
+
+        def divided(r: Expression, c: Expression) -> Statement:
+            value = shape.settled(self.sums[r, c] / self.totals[r], self.totals[r] > 0)
+            return tirx.BufferStore(self.sums, value, [r, c])
 
         def kept(pieces: Pieces, r: Expression) -> Statement:
             row = self.rows + self.of_weights.at(r)
