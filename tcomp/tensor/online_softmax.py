@@ -13,6 +13,7 @@ from math import e as euler
 from math import frexp, gcd, inf, log2
 
 from tcomp.tensor.attention_parts import DTYPE, LOWEST, Pieces
+from tcomp.tensor.attention_plan import AttentionShape
 from tcomp.tensor.loops import (
     Buffer,
     Expression,
@@ -24,7 +25,6 @@ from tcomp.tensor.loops import (
     written_out,
 )
 from tcomp.tensor.mma_attention_operands import MmaAttentionOperands
-from tcomp.tensor.mma_attention_plan import AttentionShape
 from tcomp.tensor.mma_fragments import Fragments
 from tcomp.tensor.warps import combine_lanes
 from tcomp.tvm_api import tirx
