@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from attention_runs import built
 from shown_keys import WAYS, assert_shown, shown_arrays, shown_attention, with_nan
-from test_attention_causal_cuda import built
 from test_attention_cuda import SMALL as PLAIN
 from test_attention_mma import SMALL
 from test_attention_wgmma import HOPPER
