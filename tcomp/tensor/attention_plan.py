@@ -1,4 +1,4 @@
-"""How attention is cut for tensor cores: what plans for both kinds of products have in common.
+"""How attention is cut for GPUs: what plans of its forms have in common.
 
 A block has rows of queries and walks keys and values `tile_n` at a time; several blocks may share the keys.
 """
@@ -66,7 +66,6 @@ class AttentionPlan(ABC):
     shape: AttentionShape
     tile_n: int
     """Keys of a step."""
-    stages: int
     split: int
     """Parts of the keys, each a block's."""
 

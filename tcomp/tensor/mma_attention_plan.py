@@ -40,6 +40,7 @@ class MmaAttentionPlan(AttentionPlan):
     values: ClassVar = {"tile_m": ROWS, "tile_n": KEYS, "warps": WARPS, "stages": STAGES}
     tile_m: int
     warps: int
+    stages: int
 
     @property
     def block_rows(self) -> int:

@@ -197,12 +197,12 @@ class OnlineSoftmax:
         def row(i: Expression, half: Expression) -> Statement:
             r, own = i * 2 + half, self._own_row(i, half)
             is_first = tirx.floormod(self.rows.lane, _ROW_LANES) == 0
-            kept = pieces.keep_row(part, batch, own, self.tops[r], self.totals[r])
+            kept = pieces.keep_row(part, [batch, own], self.tops[r], self.totals[r])
             inside = tirx.all(is_first, own < self.shape.rows)
             return sequence([*self._add_up(r), tirx.IfThenElse(inside, kept, None)])
 
         def store(row: Expression, column: Expression, value: Expression) -> Statement:
-            return pieces.keep_sum(part, batch, row, column, value)
+            return pieces.keep_sum(part, [batch, row], column, value)
 
         return [self._each_row(row), self._stored(block_rows, gcd(self.operands.of_anchor.width, 2), store)]
 

@@ -53,6 +53,7 @@ class WgmmaAttentionPlan(AttentionPlan):
 
     values: ClassVar = {"consumers": _CONSUMERS, "tile_n": _KEYS, "stages": _STAGES, "turns": _TURNS}
     consumers: int
+    stages: int
     turns: int
     """Whether groups begin their products in turns, so that one computes weights while another multiplies."""
 

@@ -15,6 +15,7 @@ from tcomp.target.target import Target
 CONFIGS: dict[str, tuple[str, dict[str, int]]] = {
     "plain": ("attention_cuda", PLAIN),
     "plain, parts": ("attention_cuda", {**PLAIN, "split": 2}),
+    "plain, few rows": ("attention_rows_cuda", {"tile_n": 16, "lanes": 8, "warps": 2, "split": 2}),
     "tensor cores": ("attention_mma_cuda", SMALL),
     "tensor cores, parts": ("attention_mma_cuda", {**SMALL, "split": 2}),
     "groups": ("attention_wgmma_cuda", GROUP),
@@ -31,7 +32,8 @@ QUICK = ("no numbers", "all alike")
 def test_numbers(form: str, way: str, gpu: Target) -> None:
     template, config = CONFIGS[form]
     is_plain = form.startswith("plain")
-    kernel = shown_attention(way, "float32" if is_plain else "float16")
+    rows = 6 if template == "attention_rows_cuda" else 37
+    kernel = shown_attention(way, "float32" if is_plain else "float16", rows)
     target, tolerance = HOPPER if form == "groups" else gpu, 1e-5 if is_plain else 5e-3
     run = built(template, kernel, config, target)
     for arrays in (shown_arrays(kernel), with_nan(shown_arrays(kernel))):
