@@ -21,14 +21,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import ceil, gcd, inf, log2, prod
-from math import e as euler
+from math import ceil, gcd, inf, prod
 
 from tcomp.target.target import Gpu
 from tcomp.tensor.alignment import anywhere, vector_lanes
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.attention_operands import own_index
-from tcomp.tensor.attention_parts import DTYPE, LOWEST, KeyParts, Pieces
+from tcomp.tensor.attention_parts import DTYPE, LOWEST, KeyParts, Pieces, exponential
 from tcomp.tensor.attention_shape import Blocks, Shape
 from tcomp.tensor.block_tile import STATIC_SHARED_BYTES, WARP_COLUMNS, WARP_ROWS
 from tcomp.tensor.kernel import Kernel
@@ -47,7 +46,6 @@ from tcomp.tensor.loops import (
     unrolled,
     vectorized,
 )
-from tcomp.tensor.math import convert, exp2
 from tcomp.tensor.matrices import Index
 from tcomp.tensor.operand import Operand, Source
 from tcomp.tensor.shared_tiles import (
@@ -202,7 +200,7 @@ class SimtAttention:
         parts = self.tile.parts.count
         launches = [launch((parts * self.blocks.count,), (self.tile.threads,), body)]
         if self.pieces is not None:
-            launches.append(self.pieces.combined(lambda x, top: _exponential(x - top), finish))
+            launches.append(self.pieces.combined(self.shape, exponential, finish))
         return self.anchored.scheduled(launches)
 
 
@@ -319,7 +317,7 @@ class _Block:
             return tirx.BufferStore(self.tile_tops, tirx.max(self.tile_tops[r], self.scores[r, c]), [r])
 
         def weight(r: Expression, c: Expression) -> list[Statement]:
-            value = _exponential(self.scores[r, c] - self.tops[r])
+            value = exponential(self.scores[r, c], self.tops[r])
             return [
                 tirx.BufferStore(self.scores, value, [r, c]),
                 tirx.BufferStore(self.totals, self.totals[r] + self.scores[r, c], [r]),
@@ -336,7 +334,7 @@ class _Block:
                     tirx.BufferStore(self.tile_tops, self.tops[r], [r]),
                     unrolled(tile.thread_keys, lambda c: highest(r, c), "c"),
                     *combine_lanes(self.tile_tops, [r], WARP_COLUMNS, tirx.max),
-                    tirx.Bind(change, _exponential(self.tops[r] - self.tile_tops[r])),
+                    tirx.Bind(change, exponential(self.tops[r], self.tile_tops[r])),
                     tirx.BufferStore(self.tops, self.tile_tops[r], [r]),
                     tirx.BufferStore(self.totals, self.totals[r] * change, [r]),
                     unrolled(tile.thread_columns, rescale, "c"),
@@ -370,7 +368,7 @@ class _Block:
             row = tirx.min(self.rows + self.of_queries.at(r), constant(shape.rows - 1))
             index = (*self.batch, row, tirx.min(key, constant(shape.length - 1)))
             elements = self.nest.anchored.elements(loops_around())
-            value = value + convert(elements.element(mask, own_index(mask, index, 0)), DTYPE)
+            value = shape.masked(value, elements.element(mask, own_index(mask, index, 0)))
             statements = elements.statements
         return statements, value
 
@@ -387,9 +385,8 @@ class _Block:
 
             def one(lane: Expression) -> Statement:
                 if pieces is not None:
-                    return pieces.keep_sum(self.part, self.head, row, column + lane, self.sums[r, c + lane])
-                value = self.sums[r, c + lane] / self.totals[r]
-                return nest.anchored.finish([*self.batch, row, column + lane], value)
+                    return pieces.keep_sum(self.part, [self.head, row], column + lane, self.sums[r, c + lane])
+                return nest.anchored.finish([*self.batch, row, column + lane], self.sums[r, c + lane])
 
             inside = [row < shape.rows] if shape.rows % tile.rows else []
             inside += [column < shape.width] if shape.width % tile.width else []
@@ -399,17 +396,18 @@ class _Block:
         def row(r: Expression) -> Statement:
             add = combine_lanes(self.totals, [r], WARP_COLUMNS, lambda a, b: a + b)
             columns = unrolled(tile.thread_columns // lanes, lambda c: vector(r, c * lanes), "c")
-            return sequence([*add, columns, *([] if pieces is None else [kept(pieces, r)])])
+            if pieces is not None:
+                return sequence([*add, columns, kept(pieces, r)])
+            return sequence([*add, unrolled(tile.thread_columns, lambda c: divided(r, c), "c"), columns])
+
+        def divided(r: Expression, c: Expression) -> Statement:
+            value = shape.settled(self.sums[r, c] / self.totals[r], self.totals[r] > 0)
+            return tirx.BufferStore(self.sums, value, [r, c])
 
         def kept(pieces: Pieces, r: Expression) -> Statement:
             row = self.rows + self.of_weights.at(r)
-            keep = pieces.keep_row(self.part, self.head, row, self.tops[r], self.totals[r])
+            keep = pieces.keep_row(self.part, [self.head, row], self.tops[r], self.totals[r])
             is_first = tirx.floormod(self.thread, WARP_COLUMNS) == 0
             return tirx.IfThenElse(tirx.all(is_first, row < shape.rows), keep, None)
 
         return self._each_row(row)
-
-
-def _exponential(x: Expression) -> Expression:
-    """e^x. The factor comes after the difference of scores, which may be the lowest numbers there are."""
-    return exp2(x * tirx.const(log2(euler), DTYPE))

@@ -19,26 +19,16 @@ Source: Shah et al., "FlashAttention-3", 2024.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from tcomp.target.target import Gpu
-from tcomp.tensor.attention_shape import Blocks, Limit
-from tcomp.tensor.loops import (
-    Buffer,
-    Expression,
-    Statement,
-    call,
-    constant,
-    left_to_compiler,
-    local,
-    loop,
-    sequence,
-)
+from tcomp.tensor.attention_launches import AttentionLaunches, BlockShare
+from tcomp.tensor.loops import Buffer, Expression, Statement, call, constant, local, loop, sequence
 from tcomp.tensor.online_softmax import DTYPE, OnlineSoftmax, WarpRows
 from tcomp.tensor.template import Scheduled
-from tcomp.tensor.threads import dynamic_shared, launch, synchronize
+from tcomp.tensor.threads import dynamic_shared, synchronize
 from tcomp.tensor.tiles import address_of_map, map_variable, with_map
 from tcomp.tensor.warps import WARP, from_first_lane
 from tcomp.tensor.wgmma_attention_operands import TiledAttentionOperands, TiledRows
@@ -99,37 +89,37 @@ class WgmmaAttention:
         found = operands.tiled()
         assert found is not None
         self.operands, self.plan = operands, plan
-        self.blocks = Blocks.of(operands.anchor, plan.shape.batch, plan.row_blocks, gpu)
+        self.launches = AttentionLaunches(operands, plan, gpu)
         self.before, (query, key, value) = found
         self.queries, self.keys, self.values = (
             _Tiles(source, map_variable(name), rows, lines)
             for source, name, rows, lines in (
                 (query, "query_map", plan.block_rows, plan.depth_lines),
-                (key, "key_map", plan.block_keys, plan.depth_lines),
-                (value, "value_map", plan.block_keys, plan.width_lines),
+                (key, "key_map", plan.tile_n, plan.depth_lines),
+                (value, "value_map", plan.tile_n, plan.width_lines),
             )
         )
 
     def scheduled(self) -> Scheduled:
-        plan = self.plan
+        def with_maps(own: Statement) -> Statement:
+            for tiles in (self.values, self.keys, self.queries):
+                map_ = tiles.source.tiles(self.plan.shape.dtype, tiles.rows)
+                own = with_map(tiles.map, tiles.source.buffer, map_, own)
+            return own
 
-        def body(block: Sequence[Expression], thread: Sequence[Expression]) -> Statement:
-            batch, rows = self.blocks.place(block[0])
-            return left_to_compiler(_Block(self, batch, rows * plan.block_rows, thread[0]).statement())
-
-        own = launch((self.blocks.count,), (plan.threads,), body)
-        for tiles in (self.values, self.keys, self.queries):
-            map_ = tiles.source.tiles(plan.shape.dtype, tiles.rows)
-            own = with_map(tiles.map, tiles.source.buffer, map_, own)
-        return self.operands.anchored.scheduled([*self.before, own])
+        return self.launches.scheduled(
+            self.before, lambda share, thread: _Block(self, share, thread).statement(), with_maps
+        )
 
 
 class _Block:
     """What one thread of one block does."""
 
-    def __init__(self, nest: WgmmaAttention, batch: Expression, rows: Expression, thread: Expression) -> None:
-        self.nest, self.plan, self.batch, self.rows, self.thread = nest, nest.plan, batch, rows, thread
-        plan = self.plan
+    def __init__(self, nest: WgmmaAttention, share: BlockShare, thread: Expression) -> None:
+        self.nest, self.plan, self.share, self.thread = nest, nest.plan, share, thread
+        self.steps = share.steps
+        """Tiles of keys of this block."""
+        plan, rows = self.plan, share.rows
         self.allocate, self.memory = dynamic_shared((plan.shared_bytes,), "uint8", "tiles")
         self.begin = tirx.Var("begin", "int32")
         self.query_full = self.begin
@@ -147,18 +137,11 @@ class _Block:
         self.lane = tirx.floormod(thread, WARP)
         warp = tirx.floormod(tirx.floordiv(thread, WARP), GROUP_THREADS // WARP)
         first = rows + self.group * INSTRUCTION_ROWS + warp * (INSTRUCTION_ROWS // 4)
-        own = WarpRows(batch, first, self.lane)
-        self.softmax = OnlineSoftmax(nest.operands, plan.shape, own, 1, plan.block_keys, plan.columns)
+        own = WarpRows(share.batch, first, self.lane)
+        self.softmax = OnlineSoftmax(nest.operands, plan.shape, own, 1, plan.tile_n, plan.columns)
         self.allocate_changes, self.changes = local((2,), DTYPE, "changes")
         heads = nest.operands.heads
-        _, highest = heads.bounds(rows, plan.block_rows)
         self.lowest, _ = heads.bounds(rows + self.group * INSTRUCTION_ROWS, INSTRUCTION_ROWS)
-        self.steps: int | Expression = self.limit.steps_of(highest, 1, plan.block_keys)
-        """Tiles of keys that rows of this block see."""
-
-    @property
-    def limit(self) -> Limit:
-        return self.nest.operands.of_anchor.limit
 
     @property
     def group(self) -> Expression:
@@ -167,7 +150,7 @@ class _Block:
 
     def first_key(self, step: Expression) -> Expression:
         """Of the tile of a step."""
-        return (self.steps - 1 - step) * self.plan.block_keys
+        return (self.share.begin + (self.steps - 1 - step)) * self.plan.tile_n
 
     def statement(self) -> Statement:
         plan = self.plan
@@ -182,16 +165,17 @@ class _Block:
             call("tcomp_barriers_are_ready"),
         ]
         is_producer = tirx.floormod(self.thread, GROUP_THREADS) < 1
-        produce = tirx.IfThenElse(is_producer, self._produce(), None)
+        produce = tirx.IfThenElse(is_producer, self._where_steps_are(self._produce()), None)
         return sequence(
             [
                 self.allocate,
+                *self.share.known,
                 tirx.Bind(self.begin, address),
                 self.allocate_group,
                 tirx.BufferStore(self._group, own_group, [0]),
                 tirx.IfThenElse(self.thread < 1, sequence(initialise), None),
                 synchronize(),
-                by_roles(self.group < plan.consumers, [self._consume()], [produce], plan.shared_registers),
+                by_roles(self.group < plan.consumers, self._consume(), [produce], plan.shared_registers),
             ]
         )
 
@@ -207,11 +191,13 @@ class _Block:
     @property
     def _has_further(self) -> bool:
         """Whether there may be more steps than one."""
-        return not isinstance(self.steps, int) or self.steps > 1
+        return self.plan.parts.share > 1
 
     def _produce(self) -> Statement:
+        share = self.share
+
         def fetch(pipe: Pipe, tiles: _Tiles, step: Expression) -> list[Statement]:
-            to = (pipe.place(step), pipe.full(step), self.batch, self.first_key(step))
+            to = (pipe.place(step), pipe.full(step), share.batch, self.first_key(step))
             return [pipe.wait_for_room(step), tiles.copies(*to)]
 
         def keys(step: Expression) -> list[Statement]:
@@ -222,21 +208,32 @@ class _Block:
 
         return sequence(
             [
-                self.nest.queries.copies(self.query_place, self.query_full, self.batch, self.rows),
+                self.nest.queries.copies(self.query_place, self.query_full, share.batch, share.rows),
                 *keys(constant(0)),
                 *self._each_further(lambda step: sequence([*keys(step), *values(step - 1)])),
                 *values(self._last),
             ]
         )
 
-    def _consume(self) -> Statement:
+    def _consume(self) -> list[Statement]:
+        return [
+            self.allocate_changes,
+            *self.softmax.allocations,
+            *self.softmax.begin(),
+            self._where_steps_are(self._sum_up()),
+            *self.nest.launches.left(self.softmax, self.share.part),
+        ]
+
+    def _where_steps_are(self, statement: Statement) -> Statement:
+        """Parts of the keys that causal queries see may have none."""
+        may_be_none = self.plan.split > 1 and self.share.limit.causal
+        return tirx.IfThenElse(self.steps > 0, statement, None) if may_be_none else statement
+
+    def _sum_up(self) -> Statement:
         plan, softmax, first, last = self.plan, self.softmax, constant(0), self._last
         return sequence(
             [
                 *(self._begin_turns() if plan.takes_turns and self._has_further else []),
-                self.allocate_changes,
-                *softmax.allocations,
-                *softmax.begin(),
                 call("tcomp_barrier_wait", self.query_full, constant(0)),
                 self.keys.wait_for(first),
                 *self._multiply_keys(first),
@@ -248,14 +245,13 @@ class _Block:
                 *self._settle(None),
                 *self._multiply_values(last),
                 *self._end_products(0, softmax.sums),
-                *softmax.finish(plan.block_rows),
             ]
         )
 
     def _step(self, step: Expression) -> Statement:
         softmax, turns = self.softmax, self.plan.takes_turns
         # But for a limit, all queries see all keys of tiles before the last.
-        hidden = softmax.hide(self.first_key(step), self.lowest) if self.limit.causal else []
+        hidden = softmax.hide(self.first_key(step), self.lowest) if self.share.limit.causal else []
         give_back = tirx.IfThenElse(step > 1, self.values.give_back(step - 2, self.lane), None)
         return sequence(
             [
@@ -308,7 +304,7 @@ class _Block:
     def _multiply_keys(self, step: Expression) -> list[Statement]:
         """scores = queries x keys."""
         plan, queries, keys = self.plan, self.nest.queries, self.nest.keys
-        name = f"tcomp_product_{plan.shape.dtype}_{plan.block_keys}<0, 0>"
+        name = f"tcomp_product_{plan.shape.dtype}_{plan.tile_n}<0, 0>"
         own = self.query_place + self.group * (INSTRUCTION_ROWS * DEPTH_BYTES)
         left, right = tirx.Var("query_matrix", "uint64"), tirx.Var("key_matrix", "uint64")
         scores = tirx.address_of(self.softmax.scores[0, 0, 0])
@@ -338,7 +334,7 @@ class _Block:
         return [
             *self._begin_products(self.softmax.sums, self.softmax.weights),
             tirx.Bind(right, matrix(self.values.place(step), values.line_bytes)),
-            *map(one, range(plan.block_keys // ALONG)),
+            *map(one, range(plan.tile_n // ALONG)),
             call("tcomp_products_commit"),
         ]
 

@@ -295,7 +295,8 @@ class _Body:
             operands = [self._as(v, self._dtype) if v.dtype == "float32" else v for v in operands]
             attrs = {**node.attrs, "out_dtype": "float32"}
         elif node.op == "attention" and {v.dtype for v in operands[:3]} == {self._dtype}:
-            operands[3:] = [self._as(v, "float32") for v in operands[3:]]
+            masks = zip(operands[3:], node.inputs[3:], strict=True)
+            operands[3:] = [self._as(v, old.dtype) for v, old in masks]
         elif (OPS[node.op].kind not in _MOVING and node.op not in MOVING_ANCHORS) or len(moved) > 1:
             operands = [self._as(v, old.dtype) for v, old in zip(operands, node.inputs, strict=True)]
         if node is self._rounding:

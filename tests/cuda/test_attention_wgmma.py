@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from attention_runs import assert_matches, built
 from test_attention_cuda import arrays_of, attention
-from test_attention_mma import TOLERANCE, assert_near, merged, narrow
+from test_attention_mma import merged, narrow
 
-from tcomp.codegen.jit import build_scheduled
 from tcomp.relay.builder import GraphBuilder
-from tcomp.relay.evaluate import evaluate
-from tcomp.relay.types import Array
 from tcomp.target.target import TARGETS
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.template import TEMPLATES, template_for
@@ -20,21 +18,6 @@ SMALL = {"consumers": 1, "tile_n": 64, "stages": 2, "turns": 0}
 TURNS = {"consumers": 2, "turns": 1}
 TEMPLATE = "attention_wgmma_cuda"
 HOPPER = TARGETS["cuda:sm_90a"]
-
-
-def computed(kernel: Kernel, arrays: list[Array], config: dict[str, int]) -> Array:
-    template = TEMPLATES[TEMPLATE]
-    assert template.accepts(kernel, HOPPER)
-    template.space(kernel, HOPPER).check(config)
-    (found,) = build_scheduled(kernel, template.apply(kernel, HOPPER, config), HOPPER)(arrays)
-    return found
-
-
-def assert_matches(kernel: Kernel, arrays: list[Array], config: dict[str, int]) -> None:
-    found = computed(kernel, arrays, config)
-    (expected,) = evaluate(kernel.body, arrays)
-    assert found.dtype == expected.dtype
-    assert_near(found, expected, TOLERANCE[kernel.body.inputs[0].dtype])
 
 
 def tokens_first(queries: int, keys: int, heads: int, shared: int, size: int) -> Kernel:
@@ -90,7 +73,7 @@ FEW = ("bfloat16, ragged, turns", "heads of 80, three stages", "grouped heads", 
 @pytest.mark.usefixtures("gpu")
 def test_numbers(name: str) -> None:
     kernel, knobs = CASES[name]
-    assert_matches(kernel, arrays_of(kernel), {**SMALL, **knobs})
+    assert_matches(TEMPLATE, kernel, {**SMALL, **knobs}, HOPPER)
 
 
 @pytest.mark.parametrize("hidden", [-np.inf, pytest.param(np.finfo(np.float32).min, marks=pytest.mark.slow)])
@@ -103,7 +86,7 @@ def test_masks_that_hide_whole_tiles(hidden: float) -> None:
     arrays = arrays_of(kernel)
     rows, keys = np.arange(48)[:, None], np.arange(200)[None]
     arrays[3] = np.where((keys >= 65) & (keys <= rows + 80), 0, hidden).astype(np.float32)
-    assert_matches(kernel, arrays, SMALL)
+    assert_matches(TEMPLATE, kernel, SMALL, HOPPER, arrays)
 
 
 @pytest.mark.usefixtures("gpu")
@@ -113,7 +96,7 @@ def test_what_is_not_a_number_stays_in_its_row() -> None:
     arrays = arrays_of(kernel)
     arrays[0][0, 3, 5] = np.nan
     arrays[2][1, 0] = np.nan
-    found = computed(kernel, arrays, SMALL)
+    (found,) = built(TEMPLATE, kernel, SMALL, HOPPER)(arrays)
     assert np.isnan(found[0, 3]).all()
     assert np.isfinite(np.delete(found[0], 3, axis=0)).all()
 

@@ -26,6 +26,8 @@ OTHERS = {
     "long tiles": (heads(16, 4096, 64), {"tile_n": 192}),
     "no turns": (LONG, {"turns": 0}),
     "bfloat16, heads of 192": (heads(8, 1024, 192, "bfloat16"), {}),
+    "causal, parts": (KERNELS["4096 x 128, causal"], {"split": 2}),
+    "mask, parts": (KERNELS["2048 x 128, mask"], {"split": 2}),
 }
 
 

@@ -1,0 +1,383 @@
+"""Attention of few queries by plain instructions of a GPU: keys and values are read once, at memory's speed.
+
+`lanes` threads of a warp share a key: each has every `lanes`-th vector of it and of its value, which lie side
+by side in memory. They are a group; groups of a block take neighbouring keys:
+
+    for each few keys of a group:
+      ask for the keys' and values' elements of this thread
+      scores = queries x keys, added up by shuffles in the group
+      weights by the highest score so far of the group; sums += weights x values
+
+Groups do not wait for each other before the end. What each has is then put together in shared memory, and
+where blocks share the keys, as `attention_parts` does, once more. Rows are the queries of all heads that
+share keys and values. Source: Dao et al., "Flash-Decoding for long-context inference", 2023.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import gcd, inf
+from typing import ClassVar
+
+from tcomp.target.target import Gpu
+from tcomp.tensor.anchored import Anchored
+from tcomp.tensor.attention_operands import own_index
+from tcomp.tensor.attention_parts import DTYPE, LOWEST, KeptParts, Pieces, exponential
+from tcomp.tensor.attention_plan import AttentionPlan, AttentionShape, StepCycles, together
+from tcomp.tensor.attention_shape import Shape
+from tcomp.tensor.block_tile import STATIC_SHARED_BYTES
+from tcomp.tensor.gpu_rates import multiply_adds
+from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.loops import (
+    Buffer,
+    Elements,
+    Expression,
+    Statement,
+    constant,
+    left_to_compiler,
+    local,
+    loop,
+    loops_around,
+    sequence,
+    unrolled,
+    vectorized,
+)
+from tcomp.tensor.matrices import Index
+from tcomp.tensor.mma_attention_operands import Heads
+from tcomp.tensor.operand import Operand
+from tcomp.tensor.shared_tiles import each_sum
+from tcomp.tensor.simt_space import ARRIVAL_CYCLES, SECOND_LEVEL_BYTES
+from tcomp.tensor.template import Scheduled
+from tcomp.tensor.threads import digits, launch, shared, synchronize
+from tcomp.tensor.warps import combine_lanes
+from tcomp.tvm_api import Tensor, tirx
+
+MOST_ROWS = 8
+_VECTOR = 4
+_MOST_KEYS = 8
+_OTHER_REGISTERS = 40
+_STEP_INSTRUCTIONS = 40
+
+
+@dataclass(frozen=True)
+class RowsAttentionPlan(AttentionPlan):
+    """Blocks of `warps`, whose threads are groups of `lanes`."""
+
+    values: ClassVar = {"tile_n": (8, 16, 32, 64, 128, 256), "lanes": (4, 8, 16, 32), "warps": (1, 2, 4, 8)}
+    lanes: int
+    warps: int
+
+    @property
+    def block_rows(self) -> int:
+        return self.shape.rows
+
+    @property
+    def threads(self) -> int:
+        return self.warps * Gpu.warp
+
+    @property
+    def groups(self) -> int:
+        return self.threads // self.lanes
+
+    @property
+    def keys(self) -> int:
+        """Of a group, of a step."""
+        return self.tile_n // self.groups
+
+    @property
+    def depth(self) -> int:
+        """Elements of a key that a thread has."""
+        return self.shape.depth // self.lanes
+
+    @property
+    def width(self) -> int:
+        """Elements of a value that a thread has."""
+        return self.shape.width // self.lanes
+
+    @property
+    def registers(self) -> int:
+        """Queries, sums, keys and values, scores, three numbers a row."""
+        rows, keys = self.shape.rows, self.keys
+        return (rows + keys) * (self.depth + self.width) + rows * (keys + 3) + _OTHER_REGISTERS
+
+    @property
+    def shared_bytes(self) -> int:
+        return self.groups * self.shape.rows * (self.shape.width + 2) * 4
+
+    def complaint(self, gpu: Gpu) -> str | None:
+        if self.shape.depth % self.lanes or self.shape.width % self.lanes:
+            return f"{self.lanes} threads do not share {self.shape.depth} and {self.shape.width} elements"
+        if self.tile_n % self.groups or not 1 <= self.keys <= _MOST_KEYS:
+            return f"{self.groups} groups do not share {self.tile_n} keys, at most {_MOST_KEYS} each"
+        if self.shared_bytes > STATIC_SHARED_BYTES:
+            return f"{self.shared_bytes} bytes of shared memory; there are {STATIC_SHARED_BYTES}"
+        most = min(gpu.thread_registers, gpu.registers // self.threads)
+        if self.registers > most:
+            return f"a thread needs {self.registers} registers; it can have {most}"
+        return super().complaint(gpu)
+
+    def step_cycles(self, gpu: Gpu) -> StepCycles:
+        """Of plain instructions and of the second-level cache; a warp alone waits for memory."""
+        shape, elements = self.shape, self.depth + self.width
+        of_row = elements + 2 * (self.lanes.bit_length() - 1) + shape.score_instructions
+        of_key = shape.rows * of_row + 2 * elements / _VECTOR
+        instructions = self.keys * of_key + shape.rows * (self.width + 8) + _STEP_INSTRUCTIONS
+        issue = instructions * self.threads / multiply_adds(gpu, 4)
+        copied = self.tile_n * (shape.depth + shape.width) * (4 if shape.dtype == DTYPE else 2)
+        busy = together(issue, copied / SECOND_LEVEL_BYTES)
+        return StepCycles(busy, ARRIVAL_CYCLES + 2 * instructions)
+
+
+class RowsOperands:
+    """Where the elements of one kernel's operands lie."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        assert kernel.anchor is not None
+        self.heads, self.own = Heads.of(kernel), Shape.of(kernel.anchor)
+        self.anchored = Anchored(kernel)
+        query, key, value, *mask = self.anchored.operands
+        self.mask: Tensor | None = mask[0] if mask else None
+        own = self.own
+        self.queries = self._operand(query, own.rows, own.depth)
+        self.keys, self.values = (
+            self._operand(tensor, own.length, size) for tensor, size in ((key, own.depth), (value, own.width))
+        )
+
+    def _operand(self, tensor: Tensor, extent: int, depth: int) -> Operand:
+        def element(elements: Elements, batch: Index, x: Expression, k: Expression) -> Expression:
+            return elements.element(tensor, [*own_index(tensor, batch, 2), x, k])
+
+        return Operand(self.anchored, element, DTYPE, self.own.batch, extent, depth).in_vectors(_VECTOR)
+
+    @property
+    def lie_in_rows(self) -> bool:
+        """Whether elements of a key, and of a value, lie side by side."""
+        return self.keys.along_depth and self.values.along_depth
+
+    @property
+    def shape(self) -> AttentionShape:
+        own, heads = self.own, self.heads
+        dtype = str(self.anchored.operands[1].dtype)
+        masked = self.mask is not None
+        return AttentionShape(
+            dtype, heads.batch, heads.rows, own.length, own.depth, own.width, masked, own.limit
+        )
+
+    def finish(self, head: Expression, row: Expression, column: Expression, value: Expression) -> Statement:
+        return self.anchored.finish([*self.heads.of_query(head, row), column], value)
+
+
+class AttentionRows:
+    """The launches of one kernel."""
+
+    def __init__(self, operands: RowsOperands, plan: RowsAttentionPlan) -> None:
+        self.operands, self.plan = operands, plan
+        shape, parts = plan.shape, plan.parts
+        extents = shape.batch, shape.rows, shape.width
+        self.pieces = Pieces(operands.anchored, parts, *extents) if parts.count > 1 else None
+
+    def scheduled(self) -> Scheduled:
+        """1. Each part of the keys. 2. Their sums, where there are several."""
+        plan, operands = self.plan, self.operands
+
+        def body(block: Sequence[Expression], thread: Sequence[Expression]) -> Statement:
+            part, head = digits(block[0], (plan.parts.count, plan.blocks))
+            return left_to_compiler(_Block(self, part, head, thread[0]).statement())
+
+        launches = [launch((plan.parts.count * plan.blocks,), (plan.threads,), body)]
+        if self.pieces is not None:
+            launches.append(self.pieces.combined(operands.own, exponential, operands.finish))
+        return operands.anchored.scheduled(launches)
+
+
+class _Block:
+    """What one thread of one block does."""
+
+    def __init__(self, nest: AttentionRows, part: Expression, head: Expression, thread: Expression) -> None:
+        self.nest, self.part, self.head, self.thread = nest, part, head, thread
+        self.plan, self.operands = nest.plan, nest.operands
+        plan, rows, keys = self.plan, self.plan.shape.rows, self.plan.keys
+        self.lane, self.group = tirx.floormod(thread, plan.lanes), tirx.floordiv(thread, plan.lanes)
+        self.allocations: list[Statement] = []
+        self.queries = self._local((rows, plan.depth), "queries")
+        self.sums = self._local((rows, plan.width), "sums")
+        self.keys = self._local((keys, plan.depth), "keys")
+        self.values = self._local((keys, plan.width), "values")
+        self.scores = self._local((rows, keys), "scores")
+        self.tops, self.totals = (self._local((rows,), name) for name in ("tops", "totals"))
+        self.change = self._local((1,), "change")
+        of_groups = {"sums": (plan.groups, rows, plan.shape.width)}
+        of_groups |= dict.fromkeys(("tops", "totals"), (plan.groups, rows))
+        buffers = [shared(shape, DTYPE, f"group_{name}") for name, shape in of_groups.items()]
+        self.allocations += [allocate for allocate, _ in buffers]
+        self.kept = KeptParts(plan.groups, *(buffer for _, buffer in buffers))
+
+    def _local(self, shape: tuple[int, ...], name: str) -> Buffer:
+        allocate, buffer = local(shape, DTYPE, name)
+        self.allocations.append(allocate)
+        return buffer
+
+    def statement(self) -> Statement:
+        plan, rows = self.plan, self.plan.shape.rows
+        limit = self.operands.own.limit
+        _, highest = self.operands.heads.bounds(constant(0), rows)
+        begin, steps = plan.parts.of_block(self.part, limit.steps_of(highest, 1, plan.tile_n))
+        zero = tirx.const(0, DTYPE)
+
+        def row(r: Expression) -> Statement:
+            *batch, query = self.operands.heads.of_query(self.head, r)
+            return sequence(
+                [
+                    tirx.BufferStore(self.tops, tirx.const(LOWEST, DTYPE), [r]),
+                    tirx.BufferStore(self.totals, zero, [r]),
+                    self._read(self.operands.queries, batch, query, self.queries, r),
+                ]
+            )
+
+        return sequence(
+            [
+                *self.allocations,
+                unrolled(rows, row, "r"),
+                each_sum(self.sums, lambda r, c: tirx.BufferStore(self.sums, zero, [r, c])),
+                loop(steps, lambda step: self._step((begin + step) * plan.tile_n), "step"),
+                *self._leave(),
+            ]
+        )
+
+    def _element(self, number: Expression, vector: int) -> Expression:
+        """Where this thread's element `number`, the first of a vector, lies in a row."""
+        return (tirx.floordiv(number, vector) * self.plan.lanes + self.lane) * vector
+
+    def _vector(self, operand: Operand, own: Buffer) -> int:
+        return gcd(operand.lanes if operand.along_depth else 1, int(own.shape[1]))
+
+    def _read(self, operand: Operand, batch: Index, x: Expression, own: Buffer, at: Expression) -> Statement:
+        """This thread's elements of a row to `own[at]`."""
+        vector = self._vector(operand, own)
+
+        def one(c: Expression) -> Statement:
+            first = self._element(c * vector, vector)
+            return vectorized(vector, lambda i: operand.read(batch, x, first + i, own, [at, c * vector + i]))
+
+        return unrolled(int(own.shape[1]) // vector, one, "c")
+
+    def _step(self, first: Expression) -> Statement:
+        """The keys of this group among those from `first` on."""
+        plan, rows, length = self.plan, self.plan.shape.rows, self.plan.shape.length
+
+        def key(u: Expression) -> Expression:
+            return first + u * plan.groups + self.group
+
+        def load(u: Expression, operand: Operand, own: Buffer) -> Statement:
+            *batch, row = self.operands.heads.of_key(self.head, tirx.min(key(u), constant(length - 1)))
+            return self._read(operand, batch, row, own, u)
+
+        def score(r: Expression, u: Expression) -> Statement:
+            def add(e: Expression) -> Statement:
+                product = self.queries[r, e] * self.keys[u, e]
+                return tirx.BufferStore(self.scores, self.scores[r, u] + product, [r, u])
+
+            needed, value = self._score(r, key(u), self.scores[r, u])
+            return sequence(
+                [
+                    tirx.BufferStore(self.scores, tirx.const(0, DTYPE), [r, u]),
+                    unrolled(plan.depth, add, "e"),
+                    *combine_lanes(self.scores, [r, u], plan.lanes, lambda a, b: a + b),
+                    *needed,
+                    tirx.BufferStore(self.scores, value, [r, u]),
+                ]
+            )
+
+        return sequence(
+            [
+                unrolled(plan.keys, lambda u: load(u, self.operands.keys, self.keys), "u"),
+                unrolled(plan.keys, lambda u: load(u, self.operands.values, self.values), "u"),
+                each_sum(self.scores, score),
+                unrolled(rows, self._weigh, "r"),
+            ]
+        )
+
+    def _score(
+        self, r: Expression, key: Expression, product: Expression
+    ) -> tuple[list[Statement], Expression]:
+        """The score of a product of query and key, after the statements it needs."""
+        own, heads, mask = self.operands.own, self.operands.heads, self.operands.mask
+        value, statements = product * tirx.const(own.scale, DTYPE), list[Statement]()
+        if mask is not None:
+            elements = self.operands.anchored.elements(loops_around())
+            index = [*heads.of_query(self.head, r), tirx.min(key, constant(own.length - 1))]
+            value = own.masked(value, elements.element(mask, own_index(mask, index, 0)))
+            statements = elements.statements
+        if own.limit.causal or own.length % self.plan.tile_n:
+            seen = key < own.limit.seen_by(heads.query(r))
+            value = tirx.Select(seen, value, tirx.const(-inf, DTYPE))
+        return statements, value
+
+    def _weigh(self, r: Expression) -> Statement:
+        """Scores of a row to weights; what was summed up before, to the new highest score."""
+        plan, top, zero = self.plan, tirx.Var("top", DTYPE), constant(0)
+        highest = self.tops[r]
+        for u in range(plan.keys):
+            highest = tirx.max(highest, self.scores[r, u])
+
+        def rescale(e: Expression) -> Statement:
+            return tirx.BufferStore(self.sums, self.sums[r, e] * self.change[zero], [r, e])
+
+        def weigh(u: Expression) -> Statement:
+            def add(e: Expression) -> Statement:
+                more = self.scores[r, u] * self.values[u, e]
+                return tirx.BufferStore(self.sums, self.sums[r, e] + more, [r, e])
+
+            return sequence(
+                [
+                    tirx.BufferStore(self.scores, exponential(self.scores[r, u], top), [r, u]),
+                    tirx.BufferStore(self.totals, self.totals[r] + self.scores[r, u], [r]),
+                    unrolled(plan.width, add, "e"),
+                ]
+            )
+
+        return sequence(
+            [
+                tirx.Bind(top, highest),
+                tirx.BufferStore(self.change, exponential(self.tops[r], top), [zero]),
+                tirx.BufferStore(self.tops, top, [r]),
+                tirx.BufferStore(self.totals, self.totals[r] * self.change[zero], [r]),
+                unrolled(plan.width, rescale, "e"),
+                unrolled(plan.keys, weigh, "u"),
+            ]
+        )
+
+    def _leave(self) -> list[Statement]:
+        """What groups have to shared memory, and together to the output or to where parts are."""
+        plan, pieces, operands = self.plan, self.nest.pieces, self.operands
+        rows, width = plan.shape.rows, plan.shape.width
+        vector = self._vector(operands.values, self.values)
+
+        def keep(r: Expression) -> Statement:
+            def one(e: Expression) -> Statement:
+                column = self._element(e, vector) + tirx.floormod(e, vector)
+                return self.kept.keep_sum(self.group, [r], column, self.sums[r, e])
+
+            row = self.kept.keep_row(self.group, [r], self.tops[r], self.totals[r])
+            return sequence([unrolled(plan.width, one, "e"), tirx.IfThenElse(self.lane < 1, row, None)])
+
+        def element(turn: Expression) -> Statement:
+            number = turn * plan.threads + self.thread
+            row, column = digits(number, (rows, width))
+
+            def use(top: Expression, total: Expression, value: Expression) -> Statement:
+                if pieces is None:
+                    settled = operands.own.settled(value / total, total > 0)
+                    return operands.finish(self.head, row, column, settled)
+                at = [self.head, row]
+                of_row = pieces.keep_row(self.part, at, top, total)
+                kept = pieces.keep_sum(self.part, at, column, value)
+                return sequence([kept, tirx.IfThenElse(column < 1, of_row, None)])
+
+            one = self.kept.put_together(exponential, [row], column, use)
+            is_whole = rows * width % plan.threads == 0
+            return one if is_whole else tirx.IfThenElse(number < rows * width, one, None)
+
+        turns = -(-rows * width // plan.threads)
+        return [unrolled(rows, keep, "r"), synchronize(), loop(turns, element, "turn")]
