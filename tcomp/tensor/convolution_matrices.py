@@ -28,23 +28,28 @@ from tcomp.tvm_api import Tensor, te, tirx
 
 
 def padded(conv: Convolution, data: Tensor) -> Tensor:
-    """`data` with its padding around it, computed where it is read."""
+    """`data`, plain or in blocks of channels, with its padding around it, computed where it is read."""
     if not conv.is_padded:
         return data
     around = tirx.const(conv.pad_value, str(data.dtype))
 
     def element(*index: Expression) -> Expression:
         image, channel, *at = index
+        at, lane = at[: len(conv.in_size)], at[len(conv.in_size) :]
         source = [i - b for i, b in zip(at, conv.pad_begin, strict=True)]
         inside = [
             _is_below(i, size)
             for i, b, e, size in zip(source, conv.pad_begin, conv.pad_end, conv.in_size, strict=True)
             if b or e
         ]
-        return tirx.if_then_else(reduce(tirx.bitwise_and, inside) != 0, data(image, channel, *source), around)
+        return tirx.if_then_else(
+            reduce(tirx.bitwise_and, inside) != 0, data(image, channel, *source, *lane), around
+        )
 
     sizes = [b + d + e for b, d, e in zip(conv.pad_begin, conv.in_size, conv.pad_end, strict=True)]
-    return te.compute((conv.batch, conv.in_channels, *sizes), element, name="padded")
+    shape = [int(extent) for extent in data.shape]
+    shape[2 : 2 + len(sizes)] = sizes
+    return te.compute(shape, element, name="padded")
 
 
 def _is_below(index: Expression, size: int) -> Expression:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from mma_kernels import in_blocks
 
 from tcomp.codegen.jit import build_kernel
 from tcomp.relay.builder import GraphBuilder
@@ -79,7 +80,7 @@ CASES = {
 }
 
 
-FAST = ("few channels, strides", "split", "rows of a thread", "strides", "one pixel")
+FAST = ("few channels, strides", "split", "rows of a thread", "strides", "one pixel", "blocks")
 
 
 def cases(names: Iterable[str]) -> list[object]:
@@ -109,6 +110,36 @@ DEPTHWISE = {
     "one pixel": (conv((1, 4, 1, 1), (4, 1, 3, 3), "bias", padding=SAME, groups=4), (1, 1)),
     "one axis": (conv((2, 4, 33), (4, 1, 7), "relu", padding=(3, 3), groups=4), (1, 4)),
     "three axes": (conv((1, 4, 5, 5, 6), (4, 1, 2, 3, 3), padding=(0, 1, 1, 1, 1, 1), groups=4), (2, 1)),
+    "blocks": (
+        conv(
+            (2, 2, 7, 9, 8),
+            (16, 1, 3, 3),
+            "relu",
+            dtype="float16",
+            padding=SAME,
+            strides=(2, 1),
+            groups=16,
+            **in_blocks(8, 8),
+        ),
+        (2, 1),
+    ),
+    "blocks, one of which is not full": (
+        conv((1, 2, 5, 5, 4), (6, 1, 3, 3), padding=(0, 1, 1, 0), groups=6, **in_blocks(4, 4)),
+        (1, 2),
+    ),
+    "int8 in blocks": (
+        conv(
+            (1, 1, 5, 6, 16),
+            (16, 1, 3, 3),
+            dtype="int8",
+            out_dtype="int32",
+            padding=SAME,
+            pad_value=7,
+            groups=16,
+            **in_blocks(16, 16),
+        ),
+        (2, 1),
+    ),
     "half precision": (
         conv((1, 8, 8, 8), (8, 1, 3, 3), "bias", "residual", dtype="float16", padding=SAME, groups=8),
         (2, 1),

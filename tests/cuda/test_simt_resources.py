@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from gpu_assembly import disassembled, loop_bodies
+from mma_kernels import in_blocks
 from test_attention_cuda import attention
 from test_conv_cuda import SAME, conv
 from test_matmul_cuda import matmul
@@ -50,6 +51,9 @@ KERNELS = {
     "attention of one query": attention((32, 1, 128), (32, 2048, 128), (32, 2048, 128)),
     "attention of few queries, causal": attention((8, 20, 64), (8, 2048, 64), (8, 2048, 64), causal=2029),
     "depthwise 7x7": conv((1, 384, 14, 14), (384, 1, 7, 7), padding=(3,) * 4, groups=384),
+    "depthwise in blocks": conv(
+        (32, 12, 56, 56, 8), (96, 1, 3, 3), dtype="float16", padding=SAME, groups=96, **in_blocks(8, 8)
+    ),
 }
 
 

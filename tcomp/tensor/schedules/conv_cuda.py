@@ -42,13 +42,18 @@ class ConvCuda(Template):
 
 def fits(kernel: Kernel) -> bool:
     """Whether `kernel` is a convolution in plain layout with elementwise work and transposes after it."""
+    if not fits_in_blocks(kernel):
+        return False
+    conv = Convolution.of(kernel.anchors[0])
+    return conv.in_block == conv.out_block == 1
+
+
+def fits_in_blocks(kernel: Kernel) -> bool:
+    """The same in any layout."""
     anchor = kernel.anchor
     if anchor is None or anchor.op not in OPERATORS or output_axes(kernel) is None:
         return False
-    if any(prod(v.type.static_shape) == 0 for v in (*anchor.inputs, *anchor.outputs)):
-        return False
-    conv = Convolution.of(anchor)
-    return conv.in_block == conv.out_block == 1
+    return all(prod(v.type.static_shape) > 0 for v in (*anchor.inputs, *anchor.outputs))
 
 
 def _problem(kernel: Kernel) -> Problem:

@@ -1,14 +1,16 @@
 """Depthwise convolutions on GPUs: a thread computes some pixels of a channel, its weights in registers.
 
 Memory bounds them, as each element of the input takes part in few products. Threads of a warp have
-neighbouring columns, so that their loads are neighbours; the pixels of a thread lie below each other by
-default, so that the rows they share are loaded once.
+neighbouring columns, and all channels of a block where layouts have blocks, so that their loads are
+neighbours; the pixels of a thread lie below each other by default, so that the rows they share are loaded
+once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from math import prod
 
@@ -22,10 +24,10 @@ from tcomp.tensor.knobs import Config, Ordered, Space
 from tcomp.tensor.loops import Buffer, Expression, Statement, constant, local, loops_around, sequence
 from tcomp.tensor.math import convert
 from tcomp.tensor.primitives import Tiles
-from tcomp.tensor.schedules.conv_cuda import fits
+from tcomp.tensor.schedules.conv_cuda import fits_in_blocks
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
 from tcomp.tensor.threads import digits, spread
-from tcomp.tvm_api import tirx
+from tcomp.tvm_api import Tensor, te, tirx
 
 _SIZES = (1, 2, 4, 8)
 _MOST_PRODUCTS = 1024
@@ -33,13 +35,19 @@ _MOST_PRODUCTS = 1024
 
 
 class DepthwiseCuda(Template):
-    """Steps: number the tiles of pixels of all channels; give each thread one."""
+    """Plain layout, or input and output in the same blocks of channels.
+
+    Steps: number the tiles of pixels of all channels; give each thread one.
+    """
 
     name = "depthwise_cuda"
     family = "cuda"
 
     def accepts(self, kernel: Kernel, target: Target) -> bool:
-        return fits(kernel) and Convolution.of(kernel.anchors[0]).is_depthwise
+        if not fits_in_blocks(kernel):
+            return False
+        conv = Convolution.of(kernel.anchors[0])
+        return conv.is_depthwise and conv.in_block == conv.out_block
 
     def space(self, kernel: Kernel, target: Target) -> Space:
         conv, gpu = Convolution.of(kernel.anchors[0]), target.gpu
@@ -73,11 +81,12 @@ class DepthwiseCuda(Template):
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         conv = Convolution.of(kernel.anchors[0])
         tiles = _tiles(conv, int(config["height"]), int(config["width"]))
-        counts = (conv.batch, conv.out_channels, *(t.count for t in tiles))
+        counts = (conv.batch, conv.out_blocks, *(t.count for t in tiles), conv.out_block)
         pixels = _Pixels(conv, tiles, Anchored(kernel))
 
         def one(number: Expression) -> Statement:
-            image, channel, *tile = digits(number, counts)
+            image, block, *tile, lane = digits(number, counts)
+            channel = block * conv.out_block + lane
             return pixels.statement(image, channel, [t.base(i) for t, i in zip(tiles, tile, strict=True)])
 
         return pixels.anchored.scheduled([spread(prod(counts), int(config["threads"]), one)])
@@ -121,7 +130,7 @@ class _Pixels:
         statements = [allocate_weights, allocate_sums, allocate_row]
         for number, tap in enumerate(product(*map(range, conv.kernel))):
             place = [channel, constant(0), *map(constant, tap)]
-            statements.append(self._read(self.anchored.operands[1], place, weights, number))
+            statements.append(self._read(self._weights, place, weights, number))
         statements += [
             tirx.BufferStore(sums, tirx.const(0, dtype), [number]) for number in range(prod(sizes))
         ]
@@ -133,13 +142,28 @@ class _Pixels:
                 continue
             for inner in sorted({source for _, _, source in updates}):
                 at = [f + o for f, o in zip(first, (*outer, inner), strict=True)]
-                statements.append(self._read(data, [image, channel, *at], row, inner))
+                statements.append(self._read(data, conv.place(image, channel, at), row, inner))
             for pixel, tap, source in updates:
                 statements.append(tirx.BufferStore(sums, sums[pixel] + row[source] * weights[tap], [pixel]))
         for number, offset in enumerate(product(*map(range, sizes))):
             at = [b + o for b, o in zip(base, offset, strict=True)]
-            statements.append(self.anchored.finish([image, channel, *at], sums[number]))
+            statements.append(self.anchored.finish(conv.place(image, channel, at), sums[number]))
         return sequence(statements)
+
+    @cached_property
+    def _weights(self) -> Tensor:
+        """Zero for what fills the last block."""
+        conv, plain = self.conv, self.anchored.operands[1]
+        last = conv.out_channels - 1
+        if last % conv.out_block == conv.out_block - 1:
+            return plain
+        zero = tirx.const(0, str(plain.dtype))
+
+        def element(channel: Expression, *at: Expression) -> Expression:
+            return tirx.if_then_else(channel <= last, plain(tirx.min(channel, last), *at), zero)
+
+        shape = (conv.out_blocks * conv.out_block, *map(int, plain.shape[1:]))
+        return te.compute(shape, element, name="weights")
 
     @property
     def _reach(self) -> list[int]:
