@@ -13,6 +13,7 @@ import resource
 import signal
 import sys
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -203,17 +204,17 @@ def _address_space() -> int:
         return int(file.read().split()[0]) * resource.getpagesize()
 
 
-def serve(connection: Connection[Reply, Request]) -> None:
-    """Answer requests until the parent closes the connection."""
-    worker = Worker()
+def serve(answer: Callable[[Any], object]) -> None:
+    """Answer requests on the socket that the first argument is the file descriptor of, until it is closed."""
+    connection: Connection[object, Any] = Connection(int(sys.argv[1]))
     while True:
         try:
             request = connection.recv()
         except (EOFError, ConnectionResetError):
             return
-        connection.send(worker.answer(request))
+        connection.send(answer(request))
 
 
 def main() -> None:
-    """Serve on the socket whose file descriptor is the only argument."""
-    serve(Connection(int(sys.argv[1])))
+    """What a worker process runs."""
+    serve(Worker().answer)
