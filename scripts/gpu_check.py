@@ -228,7 +228,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=420.0, help="end after so long (default 420)")
     parser.add_argument("--select", default="", help="only kernels in whose name this occurs")
     parser.add_argument("--config", type=json.loads, help="JSON: the config to take for the default one")
-    parser.add_argument("--no-tests", action="store_true", help="only the table")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--no-tests", action="store_true", help="only the table")
+    which.add_argument("--no-table", action="store_true", help="only the tests, for all of the seconds")
     parser.add_argument("--triton", action="store_true", help="time Triton's too, which takes long to find")
     parser.add_argument("--json", type=Path, help="write the table to this file too")
     return parser.parse_args()
@@ -243,6 +245,8 @@ def main() -> int:
     entries = [entry_of(case, target, arguments.config) for case in cases]
     failed, stopped = False, 0
     try:
+        if arguments.no_table:
+            return int(not tests_pass(arguments.seconds))
         if not arguments.no_tests:
             failed = not tests_pass(arguments.seconds / 3)
         table = Table(entries, target, arguments.json)
@@ -287,7 +291,9 @@ def tests_pass(seconds: float) -> bool:
     """Run what is marked `gpu`, and end it after so long."""
     # Compiling takes most time.
     parallel = ["-n", str(min(8, os.cpu_count() or 1))] if find_spec("xdist") else []
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *parallel, str(ROOT / "tests" / "cuda")]
+    # Names as tests end, and where one hangs: what is ended has no summary.
+    said = ["-v", "--tb=short", "-o", "faulthandler_timeout=60"]
+    command = [sys.executable, "-m", "pytest", *said, "-m", "gpu", *parallel, str(ROOT / "tests" / "cuda")]
     process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
     try:
         return process.wait(seconds) == 0
