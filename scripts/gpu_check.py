@@ -34,7 +34,7 @@ from statistics import geometric_mean
 from typing import Any
 
 from gpu_trials import TOLERANCE, TORCH, TRITON, CheckRunner
-from tcomp.errors import DeviceError
+from tcomp.errors import BuildError, DeviceError, TcompError
 from tcomp.files import written_beside
 from tcomp.relay.builder import GraphBuilder
 from tcomp.target.parse import parse_target
@@ -51,6 +51,7 @@ TRIAL_SECONDS, TRITON_SECONDS = 20.0, 180.0
 """Limits of building, and of checking and timing."""
 PLUGINS: tuple[str, ...] = ()
 """Modules that these processes import first."""
+TORCH_SECONDS = 60.0
 MEMORY_BYTES = 16 * GIB
 """Of a process: PyTorch with its libraries, and the largest operands a few times."""
 GOALS = {
@@ -135,6 +136,8 @@ class Entry:
     outcomes: list[Outcome] = field(default_factory=list[Outcome])
     raced: dict[str, float] = field(default_factory=dict[str, float])
     problems: list[Problem] = field(default_factory=list[Problem])
+    passed: set[str] = field(default_factory=set[str])
+    """The passes that it had."""
 
     @property
     def right(self) -> list[Outcome]:
@@ -249,17 +252,13 @@ def main() -> int:
             return int(not tests_pass(arguments.seconds))
         if not arguments.no_tests:
             failed = not tests_pass(arguments.seconds / 3)
-        table = Table(entries, target, arguments.json)
-        options = MeasureOptions(
-            runner=CheckRunner(with_torch=torch_has_gpu()),
-            workers=min(WORKERS, os.cpu_count() or 1),
-            trial_seconds=TRIAL_SECONDS,
-            memory_limit=MEMORY_BYTES,
-            plugins=PLUGINS,
-        )
-        check(table, options, end, arguments.trials, arguments.triton)
+        print(heads(target))
+        check_in_spite(Table(entries, target, arguments.json), end, arguments.trials, arguments.triton)
     except OutOfTime:
         print("out of time")
+    except TcompError as error:
+        print(error)
+        failed = True
     except KeyboardInterrupt:
         print("interrupted")
         stopped = 130
@@ -277,14 +276,21 @@ def gpu_here() -> Target:
 
 
 def torch_has_gpu() -> bool:
-    """Asked in a process of its own, so that this one holds none of the GPU's memory."""
+    """Asked in a process of its own, so that this one holds none of the GPU's memory; says why not."""
     if find_spec("torch") is None:
+        print("PyTorch is not installed; nothing is compared with it")
         return False
-    said = subprocess.run(
-        [sys.executable, "-c", "import torch; print(torch.cuda.is_available())"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    return said.stdout.strip() == "True"
+    command = [sys.executable, "-c", "import torch; torch.ones(1, device='cuda'); print('runs')"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TORCH_SECONDS)
+    except subprocess.TimeoutExpired:
+        print(f"PyTorch does not start in {TORCH_SECONDS:.0f} s; nothing is compared with it")
+        return False
+    runs = said.stdout.strip() == "runs"
+    if not runs:
+        last = (said.stderr.strip().splitlines() or [f"exit status {said.returncode}"])[-1]
+        print(f"PyTorch does not run on this GPU, nothing is compared with it: {last}")
+    return runs
 
 
 def tests_pass(seconds: float) -> bool:
@@ -318,38 +324,69 @@ class Table:
     def __init__(self, entries: Sequence[Entry], target: Target, file: Path | None = None) -> None:
         self.entries, self.target, self._file = entries, target, file
 
-    def changed(self, entry: Entry) -> None:
+    def left(self, name: str) -> list[Entry]:
+        """Those that did not have this pass."""
+        return [entry for entry in self.entries if name not in entry.passed]
+
+    def changed(self, entry: Entry, name: str) -> None:
+        """This pass is over for `entry`."""
+        entry.passed.add(name)
         print(line(entry.row), flush=True)
         if self._file is not None:
             with written_beside(self._file) as path:
                 path.write_text(json.dumps([asdict(one.row) for one in self.entries], indent=1))
 
 
+def check_in_spite(table: Table, end: float, trials: int, triton: bool) -> None:
+    """As `check`; processes that do not start are tried once more, and then without PyTorch."""
+    has_torch = torch_has_gpu()
+    for with_torch in (has_torch, has_torch, False):
+        options = MeasureOptions(
+            runner=CheckRunner(with_torch=with_torch),
+            workers=min(WORKERS, os.cpu_count() or 1),
+            trial_seconds=TRIAL_SECONDS,
+            memory_limit=MEMORY_BYTES,
+            plugins=PLUGINS,
+        )
+        try:
+            return check(table, options, end, trials, triton)
+        except (BuildError, DeviceError) as error:
+            print(f"{error}; what was found is kept")
+            lost = error
+    raise lost
+
+
 def check(table: Table, options: MeasureOptions, end: float, trials: int, triton: bool = False) -> None:
-    """All passes over the cases of `table`. Raises OutOfTime at the moment `end`, by the monotonic clock."""
-    print(heads(table.target))
+    """All passes over the cases of `table` that they have not had.
+
+    Raises OutOfTime at the moment `end`, by the monotonic clock; BuildError and DeviceError as the pool does.
+    """
     with_torch = isinstance(options.runner, CheckRunner) and options.runner.with_torch
     with workers(options, end) as pool:
         defaults(table, pool)
         if with_torch:
             print("beside PyTorch, in turns")
-            for entry in table.entries:
+            for entry in table.left("torch"):
                 race(entry, pool, with_torch)
-                table.changed(entry)
+                table.changed(entry, "torch")
         if trials:
             print(f"up to {trials} random configs of each")
-            for number, entry in enumerate(table.entries):
-                share = (end - time.monotonic()) / (len(table.entries) - number)
+            left = table.left("others")
+            for number, entry in enumerate(left):
+                share = (end - time.monotonic()) / (len(left) - number)
                 if try_others(entry, pool, trials, share):
                     race(entry, pool, with_torch)
-                table.changed(entry)
+                table.changed(entry, "others")
     if triton and with_torch:
+        print("Triton's")
         with workers(replace(options, workers=1, trial_seconds=TRITON_SECONDS), end) as pool:
-            for entry in table.entries:
+            for entry in table.left("triton"):
                 (outcome,) = measured(pool, entry, [TRITON])
                 if outcome.status == "ok":
                     entry.raced["triton"] = outcome.median
-                table.changed(entry)
+                else:
+                    entry.problems.append(Problem(outcome.config, outcome.status, outcome.reason))
+                table.changed(entry, "triton")
 
 
 @contextmanager
@@ -365,10 +402,10 @@ def workers(options: MeasureOptions, end: float) -> Generator[WorkerPool]:
 def defaults(table: Table, pool: WorkerPool) -> None:
     """Check and time the default config of each case."""
     of = {entry.task: entry for entry in table.entries}
-    jobs = (Job(entry.task, entry.default) for entry in table.entries)
+    jobs = (Job(entry.task, entry.default) for entry in table.left("default"))
     for job, outcome in pool.run(lambda: next(jobs, None)):
         note(of[job.task], _outcome(job, outcome), is_default=True)
-        table.changed(of[job.task])
+        table.changed(of[job.task], "default")
 
 
 def try_others(entry: Entry, pool: WorkerPool, trials: int, seconds: float) -> bool:

@@ -45,7 +45,7 @@ FACT_SECONDS = 60.0
 MEMORY_BYTES = 8 * GIB
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Assumed:
     """What tcomp assumes of a GPU, and the name of what says so."""
 
@@ -262,17 +262,16 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--select", default="", help="only facts in whose name this occurs")
     parser.add_argument("--seconds", type=float, default=180.0, help="end after so long (default 180)")
+    parser.add_argument("--select", default="", help="only facts in whose name this occurs")
     parser.add_argument("--small", action="store_true", help="do as little as possible; times mean nothing")
     parser.add_argument("--json", type=Path, help="write the facts to this file too")
     return parser.parse_args()
 
 
 def main() -> int:
-    arguments = parse()
-    end, target = time.monotonic() + arguments.seconds, gpu_here()
-    gpu, rows = target.gpu, list[Row]()
+    begin, arguments, target = time.monotonic(), parse(), gpu_here()
+    gpu, rows, stopped = target.gpu, list[Row](), False
     assert gpu is not None
 
     def changed(row: Row) -> None:
@@ -284,9 +283,8 @@ def main() -> int:
 
     print(heads(target), flush=True)
     facts = [fact for fact in FACTS if arguments.select in fact.name and fact.applies(gpu)]
-    stopped = False
     try:
-        measure(facts, gpu, arguments.small, end, changed)
+        measure(facts, gpu, arguments.small, begin + arguments.seconds, changed)
     except (OutOfTime, KeyboardInterrupt) as why:
         print("out of time" if isinstance(why, OutOfTime) else "interrupted")
         stopped = True

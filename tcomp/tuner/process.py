@@ -131,12 +131,16 @@ class WorkerProcess:
         said = [s for s in map(str.strip, lines) if s and not s.startswith(("File ", "Traceback"))]
         return said[-1][:200] if said else ""
 
-    def stop(self) -> None:
-        """Kill the process, with compilers and emulators that it started, and wait for its end."""
+    def kill(self) -> None:
+        """Kill the process, with compilers and emulators that it started."""
         with suppress(
             ProcessLookupError
         ):  # It is the leader of a group, which is there as long as any of it.
             os.killpg(self._process.pid, signal.SIGKILL)
+
+    def stop(self) -> None:
+        """Kill the process and wait for its end."""
+        self.kill()
         self._process.wait()
         self.connection.close()
         self._messages.close()

@@ -17,6 +17,7 @@ from fragile_template import FRAGILE, TAME
 import gpu_check
 from gpu_check import Case, Table
 from gpu_trials import CheckRunner
+from tcomp.errors import BuildError
 from tcomp.target.target import Target
 from tcomp.tensor.knobs import Alternatives, Config
 from tcomp.tuner.measure import MeasureOptions, Outcome
@@ -151,6 +152,36 @@ def test_tests_are_ended_with_all_that_they_started(
             return
         time.sleep(0.05)
     raise AssertionError("what the tests started still runs")
+
+
+def test_processes_that_do_not_start_cost_nothing_found(
+    gpu: Target, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The passes go on where they were, at last without PyTorch."""
+    table = Table([gpu_check.entry_of(PRODUCT, gpu), gpu_check.entry_of(sigmoid(TAME), gpu)], gpu)
+    asked: list[tuple[bool, int]] = []
+
+    def check(table: Table, options: MeasureOptions, *rest: object) -> None:
+        assert isinstance(options.runner, CheckRunner)
+        asked.append((options.runner.with_torch, len(table.left("default"))))
+        if options.runner.with_torch:
+            table.changed(table.left("default")[0], "default")
+            raise BuildError("a measuring process does not start")
+
+    monkeypatch.setattr(gpu_check, "check", check)
+    monkeypatch.setattr(gpu_check, "torch_has_gpu", lambda: True)
+    gpu_check.check_in_spite(table, 0.0, 0, False)
+    assert asked == [(True, 2), (True, 1), (False, 0)]
+    assert "does not start; what was found is kept" in capsys.readouterr().out
+
+
+def test_why_pytorch_is_left_out_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert not gpu_check.torch_has_gpu()
+    assert "PyTorch does not run on this GPU" in capsys.readouterr().out
 
 
 def test_config_stands_for_the_default(gpu: Target) -> None:
