@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench_cpu import random_inputs
+from bench_cpu import random_inputs, ratio_cell, ratios
 from gpu_check import gpu_here
 from models import MODELS, ROOT
 from tcomp.codegen.artifact import compile_graph
@@ -190,12 +190,6 @@ def bench(
             "records": records, "times": times, "errors": errors}  # fmt: skip
 
 
-def ratios(result: Mapping[str, Any], name: str) -> list[float]:
-    """Of one to `torch.compile`, round by round."""
-    times = result["times"]
-    return [a / b for a, b in zip(times[name], times[REFERENCE], strict=True)]
-
-
 def table(results: Sequence[Mapping[str, Any]]) -> str:
     """One row a model and precision; below it the geometric mean of each row's last ratio, tuned if it is."""
     columns = ("torch", "untuned", "tuned")
@@ -203,17 +197,12 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     best: list[float] = []
     for result in results:
-        cells = [result["model"], result["precision"]]
+        errors = {name: f"{error:.1e}" for name, error in result["errors"].items()}
         microseconds = statistics.median(result["times"][REFERENCE]) * 1e6
-        cells.append(f"{microseconds:.0f} us ({result['errors'][REFERENCE]:.1e})")
-        for column in columns:
-            if column not in result["times"]:
-                cells.append("-")
-                continue
-            low, middle, high = statistics.quantiles(ratios(result, column), n=4)
-            cells.append(f"**{middle:.2f}** ({low:.2f}-{high:.2f}; {result['errors'][column]:.1e})")
-            last = middle
-        best.append(last)
+        cells = [result["model"], result["precision"], f"{microseconds:.0f} us ({errors[REFERENCE]})"]
+        cells += [ratio_cell(result, name, REFERENCE, f"; {errors.get(name)}") for name in columns]
+        last = [name for name in columns if name in result["times"]][-1]
+        best.append(statistics.median(ratios(result, last, REFERENCE)))
         lines.append("| " + " | ".join([*cells, result["records"]]) + " |")
     return "\n".join([*lines, "", f"tcomp's geometric mean: {statistics.geometric_mean(best):.2f}"])
 

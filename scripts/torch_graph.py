@@ -134,6 +134,7 @@ OPERATORS: dict[str, Apply] = {
     "sigmoid": lambda x, _: x[0].sigmoid(),
     "silu": lambda x, _: functional.silu(x[0]),
     "slice": _slice,
+    "softmax": lambda x, a: x[0].softmax(integer(a, "axis")),
     "sub": lambda x, _: x[0] - x[1],
     "tanh": lambda x, _: x[0].tanh(),
     "transpose": lambda x, a: x[0].permute(integers(a, "axes")),

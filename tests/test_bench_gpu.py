@@ -73,3 +73,13 @@ def test_model_beside_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     table = bench_gpu.table(results)
     assert "| network | float16 |" in table
     assert "tcomp's geometric mean: " in table
+
+
+def test_table_has_ratios_to_the_compiler() -> None:
+    times = {bench_gpu.REFERENCE: [2e-6, 4e-6, 2e-6], "torch": [4e-6, 4e-6, 6e-6], "untuned": [1e-6] * 3}
+    errors = {bench_gpu.REFERENCE: 1e-3, "torch": 2e-3, "untuned": 3e-3}
+    result = {"model": "m", "precision": "float16", "records": "1/2", "times": times, "errors": errors}
+    *_, row, _, mean = bench_gpu.table([result]).splitlines()
+    ratios = "**2.00** (1.00-3.00; 2.0e-03) | **0.50** (0.25-0.50; 3.0e-03) | -"
+    assert row == f"| m | float16 | 2 us (1.0e-03) | {ratios} | 1/2 |"
+    assert mean == "tcomp's geometric mean: 0.50"
