@@ -20,6 +20,7 @@ from tcomp.relay.types import Array, TensorType
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import ALGORITHM, Alternatives, Config, Space
+from tcomp.tensor.reach import check_reach
 from tcomp.tensor.vectors import IN_NEON, vectors_for
 from tcomp.tvm_api import PrimFunc
 
@@ -198,8 +199,13 @@ TEMPLATES: Registry[Template] = Registry("schedule template", "tcomp.tensor.sche
 def template_for(kernel: Kernel, target: Target) -> Template:
     """The template with the highest priority that accepts `kernel`, together with its alternatives.
 
-    Raises UnsupportedError when there is none.
+    Raises UnsupportedError when there is none, or a value has more elements than kernels count.
     """
+    for value in kernel.body.inputs:
+        check_reach(value.type, f"input `{value.name}` of kernel {kernel.label}")
+    for node in kernel.body.nodes:
+        for value in node.outputs:
+            check_reach(value.type, f"what {node.where} makes in kernel {kernel.label}")
     is_chain = len(kernel.anchors) > 1
     candidates = [t for t in TEMPLATES.values() if t.family == target.family and t.takes_chains == is_chain]
     suited = vectors_for(kernel, target)
