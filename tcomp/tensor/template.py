@@ -16,6 +16,8 @@ from typing import ClassVar
 
 from tcomp.errors import ScheduleError, UnsupportedError
 from tcomp.registry import Registry
+from tcomp.relay.evaluate import evaluate
+from tcomp.relay.graph import Graph
 from tcomp.relay.types import Array, TensorType
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
@@ -27,10 +29,20 @@ from tcomp.tvm_api import PrimFunc
 
 @dataclass(frozen=True)
 class Packing:
-    """How a constant operand is rearranged at compile time: `pack(original)` has type `type`."""
+    """How a constant operand is rearranged before anything runs: `pack(original)` has type `type`.
+
+    `function` is the same as a graph, of the original, where there is one: a GPU can then do it when the
+    library is loaded.
+    """
 
     type: TensorType
     pack: Callable[[Array], Array]
+    function: Graph | None = None
+
+    @staticmethod
+    def by(function: Graph) -> Packing:
+        """The packing that `function`, of one input and one output, is."""
+        return Packing(function.outputs[0].type, lambda original: evaluate(function, [original])[0], function)
 
 
 @dataclass(frozen=True)
