@@ -239,7 +239,7 @@ class SimtWinograd:
 
 
 def _packing(conv: Convolution, scheme: Scheme) -> Packing:
-    """Weights `[output, channel, 3, 3]`, transformed, as `[position, channel, output]`."""
+    """Weights `[output, channel, 3, 3]`, transformed in float64, as `[position, channel, output]`."""
     outputs, inputs, taps = conv.out_channels, conv.in_channels, KERNEL**2
     g = GraphBuilder("winograd_weights")
     weights = g.input("weights", (outputs, inputs, KERNEL, KERNEL), conv.dtype)

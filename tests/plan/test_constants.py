@@ -23,7 +23,7 @@ MATRIX = np.random.default_rng(0).standard_normal((3 * ROWS, ROWS)).astype(np.fl
 
 
 def tripled(matrix: Array = MATRIX) -> Packing:
-    """Three times as many rows, each a sum of all, and columns first: two kernels, and a constant of theirs."""
+    """Three times as many rows, each a sum of all, and columns first, by a constant and two kernels."""
     g = GraphBuilder("tripled")
     product = g.op("matmul", g.constant(matrix), g.input("weights", (ROWS, COLUMNS)))
     return Packing.by(g.build(g.op("transpose", g.op("exp", g.op("relu", product)), axes=(1, 0))))
