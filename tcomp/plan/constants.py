@@ -15,7 +15,7 @@ from tcomp.relay.types import TensorType
 from tcomp.tensor.template import Packing
 
 CODE_BYTES = 40_000
-"""What code that packs constants takes of a library, for each pair of types: 14 to 38 KB were found."""
+"""What code that packs constants takes of a library, for each pair of types: 12 to 38 KB were found."""
 
 
 @dataclass
