@@ -24,6 +24,7 @@ from tcomp.tensor.attention_shape import Shape
 from tcomp.tensor.gpu_rates import LAUNCH_CYCLES
 from tcomp.tensor.loops import Buffer, Expression, Statement, constant, local, sequence, unrolled
 from tcomp.tensor.math import exp2
+from tcomp.tensor.reach import REACH
 from tcomp.tensor.threads import digits, spread
 from tcomp.tvm_api import tirx
 
@@ -32,8 +33,6 @@ DTYPE = "float32"
 LOWEST = float(np.finfo(DTYPE).min)
 """The highest score of no keys."""
 _THREADS = 128
-_REACH = 2**31
-"""Elements that an index of 32 bits reaches."""
 
 Exponential = Callable[[Expression, Expression], Expression]
 """Of a score, above another one."""
@@ -60,8 +59,8 @@ class KeyParts:
         """Why there are no such parts."""
         if -(-self.steps // self.share) != self.count:
             return f"{self.count} parts of {self.steps} steps: some would have none"
-        if self.count > 1 and self.count * self.sums >= _REACH:
-            return f"{self.count} parts of {self.sums} sums: more than an index of 32 bits counts"
+        if self.count > 1 and self.count * self.sums > REACH:
+            return f"{self.count} parts of {self.sums} sums: more than kernels count"
         return None
 
     @property

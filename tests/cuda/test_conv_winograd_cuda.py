@@ -27,7 +27,7 @@ from tcomp.tensor.knobs import Alternatives, Config, KnobValue
 from tcomp.tensor.schedules.conv_winograd_cuda import WORTH
 from tcomp.tensor.template import schedule, template_for
 from tcomp.tensor.threads import launches_of
-from tcomp.tensor.winograd import ERRORS
+from tcomp.tensor.winograd import ERRORS, Scheme
 from tcomp.tensor.winograd_choice import pixel_tiles
 
 NAME = "conv_winograd_cuda"
@@ -152,9 +152,9 @@ def test_tiles_have_no_more_products_than_can_be_counted() -> None:
     kernel, target = conv((128, 64, 224, 224), (64, 64, 3, 3), padding=SAME), TARGETS["cuda:sm_80"]
     space, packings = space_of(kernel, target), template_for(kernel, target).packings(kernel, target)
     assert {key for algorithm, key in packings if algorithm == NAME} == {*PIXELS} - {(2, 1)}
-    with pytest.raises(ScheduleError, match="2x1 pixels have more products than an index of 32 bits"):
+    with pytest.raises(ScheduleError, match="2x1 pixels have more products than kernels count"):
         space.check(winograd((2, 1)))
-    with pytest.raises(ScheduleError, match="4x4 pixels have more products than an index of 32 bits"):
+    with pytest.raises(ScheduleError, match="4x4 pixels have more products than kernels count"):
         space.check(winograd((4, 4), split=4))
     space.check(winograd((4, 4)))
 
@@ -183,6 +183,21 @@ def test_targets_of_one_library_agree_on_the_pixels_of_tiles() -> None:
     for target, packed in zip(targets, found, strict=True):
         space_of(kernel, target).check(packed.default)
         assert packed.holds(packed.default)
+
+
+@pytest.mark.parametrize("pixels", PIXELS)
+def test_weights_are_those_of_the_algorithm(pixels: tuple[int, int]) -> None:
+    """Of its graph, in the order in which products read them, and rounded once."""
+    kernel = conv((1, 5, 9, 10), (6, 5, 3, 3), padding=SAME)
+    packing = schedule(kernel, TARGETS["cuda:sm_80"], winograd(pixels)).packing[1]
+    assert packing.function is not None
+    weights = np.random.default_rng(0).standard_normal((6, 5, 3, 3)).astype(np.float32)
+    taps = weights.reshape(6, 5, 9).transpose(2, 1, 0).reshape(9, -1)
+    expected = Scheme.of(pixels).transform_weights(taps).reshape(-1, 5, 6)
+    found = packing.pack(weights)
+    assert found.dtype == np.float32
+    np.testing.assert_array_max_ulp(found, expected.astype(np.float32), maxulp=1)
+    assert packing.type == packing.function.outputs[0].type
 
 
 def test_its_load_counts_its_own_products() -> None:
