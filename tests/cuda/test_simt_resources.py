@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from gpu_assembly import disassembled, loop_bodies
 from test_attention_cuda import attention
@@ -74,9 +72,9 @@ def test_defaults_do_not_spill(name: str, arch: str, real_compiler: None) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["square", "3x3", "1x1", "heads", "attention"])
-def test_hot_loops_are_multiply_adds(name: str, real_compiler: None, tmp_path: Path) -> None:
+def test_hot_loops_are_multiply_adds(name: str, real_compiler: None) -> None:
     """85 of 100 instructions of the innermost loop, as in hand-written libraries."""
-    text = disassembled(compiled(KERNELS[name], "sm_80"), tmp_path)
+    text = disassembled(compiled(KERNELS[name], "sm_80"))
     assert max(multiply_add_shares(text)) >= 0.85
 
 
