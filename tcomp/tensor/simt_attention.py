@@ -30,7 +30,7 @@ from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.attention_operands import own_index
 from tcomp.tensor.attention_parts import DTYPE, LOWEST, KeyParts, Pieces
 from tcomp.tensor.attention_shape import Blocks, Shape
-from tcomp.tensor.block_tile import STATIC_SHARED_BYTES, WARP_COLUMNS, WARP_ROWS
+from tcomp.tensor.block_tile import ROW_STRIDE, STATIC_SHARED_BYTES, WARP_COLUMNS, WARP_ROWS, place_in_warp
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
 from tcomp.tensor.loops import (
@@ -216,7 +216,9 @@ class _Block:
         self.batch: Index = digits(head, nest.shape.batch)
         tile, count = nest.tile, nest.tile.thread_rows
         warp, lane = tirx.floordiv(thread, 32), tirx.floormod(thread, 32)
-        row, column = warp * WARP_ROWS + tirx.floordiv(lane, WARP_COLUMNS), tirx.floormod(lane, WARP_COLUMNS)
+        row_in_warp, column = place_in_warp(lane)
+        row = warp * WARP_ROWS + row_in_warp
+        self.is_first_of_row = column == 0
         self.allocations: list[Statement] = []
         zero = constant(0)
         queries = self._shared(tile_elements(tile.rows, tile.depth), "queries")
@@ -335,7 +337,7 @@ class _Block:
                 [
                     tirx.BufferStore(self.tile_tops, self.tops[r], [r]),
                     unrolled(tile.thread_keys, lambda c: highest(r, c), "c"),
-                    *combine_lanes(self.tile_tops, [r], WARP_COLUMNS, tirx.max),
+                    *combine_lanes(self.tile_tops, [r], WARP_COLUMNS, tirx.max, ROW_STRIDE),
                     tirx.Bind(change, _exponential(self.tops[r] - self.tile_tops[r])),
                     tirx.BufferStore(self.tops, self.tile_tops[r], [r]),
                     tirx.BufferStore(self.totals, self.totals[r] * change, [r]),
@@ -397,15 +399,14 @@ class _Block:
             return tirx.IfThenElse(tirx.all(*inside), store, None) if inside else store
 
         def row(r: Expression) -> Statement:
-            add = combine_lanes(self.totals, [r], WARP_COLUMNS, lambda a, b: a + b)
+            add = combine_lanes(self.totals, [r], WARP_COLUMNS, lambda a, b: a + b, ROW_STRIDE)
             columns = unrolled(tile.thread_columns // lanes, lambda c: vector(r, c * lanes), "c")
             return sequence([*add, columns, *([] if pieces is None else [kept(pieces, r)])])
 
         def kept(pieces: Pieces, r: Expression) -> Statement:
             row = self.rows + self.of_weights.at(r)
             keep = pieces.keep_row(self.part, self.head, row, self.tops[r], self.totals[r])
-            is_first = tirx.floormod(self.thread, WARP_COLUMNS) == 0
-            return tirx.IfThenElse(tirx.all(is_first, row < shape.rows), keep, None)
+            return tirx.IfThenElse(tirx.all(self.is_first_of_row, row < shape.rows), keep, None)
 
         return self._each_row(row)
 
