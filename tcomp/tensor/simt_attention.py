@@ -53,9 +53,9 @@ from tcomp.tensor.operand import Operand, Source
 from tcomp.tensor.shared_tiles import (
     GROUP,
     Factors,
+    Products,
     SharedTile,
     TileLoader,
-    add_products,
     each_sum,
     tile_elements,
 )
@@ -237,6 +237,8 @@ class _Block:
         self.tops, self.totals, self.tile_tops = (
             self._local((count,), name) for name in ("tops", "totals", "tile_tops")
         )
+        self.of_scores, self.of_sums = Products(self.scores), Products(self.sums)
+        self.allocations += [self.of_scores.allocate, self.of_sums.allocate]
         self.allocations += [nest.queries.allocate, nest.keys.allocate, nest.values.allocate]
 
     def _shared(self, elements: int, name: str) -> Buffer:
@@ -270,14 +272,16 @@ class _Block:
                     synchronize(),
                     nest.values.load(thread, self.batch, zero, step),
                     self._clear(self.scores),
-                    add_products(self.scores, self.of_queries, self.of_keys, nest.tile.depth),
+                    self.of_scores.begin(self.of_queries, self.of_keys),
+                    self.of_scores.add(self.of_queries, self.of_keys, nest.tile.depth),
                     self._weigh(step * nest.tile.keys),
                     synchronize(),
                     nest.values.store(thread, self.value_tile),
                     each_sum(self.scores, self._store_weight),
                     synchronize(),
                     keys(following),
-                    add_products(self.sums, self.of_weights, self.of_values, nest.tile.keys),
+                    self.of_sums.begin(self.of_weights, self.of_values),
+                    self.of_sums.add(self.of_weights, self.of_values, nest.tile.keys),
                     synchronize(),
                 ]
             )
