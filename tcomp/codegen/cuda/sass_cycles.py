@@ -51,6 +51,9 @@ LATENCY = {
 }  # fmt: skip
 """Cycles until a result is there, memory's from the second-level cache."""
 _OTHER_LATENCY = 24
+QUEUED_CYCLES = 64
+"""Of work that shared memory and memory take on before a warp must wait to give them more: four vectors of 128
+bits a thread, a guess."""
 _READ_CYCLES = 12
 """Until an instruction of shared memory or memory has read its operands."""
 _DTYPES = {
@@ -261,7 +264,8 @@ class _Simulation:
 
     def _earliest(self, warp: _Warp) -> float:
         instruction = self.loop[warp.at]
-        time = max(warp.ready, self.free[self.pipes[warp.at]])
+        pipe = self.pipes[warp.at]
+        time = max(warp.ready, self.free[pipe] - (QUEUED_CYCLES if pipe == "shared" else 0.0))
         for counter in instruction.issue.waits:
             time = max(time, warp.done(counter))
         if instruction.name == "DEPBAR":
@@ -287,21 +291,22 @@ class _Simulation:
 
     def _issue(self, warp: _Warp, now: float) -> None:
         instruction = self.loop[warp.at]
-        taken = self.taken[warp.at]
-        self.free[self.pipes[warp.at]] = now + taken
-        there = now + latency(instruction)
+        taken, pipe = self.taken[warp.at], self.pipes[warp.at]
+        start = max(now, self.free[pipe])
+        self.free[pipe] = start + taken
+        there = start + latency(instruction)
         if instruction.name == "LDGSTS":
             warp.copies = there
         if instruction.name == "LDGDEPBAR":
             there = max(there, warp.copies)
         if instruction.name in _UNITS["tensor"] and "GMMA" in instruction.name:
-            warp.products.append(now + taken + latency(instruction))
+            warp.products.append(start + taken + latency(instruction))
         for counter in instruction.issue.waits:
             warp.counters[counter] = [time for time in warp.counters[counter] if time > now]
         if instruction.issue.writes is not None:
             warp.counters[instruction.issue.writes].append(there)
         if instruction.issue.reads is not None:
-            warp.counters[instruction.issue.reads].append(now + _READ_CYCLES)
+            warp.counters[instruction.issue.reads].append(start + _READ_CYCLES)
         warp.ready = now + max(1, instruction.issue.stall)
         warp.issued, warp.at = now, warp.at + 1
         if warp.at == len(self.loop):
