@@ -35,6 +35,7 @@ from tcomp.tensor.matrices import Matrices
 from tcomp.tensor.operand import Operand
 from tcomp.tensor.shared_tiles import Factors, Products, SharedTile, TileLoader, each_sum, tile_elements
 from tcomp.tensor.shares import Segment, Shares, Tiling
+from tcomp.tensor.step_table import StepTable
 from tcomp.tensor.template import Scheduled
 from tcomp.tensor.threads import launch, shared, synchronize
 from tcomp.tensor.totals import Destination, Totals
@@ -44,12 +45,17 @@ from tcomp.tvm_api import tirx
 class SimtProduct:
     """The launches of one product."""
 
-    def __init__(self, matrices: Matrices, tile: BlockTile, shares: Shares) -> None:
-        self.matrices, self.tile, self.shares = matrices, tile, shares
+    def __init__(
+        self, matrices: Matrices, tile: BlockTile, shares: Shares, table: StepTable | None = None
+    ) -> None:
+        """`table` is what the right matrix finds in shared memory, and the end of the depth."""
+        self.matrices, self.tile, self.shares, self.table = matrices, tile, shares, table
         left, right = Operand.left(matrices, tile.vector), Operand.right(matrices, tile.vector)
         guarded = self.steps * tile.depth > matrices.depth
         self.left = TileLoader(left, tile.rows, tile.depth, tile.threads, guarded, "left")
-        self.right = TileLoader(right, tile.columns, tile.depth, tile.threads, guarded, "right")
+        self.right = TileLoader(
+            right, tile.columns, tile.depth, tile.threads, guarded and table is None, "right"
+        )
         dtype = matrices.accumulator
         sizes = [tile.stages * tile_elements(size, tile.depth) for size in (tile.rows, tile.columns)]
         self.allocate_left, self.left_tiles = shared(sizes[:1], dtype, "left_tiles")
@@ -70,7 +76,8 @@ class SimtProduct:
 
         def body(block: Sequence[Expression], thread: Sequence[Expression]) -> Statement:
             of_block = self.shares.segments(block[0], lambda segment: self._segment(segment, thread[0]))
-            return left_to_compiler(of_block)
+            before = [] if self.table is None else self.table.fill(thread[0], self.tile.threads)
+            return left_to_compiler(sequence([*before, of_block]))
 
         blocks = launch((self.shares.blocks,), (self.tile.threads,), body)
         return [blocks, *self.totals.launches()]

@@ -44,7 +44,7 @@ _LOAD = 0.75
 """Instructions that bring an element to shared memory, as one of a vector."""
 _WINDOW = 4
 """The same where it may lie beyond a border."""
-_GATHER = 30
+_GATHER = 18
 """The same where its position must be computed anew."""
 _STEP_INSTRUCTIONS = 24
 """Of a thread in a tile of the depth, beside those that come with its elements."""

@@ -101,6 +101,23 @@ def test_a_step_keeps_multiply_adds_busy(arch: str, share: float) -> None:
     assert all(wait.exposed <= 16 for wait in cost.waits if wait.producer.name == "LDS")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("arch", "share"), [("sm_80", 0.9), ("sm_90a", 0.65)])
+@pytest.mark.usefixtures("real_compiler")
+def test_gathered_windows_have_no_branches(arch: str, share: float) -> None:
+    """Of three channels, whose taps change within a step: no divisions, and a predicate for each element."""
+    kernel, target = KERNELS["7x7"], TARGETS[f"cuda:{arch}"]
+    tile = {"tile_m": 64, "tile_n": 128, "tile_k": 8, "thread_m": 8, "thread_n": 8, "split": 1, "streamed": 0}
+    config = {**template_for(kernel, target).space(kernel, target).default, **tile}
+    assert target.gpu is not None
+    (function,) = read_sass(disassembled(compiled(kernel, arch, config)))
+    step = max((loop.body for loop in function.loops()), key=len)
+    assert sum(one.name == "FFMA" for one in step) == 512
+    assert sum(one.name == "BRA" for one in step) <= 2
+    assert len(step) <= 730
+    assert LoopCost(step, target.gpu, warps=4, paired=True).of_peak >= share
+
+
 def conflicts(addresses: list[int], lanes: int) -> int:
     """Most different rows of shared memory that one bank has to give to the threads served together.
 

@@ -52,8 +52,8 @@ LATENCY = {
 """Cycles until a result is there, memory's from the second-level cache."""
 _OTHER_LATENCY = 24
 QUEUED_CYCLES = 64
-"""Of work that shared memory and memory take on before a warp must wait to give them more: four vectors of 128
-bits a thread, a guess."""
+"""Of work that shared memory and memory take on before a warp must wait to give them more: four vectors of
+128 bits a thread, a guess."""
 _READ_CYCLES = 12
 """Until an instruction of shared memory or memory has read its operands."""
 _DTYPES = {
