@@ -13,7 +13,7 @@ from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.evaluate import evaluate
 from tcomp.relay.graph import Attr, Value
 from tcomp.relay.types import numpy_dtype
-from tcomp.target.target import Target
+from tcomp.target.target import TARGETS, Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
 from tcomp.tensor.template import template_for
@@ -137,3 +137,17 @@ def test_depthwise_convolutions(name: str, gpu: Target) -> None:
     kernel, (height, width) = DEPTHWISE[name]
     assert template_for(kernel, gpu).name == "depthwise_cuda"
     assert_matches(kernel, gpu, {"height": height, "width": width, "threads": 64})
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel", "stride", "height"),
+    [((96, 112), 3, 1, 8), ((96, 112), 3, 2, 2), ((384, 14), 7, 1, 4), ((960, 7), 3, 1, 4)],
+)
+def test_rows_of_a_depthwise_thread(shape: tuple[int, int], kernel: int, stride: int, height: int) -> None:
+    """Large windows of small images are bound by loads, of weights above all; large images by memory."""
+    (channels, size), target = shape, TARGETS["nvidia/a100"]
+    found = conv(
+        (1, channels, size, size), (channels, 1, kernel, kernel),
+        padding=(kernel // 2,) * 4, strides=(stride,) * 2, groups=channels,
+    )  # fmt: skip
+    assert template_for(found, target).space(found, target).default["height"] == height
