@@ -394,7 +394,7 @@ class _Block:
             def one(lane: Expression) -> Statement:
                 if pieces is not None:
                     return pieces.keep_sum(self.part, self.head, row, column + lane, self.sums[r, c + lane])
-                value = self.sums[r, c + lane] / self.totals[r]
+                value = self.sums[r, c + lane] * self.totals[r]
                 return nest.anchored.finish([*self.batch, row, column + lane], value)
 
             inside = [row < shape.rows] if shape.rows % tile.rows else []
@@ -405,7 +405,11 @@ class _Block:
         def row(r: Expression) -> Statement:
             add = combine_lanes(self.totals, [r], WARP_COLUMNS, lambda a, b: a + b, ROW_STRIDE)
             columns = unrolled(tile.thread_columns // lanes, lambda c: vector(r, c * lanes), "c")
-            return sequence([*add, columns, *([] if pieces is None else [kept(pieces, r)])])
+            if pieces is not None:
+                return sequence([*add, columns, kept(pieces, r)])
+            # One division for all sums of a row.
+            inverse = tirx.BufferStore(self.totals, tirx.const(1, DTYPE) / self.totals[r], [r])
+            return sequence([*add, inverse, columns])
 
         def kept(pieces: Pieces, r: Expression) -> Statement:
             row = self.rows + self.of_weights.at(r)
