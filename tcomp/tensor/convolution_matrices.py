@@ -23,6 +23,7 @@ from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.loops import Elements, Expression, Statement, constant
 from tcomp.tensor.matrices import Index, expressions
 from tcomp.tensor.product import unravel
+from tcomp.tensor.step_table import FAR, StepTable
 from tcomp.tensor.template import Packing
 from tcomp.tvm_api import Tensor, te, tirx
 
@@ -65,14 +66,20 @@ class ConvolutionMatrices:
     anchored: Anchored
     packed: bool
     padded: Tensor
+    table: StepTable | None
+    """Taps and channels, where neighbours in the depth have different taps."""
 
     @staticmethod
-    def of(kernel: Kernel) -> ConvolutionMatrices:
+    def of(kernel: Kernel, depth: int, steps: int) -> ConvolutionMatrices:
+        """Whose depth is taken in `steps` steps of `depth`."""
         assert kernel.anchor is not None
         conv, weights = Convolution.of(kernel.anchor), constant_right(kernel)
         packing = {} if weights is None else {weights: _packing(conv)}
         anchored = Anchored(kernel, packing)
-        return ConvolutionMatrices(conv, anchored, weights is not None, padded(conv, anchored.operands[0]))
+        data = padded(conv, anchored.operands[0])
+        taps = (*conv.kernel, conv.group_inputs)
+        table = StepTable.of(taps, steps * depth) if conv.group_inputs % depth else None
+        return ConvolutionMatrices(conv, anchored, weights is not None, data, table)
 
     @property
     def batch(self) -> tuple[int, ...]:
@@ -103,10 +110,29 @@ class ConvolutionMatrices:
 
     def right(self, elements: Elements, batch: Index, k: Expression, column: Expression) -> Expression:
         conv = self.conv
-        *tap, channel = self._step(k)
+        *tap, channel = self._step(k) if self.table is None else self.table.digits(k)
         image, *out = self._pixel(column)
+        channel = self._first(batch, conv.group_inputs) + channel
         at = conv.position(out, tap)
-        return elements.element(self.padded, [image, self._first(batch, conv.group_inputs) + channel, *at])
+        if self.table is None:
+            return elements.element(self.padded, [image, channel, *at])
+        return self._if_inside(elements, tap[0], [image, channel], at)
+
+    def _if_inside(
+        self, elements: Elements, tap: Expression, place: list[Expression], at: list[Expression]
+    ) -> Expression:
+        """An element of the padded input; zero where the depth's has ended, and its first tap is far away."""
+        conv, data = self.conv, self.anchored.operands[0]
+        buffer, zero = self.anchored.buffer_of(data), tirx.const(0, conv.dtype)
+        if buffer is None or conv.dtype != "float32" or conv.pad_value:
+            return tirx.if_then_else(tap < FAR, elements.element(self.padded, [*place, *at]), zero)
+        source = [i - begin for i, begin in zip(at, conv.pad_begin, strict=True)]
+        # The first axis also tells the depth's end.
+        axes = enumerate(zip(source, conv.pad_begin, conv.pad_end, conv.in_size, strict=True))
+        inside = [_is_below(i, size) for axis, (i, begin, end, size) in axes if not axis or begin or end]
+        address = tirx.address_of(tirx.BufferLoad(buffer, [*place, *source]))
+        is_inside = reduce(tirx.bitwise_and, inside) != 0
+        return tirx.call_pure_extern("float32", "tcomp_load_inside", address, is_inside)
 
     def store(self, batch: Index, row: Expression, column: Expression, value: Expression) -> Statement:
         image, *out = self._pixel(column)

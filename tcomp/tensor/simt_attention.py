@@ -29,7 +29,7 @@ from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.attention_operands import own_index
 from tcomp.tensor.attention_parts import DTYPE, LOWEST, KeyParts, Pieces, exponential
 from tcomp.tensor.attention_shape import Blocks, Shape
-from tcomp.tensor.block_tile import STATIC_SHARED_BYTES, WARP_COLUMNS, WARP_ROWS
+from tcomp.tensor.block_tile import ROW_STRIDE, STATIC_SHARED_BYTES, WARP_COLUMNS, WARP_ROWS, place_in_warp
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
 from tcomp.tensor.loops import (
@@ -51,9 +51,9 @@ from tcomp.tensor.operand import Operand, Source
 from tcomp.tensor.shared_tiles import (
     GROUP,
     Factors,
+    Products,
     SharedTile,
     TileLoader,
-    add_products,
     each_sum,
     tile_elements,
 )
@@ -214,7 +214,9 @@ class _Block:
         self.batch: Index = digits(head, nest.shape.batch)
         tile, count = nest.tile, nest.tile.thread_rows
         warp, lane = tirx.floordiv(thread, 32), tirx.floormod(thread, 32)
-        row, column = warp * WARP_ROWS + tirx.floordiv(lane, WARP_COLUMNS), tirx.floormod(lane, WARP_COLUMNS)
+        row_in_warp, column = place_in_warp(lane)
+        row = warp * WARP_ROWS + row_in_warp
+        self.is_first_of_row = column == 0
         self.allocations: list[Statement] = []
         zero = constant(0)
         queries = self._shared(tile_elements(tile.rows, tile.depth), "queries")
@@ -233,6 +235,8 @@ class _Block:
         self.tops, self.totals, self.tile_tops = (
             self._local((count,), name) for name in ("tops", "totals", "tile_tops")
         )
+        self.of_scores, self.of_sums = Products(self.scores), Products(self.sums)
+        self.allocations += [self.of_scores.allocate, self.of_sums.allocate]
         self.allocations += [nest.queries.allocate, nest.keys.allocate, nest.values.allocate]
 
     def _shared(self, elements: int, name: str) -> Buffer:
@@ -266,14 +270,16 @@ class _Block:
                     synchronize(),
                     nest.values.load(thread, self.batch, zero, step),
                     self._clear(self.scores),
-                    add_products(self.scores, self.of_queries, self.of_keys, nest.tile.depth),
+                    self.of_scores.begin(self.of_queries, self.of_keys),
+                    self.of_scores.add(self.of_queries, self.of_keys, nest.tile.depth),
                     self._weigh(step * nest.tile.keys),
                     synchronize(),
                     nest.values.store(thread, self.value_tile),
                     each_sum(self.scores, self._store_weight),
                     synchronize(),
                     keys(following),
-                    add_products(self.sums, self.of_weights, self.of_values, nest.tile.keys),
+                    self.of_sums.begin(self.of_weights, self.of_values),
+                    self.of_sums.add(self.of_weights, self.of_values, nest.tile.keys),
                     synchronize(),
                 ]
             )
@@ -333,7 +339,7 @@ class _Block:
                 [
                     tirx.BufferStore(self.tile_tops, self.tops[r], [r]),
                     unrolled(tile.thread_keys, lambda c: highest(r, c), "c"),
-                    *combine_lanes(self.tile_tops, [r], WARP_COLUMNS, tirx.max),
+                    *combine_lanes(self.tile_tops, [r], WARP_COLUMNS, tirx.max, ROW_STRIDE),
                     tirx.Bind(change, exponential(self.tops[r], self.tile_tops[r])),
                     tirx.BufferStore(self.tops, self.tile_tops[r], [r]),
                     tirx.BufferStore(self.totals, self.totals[r] * change, [r]),
@@ -394,20 +400,24 @@ class _Block:
             return tirx.IfThenElse(tirx.all(*inside), store, None) if inside else store
 
         def row(r: Expression) -> Statement:
-            add = combine_lanes(self.totals, [r], WARP_COLUMNS, lambda a, b: a + b)
+            add = combine_lanes(self.totals, [r], WARP_COLUMNS, lambda a, b: a + b, ROW_STRIDE)
             columns = unrolled(tile.thread_columns // lanes, lambda c: vector(r, c * lanes), "c")
             if pieces is not None:
                 return sequence([*add, columns, kept(pieces, r)])
-            return sequence([*add, unrolled(tile.thread_columns, lambda c: divided(r, c), "c"), columns])
+            # One division for all sums of a row.
+            inverse = tirx.Var("inverse", DTYPE)
+            divide = unrolled(tile.thread_columns, lambda c: divided(r, c, inverse), "c")
+            return sequence(
+                [*add, tirx.Bind(inverse, tirx.const(1, DTYPE) / self.totals[r]), divide, columns]
+            )
 
-        def divided(r: Expression, c: Expression) -> Statement:
-            value = shape.settled(self.sums[r, c] / self.totals[r], self.totals[r] > 0)
+        def divided(r: Expression, c: Expression, inverse: Expression) -> Statement:
+            value = shape.settled(self.sums[r, c] * inverse, self.totals[r] > 0)
             return tirx.BufferStore(self.sums, value, [r, c])
 
         def kept(pieces: Pieces, r: Expression) -> Statement:
             row = self.rows + self.of_weights.at(r)
             keep = pieces.keep_row(self.part, [self.head, row], self.tops[r], self.totals[r])
-            is_first = tirx.floormod(self.thread, WARP_COLUMNS) == 0
-            return tirx.IfThenElse(tirx.all(is_first, row < shape.rows), keep, None)
+            return tirx.IfThenElse(tirx.all(self.is_first_of_row, row < shape.rows), keep, None)
 
         return self._each_row(row)

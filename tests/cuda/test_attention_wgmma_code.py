@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 from gpu_assembly import disassembled
@@ -79,9 +78,9 @@ def loop_of_products(assembly: str) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize(("size", "products"), [(64, 12), (128, 16)])
 @pytest.mark.usefixtures("real_compiler")
-def test_weights_are_computed_while_products_are_under_way(size: int, products: int, tmp_path: Path) -> None:
+def test_weights_are_computed_while_products_are_under_way(size: int, products: int) -> None:
     """Of 128 columns a group's products take 1024 cycles; a scheduler issues as many instructions."""
-    text = disassembled(compiled(heads(16, 4096, size)).image, tmp_path)
+    text = disassembled(compiled(heads(16, 4096, size)).image)
     hot = loop_of_products(text)
     places = {
         what: [i for i, name in enumerate(hot) if name.startswith(what)]

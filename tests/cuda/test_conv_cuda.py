@@ -14,7 +14,7 @@ from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.evaluate import evaluate
 from tcomp.relay.graph import Attr, Value
 from tcomp.relay.types import numpy_dtype
-from tcomp.target.target import Target
+from tcomp.target.target import TARGETS, Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
 from tcomp.tensor.template import template_for
@@ -73,6 +73,11 @@ CASES = {
     "groups": (conv((2, 12, 7, 7), (24, 4, 3, 3), "bias", "relu", padding=SAME, groups=3), {}),
     "one spatial axis": (conv((2, 6, 40), (10, 6, 5), "relu", padding=(2, 2)), {}),
     "three spatial axes": (conv((1, 4, 4, 5, 6), (8, 4, 2, 3, 3), padding=(0, 1, 1, 1, 1, 1)), {}),
+    "few channels, half precision": (conv((1, 3, 9, 9), (8, 3, 3, 3), dtype="float16", padding=SAME), {}),
+    "few channels, split": (
+        conv((2, 3, 19, 18), (32, 3, 5, 5), strides=(2, 1), padding=(2, 2, 2, 2)),
+        {"tile_k": 16, "split": 2},
+    ),
     "half precision": (
         conv((1, 16, 8, 8), (32, 16, 3, 3), "bias", "relu", dtype="float16", padding=SAME),
         {},
@@ -95,6 +100,17 @@ def test_convolutions_are_those_of_the_reference(name: str, gpu: Target) -> None
     older = replace(gpu, gpu=replace(gpu.gpu, arch="sm_75"))  # whose tensor cores no template uses
     assert template_for(kernel, older).name == "conv_cuda"
     assert_matches(kernel, older, {**TILE, **knobs})
+
+
+@pytest.mark.parametrize("padding", [(0,) * 4, SAME])
+def test_behind_the_depth_is_nothing(padding: tuple[int, ...], gpu: Target) -> None:
+    """27 taps are no whole steps of 8; a zero of a weight times what a pixel has would be no number."""
+    kernel = conv((1, 3, 6, 6), (4, 3, 3, 3), padding=padding)
+    arrays = [np.full((1, 3, 6, 6), np.inf, np.float32), np.ones((4, 3, 3, 3), np.float32)]
+    assert gpu.gpu is not None
+    older = replace(gpu, gpu=replace(gpu.gpu, arch="sm_75"))
+    (found,) = build_kernel(kernel, older, {**TILE, "tile_n": 32})(arrays)
+    assert np.all(found == np.inf)
 
 
 DEPTHWISE = {
@@ -152,3 +168,17 @@ def test_depthwise_convolutions(name: str, gpu: Target) -> None:
     kernel, (height, width) = DEPTHWISE[name]
     assert template_for(kernel, gpu).name == "depthwise_cuda"
     assert_matches(kernel, gpu, {"height": height, "width": width, "threads": 64})
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel", "stride", "height"),
+    [((96, 112), 3, 1, 8), ((96, 112), 3, 2, 2), ((384, 14), 7, 1, 4), ((960, 7), 3, 1, 4)],
+)
+def test_rows_of_a_depthwise_thread(shape: tuple[int, int], kernel: int, stride: int, height: int) -> None:
+    """Large windows of small images are bound by loads, of weights above all; large images by memory."""
+    (channels, size), target = shape, TARGETS["nvidia/a100"]
+    found = conv(
+        (1, channels, size, size), (channels, 1, kernel, kernel),
+        padding=(kernel // 2,) * 4, strides=(stride,) * 2, groups=channels,
+    )  # fmt: skip
+    assert template_for(found, target).space(found, target).default["height"] == height

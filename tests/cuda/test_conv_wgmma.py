@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from device_programs import ends_the_process
@@ -127,11 +126,9 @@ def test_defaults_neither_spill_nor_wait(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("real_compiler")
-def test_instructions_of_a_chunk_are_those_of_the_estimate(tmp_path: Path) -> None:
+def test_instructions_of_a_chunk_are_those_of_the_estimate() -> None:
     """Of 8 chunks of a thread and step, 42 each; half of them are additions, shifts and comparisons."""
-    text = disassembled(
-        compiled("3x3", block_rows=128, block_columns=128, consumers=2, streamed=0).image, tmp_path
-    )
+    text = disassembled(compiled("3x3", block_rows=128, block_columns=128, consumers=2, streamed=0).image)
     copying = min((body for body in loop_bodies(text) if body["LDGSTS"]), key=lambda body: body.total())
     assert copying["LDGSTS"] == 8
     assert 38 <= copying.total() / 8 <= 46

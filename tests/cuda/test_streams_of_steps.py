@@ -301,12 +301,12 @@ def test_estimates_on_tensor_cores(extents: tuple[int, int, int], whole: int, st
 @pytest.mark.parametrize(
     ("extents", "whole", "streamed"),
     [
-        ((1536, 1536, 1536), 347, 298),
-        ((2048, 2048, 2048), 730, 691),
-        ((4096, 4096, 4096), 5767, 5403),
-        ((512, 3072, 768), 107, 107),
-        ((128, 768, 3072), 34, 34),
-        ((196, 256, 2304), 21, 21),
+        ((1536, 1536, 1536), 377, 326),
+        ((2048, 2048, 2048), 800, 757),
+        ((4096, 4096, 4096), 6312, 5932),
+        ((512, 3072, 768), 117, 117),
+        ((128, 768, 3072), 36, 37),
+        ((196, 256, 2304), 22, 22),
     ],
 )
 def test_estimates_of_plain_instructions(extents: tuple[int, int, int], whole: int, streamed: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 from gpu_assembly import disassembled
@@ -71,9 +70,9 @@ def test_products_one_after_the_other_are_noticed() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("block", [{}, {"block_rows": 256, "block_columns": 128}])
 @pytest.mark.usefixtures("real_compiler")
-def test_a_step_is_products_and_little_else(block: dict[str, int], tmp_path: Path) -> None:
+def test_a_step_is_products_and_little_else(block: dict[str, int]) -> None:
     """Each of the 4 or 8 keeps the tensor cores busy for 128 or 64 cycles."""
-    text = disassembled(compile_cubin(code_of(LARGE["square"], **block).source, "sm_90a").image, tmp_path)
+    text = disassembled(compile_cubin(code_of(LARGE["square"], **block).source, "sm_90a").image)
     instructions = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z0-9_.]+)", text)
     products = [i for i, name in enumerate(instructions) if name.startswith("HGMMA")]
     assert len(products) == (8 if block else 4)

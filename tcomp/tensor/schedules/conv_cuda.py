@@ -35,9 +35,10 @@ class ConvCuda(Template):
         return lambda config: cycles(problem, BlockTile.of(config), target)
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
-        tile = BlockTile.of(config)
-        shares = shares_of(_problem(kernel), tile, target)
-        return SimtProduct(ConvolutionMatrices.of(kernel), tile, shares).scheduled()
+        problem, tile = _problem(kernel), BlockTile.of(config)
+        shares = shares_of(problem, tile, target)
+        matrices = ConvolutionMatrices.of(kernel, tile.depth, tile.split * tile.steps(problem.depth))
+        return SimtProduct(matrices, tile, shares, matrices.table).scheduled()
 
 
 def fits(kernel: Kernel) -> bool:
