@@ -298,9 +298,10 @@ def tests_pass(seconds: float) -> bool:
     # Compiling takes most time.
     parallel = ["-n", str(min(8, os.cpu_count() or 1))] if find_spec("xdist") else []
     # Names as tests end, and where one hangs: what is ended has no summary.
-    said = ["-v", "--tb=short", "-o", "faulthandler_timeout=60"]
+    said = ["-v", "--tb=short", "-o", "faulthandler_timeout=60", "-p", "sticky_errors"]
     command = [sys.executable, "-m", "pytest", *said, "-m", "gpu", *parallel, str(ROOT / "tests" / "cuda")]
-    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "scripts"), *sys.path])}
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, env=environment)
     try:
         return process.wait(seconds) == 0
     except subprocess.TimeoutExpired:

@@ -134,6 +134,9 @@ EXPONENTIALS = Assumed(
     "mma_attention_plan.EXPONENTIAL_CYCLES",
     lambda gpu: Gpu.warp * mma_attention_plan.SCHEDULERS / mma_attention_plan.EXPONENTIAL_CYCLES,
 )
+CHUNK = constant(wgmma_plan, "_CHUNK_CYCLES")
+INTEGERS = Assumed(CHUNK.where, lambda gpu: 22 / CHUNK.value(gpu))
+"""The cycles of a chunk are those of 22 instructions of this kind."""
 HALF_SECTORS = Assumed("mma_plan.sectors", lambda gpu: mma_plan.CACHE_BYTES / mma_plan.sectors(2))
 FACTS: tuple[Fact, ...] = (
     Fact("clock, plain instructions", "MHz", Machine.clock, CLOCK, 1e-6),
@@ -141,11 +144,14 @@ FACTS: tuple[Fact, ...] = (
     Fact("float32 multiply-adds", "a cycle", Machine.multiply_adds,
          Assumed("gpu_rates.multiply_adds", lambda gpu: gpu_rates.multiply_adds(gpu, 4))),
     Fact("exponentials", "a cycle", Machine.exponentials, EXPONENTIALS),
+    Fact("integer shifts and logic", "a cycle", Machine.integers, INTEGERS, applies=has_groups),
     *(of_warps(dtype) for dtype in ("float16", "bfloat16", "tf32", "int8", "float8_e4m3fn")),
     *(of_groups("float16", columns) for columns in (64, 128, 192, 256)),
     *(of_groups(dtype, 256) for dtype in ("bfloat16", "tf32", "int8", "float8_e4m3fn")),
     *(of_groups("float16", columns, of_registers=True) for columns in (64, 128, 256)),
     Fact("shared memory, loads", "B/cycle", Machine.shared_bytes, SHARED),
+    Fact("shared memory, plain products", "B/cycle", Machine.shared_bytes,
+         constant(simt_space, "_SHARED_BYTES")),
     Fact("second-level cache, loads", "B/cycle", Machine.read_near, CACHE),
     Fact("second-level cache, plain products", "B/cycle", Machine.read_near,
          constant(simt_space, "SECOND_LEVEL_BYTES")),

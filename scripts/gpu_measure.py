@@ -56,6 +56,17 @@ class Machine(CountingMachine):
         require("exponential", found.out, 32 * steps)
         return 512 * 32 * steps / found.typical
 
+    def integers(self) -> float:
+        """Shifts and logical operations of integers, a cycle."""
+        steps, word = self.sizes.steps, 0x9E3779B9
+        values = word + np.arange(8, dtype=np.uint32)
+        for _ in range(8 * steps):
+            values = values >> 1 ^ np.uint32(word)
+        out = TensorType((self.blocks, 512), "uint32")
+        found = self.count("integer", self.memory(np.array([word], np.uint32)), [steps], out, threads=512)
+        require("integer", found.out, (values * (2 * np.arange(8, dtype=np.uint32) + 1)).sum(dtype=np.uint32))
+        return 512 * 2 * 64 * steps / found.typical
+
     def multiply(self, dtype: str) -> float:
         """Cycles of an instruction of a warp, 16x8 sums of 32 bytes of depth."""
         (sum_, total), steps = _sums(dtype), self.sizes.steps

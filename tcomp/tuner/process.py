@@ -139,9 +139,10 @@ class WorkerProcess:
             os.killpg(self._process.pid, signal.SIGKILL)
 
     def stop(self) -> None:
-        """Kill the process and wait for its end."""
+        """Kill the process and wait for its end, but not for ever."""
         self.kill()
-        self._process.wait()
+        with suppress(subprocess.TimeoutExpired):  # A GPU's driver may not let go of it while a kernel hangs.
+            self._process.wait(_EXIT_GRACE_SECONDS)
         self.connection.close()
         self._messages.close()
         self._folder.cleanup()

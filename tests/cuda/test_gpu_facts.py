@@ -85,6 +85,7 @@ def test_every_kernel_computes_what_it_should(capability: str, monkeypatch: pyte
     [
         ("multiply_add", "i < 128", "i < 127", "float32 multiply-adds"),
         ("exponential", "i < 32", "i < 31", "exponentials"),
+        ("integer", "i < 64", "i < 63", "integer shifts and logic"),
         ("multiply", "i < 8; i++) tcomp", "i < 7; i++) tcomp", "mma.sync m16n8, int8"),
         ("shared", "step * 128", "step * 64", "shared memory, loads"),
         ("read", "tile + 1 == tiles ? 0 : tile + 1", "tile", "second-level cache, loads"),
@@ -172,10 +173,10 @@ WORDS: dict[str, dict[str, Any]] = {
     "multiply_groups": gpu_measure.words_of_groups("float16", 256, False),
 }
 LOOPS = {
-    "multiply_add": {"FFMA": 128}, "exponential": {"MUFU": 32}, "shared": {"LDS": 8}, "read": {"LDG": 8},
-    "copy": {"LDGSTS": 4}, "store": {"STG": 8}, "chase": {"LDG": 1}, "arrive": {"LDG": 1, "STS": 1, "BAR": 1},
-    "barrier": {"BAR": 1}, "multiply": {"HMMA": 8}, "copy_tiles": {"UTMALDG": 1},
-    "barrier_in_memory": {"SYNCS": 2}, "multiply_groups": {"HGMMA": 4},
+    "multiply_add": {"FFMA": 128}, "exponential": {"MUFU": 32}, "integer": {"SHF": 64, "LOP3": 64},
+    "shared": {"LDS": 8}, "read": {"LDG": 8}, "copy": {"LDGSTS": 4}, "store": {"STG": 8}, "chase": {"LDG": 1},
+    "arrive": {"LDG": 1, "STS": 1, "BAR": 1}, "barrier": {"BAR": 1}, "multiply": {"HMMA": 8},
+    "copy_tiles": {"UTMALDG": 1}, "barrier_in_memory": {"SYNCS": 2}, "multiply_groups": {"HGMMA": 4},
 }  # fmt: skip
 """What a step of each kernel's loop has; the compiler may write out several steps."""
 ONLY_HOPPER = {"copy_tiles", "barrier_in_memory", "multiply_groups"}

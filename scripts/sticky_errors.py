@@ -1,0 +1,33 @@
+"""A plugin of pytest: the process of a test that broke a GPU's context ends, as what follows would fail.
+
+`gpu_check.py` runs the tests marked `gpu` with it, in processes of pytest-xdist, which replaces them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+from tcomp.errors import KernelError
+
+STICKY = tuple(f"(CUDA error {code})" for code in (700, 702, *range(714, 720)))
+"""Illegal addresses and instructions, time limits, failures of hardware. Source: CUDA Driver API reference,
+CUresult."""
+_broken: set[str] = set()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    error = call.excinfo.value if call.excinfo is not None else None
+    if isinstance(error, KernelError) and str(error).endswith(STICKY):
+        _broken.add(item.nodeid)
+    return (yield)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logfinish(nodeid: str) -> None:
+    if nodeid in _broken and "PYTEST_XDIST_WORKER" in os.environ:
+        os._exit(1)
