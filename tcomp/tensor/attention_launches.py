@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from tcomp.target.target import Gpu
 from tcomp.tensor.attention_parts import Pieces
@@ -40,6 +41,14 @@ class BlockShare:
             self.steps = count
 
 
+@dataclass(frozen=True)
+class BlockShares:
+    """What a block does, one after the other: `count` of `at(number)`."""
+
+    count: int | Expression
+    at: Callable[[Expression], BlockShare]
+
+
 class AttentionLaunches:
     """Those of one kernel, but for what brings operands into another form before."""
 
@@ -48,24 +57,31 @@ class AttentionLaunches:
         self._blocks = Blocks.of(operands.anchor, shape.batch, plan.row_blocks, gpu)
         extents = shape.batch, shape.rows, operands.of_anchor.width
         self._pieces = Pieces(operands.anchored, plan.parts, *extents) if plan.parts.count > 1 else None
+        self._grid = plan.grid(gpu)
 
     def scheduled(
         self,
         before: list[Statement],
-        block: Callable[[BlockShare, Expression], Statement],
+        block: Callable[[BlockShares, Expression], Statement],
         around: Callable[[Statement], Statement] = lambda own: own,
     ) -> Scheduled:
-        """`before`, the blocks of which one thread does `block(share, thread)`, and what puts their parts
+        """`before`, the blocks of which one thread does `block(shares, thread)`, and what puts their parts
         together."""
         plan, operands = self._plan, self.operands
+        parts, blocks = plan.parts.count, self._blocks.count
+
+        def share(number: Expression) -> BlockShare:
+            part, of_part = digits(number, (parts, blocks))
+            batch, rows = self._blocks.place(of_part)
+            return BlockShare(operands, plan, part, batch, rows * plan.block_rows)
 
         def body(index: Sequence[Expression], thread: Sequence[Expression]) -> Statement:
-            part, number = digits(index[0], (plan.parts.count, self._blocks.count))
-            batch, rows = self._blocks.place(number)
-            share = BlockShare(operands, plan, part, batch, rows * plan.block_rows)
-            return left_to_compiler(block(share, thread[0]))
+            is_one = self._grid == parts * blocks
+            count = 1 if is_one else tirx.floordiv(parts * blocks - 1 - index[0], self._grid) + 1
+            shares = BlockShares(count, lambda turn: share(index[0] + turn * self._grid))
+            return left_to_compiler(block(shares, thread[0]))
 
-        launches = [around(launch((plan.parts.count * self._blocks.count,), (plan.threads,), body))]
+        launches = [around(launch((self._grid,), (plan.threads,), body))]
         if self._pieces is not None:
             exponential = Exponential(operands)
             launches.append(self._pieces.combined(operands.of_anchor, exponential, operands.finish))

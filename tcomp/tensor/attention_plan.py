@@ -63,6 +63,8 @@ class AttentionPlan(ABC):
 
     values: ClassVar[Mapping[str, tuple[int, ...]]]
     """Of the knobs but `split`."""
+    added: ClassVar[Mapping[str, int]] = {"split": 1}
+    """What records say that are older than a knob."""
     shape: AttentionShape
     tile_n: int
     """Keys of a step."""
@@ -71,7 +73,7 @@ class AttentionPlan(ABC):
 
     @classmethod
     def of(cls: type[Plan], config: Config, shape: AttentionShape) -> Plan:
-        return cls(shape, **{name: int({"split": 1, **config}[name]) for name in cls._all_values()})
+        return cls(shape, **{name: int({**cls.added, **config}[name]) for name in cls._all_values()})
 
     @classmethod
     def fitting(cls: type[Plan], shape: AttentionShape, gpu: Gpu) -> Iterator[Plan]:
@@ -89,13 +91,13 @@ class AttentionPlan(ABC):
         Keys are in parts only where blocks are too few otherwise, and where that pays.
         """
         plans = (p for p in cls.fitting(shape, gpu) if p.split == 1 or p.blocks < gpu.processors)
-        return min(plans, key=lambda plan: (plan.parts.price * plan.cycles(gpu), plan.burden))
+        return min(plans, key=lambda plan: (plan.price * plan.cycles(gpu), plan.burden))
 
     @classmethod
     def space(cls, shape: AttentionShape, gpu: Gpu) -> Space:
         best = cls.default(shape, gpu).config
         knobs = tuple(Ordered(name, values, best[name]) for name, values in cls._all_values().items())
-        return Space(knobs, lambda config: cls.of(config, shape).complaint(gpu), {"split": 1})
+        return Space(knobs, lambda config: cls.of(config, shape).complaint(gpu), cls.added)
 
     @classmethod
     def _all_values(cls) -> dict[str, tuple[int, ...]]:
@@ -150,6 +152,20 @@ class AttentionPlan(ABC):
         """That there are for each part of the keys."""
         return self.shape.batch * self.row_blocks
 
+    def grid(self, gpu: Gpu) -> int:
+        """Blocks of the launch."""
+        return self.parts.count * self.blocks
+
+    @property
+    def price(self) -> float:
+        """What cycles are multiplied by where plans are compared."""
+        return self.parts.price
+
+    @property
+    def between_cycles(self) -> int:
+        """From the end of the steps of rows to the beginning of those of the next."""
+        return BLOCK_CYCLES
+
     def complaint(self, gpu: Gpu) -> str | None:
         """Why this plan cannot run on `gpu`."""
         if self.shared_bytes > gpu.block_shared_bytes:
@@ -171,9 +187,10 @@ class AttentionPlan(ABC):
         steps = self.walk.mean / self.split
 
         def of_round(resident: int) -> float:
-            return steps * max(resident * step.busy, step.alone) + BLOCK_CYCLES
+            return steps * max(resident * step.busy, step.alone) + self.between_cycles
 
         rounds = in_rounds(self.blocks * self.split, fitting, gpu, of_round)
+        rounds += BLOCK_CYCLES - self.between_cycles
         longest = self.parts.share * max(step.busy, step.alone) + BLOCK_CYCLES
         rows = self.shape.batch * self.shape.rows
         combining = self.parts.cycles(rows, self.shape.width, gpu, CACHE_BYTES)

@@ -50,7 +50,7 @@ class MmaAttention:
 
     def scheduled(self) -> Scheduled:
         return self.launches.scheduled(
-            self.before, lambda share, thread: _Block(self, share, thread).statement()
+            self.before, lambda shares, thread: _Block(self, shares.at(constant(0)), thread).statement()
         )
 
 

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from tcomp.target.target import Gpu
 from tcomp.tensor.attention_plan import EXPONENTIAL_CYCLES, AttentionPlan, StepCycles, together
-from tcomp.tensor.gpu_rates import CACHE_BYTES, SHARED_BYTES, clock, equal_registers
+from tcomp.tensor.gpu_rates import CACHE_BYTES, SHARED_BYTES, clock, equal_registers, resident_blocks
 from tcomp.tensor.wgmma_plan import (
     BARRIER_BYTES,
     DEPTH_BYTES,
@@ -33,6 +33,7 @@ _CONSUMERS = (1, 2, 3)
 _KEYS = (64, 128, 192)
 _STAGES = (2, 3, 4)
 _TURNS = (0, 1)
+_PERSISTENT = (0, 1)
 _MOST_COLUMNS = 256
 """Of an instruction."""
 _SHARED_REGISTERS = {2: (40, 232), 3: (32, 160)}
@@ -41,6 +42,8 @@ _OTHER_REGISTERS, _MASK_REGISTERS = 32, 24
 """Addresses, conditions and counters of a thread; those of a mask."""
 _LEAST_SHARED = 140
 """Registers of a consumer beyond which it takes some of the producer's: for fewer, ptxas shares none."""
+_STORE_CYCLES = 500
+"""Until a tile's last stores are on their way; what the next needs is fetched meanwhile."""
 _STEP_INSTRUCTIONS = 60
 _STEP_CYCLES = 300
 """That a group waits in a step where no other runs meanwhile: barriers, first products, shuffles."""
@@ -50,11 +53,20 @@ _STEP_CYCLES = 300
 class WgmmaAttentionPlan(AttentionPlan):
     """Blocks of `consumers`, groups of 64 rows."""
 
-    values: ClassVar = {"consumers": _CONSUMERS, "tile_n": _KEYS, "stages": _STAGES, "turns": _TURNS}
+    values: ClassVar = {
+        "consumers": _CONSUMERS,
+        "tile_n": _KEYS,
+        "stages": _STAGES,
+        "turns": _TURNS,
+        "persistent": _PERSISTENT,
+    }
+    added: ClassVar = {"split": 1, "persistent": 0}
     consumers: int
     stages: int
     turns: int
     """Whether groups begin their products in turns, so that one computes weights while another multiplies."""
+    persistent: int
+    """Whether blocks are as many as run at once, and take one tile of queries after the other."""
 
     @property
     def threads(self) -> int:
@@ -104,7 +116,22 @@ class WgmmaAttentionPlan(AttentionPlan):
     @property
     def burden(self) -> tuple[int, ...]:
         """Turns take nothing."""
-        return (-self.turns, self.shared_bytes)
+        return (self.persistent, -self.turns, self.shared_bytes)
+
+    def grid(self, gpu: Gpu) -> int:
+        if not self.persistent:
+            return super().grid(gpu)
+        at_once = resident_blocks(gpu, self.threads, self.registers, self.shared_bytes)
+        return min(self.blocks, gpu.processors * at_once)
+
+    @property
+    def price(self) -> float:
+        """Persistent blocks must save a twentieth."""
+        return super().price * (1.05 if self.persistent else 1)
+
+    @property
+    def between_cycles(self) -> int:
+        return _STORE_CYCLES if self.persistent else super().between_cycles
 
     @property
     def takes_turns(self) -> bool:
@@ -142,6 +169,8 @@ class WgmmaAttentionPlan(AttentionPlan):
             return f"{self.columns} columns of values; a product has at most {_MOST_COLUMNS}"
         if self.turns and self.consumers == 1:
             return "turns of one group of warps"
+        if self.persistent and (self.split > 1 or self.shape.limit.causal):
+            return "persistent blocks take tiles of as many keys, all that there are"
         most = self.shared_registers[1] if self.shared_registers else self._equal_registers
         if self.needed > most:
             return f"{self.needed} registers of a thread; it has {most}"

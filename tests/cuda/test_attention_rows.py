@@ -63,6 +63,25 @@ def test_defaults_do_not_spill(name: str, arch: str) -> None:
     assert all(found.spilled_bytes == 0 for found in cubin.resources.values())
 
 
+DOCUMENTED = {
+    "one query": ((122, 132, 224), (664, 688, 785)),
+    "grouped heads": ((30, 35, 206), (166, 175, 639)),
+    "heads of 64": ((6, 11, 18), (31, 34, 43)),
+    "eight queries, causal": ((15, 27, 36), (83, 94, 100)),
+}
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_documented_estimates(name: str) -> None:
+    """Thousands of cycles, as docs/design/cuda.md has them."""
+    for tag, documented in zip(("nvidia/a100", "nvidia/t4"), DOCUMENTED[name], strict=True):
+        target, kernel = TARGETS[tag], LONG[name]
+        assert target.gpu is not None
+        cycles = [memory_cycles(target.gpu, kernel.nbytes)]
+        cycles += [TEMPLATES[by].estimate(kernel, target) for by in (TEMPLATE, "attention_cuda")]
+        assert tuple(round(found / 1e3) for found in cycles) == documented
+
+
 @pytest.mark.parametrize("name", LONG)
 def test_memory_bounds_long_keys(name: str) -> None:
     """By the estimate that is the time of keys and values, beside launches."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from attention_runs import assert_matches, built
@@ -13,6 +15,7 @@ from tcomp.target.target import TARGETS
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.template import TEMPLATES, template_for
 from tcomp.tensor.wgmma_attention_operands import TiledAttentionOperands
+from tcomp.tensor.wgmma_attention_plan import WgmmaAttentionPlan
 
 SMALL = {"consumers": 1, "tile_n": 64, "stages": 2, "turns": 0}
 TURNS = {"consumers": 2, "turns": 1}
@@ -74,6 +77,31 @@ FEW = ("bfloat16, ragged, turns", "heads of 80, three stages", "grouped heads", 
 def test_numbers(name: str) -> None:
     kernel, knobs = CASES[name]
     assert_matches(TEMPLATE, kernel, {**SMALL, **knobs}, HOPPER)
+
+
+PERSISTENT: dict[str, tuple[Kernel, dict[str, int]]] = {
+    "turns": (narrow((3, 500, 64), (3, 200, 64), (3, 200, 64)), {**TURNS, "stages": 3}),
+    "one step": (narrow((14, 60, 16), (14, 50, 16), (14, 50, 24), dtype="bfloat16"), {}),
+    "two steps, mask": (narrow((5, 4, 50, 16), (5, 1, 90, 16), (5, 1, 90, 16), (5, 1, 1, 90)), {}),
+    "three groups in turns": (narrow((5, 190, 32), (5, 300, 32), (5, 300, 32)), {"consumers": 3, "turns": 1}),
+    "a tile each": (narrow((2, 60, 16), (2, 100, 16), (2, 100, 16)), {}),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[] if n in ("turns", "one step") else [pytest.mark.slow]) for n in PERSISTENT],
+)
+@pytest.mark.usefixtures("gpu")
+def test_numbers_of_persistent_blocks(name: str) -> None:
+    """On a GPU of one multiprocessor, where all but the last case have more tiles than blocks."""
+    kernel, knobs = PERSISTENT[name]
+    assert HOPPER.gpu is not None
+    gpu = replace(HOPPER.gpu, processors=1)
+    config = {**SMALL, **knobs, "persistent": 1}
+    plan = WgmmaAttentionPlan.of(config, TiledAttentionOperands(kernel).shape)
+    assert (plan.grid(gpu) < plan.blocks) == (name != "a tile each")
+    assert_matches(TEMPLATE, kernel, config, replace(HOPPER, gpu=gpu))
 
 
 @pytest.mark.parametrize("hidden", [-np.inf, pytest.param(np.finfo(np.float32).min, marks=pytest.mark.slow)])
@@ -140,6 +168,7 @@ def test_it_stands_beside_the_others(size: int, first: str) -> None:
         ({"turns": 1}, "turns of one group"),
         ({"consumers": 2, "stages": 4, "tile_n": 128}, "shared memory"),
         ({"consumers": 3, "tile_n": 128}, "registers"),
+        ({"persistent": 1, "split": 2}, "persistent blocks take"),
     ],
 )
 def test_what_cannot_run_is_refused_before_it_is_built(knobs: dict[str, int], reason: str) -> None:

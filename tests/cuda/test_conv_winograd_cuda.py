@@ -191,8 +191,8 @@ def test_weights_are_those_of_the_algorithm(pixels: tuple[int, int]) -> None:
     kernel = conv((1, 5, 9, 10), (6, 5, 3, 3), padding=SAME)
     packing = schedule(kernel, TARGETS["cuda:sm_80"], winograd(pixels)).packing[1]
     assert packing.function is not None
-    weights = np.random.default_rng(0).standard_normal((6, 5, 3, 3)).astype(np.float32)
-    taps = weights.reshape(6, 5, 9).transpose(2, 1, 0).reshape(9, -1)
+    weights: Array = np.random.default_rng(0).standard_normal((6, 5, 3, 3), np.float32)
+    taps: Array = np.transpose(weights.reshape(6, 5, 9), (2, 1, 0)).reshape(9, -1)
     expected = Scheme.of(pixels).transform_weights(taps).reshape(-1, 5, 6)
     found = packing.pack(weights)
     assert found.dtype == np.float32

@@ -129,6 +129,7 @@ def test_memory_of_packing_is_free_afterwards(
     np.testing.assert_array_equal(model(*inputs())[1], other(*inputs())[1])
 
 
+@pytest.mark.slow
 def test_separate_weights_are_packed_too(gpu: Target, libraries: Libraries, tmp_path: Path) -> None:
     report = compile_graph(
         api.optimize(network(), gpu), gpu, tmp_path / "model.so", by_winograd, weights="separate"

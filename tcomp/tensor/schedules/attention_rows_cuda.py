@@ -5,7 +5,8 @@ from __future__ import annotations
 from tcomp.target.target import Gpu, Target
 from tcomp.tensor.alignment import VECTOR_TYPES
 from tcomp.tensor.attention_plan import together
-from tcomp.tensor.attention_rows import MOST_ROWS, AttentionRows, RowsAttentionPlan, RowsOperands
+from tcomp.tensor.attention_rows import AttentionRows, RowsOperands
+from tcomp.tensor.attention_rows_plan import MOST_ROWS, RowsAttentionPlan
 from tcomp.tensor.gpu_rates import memory_cycles
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Space
