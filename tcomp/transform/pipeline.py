@@ -77,7 +77,7 @@ def _arrangement(target: Target, dtype: str | None) -> tuple[Pass, ...]:
     """Layouts and kernels."""
     blocks = (BlockChannels.for_isa(replace(target, fast_dtype=dtype)), CommonSubexpressions())
     if target.gpu is not None:
-        return (*blocks, FuseOps(alignment=target.vector_bits // 8))
+        return (*blocks, FuseOps(alignment=target.vector_bits // 8, gathers=True))
     sums = MergeSums(block=target.lanes(), most_bytes=2 * target.cache_bytes[1])
     return (sums, *blocks, FuseOps(near_bytes=0 if dtype else target.cache_bytes[1], cores=target.cores))
 
