@@ -12,7 +12,7 @@ from gpu_check import Case, attention, conv, matmul
 from simulated_device import SimulatedDevice
 from tcomp.target.parse import parse_target
 from tcomp.tensor.knobs import ALGORITHM, Alternatives, Config
-from tcomp.tensor.template import template_for
+from tcomp.tensor.template import TEMPLATES, Template, template_for
 from tcomp.tuner.cost_model import CostModel
 from tcomp.tuner.loop import TuneOptions, tune
 from tcomp.tuner.task import Task
@@ -49,6 +49,14 @@ def test_every_config_of_a_product_has_an_estimate(case: Case) -> None:
     default = task.estimated(task.space.default)
     assert default is not None
     assert default >= template.estimate(case.kernel, H100)
+
+
+def test_every_template_beside_others_estimates() -> None:
+    """Else no config of any of them would have an estimate."""
+    on_gpu = [template for template in TEMPLATES.values() if template.family == "cuda"]
+    several = {t.name for t in on_gpu if t.alternative_to} | {t.alternative_to for t in on_gpu}
+    silent = [name for name in several if name and type(TEMPLATES[name]).cycles is Template.cycles]
+    assert not silent
 
 
 def test_estimates_drop_configs_that_cannot_be_near_and_keep_the_others() -> None:

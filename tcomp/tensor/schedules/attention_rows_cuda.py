@@ -12,7 +12,7 @@ from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Space
 from tcomp.tensor.mma_attention_operands import Heads
 from tcomp.tensor.schedules.attention_cuda import AttentionCuda
-from tcomp.tensor.template import TEMPLATES, Scheduled, Template
+from tcomp.tensor.template import TEMPLATES, Cycles, Scheduled, Template
 
 
 class AttentionRowsCuda(Template):
@@ -37,10 +37,10 @@ class AttentionRowsCuda(Template):
     def space(self, kernel: Kernel, target: Target) -> Space:
         return RowsAttentionPlan.space(RowsOperands(kernel).shape, _gpu(target))
 
-    def estimate(self, kernel: Kernel, target: Target) -> float:
-        gpu = _gpu(target)
-        cycles = RowsAttentionPlan.default(RowsOperands(kernel).shape, gpu).cycles(gpu)
-        return together(cycles, memory_cycles(gpu, kernel.nbytes))
+    def cycles(self, kernel: Kernel, target: Target) -> Cycles:
+        gpu, shape = _gpu(target), RowsOperands(kernel).shape
+        memory = memory_cycles(gpu, kernel.nbytes)
+        return lambda config: together(RowsAttentionPlan.of(config, shape).cycles(gpu), memory)
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         operands = RowsOperands(kernel)
