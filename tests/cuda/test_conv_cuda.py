@@ -113,6 +113,24 @@ def test_behind_the_depth_is_nothing(padding: tuple[int, ...], gpu: Target) -> N
     assert np.all(found == np.inf)
 
 
+@pytest.mark.parametrize(
+    ("data", "weights", "attrs"),
+    [
+        ((1, 3, 60), (8, 3, 3), {"dilation": (8,), "padding": (8, 8)}),
+        ((1, 2, 2**17), (4, 2, 3), {"strides": (64,), "padding": (1, 1)}),
+    ],
+)
+def test_the_end_of_the_depth_is_in_no_image(
+    data: tuple[int, ...], weights: tuple[int, ...], attrs: dict[str, tuple[int, ...]], gpu: Target
+) -> None:
+    """Neither wide taps nor long images reach it; infinities are where it was read."""
+    kernel = conv(data, weights, constant=False, **attrs)
+    arrays = [np.ones(data, np.float32), np.ones(weights, np.float32)]
+    arrays[0][:, :, 8:] = np.inf
+    (found,), (expected,) = build_kernel(kernel, gpu, TILE)(arrays), evaluate(kernel.body, arrays)
+    np.testing.assert_array_equal(found, expected)
+
+
 DEPTHWISE = {
     "rows of a thread": (conv((2, 6, 9, 11), (6, 1, 3, 3), "bias", "relu", padding=SAME, groups=6), (4, 1)),
     "strides": (
