@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -121,7 +122,7 @@ def test_behind_the_depth_is_nothing(padding: tuple[int, ...], gpu: Target) -> N
     ],
 )
 def test_the_end_of_the_depth_is_in_no_image(
-    data: tuple[int, ...], weights: tuple[int, ...], attrs: dict[str, tuple[int, ...]], gpu: Target
+    data: tuple[int, ...], weights: tuple[int, ...], attrs: dict[str, Any], gpu: Target
 ) -> None:
     """Neither wide taps nor long images reach it; infinities are where it was read."""
     kernel = conv(data, weights, constant=False, **attrs)
