@@ -151,7 +151,7 @@ class _Block:
                 [
                     tirx.BufferStore(self.tops, tirx.const(LOWEST, DTYPE), [r]),
                     tirx.BufferStore(self.totals, zero, [r]),
-                    self._read(self.operands.queries, batch, query, self.queries, r),
+                    self._read(self.operands.queries, self._vectors[0], batch, query, self.queries, r),
                 ]
             )
 
@@ -166,21 +166,29 @@ class _Block:
         )
 
     def _element(self, number: Expression, vector: int) -> Expression:
-        """Where this thread's element `number`, the first of a vector, lies in a row."""
-        return (tirx.floordiv(number, vector) * self.plan.lanes + self.lane) * vector
+        """Where this thread's element `number` lies in a row, of which it has every so many-th `vector`."""
+        first = tirx.floordiv(number, vector) * self.plan.lanes + self.lane
+        return first * vector + tirx.floormod(number, vector)
 
-    def _vector(self, operand: Operand, own: Buffer) -> int:
-        return gcd(operand.lanes if operand.along_depth else 1, int(own.shape[1]))
+    @property
+    def _vectors(self) -> tuple[int, int]:
+        """Those of keys, by which queries are taken, too, and of values."""
+        operands, plan = self.operands, self.plan
+        return gcd(operands.keys.lanes, plan.depth), gcd(operands.values.lanes, plan.width)
 
-    def _read(self, operand: Operand, batch: Index, x: Expression, own: Buffer, at: Expression) -> Statement:
-        """This thread's elements of a row to `own[at]`."""
-        vector = self._vector(operand, own)
+    def _read(
+        self, operand: Operand, vector: int, batch: Index, x: Expression, own: Buffer, at: Expression
+    ) -> Statement:
+        """This thread's elements of a row, in vectors, to `own[at]`."""
+        at_once = gcd(operand.lanes if operand.along_depth else 1, vector)
 
         def one(c: Expression) -> Statement:
-            first = self._element(c * vector, vector)
-            return vectorized(vector, lambda i: operand.read(batch, x, first + i, own, [at, c * vector + i]))
+            first = self._element(c * at_once, vector)
+            return vectorized(
+                at_once, lambda i: operand.read(batch, x, first + i, own, [at, c * at_once + i])
+            )
 
-        return unrolled(int(own.shape[1]) // vector, one, "c")
+        return unrolled(int(own.shape[1]) // at_once, one, "c")
 
     def _step(self, first: Expression) -> Statement:
         """The keys of this group among those from `first` on."""
@@ -189,9 +197,9 @@ class _Block:
         def key(u: Expression) -> Expression:
             return first + u * plan.groups + self.group
 
-        def load(u: Expression, operand: Operand, own: Buffer) -> Statement:
+        def load(u: Expression, operand: Operand, vector: int, own: Buffer) -> Statement:
             *batch, row = self.operands.heads.of_key(self.head, tirx.min(key(u), constant(length - 1)))
-            return self._read(operand, batch, row, own, u)
+            return self._read(operand, vector, batch, row, own, u)
 
         def score(r: Expression, u: Expression) -> Statement:
             def add(e: Expression) -> Statement:
@@ -209,10 +217,11 @@ class _Block:
                 ]
             )
 
+        operands, (of_key, of_value) = self.operands, self._vectors
         return sequence(
             [
-                unrolled(plan.keys, lambda u: load(u, self.operands.keys, self.keys), "u"),
-                unrolled(plan.keys, lambda u: load(u, self.operands.values, self.values), "u"),
+                unrolled(plan.keys, lambda u: load(u, operands.keys, of_key, self.keys), "u"),
+                unrolled(plan.keys, lambda u: load(u, operands.values, of_value, self.values), "u"),
                 each_sum(self.scores, score),
                 unrolled(rows, self._weigh, "r"),
             ]
@@ -272,12 +281,11 @@ class _Block:
         """What groups have to shared memory, and together to the output or to where parts are."""
         plan, pieces, operands = self.plan, self.nest.pieces, self.operands
         rows, width = plan.shape.rows, plan.shape.width
-        vector = self._vector(operands.values, self.values)
+        _, vector = self._vectors
 
         def keep(r: Expression) -> Statement:
             def one(e: Expression) -> Statement:
-                column = self._element(e, vector) + tirx.floormod(e, vector)
-                return self.kept.keep_sum(self.group, [r], column, self.sums[r, e])
+                return self.kept.keep_sum(self.group, [r], self._element(e, vector), self.sums[r, e])
 
             row = self.kept.keep_row(self.group, [r], self.tops[r], self.totals[r])
             return sequence([unrolled(plan.width, one, "e"), tirx.IfThenElse(self.lane < 1, row, None)])

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import reduce
-from math import prod
+from math import ceil, prod
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.loops import Elements, Expression, Statement, constant
 from tcomp.tensor.matrices import Index, expressions
 from tcomp.tensor.product import unravel
-from tcomp.tensor.step_table import FAR, StepTable
+from tcomp.tensor.step_table import StepTable
 from tcomp.tensor.template import Packing
 from tcomp.tvm_api import Tensor, te, tirx
 
@@ -78,7 +78,9 @@ class ConvolutionMatrices:
         anchored = Anchored(kernel, packing)
         data = padded(conv, anchored.operands[0])
         taps = (*conv.kernel, conv.group_inputs)
-        table = StepTable.of(taps, steps * depth) if conv.group_inputs % depth else None
+        # A tap that no output has, and at which even the first reads behind the image.
+        beyond = max(conv.kernel[0], ceil((conv.in_size[0] + conv.pad_begin[0]) / conv.dilation[0]))
+        table = StepTable.of(taps, steps * depth, beyond) if conv.group_inputs % depth else None
         return ConvolutionMatrices(conv, anchored, weights is not None, data, table)
 
     @property
@@ -116,16 +118,16 @@ class ConvolutionMatrices:
         at = conv.position(out, tap)
         if self.table is None:
             return elements.element(self.padded, [image, channel, *at])
-        return self._if_inside(elements, tap[0], [image, channel], at)
+        return self._if_inside(elements, tap[0] < self.table.beyond, [image, channel], at)
 
     def _if_inside(
-        self, elements: Elements, tap: Expression, place: list[Expression], at: list[Expression]
+        self, elements: Elements, is_tap: Expression, place: list[Expression], at: list[Expression]
     ) -> Expression:
-        """An element of the padded input; zero where the depth's has ended, and its first tap is far away."""
+        """An element of the padded input; zero behind the end of the depth, where the tap is none."""
         conv, data = self.conv, self.anchored.operands[0]
         buffer, zero = self.anchored.buffer_of(data), tirx.const(0, conv.dtype)
         if buffer is None or conv.dtype != "float32" or conv.pad_value:
-            return tirx.if_then_else(tap < FAR, elements.element(self.padded, [*place, *at]), zero)
+            return tirx.if_then_else(is_tap, elements.element(self.padded, [*place, *at]), zero)
         source = [i - begin for i, begin in zip(at, conv.pad_begin, strict=True)]
         # The first axis also tells the depth's end.
         axes = enumerate(zip(source, conv.pad_begin, conv.pad_end, conv.in_size, strict=True))

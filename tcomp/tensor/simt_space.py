@@ -16,7 +16,7 @@ import numpy as np
 from tcomp.errors import UnsupportedError
 from tcomp.target.target import Gpu, Target
 from tcomp.tensor.block_tile import BlockTile
-from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, memory_cycles, multiply_adds, resident_blocks
+from tcomp.tensor.gpu_rates import INSTRUCTIONS, LAUNCH_CYCLES, memory_cycles, multiply_adds, resident_blocks
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Ordered, Space
 from tcomp.tensor.product import Product
@@ -36,8 +36,6 @@ SECOND_LEVEL_BYTES = 32
 """What the second-level cache gives each multiprocessor in a cycle."""
 _OVERLAP = 0.5
 """The part of that time which work on what is there does not hide."""
-_ISSUED = 128
-"""Instructions of threads that a multiprocessor starts in a cycle."""
 _OTHER_UNITS = 0.1
 """The part of their time which the busiest of multiply-adds, instructions and shared memory does not hide."""
 _LOAD = 0.75
@@ -123,7 +121,7 @@ def cycles(problem: Problem, tile: BlockTile, target: Target) -> float:
         loads += tile.columns * tile.depth * (_GATHER if problem.run % tile.depth else _WINDOW)
     products = tile.threads * tile.depth * sums
     others = tile.threads * (tile.depth * factors / 4 + _STEP_INSTRUCTIONS) + loads
-    units = products / rate, (products + others) / _ISSUED, shared
+    units = products / rate, (products + others) / INSTRUCTIONS, shared
     work = max(units) + _OTHER_UNITS * (sum(units) - max(units))
     work += _OVERLAP * moved * itemsize / SECOND_LEVEL_BYTES
 

@@ -17,27 +17,25 @@ from tcomp.tvm_api import tirx
 
 LONGEST = 1024
 """Elements of the depth that a table may have."""
-FAR = 1 << 16
-"""Beyond any image."""
 _BITS = 31
-_BEYOND = (1 << _BITS) - 1
 
 
 @dataclass(frozen=True)
 class StepTable:
     """The digits of every number below the product of `extents`, the last of which runs fastest.
 
-    It has `length` words: of numbers beyond that product the first digit is at least `FAR`.
+    It has `length` words: of numbers beyond that product the first digit is `beyond`, others are zero.
     """
 
     extents: tuple[int, ...]
     length: int
+    beyond: int
 
     @staticmethod
-    def of(extents: Sequence[int], length: int) -> StepTable | None:
-        """None where there are too many numbers, or one digit is all."""
-        table = StepTable(tuple(extents), length)
-        fits = length <= LONGEST and _BITS - sum(table._bits[1:]) >= FAR.bit_length()
+    def of(extents: Sequence[int], length: int, beyond: int) -> StepTable | None:
+        """None where there are too many numbers, one digit is all, or digits have no room in a word."""
+        table = StepTable(tuple(extents), length, beyond)
+        fits = length <= LONGEST and beyond.bit_length() + sum(table._bits[1:]) <= _BITS
         return table if fits and sum(extent > 1 for extent in extents) > 1 else None
 
     @property
@@ -58,7 +56,8 @@ class StepTable:
             for digit, bits in zip(digits(at, self.extents)[::-1], self._bits[::-1], strict=True):
                 word, shift = word + digit * (1 << shift), shift + bits
             exists = at < prod(self.extents)
-            store = tirx.BufferStore(buffer, tirx.Select(exists, word, constant(_BEYOND)), [at])
+            beyond = constant(self.beyond << sum(self._bits[1:]))
+            store = tirx.BufferStore(buffer, tirx.Select(exists, word, beyond), [at])
             return tirx.IfThenElse(at < self.length, store, None)
 
         return [allocate, unrolled(-(-self.length // threads), some, "some"), synchronize()]

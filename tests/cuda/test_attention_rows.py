@@ -8,12 +8,27 @@ from test_attention_cuda import attention
 
 from tcomp.codegen.cuda.cubin import compile_cubin
 from tcomp.codegen.cuda.device_code import device_code
+from tcomp.relay.builder import GraphBuilder
 from tcomp.target.target import TARGETS, Target
 from tcomp.tensor.gpu_rates import memory_cycles
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.template import TEMPLATES, template_for
 
 TEMPLATE = "attention_rows_cuda"
+
+
+def queries_elsewhere(moved: str) -> Kernel:
+    """Loads of queries are shorter than those of keys."""
+    g = GraphBuilder()
+    shape = (3, 2, 33) if moved == "sliced" else (3, 32, 2)
+    query, key, value = (g.input(f"x{i}", own) for i, own in enumerate((shape, *((3, 40, 32),) * 2)))
+    if moved == "sliced":
+        query = g.op("slice", query, begin=(0, 0, 1), end=(3, 2, 33), strides=(1, 1, 1))
+    else:
+        query = g.op("transpose", query, axes=(0, 2, 1))
+    return Kernel(g.build(g.op("attention", query, key, value, scale=0.3)))
+
+
 SMALL = {"tile_n": 16, "lanes": 8, "warps": 2, "split": 1}
 CASES: dict[str, tuple[Kernel, dict[str, int]]] = {
     "one query": (attention((3, 1, 64), (3, 70, 64), (3, 70, 64)), {}),
@@ -31,9 +46,11 @@ CASES: dict[str, tuple[Kernel, dict[str, int]]] = {
     ),
     "elements one by one": (attention((2, 20), (45, 20), (45, 36)), {"lanes": 4, "warps": 1, "tile_n": 32}),
     "transposed result": (attention((3, 2, 16), (3, 20, 16), (3, 20, 32), after="heads last"), {}),
+    "sliced queries": (queries_elsewhere("sliced"), {}),
+    "transposed queries": (queries_elsewhere("transposed"), {}),
     "negative scale": (attention((1, 3, 16), (1, 40, 16), (1, 40, 16), scale=-0.4), {}),
 }  # fmt: skip
-FEW = ("one query, parts", "eight of grouped heads, parts", "causal, grouped heads", "elements one by one")
+FEW = ("one query, parts", "eight of grouped heads, parts", "causal, grouped heads", "sliced queries")
 LONG = {
     "one query": attention((32, 1, 128), (32, 4096, 128), (32, 4096, 128)),
     "grouped heads": attention((8, 4, 1, 128), (8, 1, 4096, 128), (8, 1, 4096, 128)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -111,6 +112,24 @@ def test_behind_the_depth_is_nothing(padding: tuple[int, ...], gpu: Target) -> N
     older = replace(gpu, gpu=replace(gpu.gpu, arch="sm_75"))
     (found,) = build_kernel(kernel, older, {**TILE, "tile_n": 32})(arrays)
     assert np.all(found == np.inf)
+
+
+@pytest.mark.parametrize(
+    ("data", "weights", "attrs"),
+    [
+        ((1, 3, 60), (8, 3, 3), {"dilation": (8,), "padding": (8, 8)}),
+        ((1, 2, 2**17), (4, 2, 3), {"strides": (64,), "padding": (1, 1)}),
+    ],
+)
+def test_the_end_of_the_depth_is_in_no_image(
+    data: tuple[int, ...], weights: tuple[int, ...], attrs: dict[str, Any], gpu: Target
+) -> None:
+    """Neither wide taps nor long images reach it; infinities are where it was read."""
+    kernel = conv(data, weights, constant=False, **attrs)
+    arrays = [np.ones(data, np.float32), np.ones(weights, np.float32)]
+    arrays[0][:, :, 8:] = np.inf
+    (found,), (expected,) = build_kernel(kernel, gpu, TILE)(arrays), evaluate(kernel.body, arrays)
+    np.testing.assert_array_equal(found, expected)
 
 
 DEPTHWISE = {

@@ -62,7 +62,8 @@ def _attention(match: Match) -> Value | None:
     if match.type.dtype not in FLOATS or min(match[n].type.rank for n in "qkv") < 3:
         return None
     scale = _scale(match)
-    if scale is None or match["product"].type != match["softmax"].type:
+    weights = match["guarded" if "guarded" in match else "softmax"]
+    if scale is None or not match["product"].type == match["softmax"].type == weights.type:
         return None
     query, query_scale = _unscaled(match, match["q"])
     key, key_scale = _unscaled(match, match["k"])
