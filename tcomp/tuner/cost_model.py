@@ -141,7 +141,7 @@ class CostModel:
             return predict(booster, _knobs(task, configs), cycles)
         booster = self._shared_booster(task)
         if booster is None:
-            return [0.0] * len(configs) if cycles is None else list(_grades(cycles))
+            return [0.0] * len(configs) if cycles is None else _grades(cycles).tolist()
         return predict(booster, [self._relative(task, c) for c in configs], cycles)
 
     def looks_at_schedules(self, task: Task) -> bool:
@@ -282,5 +282,7 @@ def _grades(times: Sequence[float]) -> Array:
 
 
 def _relevance(seconds: Sequence[float]) -> Array:
-    """Grades of times down to 0, which failures have."""
+    """Grades of times down to 0, which failures have, also where all are."""
+    if not isfinite(min(seconds)):
+        return np.zeros(len(seconds), np.float32)
     return np.round(np.maximum(_grades(seconds), 0.0), 1)
