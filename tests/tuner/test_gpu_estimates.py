@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from random import Random
 from statistics import geometric_mean
 
 import pytest
 
+import bench_tuner
 from gpu_check import Case, attention, conv, matmul
 from simulated_device import SimulatedDevice
 from tcomp.target.parse import parse_target
@@ -110,3 +112,12 @@ def test_a_search_with_estimates_is_ahead_of_one_without(tmp_path: Path) -> None
         fast, slow = (reached(t, SimulatedDevice([task], 0.7, seed), tmp_path, 24) for t in (task, without))
         ratios.append(slow / fast)
     assert geometric_mean(ratios) > 1.15
+
+
+@pytest.mark.parametrize(
+    ("target", "said"), [("x86-64-v4", "for GPUs, not for `x86-64-v4`"), ("h100", "unknown target `h100`")]
+)
+def test_what_cannot_be_simulated_is_said(target: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["bench_tuner.py", "--simulated", target])
+    with pytest.raises(SystemExit, match=said):
+        bench_tuner.main()
