@@ -72,6 +72,11 @@ class _Trials:
     shared: list[tuple[Config, float]] = field(default_factory=list[tuple[Config, float]])
     best: tuple[float, Config | None] = (inf, None)
 
+    @property
+    def group(self) -> Group:
+        """All of them by knobs."""
+        return Group(_knobs(self.task, self.configs), self.seconds, _cycles(self.task, self.configs))
+
 
 class CostModel:
     """Learns from every trial it is told; predicts for one task at a time.
@@ -136,8 +141,7 @@ class CostModel:
         cycles = _cycles(task, configs)
         if self.knows(task):
             own = self._trials[task.key]
-            groups = [Group(_knobs(task, own.configs), own.seconds, _cycles(task, own.configs))]
-            booster = self._booster(task.key, len(own.seconds), lambda: self._train(groups, RANKING))
+            booster = self._booster(task.key, len(own.seconds), lambda: self._train([own.group], RANKING))
             return predict(booster, _knobs(task, configs), cycles)
         booster = self._shared_booster(task)
         if booster is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from statistics import geometric_mean
@@ -121,3 +122,22 @@ def test_what_cannot_be_simulated_is_said(target: str, said: str, monkeypatch: p
     monkeypatch.setattr(sys, "argv", ["bench_tuner.py", "--simulated", target])
     with pytest.raises(SystemExit, match=said):
         bench_tuner.main()
+
+
+def test_a_model_looks_at_trials_once() -> None:
+    """Not in each of the hundreds of questions that it answers before it learns again."""
+    task, random, asked = Task.of(matmul(128, 3072, 768, "float16").kernel, H100), Random(0), list[Config]()
+    estimate = task.cycles
+    assert estimate is not None
+
+    def cycles(config: Config) -> float:
+        asked.append(config)
+        return estimate(config)
+
+    task, model = replace(task, cycles=cycles), CostModel(features=no_features)
+    for seconds in range(1, 21):
+        model.tell(task, task.space.random(random), seconds * 1e-6)
+    model.score(task, [task.space.default])
+    asked.clear()
+    model.score(task, [task.space.default] * 3)
+    assert len(asked) == 3
