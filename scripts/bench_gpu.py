@@ -17,7 +17,6 @@ number of an output, the worst of all outputs, against the graph in PyTorch in f
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -31,7 +30,7 @@ import numpy as np
 import torch
 
 from bench_cpu import random_inputs, ratio_cell, ratios
-from gpu_check import gpu_here
+from gpu_script import add_json, gpu_here, write_json
 from models import MODELS, ROOT
 from tcomp.codegen.artifact import compile_graph
 from tcomp.frontend.onnx import import_onnx
@@ -217,7 +216,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--number", type=int, default=20, help="runs in one turn")
     parser.add_argument("--mode", default="max-autotune", help="of torch.compile")
-    parser.add_argument("--json", type=Path, help="write every time measured")
+    add_json(parser)
     return parser.parse_args()
 
 
@@ -230,10 +229,9 @@ def main() -> int:
             case = case_of(name, precision)
             logs = options.log or [ROOT / "tuning_logs"]
             results.append(bench(case, target, device, logs, options.rounds, options.number, options.mode))
+            write_json(options.json, results)
             print(f"{name}, {precision}: done", file=sys.stderr)
             torch.compiler.reset()
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=1))
     print(f"{target.description}, torch {torch.__version__}, numpy {np.__version__}\n\n{table(results)}")
     return 0
 

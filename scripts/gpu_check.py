@@ -33,11 +33,10 @@ from random import Random
 from statistics import geometric_mean
 from typing import Any
 
+from gpu_script import add_json, gpu_here, selected, write_json
 from gpu_trials import TOLERANCE, TORCH, TRITON, CheckRunner
 from tcomp.errors import BuildError, DeviceError, TcompError
-from tcomp.files import written_beside
 from tcomp.relay.builder import GraphBuilder
-from tcomp.target.parse import parse_target
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
@@ -235,7 +234,7 @@ def parse() -> argparse.Namespace:
     which.add_argument("--no-tests", action="store_true", help="only the table")
     which.add_argument("--no-table", action="store_true", help="only the tests, for all of the seconds")
     parser.add_argument("--triton", action="store_true", help="time Triton's too, which takes long to find")
-    parser.add_argument("--json", type=Path, help="write the table to this file too")
+    add_json(parser)
     return parser.parse_args()
 
 
@@ -244,8 +243,7 @@ def main() -> int:
     end = time.monotonic() + arguments.seconds
     target = gpu_here()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    cases = [c for c in CASES if arguments.select in c.name]
-    entries = [entry_of(case, target, arguments.config) for case in cases]
+    entries = [entry_of(case, target, arguments.config) for case in selected(CASES, arguments.select)]
     failed, stopped = False, 0
     try:
         if arguments.no_table:
@@ -265,14 +263,6 @@ def main() -> int:
     found = [entry.row for entry in entries]
     print("\n".join(["", heads(target), *map(line, found), means(found)]))
     return stopped or int(failed or any(row.problems for row in found))
-
-
-def gpu_here() -> Target:
-    """The GPU of this machine; ends the program with a line that says what is missing where there is none."""
-    try:
-        return parse_target("cuda")
-    except DeviceError as error:
-        raise SystemExit(str(error)) from None
 
 
 def torch_has_gpu() -> bool:
@@ -333,9 +323,7 @@ class Table:
         """This pass is over for `entry`."""
         entry.passed.add(name)
         print(line(entry.row), flush=True)
-        if self._file is not None:
-            with written_beside(self._file) as path:
-                path.write_text(json.dumps([asdict(one.row) for one in self.entries], indent=1))
+        write_json(self._file, [asdict(one.row) for one in self.entries])
 
 
 def check_in_spite(table: Table, end: float, trials: int, triton: bool) -> None:

@@ -16,23 +16,21 @@ there after each row. `--small` does next to nothing of everything, to try the s
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
-from pathlib import Path
 from types import ModuleType
 
-from gpu_check import gpu_here
 from gpu_measure import ALONG, Machine, machine
+from gpu_script import add_json, gpu_here, selected, write_json
 from tcomp.codegen.cuda import jit
-from tcomp.files import written_beside
 from tcomp.plan import streams
 from tcomp.target.cuda_state import gpu_state
 from tcomp.target.target import Gpu, Target
-from tcomp.tensor import gpu_rates, mma_attention_plan, mma_plan, simt_space, wgmma_plan
+from tcomp.tensor import attention_plan, gpu_rates, mma_attention_plan, mma_plan, simt_space, wgmma_plan
+from tcomp.tensor.stored_output import Output
 from tcomp.tuner.measure import GIB
 from tcomp.tuner.process import Died, WorkerProcess, next_messages
 from tcomp.tuner.runner import Failed
@@ -99,7 +97,7 @@ def group_cycles(gpu: Gpu, dtype: str, columns: int, rows_read: int) -> float:
     """As `WgmmaPlan.cycles` has them, of one instruction: its products, or the lines that it reads."""
     operations = 2 * wgmma_plan.INSTRUCTION_ROWS * columns * ALONG[dtype]
     multiply = operations * gpu.processors * gpu_rates.clock(gpu) / gpu.flops[dtype]
-    return max(multiply, (rows_read + columns) * wgmma_plan.INSTRUCTION_BYTES / mma_plan.SHARED_BYTES)
+    return max(multiply, (rows_read + columns) * wgmma_plan.INSTRUCTION_BYTES / gpu_rates.SHARED_BYTES)
 
 
 def of_warps(dtype: str) -> Fact:
@@ -128,16 +126,21 @@ def has_groups(gpu: Gpu) -> bool:
 
 
 CLOCK = Assumed("gpu_rates.clock", gpu_rates.clock)
-CACHE, SHARED = constant(mma_plan, "CACHE_BYTES"), constant(mma_plan, "SHARED_BYTES")
+CACHE, SHARED = constant(gpu_rates, "CACHE_BYTES"), constant(gpu_rates, "SHARED_BYTES")
 LAUNCH = constant(gpu_rates, "LAUNCH_CYCLES")
 EXPONENTIALS = Assumed(
-    "mma_attention_plan.EXPONENTIAL_CYCLES",
-    lambda gpu: Gpu.warp * mma_attention_plan.SCHEDULERS / mma_attention_plan.EXPONENTIAL_CYCLES,
+    "attention_plan.EXPONENTIAL_CYCLES",
+    lambda gpu: Gpu.warp * mma_attention_plan.SCHEDULERS / attention_plan.EXPONENTIAL_CYCLES,
 )
 CHUNK = constant(wgmma_plan, "_CHUNK_CYCLES")
 INTEGERS = Assumed(CHUNK.where, lambda gpu: 22 / CHUNK.value(gpu))
 """The cycles of a chunk are those of 22 instructions of this kind."""
-HALF_SECTORS = Assumed("mma_plan.sectors", lambda gpu: mma_plan.CACHE_BYTES / mma_plan.sectors(2))
+HALVES = Output((2,), neighbours=64)
+"""Float16 by 8 neighbours of each row, 16 bytes of a sector."""
+HALF_SECTORS = Assumed(
+    "stored_output.Output.sector_bytes",
+    lambda gpu: gpu_rates.CACHE_BYTES * HALVES.nbytes / HALVES.sector_bytes,
+)
 FACTS: tuple[Fact, ...] = (
     Fact("clock, plain instructions", "MHz", Machine.clock, CLOCK, 1e-6),
     Fact("clock, tensor cores", "MHz", Machine.clock_of_groups, CLOCK, 1e-6, has_groups),
@@ -271,7 +274,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=180.0, help="end after so long (default 180)")
     parser.add_argument("--select", default="", help="only facts in whose name this occurs")
     parser.add_argument("--small", action="store_true", help="do as little as possible; times mean nothing")
-    parser.add_argument("--json", type=Path, help="write the facts to this file too")
+    add_json(parser)
     return parser.parse_args()
 
 
@@ -283,12 +286,10 @@ def main() -> int:
     def changed(row: Row) -> None:
         rows.append(row)
         print(line(row), flush=True)
-        if arguments.json:
-            with written_beside(arguments.json) as path:
-                path.write_text(json.dumps([{**asdict(r), "ratio": r.ratio} for r in rows], indent=1))
+        write_json(arguments.json, [{**asdict(r), "ratio": r.ratio} for r in rows])
 
+    facts = selected((fact for fact in FACTS if fact.applies(gpu)), arguments.select)
     print(heads(target), flush=True)
-    facts = [fact for fact in FACTS if arguments.select in fact.name and fact.applies(gpu)]
     try:
         measure(facts, gpu, arguments.small, begin + arguments.seconds, changed)
     except (OutOfTime, KeyboardInterrupt) as why:

@@ -8,7 +8,8 @@ times them in turns.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -87,7 +88,8 @@ class _CheckStation(TimingStation[TimedCandidate]):
             return prepared.data.expected[0]
         if self._expected is None or self._expected[0] != prepared.key:
             exact = in_torch(prepared.kernel, _tensors(self._torch, prepared, wide=True))
-            self._expected = prepared.key, exact().cpu().numpy()
+            with _rounding(self._torch, to_tf32=False):
+                self._expected = prepared.key, exact().cpu().numpy()
         return self._expected[1]
 
 
@@ -108,16 +110,16 @@ class _TorchCandidate(TimedCandidate):
 
     def __init__(self, torch: Any, prepared: Prepared, expected: Callable[[], Array], compiled: bool) -> None:
         self._torch, self._expected = torch, expected
-        rounds = dtype_of(prepared.kernel) == "tf32"
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = rounds
+        self._to_tf32 = dtype_of(prepared.kernel) == "tf32"
         tensors = _tensors(torch, prepared, wide=False)
         self._run = in_torch(prepared.kernel, tensors)
         if compiled:
-            self._run = _triton(torch, prepared.kernel, tensors)
+            with _rounding(torch, self._to_tf32):
+                self._run = _triton(torch, prepared.kernel, tensors)
         self._result: Any = None
 
     def run(self) -> None:
-        with self._torch.no_grad():
+        with self._torch.no_grad(), _rounding(self._torch, self._to_tf32):
             self._result = self._run()
         self._torch.cuda.synchronize()
 
@@ -132,7 +134,7 @@ class _TorchCandidate(TimedCandidate):
         torch, seconds = self._torch, list[float]()
         cold = torch.empty(_COLD_BYTES, dtype=torch.uint8, device="cuda")
         first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        with torch.no_grad():
+        with torch.no_grad(), _rounding(torch, self._to_tf32):
             for _ in range(repeat):
                 cold.zero_()
                 first.record()
@@ -156,6 +158,20 @@ def warm_torch() -> Any:
     return torch
 
 
+@contextmanager
+def _rounding(torch: Any, to_tf32: bool) -> Generator[None]:
+    """PyTorch asks at each product of float32 whether it may round factors to tf32."""
+    settings = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [one.allow_tf32 for one in settings]
+    try:
+        for one in settings:
+            one.allow_tf32 = to_tf32
+        yield
+    finally:
+        for one, allowed in zip(settings, before, strict=True):
+            one.allow_tf32 = allowed
+
+
 def in_torch(kernel: Kernel, tensors: Sequence[Any]) -> Callable[[], Any]:
     """One run of the kernel's operator in PyTorch."""
     from torch_graph import OPERATORS
@@ -177,9 +193,8 @@ def _triton(torch: Any, kernel: Kernel, tensors: Sequence[Any]) -> Callable[[], 
 
 
 def _tensors(torch: Any, prepared: Prepared, wide: bool) -> list[Any]:
-    """The inputs on the GPU, in float32 if `wide`, of which products are exact then."""
+    """The inputs on the GPU, in float32 if `wide`."""
     if wide:
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         return [torch.from_numpy(array.astype(np.float32)).cuda() for array in prepared.data.inputs]
     return [_tensor(torch, array) for array in prepared.data.inputs]
 

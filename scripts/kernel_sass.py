@@ -13,24 +13,23 @@ longest waits for results that one warp's own instructions do not cover.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from math import prod
-from pathlib import Path
 
 from gpu_check import CASES
 from tcomp.api import as_target, load_model, static_kernels
+from tcomp.cli._options import add_logs, add_model, add_precision, input_shapes
 from tcomp.codegen.cuda.cubin import Cubin, compile_cubin
 from tcomp.codegen.cuda.device_code import Launch, device_code
 from tcomp.codegen.cuda.sass import Function, Loop, disassemble, read_sass
 from tcomp.codegen.cuda.sass_cycles import SCHEDULERS, LoopCost
-from tcomp.errors import UnsupportedError
+from tcomp.errors import TcompError, UsageError
 from tcomp.relay.builder import GraphBuilder
 from tcomp.target.target import Gpu, Target
 from tcomp.tensor.gpu_rates import resident_blocks
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.knobs import Config
+from tcomp.tensor.knobs import ALGORITHM, Config
 from tcomp.tensor.template import schedule, template_for
-from tcomp.transform.precision import PRECISIONS
 from tcomp.tuner.lookup import Records
 from tcomp.tuner.task import kernels
 
@@ -137,45 +136,66 @@ def described(kernel: Kernel, target: Target, config: Config | None, waits: int)
     return lines
 
 
-def main() -> None:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", nargs="?", help="a model; default: kernels of gpu_check.py")
+    add_model(parser, optional=True)
     parser.add_argument("--target", action="append", help="default: cuda:sm_80 and cuda:sm_90a")
-    parser.add_argument("--precision", choices=PRECISIONS, default="exact", help="of a model")
+    add_precision(parser)
     parser.add_argument("--select", default="", help="only kernels in whose name this occurs")
-    parser.add_argument("--log", action="append", type=Path, default=[], help="take the best configs of logs")
+    add_logs(parser)
     parser.add_argument("--waits", type=int, default=0, help="print so many waits of each loop")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    try:
+        print_all(parse())
+    except TcompError as error:
+        raise SystemExit(str(error)) from None
+
+
+def print_all(arguments: argparse.Namespace) -> None:
+    """What `described` says of each kernel and target that `arguments` choose.
+
+    Raises UsageError where they choose none, TcompError as what they name does.
+    """
     records = Records.load(arguments.log)
     for name in arguments.target or ("cuda:sm_80", "cuda:sm_90a"):
         target = as_target(name)
         if target.gpu is None:
-            raise SystemExit(f"target `{name}` is no GPU; name one such as cuda:sm_80")
-        if arguments.model is None:
-            chosen: Mapping[str, Kernel] = dict(named_kernels())
-        else:
-            graph = static_kernels(load_model(arguments.model, {}), target, arguments.precision)
-            chosen = {kernel.label: kernel for kernel, _ in kernels(graph)}
-        for label, kernel in chosen.items():
-            if arguments.select not in label:
-                continue
-            record = records.best(kernel, target)
+            raise UsageError(f"target `{name}` is no GPU; name one such as cuda:sm_80")
+        chosen = [one for one in kernels_of(arguments, target) if arguments.select in one[0]]
+        if not chosen:
+            raise UsageError(
+                f"no kernel has `{arguments.select}` in its name; leave --select away to see all"
+            )
+        for label, kernel in chosen:
+            found = records.lookup(kernel, target)
             template = template_for(kernel, target)
-            config = template.space(kernel, target).default if record is None else record.config
-            knobs = " ".join(f"{knob}={value}" for knob, value in config.items() if knob != "algorithm")
-            print(f"{label}, {name}: {template.id_of(config)} {knobs}{estimated(kernel, target)}")
+            space = template.space(kernel, target)
+            config = space.default if found.record is None else found.record.config
+            knobs = " ".join(f"{knob}={value}" for knob, value in config.items() if knob != ALGORITHM)
+            said = [f"{label}, {name}: {template.id_of(config)} {knobs}".rstrip()]
+            if (cycles := template.cycles(kernel, target)) is not None:
+                said.append(f"estimate {cycles(space.complete(config)):.0f} cycles")
+            if arguments.log and found.note:
+                said.append(f"{found.note}" if found.record else f"the default, {found.note}")
+            print("; ".join(said))
             print("\n".join(described(kernel, target, config, arguments.waits)), flush=True)
 
 
-def estimated(kernel: Kernel, target: Target) -> str:
-    """The estimate of the default config, where its template has one."""
-    try:
-        cycles = template_for(kernel, target).estimate(kernel, target)
-    except UnsupportedError:
-        return ""
-    return f"; estimate {cycles:.0f} cycles" if cycles < float("inf") else ""
+def kernels_of(arguments: argparse.Namespace, target: Target) -> list[tuple[str, Kernel]]:
+    """Kernels and their names. Several of a model may have the same one, so theirs have types as well."""
+    if arguments.model is None:
+        return list(named_kernels())
+    model = load_model(arguments.model, input_shapes(arguments))
+    graph = static_kernels(model, target, arguments.precision)
+    return [
+        (f"{kernel.label} ({', '.join(str(v.type) for v in kernel.body.inputs)})", kernel)
+        for kernel, _ in kernels(graph)
+    ]
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tcomp.errors import KernelError
+from tcomp.errors import TcompError
 
 STICKY = tuple(f"(CUDA error {code})" for code in (700, 702, *range(714, 720)))
 """Illegal addresses and instructions, time limits, failures of hardware. Source: CUDA Driver API reference,
@@ -19,10 +19,14 @@ CUresult."""
 _broken: set[str] = set()
 
 
+def is_sticky(error: BaseException) -> bool:
+    """Whether nothing more runs in this process: libraries raise ArtifactError, kernels KernelError."""
+    return isinstance(error, TcompError) and any(code in str(error) for code in STICKY)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
-    error = call.excinfo.value if call.excinfo is not None else None
-    if isinstance(error, KernelError) and str(error).endswith(STICKY):
+    if call.excinfo is not None and is_sticky(call.excinfo.value):
         _broken.add(item.nodeid)
     return (yield)
 

@@ -38,6 +38,24 @@ def test_operator_in_torch_equals_the_reference(name: str) -> None:
     assert known
 
 
+@pytest.mark.parametrize("hidden", [float("-inf"), -3.4028234663852886e38, -1e4])
+def test_masks_of_truth_values_in_torch(hidden: float) -> None:
+    """Scores are large; a row sees nothing where hidden ones are numbers."""
+    rng = np.random.default_rng(0)
+    query, key, value = (rng.standard_normal((2, 6, 8)).astype(np.float32) for _ in range(3))
+    mask = rng.random((2, 6, 6)) < 0.5
+    mask[:, :, 0] = True
+    mask[0, 0] = hidden == float("-inf")
+    g = GraphBuilder("g")
+    names = ("query", "key", "value", "mask")
+    arrays = (query * 30, key, value, mask)
+    inputs = [g.input(n, a.shape, str(a.dtype)) for n, a in zip(names, arrays, strict=True)]
+    graph = g.build(g.op("attention", *inputs, scale=1.0, hidden=hidden))
+    (found,) = torch_graph.TorchGraph(graph)(*map(torch.from_numpy, arrays))
+    (expected,) = evaluate(graph, arrays)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_unknown_operator_is_named() -> None:
     g = GraphBuilder("g")
     with pytest.raises(UnsupportedError, match="`erf` has no PyTorch form"):

@@ -66,8 +66,10 @@ class DevicePackings:
         `uses` are all constants that kernels of the variant want packed.
         """
         added: Counter[tuple[TensorType, TensorType]] = Counter()
-        for constant, type_ in {(c, packing.type) for c, packing in uses if packing.function is not None}:
-            added[constant.type, type_] += type_.nbytes - constant.type.nbytes
+        # Equal constants are stored once.
+        distinct = {(_digest(c), c.type, packing.type) for c, packing in uses if packing.function is not None}
+        for _, before, after in distinct:
+            added[before, after] += after.nbytes - before.nbytes
         return DevicePackings(frozenset(types for types, nbytes in added.items() if nbytes > CODE_BYTES))
 
     def takes(self, constant: Constant, packing: Packing) -> bool:

@@ -23,7 +23,8 @@ from tcomp.errors import KernelError
 from tcomp.target.cuda import ARCHITECTURES
 from tcomp.target.parse import parse_target
 from tcomp.target.target import Gpu, Target
-from tcomp.tensor import mma_plan, wgmma_plan
+from tcomp.tensor import gpu_rates, wgmma_plan
+from tcomp.tensor.stored_output import Output
 
 SLOW_TO_INTERPRET = "wgmma m64n128", "wgmma m64n192", "wgmma m64n256"
 
@@ -31,8 +32,8 @@ SLOW_TO_INTERPRET = "wgmma m64n128", "wgmma m64n192", "wgmma m64n256"
 def test_assumptions_are_those_of_the_modules(monkeypatch: pytest.MonkeyPatch) -> None:
     (fact,) = (fact for fact in FACTS if fact.name == "second-level cache, copy engine")
     assert fact.assumed is not None
-    assert fact.assumed.where == "mma_plan.CACHE_BYTES"
-    monkeypatch.setattr(mma_plan, "CACHE_BYTES", 5)
+    assert fact.assumed.where == "gpu_rates.CACHE_BYTES"
+    monkeypatch.setattr(gpu_rates, "CACHE_BYTES", 5)
     assert gpu_facts.row_of(fact, ARCHITECTURES["sm_90a"], 6.0).ratio == 1.2
 
 
@@ -51,9 +52,10 @@ def test_every_fact_that_applies_has_an_assumption(arch: str) -> None:
 def test_group_products_are_assumed_as_plans_have_them() -> None:
     """At the rate of the data sheet; large products take as long as all their instructions."""
     gpu = ARCHITECTURES["sm_90a"]
-    rate = gpu.flops["float16"] / gpu.processors / gpu_facts.gpu_rates.clock(gpu)
+    rate = gpu.flops["float16"] / gpu.processors / gpu_rates.clock(gpu)
     assert gpu_facts.group_cycles(gpu, "float16", 256, 64) == pytest.approx(2 * 64 * 256 * 16 / rate)
-    plan = wgmma_plan.WgmmaPlan("float16", 1, 1 << 14, 1 << 14, 1 << 14, 128, 256, 2, 4)
+    output = Output((2,), neighbours=1 << 14)
+    plan = wgmma_plan.WgmmaPlan("float16", 1, 1 << 14, 1 << 14, 1 << 14, 128, 256, 2, 4, output=output)
     instructions = (1 << 14) ** 3 / (64 * 256 * 16) / gpu.processors
     assert plan.cycles(gpu) == pytest.approx(
         instructions * gpu_facts.group_cycles(gpu, "float16", 256, 64), rel=0.1

@@ -13,7 +13,7 @@ import pytest
 import gpu_check
 import gpu_trials
 from gpu_trials import TORCH, CheckRunner
-from tcomp.target.target import Target
+from tcomp.target.target import TARGETS, Target
 from tcomp.tuner.runner import Measure, Measured, Prepared, Raced, Rounds
 
 torch = pytest.importorskip("torch")
@@ -100,6 +100,22 @@ def test_races_in_turns(name: str, gpu: Target, cpu_for_cuda: list[bool], tmp_pa
     if name in ("float32", "tf32"):
         assert not cpu_for_cuda[0], "the reference is exact"
         assert cpu_for_cuda[-2] == (name == "tf32")
+
+
+@pytest.mark.parametrize("name", ["float32", "tf32"])
+def test_pytorch_rounds_in_all_its_runs(name: str, cpu_for_cuda: list[bool], tmp_path: Path) -> None:
+    """Also behind its check, which computes the reference where no kernel was checked before."""
+    gpu = TARGETS["cuda:sm_80"]
+    kernel = gpu_check.entry_of(CASES[name], gpu).task.kernel
+    station = CheckRunner(with_torch=True).open(tmp_path, 1)
+    prepared = Prepared(kernel.key, kernel, gpu, station.data(kernel, 0))
+    cpu_for_cuda.clear()  # What warms PyTorch up.
+    raced = station.race([station.build(prepared, TORCH)], Rounds(60.0, rounds=2, round_seconds=0.0))
+    assert isinstance(raced, Raced)
+    *runs, exact, first, second, third, last = cpu_for_cuda
+    assert runs
+    assert not exact, "the reference"
+    assert {*runs, first, second, third, last} == {name == "tf32"}
 
 
 def test_wrong_numbers_are_told(gpu: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

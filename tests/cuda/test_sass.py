@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from argparse import Namespace
 from dataclasses import replace
+from pathlib import Path
+from random import Random
 
+import onnx
+import onnx.parser
 import pytest
 from gpu_assembly import disassembled
 from test_matmul_cuda import matmul
@@ -16,6 +22,8 @@ from tcomp.codegen.cuda.sass_cycles import LoopCost, Units, latency
 from tcomp.errors import BuildError
 from tcomp.target.target import TARGETS, Gpu
 from tcomp.tensor.template import schedule
+from tcomp.tuner.records import Check, LogWriter, Record, Times
+from tcomp.tuner.task import Task
 
 
 def gpu(name: str) -> Gpu:
@@ -198,3 +206,68 @@ def test_loops_of_a_kernel_are_described() -> None:
     loops = [line for line in lines if line.lstrip().startswith("loop of")]
     assert loops
     assert all("float" in line and "of the peak" in line for line in loops)
+
+
+def chosen(monkeypatch: pytest.MonkeyPatch, *words: str) -> Namespace:
+    monkeypatch.setattr(sys, "argv", ["kernel_sass.py", *words])
+    return kernel_sass.parse()
+
+
+def test_kernels_of_a_model_are_told_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whose operators are the same; types of dynamic models are given as for other commands."""
+    model = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]> products
+        (float[N, 8] x, float[8, 16] v, float[16, 4] w) => (float[N, 4] z)
+        { y = MatMul(x, v) z = MatMul(y, w) }
+    """)
+    onnx.save(model, tmp_path / "products.onnx")
+    arguments = chosen(monkeypatch, str(tmp_path / "products.onnx"), "--input-shape", "x:4,8")
+    first, second = kernel_sass.kernels_of(arguments, TARGETS["cuda:sm_80"])
+    assert first[0] == "matmul (f32[4,8], f32[8,16])"
+    assert second[0] == "matmul (f32[4,16], f32[16,4])"
+    assert first[1].key != second[1].key
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--select", "nonsense"], "no kernel has `nonsense` in its name"),
+        (["--target", "x86-64-v4"], "`x86-64-v4` is no GPU"),
+        (["no.onnx"], "no.onnx cannot be read"),
+        (["--log", "no.jsonl"], "cannot read log no.jsonl"),
+    ],
+)
+def test_what_is_wrong_is_one_line(words: list[str], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen(monkeypatch, *words)
+    with pytest.raises(SystemExit, match=said):
+        kernel_sass.main()
+
+
+def test_defaults_in_place_of_records_are_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """And estimates are those of the config that is shown."""
+    kernel, target = dict(kernel_sass.named_kernels())["matmul 2048x2048x2048 float16"], TARGETS["cuda:sm_80"]
+    task = Task.of(kernel, target)
+    config = task.space.random(Random(0))
+    record = Record(
+        task=task.key, op=task.label, target=target.name, isa=target.isa, device="here", threads=1,
+        template=task.template_of(config), config=config, status="ok", phase="final", baseline=2e-3,
+        seconds=Times(1e-3, 1e-3, 0.0, 9), check=Check(0.0, 1e-3),
+    )  # fmt: skip
+    with LogWriter(tmp_path / "log.jsonl") as writer:
+        writer.append(record)
+
+    def nothing(*_: object) -> list[str]:
+        return []
+
+    monkeypatch.setattr(kernel_sass, "described", nothing)
+    words = ["--log", str(tmp_path / "log.jsonl"), "--target", "cuda:sm_80", "--select", "2048x2048 float16"]
+    kernel_sass.print_all(chosen(monkeypatch, *words))
+    said = capsys.readouterr().out
+    own, of_default = task.estimated(config), task.estimated(task.space.default)
+    assert own is not None
+    assert own != of_default
+    assert f"estimate {own:.0f} cycles" in said
+    assert "the default" not in said
+    kernel_sass.print_all(chosen(monkeypatch, *words[:2], "--target", "cuda:sm_75", *words[4:]))
+    assert "; the default, records only for sm_80 with 1 thread, not for sm_75" in capsys.readouterr().out

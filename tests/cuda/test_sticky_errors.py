@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import sticky_errors
+from tcomp.errors import ArtifactError, KernelError
 
 TESTS = """
 from tcomp.errors import KernelError
@@ -48,6 +49,14 @@ def test_those_that_follow_have_a_new_process(tmp_path: Path) -> None:
     assert done.returncode == 1
 
 
-def test_other_errors_end_no_process() -> None:
-    assert "(CUDA error 2)" not in sticky_errors.STICKY
-    assert "(CUDA error 700)" in sticky_errors.STICKY
+@pytest.mark.parametrize(
+    ("error", "is_sticky"),
+    [
+        (KernelError("cuCtxSynchronize: an illegal memory access was encountered (CUDA error 700)"), True),
+        (ArtifactError("model `m`: GPU: the run: unspecified launch failure (CUDA error 719)"), True),
+        (ArtifactError("model `m`: GPU: memory for weights: out of memory (CUDA error 2)"), False),
+        (AssertionError("(CUDA error 700)"), False),
+    ],
+)
+def test_errors_of_kernels_and_of_libraries_end_the_process(error: Exception, is_sticky: bool) -> None:
+    assert sticky_errors.is_sticky(error) == is_sticky

@@ -112,6 +112,8 @@ def test_small_constants_are_not_worth_code() -> None:
 
     assert not is_taken(1, adding(CODE_BYTES))
     assert is_taken(1, adding(CODE_BYTES + 4))
+    equal = [(Constant.of(np.ones(64, np.float32)), adding(CODE_BYTES // 4)) for _ in range(5)]
+    assert not DevicePackings.of(equal).takes(*equal[0])  # They are stored once.
     assert not is_taken(4, adding(CODE_BYTES // 4))  # Constants of the same types share code.
     assert is_taken(5, adding(CODE_BYTES // 4))
     assert not is_taken(1, Packing(TensorType((2 * CODE_BYTES,)), lambda a: np.resize(a, 2 * CODE_BYTES)))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from statistics import geometric_mean
 
 import pytest
 
+import bench_tuner
 from gpu_check import Case, attention, conv, matmul
 from simulated_device import SimulatedDevice
 from tcomp.target.parse import parse_target
@@ -110,3 +113,31 @@ def test_a_search_with_estimates_is_ahead_of_one_without(tmp_path: Path) -> None
         fast, slow = (reached(t, SimulatedDevice([task], 0.7, seed), tmp_path, 24) for t in (task, without))
         ratios.append(slow / fast)
     assert geometric_mean(ratios) > 1.15
+
+
+@pytest.mark.parametrize(
+    ("target", "said"), [("x86-64-v4", "for GPUs, not for `x86-64-v4`"), ("h100", "unknown target `h100`")]
+)
+def test_what_cannot_be_simulated_is_said(target: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["bench_tuner.py", "--simulated", target])
+    with pytest.raises(SystemExit, match=said):
+        bench_tuner.main()
+
+
+def test_a_model_looks_at_trials_once() -> None:
+    """Not in each of the hundreds of questions that it answers before it learns again."""
+    task, random, asked = Task.of(matmul(128, 3072, 768, "float16").kernel, H100), Random(0), list[Config]()
+    estimate = task.cycles
+    assert estimate is not None
+
+    def cycles(config: Config) -> float:
+        asked.append(config)
+        return estimate(config)
+
+    task, model = replace(task, cycles=cycles), CostModel(features=no_features)
+    for seconds in range(1, 21):
+        model.tell(task, task.space.random(random), seconds * 1e-6)
+    model.score(task, [task.space.default])
+    asked.clear()
+    model.score(task, [task.space.default] * 3)
+    assert len(asked) == 3
