@@ -84,10 +84,10 @@ CASES = {
         hidden=LOWEST,
     ),
     "added choice": Case(
-        lambda s: s.graph(s.add(s.scores, s.where(s.mask(), s.number(0), s.number(LOWEST)))), hidden=LOWEST
+        lambda s: s.graph(s.add(s.scores, s.where(s.mask(), s.number(0), s.number(LOWEST)))), dtype="float32"
     ),
     "added choice, hidden ones first": Case(
-        lambda s: s.graph(s.add(s.where(s.mask(), s.number(-inf), s.number(0)), s.scores))
+        lambda s: s.graph(s.add(s.where(s.mask(), s.number(-inf), s.number(0)), s.scores)), dtype="float32"
     ),
     "added choice of a number that is no end": Case(
         lambda s: s.graph(s.add(s.scores, s.where(s.mask(), s.number(0), s.number(-1e4)))),
@@ -95,7 +95,9 @@ CASES = {
         tolerance=2e-3,  # Scores of the second sentence are rounded to 1e-3.
     ),
     "guarded": Case(
-        lambda s: s.guarded(s.add(s.scores, s.where(s.mask(), s.number(0), s.number(-inf)))), zero_nan=True
+        lambda s: s.guarded(s.add(s.scores, s.where(s.mask(), s.number(0), s.number(-inf)))),
+        dtype="float32",
+        zero_nan=True,
     ),
     "guarded, no mask": Case(lambda s: s.guarded(s.scores), dtype="", zero_nan=True),
     "guarded, past and padding": Case(

@@ -1,8 +1,9 @@
 """Attention spelled out: softmax(q k^T * scale + mask) v; what its masks hide.
 
 A choice between scores and a number becomes a mask of truth values, whose hidden keys have that number as
-their score. So does a mask made by a choice between 0 and a number that takes in all it is added to. What
-exporters put behind the softmax, zeros for weights that are no numbers, becomes the attribute `zero_nan`.
+their score. So does a mask made by a choice between 0 and a number that takes in all it is added to, if a
+part of the choice is constant. What exporters put behind the softmax, zeros for weights that are no numbers,
+becomes the attribute `zero_nan`.
 
 A constant mask that hides all keys behind a diagonal becomes the attribute `causal`, if each query sees a
 key: hidden ones then have weights of exactly zero, provided that the score of none exceeds all that the query
@@ -149,11 +150,17 @@ def _swap_last(match: Match, value: Value) -> Value:
 
 
 def _chosen_mask(match: Match) -> Value | None:
-    """A mask that is 0 or a number as one of truth values."""
-    if not _absorbs(match["low"]):
+    """A mask that is 0 or a number as one of truth values, where these have a constant part: that may be
+    causal. Others are added as well as chosen."""
+    shown = _shown(match)
+    node = match.editor.producer(shown)
+    if node is not None and node.op == "broadcast_to":
+        node = match.editor.producer(node.inputs[0])
+    has_part = node is not None and node.op == "logical_and" and isinstance(node.inputs[0], Constant)
+    if not has_part or not _absorbs(match["low"]):
         return None
     operands, attrs = match.root.inputs[:3], match.root.attrs
-    return match.op("attention", *operands, _shown(match), **{**attrs, "hidden": scalar_of(match["low"])})
+    return match.op("attention", *operands, shown, **{**attrs, "hidden": scalar_of(match["low"])})
 
 
 def _wide_mask(match: Match) -> Value | None:
