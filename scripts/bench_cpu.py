@@ -104,10 +104,18 @@ def bench(name: str, options: argparse.Namespace, folder: Path) -> dict[str, Any
             "versions": versions, "absent": absent, **facts}  # fmt: skip
 
 
-def ratios(result: Mapping[str, Any], runtime: str) -> list[float]:
-    """Of one runtime to ONNX Runtime, round by round."""
+def ratios(result: Mapping[str, Any], runtime: str, reference: str = REFERENCE) -> list[float]:
+    """Of one runtime to another, round by round."""
     times = result["times"]
-    return [a / b for a, b in zip(times[runtime], times[REFERENCE], strict=True)]
+    return [a / b for a, b in zip(times[runtime], times[reference], strict=True)]
+
+
+def ratio_cell(result: Mapping[str, Any], runtime: str, reference: str = REFERENCE, note: str = "") -> str:
+    """The median of these ratios and their quartiles, with a `note`; a dash for what did not run."""
+    if runtime not in result["times"]:
+        return "-"
+    low, middle, high = statistics.quantiles(ratios(result, runtime, reference), n=4)
+    return f"**{middle:.2f}** ({low:.2f}-{high:.2f}{note})"
 
 
 def table(results: Sequence[Mapping[str, Any]]) -> str:
@@ -116,13 +124,7 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
     lines = ["| model | threads | ONNX Runtime | " + " | ".join(columns) + " | records | compile | arena |",
              "|---" * (len(columns) + 6) + "|"]  # fmt: skip
     for result in results:
-        cells: list[str] = []
-        for column in columns:
-            if column not in result["times"]:
-                cells.append("-")
-                continue
-            low, middle, high = statistics.quantiles(ratios(result, column), n=4)
-            cells.append(f"**{middle:.2f}** ({low:.2f}-{high:.2f})")
+        cells = [ratio_cell(result, column) for column in columns]
         milliseconds = statistics.median(result["times"][REFERENCE]) * 1e3
         lines.append(
             f"| {result['model']} | {result['threads']} | {milliseconds:.1f} ms | {' | '.join(cells)} "

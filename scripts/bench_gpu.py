@@ -17,7 +17,6 @@ number of an output, the worst of all outputs, against the graph in PyTorch in f
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -30,8 +29,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench_cpu import random_inputs
-from gpu_check import gpu_here
+from bench_cpu import random_inputs, ratio_cell, ratios
+from gpu_script import add_json, gpu_here, write_json
 from models import MODELS, ROOT
 from tcomp.codegen.artifact import compile_graph
 from tcomp.frontend.onnx import import_onnx
@@ -190,12 +189,6 @@ def bench(
             "records": records, "times": times, "errors": errors}  # fmt: skip
 
 
-def ratios(result: Mapping[str, Any], name: str) -> list[float]:
-    """Of one to `torch.compile`, round by round."""
-    times = result["times"]
-    return [a / b for a, b in zip(times[name], times[REFERENCE], strict=True)]
-
-
 def table(results: Sequence[Mapping[str, Any]]) -> str:
     """One row a model and precision; below it the geometric mean of each row's last ratio, tuned if it is."""
     columns = ("torch", "untuned", "tuned")
@@ -203,17 +196,12 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     best: list[float] = []
     for result in results:
-        cells = [result["model"], result["precision"]]
+        errors = {name: f"{error:.1e}" for name, error in result["errors"].items()}
         microseconds = statistics.median(result["times"][REFERENCE]) * 1e6
-        cells.append(f"{microseconds:.0f} us ({result['errors'][REFERENCE]:.1e})")
-        for column in columns:
-            if column not in result["times"]:
-                cells.append("-")
-                continue
-            low, middle, high = statistics.quantiles(ratios(result, column), n=4)
-            cells.append(f"**{middle:.2f}** ({low:.2f}-{high:.2f}; {result['errors'][column]:.1e})")
-            last = middle
-        best.append(last)
+        cells = [result["model"], result["precision"], f"{microseconds:.0f} us ({errors[REFERENCE]})"]
+        cells += [ratio_cell(result, name, REFERENCE, f"; {errors.get(name)}") for name in columns]
+        last = [name for name in columns if name in result["times"]][-1]
+        best.append(statistics.median(ratios(result, last, REFERENCE)))
         lines.append("| " + " | ".join([*cells, result["records"]]) + " |")
     return "\n".join([*lines, "", f"tcomp's geometric mean: {statistics.geometric_mean(best):.2f}"])
 
@@ -228,7 +216,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--number", type=int, default=20, help="runs in one turn")
     parser.add_argument("--mode", default="max-autotune", help="of torch.compile")
-    parser.add_argument("--json", type=Path, help="write every time measured")
+    add_json(parser)
     return parser.parse_args()
 
 
@@ -241,10 +229,9 @@ def main() -> int:
             case = case_of(name, precision)
             logs = options.log or [ROOT / "tuning_logs"]
             results.append(bench(case, target, device, logs, options.rounds, options.number, options.mode))
+            write_json(options.json, results)
             print(f"{name}, {precision}: done", file=sys.stderr)
             torch.compiler.reset()
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=1))
     print(f"{target.description}, torch {torch.__version__}, numpy {np.__version__}\n\n{table(results)}")
     return 0
 

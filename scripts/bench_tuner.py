@@ -28,6 +28,7 @@ from typing import Any
 from gpu_check import attention, conv, matmul
 from simulated_device import SimulatedDevice
 from tcomp.api import as_target, load_model, static_kernels
+from tcomp.errors import TcompError, UsageError
 from tcomp.target.target import Target
 from tcomp.tuner.cost_model import CostModel
 from tcomp.tuner.loop import TuneOptions, tune
@@ -122,7 +123,12 @@ def _result(task: str, configs: int, searcher: Searcher, curves: Sequence[list[f
 
 
 def simulate(target: Target, error: float, seeds: int) -> list[dict[str, Any]]:
-    """For each case and searcher the medians over seeds, of simulated devices of that error."""
+    """For each case and searcher the medians over seeds, of simulated devices of that error.
+
+    Raises UsageError for a target that is no GPU.
+    """
+    if target.gpu is None:
+        raise UsageError(f"templates estimate for GPUs, not for `{target.name}`; name one such as cuda:sm_80")
     results: list[dict[str, Any]] = []
     for case in CASES:
         task = Task.of(case.kernel, target)
@@ -216,7 +222,14 @@ def main() -> None:
     parser.add_argument("--time-budget", type=float, default=180.0, help="seconds, for --live")
     parser.add_argument("--log", type=Path, help="for --live; a new file")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
-    arguments = parser.parse_args()
+    try:
+        run(parser.parse_args())
+    except TcompError as error:
+        raise SystemExit(str(error)) from None
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """What `arguments` ask for. Raises TcompError as what they name does."""
     if arguments.live:
         log = arguments.log or Path(tempfile.mkdtemp()) / "log.jsonl"
         results: Any = live(arguments.live, arguments.target, arguments.time_budget, log)

@@ -1,14 +1,18 @@
 """Everything that needs a GPU, in one command: `python scripts/gpu_check.py [--trials N] [--seconds S]`.
 
-First the tests marked `gpu`, then a table of kernels: the time of the default config, that of the best of
-`--trials` random legal configs (0 for none) or of as many as its share of the time allows, what that is of
-the card's peak for the type, the time of the same in PyTorch, which calls cuBLAS, cuDNN and FlashAttention,
-where it is installed, with `--triton` also that of the kernel which PyTorch's compiler finds among
-Triton's, and the algorithms of the default and, where it has another, of the best. Below, for each kind of
-kernel the geometric mean of the ratios of PyTorch's time to the best, beside what it should be. Operations
-are counted as those of direct convolution. Times are medians by CUDA events with the L2 cache cold, the
-best and PyTorch in turns, random data. After `--seconds` no further kernel is begun. Writes the table as
-JSON with `--json FILE`. Ends with status 1 when a test failed or a kernel's numbers are wrong.
+First the tests marked `gpu`, for at most a third of `--seconds`, then a table of kernels, in passes, of which
+each makes the rows better: the default config of every kernel; that beside PyTorch, which calls cuBLAS, cuDNN
+and FlashAttention, where it is installed; the best of `--trials` random legal configs, or of as many as its
+share of the time allows, beside both; with `--triton` the kernel which PyTorch's compiler finds among
+Triton's. A row also has what the best is of the card's peak for the type, and the algorithms of the default
+and, where it has another, of the best. Below, for each kind of kernel the geometric mean of the ratios of
+PyTorch's time to the best, beside what it should be. Operations are counted as those of direct convolution.
+Times are medians by CUDA events with the L2 cache cold, those beside PyTorch's in turns, random data.
+
+Kernels run in processes of the tuner's kind: one that breaks off, hangs or computes wrong numbers is named
+in its row, with its config, and costs no other; `--select NAME --config JSON` runs it again. After
+`--seconds` nothing goes on. With `--json FILE` the table is written there after each row. Ctrl-C and SIGTERM
+print what there is. Ends with status 1 when a test failed or a kernel did, 130 when it was interrupted.
 """
 
 from __future__ import annotations
@@ -16,39 +20,39 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
-from math import inf
 from pathlib import Path
 from random import Random
-from statistics import geometric_mean, median
+from statistics import geometric_mean
 from typing import Any
 
-import numpy as np
-
-from tcomp.codegen.jit import build_kernel
-from tcomp.codegen.kernel_runner import KernelRunner
+from gpu_script import add_json, gpu_here, selected, write_json
+from gpu_trials import TOLERANCE, TORCH, TRITON, CheckRunner
 from tcomp.errors import BuildError, DeviceError, TcompError
 from tcomp.relay.builder import GraphBuilder
-from tcomp.relay.evaluate import evaluate
-from tcomp.relay.types import Array, numpy_dtype
-from tcomp.rounding import relative_error
-from tcomp.target.parse import parse_target
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
-from tcomp.tensor.template import template_for
+from tcomp.tuner.measure import GIB, Job, MeasureOptions, Outcome, TaskError, WorkerPool
+from tcomp.tuner.task import Task
 
 ROOT = Path(__file__).parent.parent
-RUNS, ROUNDS = 20, 5
-"""Timed runs of a kernel, and turns of the best config and PyTorch with so many runs each."""
-TOLERANCE = {"float32": 1e-4, "tf32": 5e-3, "float16": 5e-3, "bfloat16": 4e-2}
-"""Largest error over the largest magnitude of the result."""
+WORKERS = 6
+"""Processes that build; one of them measures. More would wait for it."""
+TRIAL_SECONDS, TRITON_SECONDS = 20.0, 180.0
+"""Limits of building, and of checking and timing."""
+PLUGINS: tuple[str, ...] = ()
+"""Modules that these processes import first."""
+TORCH_SECONDS = 60.0
+MEMORY_BYTES = 16 * GIB
+"""Of a process: PyTorch with its libraries, and the largest operands a few times."""
 GOALS = {
     "square products": 1.0,
     "products of models": 1.1,
@@ -62,7 +66,7 @@ GOALS = {
 
 @dataclass(frozen=True)
 class Case:
-    """An operator on tensors of these shapes; `torch` computes the same there. `kind` is one of `GOALS`.
+    """An operator on tensors of these shapes. `kind` is one of `GOALS`.
 
     `dtype` is that of products; tensors of `tf32` are float32.
     """
@@ -73,7 +77,6 @@ class Case:
     shapes: tuple[tuple[int, ...], ...]
     dtype: str
     attrs: Mapping[str, Any]
-    torch: Callable[[Any, Sequence[Any]], Any]
     weights: tuple[int, ...] = (1,)
 
     @property
@@ -88,10 +91,23 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Row:
-    """Seconds of a case; None where there is nothing to compare with, or numbers were wrong (`problem`).
+class Problem:
+    """What became of a config of which there is no time."""
 
-    `algorithms` are the templates of the default and the best config, found among `configs`.
+    config: Config
+    status: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.status}: {self.reason}; with --config '{json.dumps(self.config)}'"
+
+
+@dataclass(frozen=True)
+class Row:
+    """Seconds of a case; None where there is nothing yet, or never will be because of `problems`.
+
+    `configs` had right numbers; `algorithms` are the templates of the default and the best of them.
+    `conditions` are what the default takes of a multiprocessor, and the clock while it ran.
     """
 
     kind: str
@@ -104,42 +120,78 @@ class Row:
     of_peak: float
     configs: int
     algorithms: tuple[str, ...]
-    problem: str = ""
+    best_config: Config | None = None
+    conditions: Mapping[str, str] = field(default_factory=dict[str, str])
+    problems: tuple[Problem, ...] = ()
+
+
+@dataclass
+class Entry:
+    """What is known of a case. `raced`: seconds of `default`, `best`, `torch`, in turns, and of `triton`."""
+
+    case: Case
+    task: Task
+    default: Config
+    outcomes: list[Outcome] = field(default_factory=list[Outcome])
+    raced: dict[str, float] = field(default_factory=dict[str, float])
+    problems: list[Problem] = field(default_factory=list[Problem])
+    passed: set[str] = field(default_factory=set[str])
+    """The passes that it had."""
+
+    @property
+    def right(self) -> list[Outcome]:
+        return [outcome for outcome in self.outcomes if outcome.status == "ok"]
+
+    @property
+    def best(self) -> Outcome | None:
+        return min(self.right, key=lambda outcome: outcome.median, default=None)
+
+    @property
+    def row(self) -> Row:
+        case, best, target = self.case, self.best, self.task.target
+        first = next((o for o in self.right if o.config == self.default), None)
+        default = self.raced.get("default", first.median if first is not None else None)
+        # A race tells more than trials of their own: the best there may not be the best of trials.
+        times = [self.raced[name] for name in ("default", "best") if name in self.raced]
+        seconds = min(times) if times else (best.median if best is not None else None)
+        peak = target.gpu.flops[case.dtype] if target.gpu is not None else 0.0
+        rate = self.task.flops / seconds if seconds else 0.0
+        winner = best.config if best is not None and seconds != self.raced.get("default") else self.default
+        algorithms = (self.task.template_of(self.default), self.task.template_of(winner))
+        return Row(
+            case.kind, case.name, default, seconds, self.raced.get("torch"), self.raced.get("triton"),
+            rate / 1e12, rate / peak if peak else 0.0, len(self.right), tuple(dict.fromkeys(algorithms)),
+            winner if seconds else None, first.conditions if first is not None else {}, tuple(self.problems),
+        )  # fmt: skip
+
+
+class OutOfTime(Exception):
+    """All seconds are over."""
 
 
 def matmul(m: int, n: int, k: int, dtype: str) -> Case:
     kind = "square products" if m == n == k else "products of models"
-    name = f"matmul {m}x{n}x{k} {dtype}"
-    return Case(kind, name, "matmul", ((m, k), (k, n)), dtype, {}, lambda t, x: x[0] @ x[1])
+    return Case(kind, f"matmul {m}x{n}x{k} {dtype}", "matmul", ((m, k), (k, n)), dtype, {})
 
 
 def conv(
     channels: int, filters: int, size: int, kernel: int, stride: int, dtype: str, images: int = 1
 ) -> Case:
-    padding = kernel // 2
-
-    def in_torch(torch: Any, x: Sequence[Any]) -> Any:
-        return torch.nn.functional.conv2d(x[0], x[1], stride=stride, padding=padding)
-
     kind = "convolutions, 1 image" if images == 1 else f"convolutions, {images} images"
     name = f"conv {images}x {channels}->{filters} {size}x{size} {kernel}x{kernel}/{stride} {dtype}"
     shapes = ((images, channels, size, size), (filters, channels, kernel, kernel))
-    attrs = {"strides": (stride,) * 2, "padding": (padding,) * 4}
-    return Case(kind, name, "conv2d", shapes, dtype, attrs, in_torch)
+    attrs = {"strides": (stride,) * 2, "padding": (kernel // 2,) * 4}
+    return Case(kind, name, "conv2d", shapes, dtype, attrs)
 
 
 def rows(op: str, shape: tuple[int, int], dtype: str) -> Case:
-    name = f"{op} {shape[0]}x{shape[1]} {dtype}"
-    return Case("rows", name, op, (shape,), dtype, {"axis": 1}, lambda torch, x: torch.softmax(x[0], 1), ())
+    return Case("rows", f"{op} {shape[0]}x{shape[1]} {dtype}", op, (shape,), dtype, {"axis": 1}, ())
 
 
 def attention(heads: int, length: int, size: int, dtype: str, causal: bool = False) -> Case:
-    def in_torch(torch: Any, x: Sequence[Any]) -> Any:
-        return torch.nn.functional.scaled_dot_product_attention(*x, is_causal=causal)
-
     shape, attrs = (1, heads, length, size), {"scale": size**-0.5, "causal": int(causal)}
     name = f"attention {heads} heads {length}x{size}{' causal' if causal else ''} {dtype}"
-    return Case("attention", name, "attention", (shape,) * 3, dtype, attrs, in_torch, ())
+    return Case("attention", name, "attention", (shape,) * 3, dtype, attrs, ())
 
 
 LAYERS = (
@@ -170,214 +222,242 @@ CASES = (
 )
 
 
-def main() -> int:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--trials", type=int, default=16, help="random configs of each kernel (default 16)")
-    parser.add_argument("--seconds", type=float, default=420.0, help="begin no kernel after so long")
+    parser.add_argument("--seconds", type=float, default=420.0, help="end after so long (default 420)")
     parser.add_argument("--select", default="", help="only kernels in whose name this occurs")
-    parser.add_argument("--no-tests", action="store_true", help="only the table")
+    parser.add_argument("--config", type=json.loads, help="JSON: the config to take for the default one")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--no-tests", action="store_true", help="only the table")
+    which.add_argument("--no-table", action="store_true", help="only the tests, for all of the seconds")
     parser.add_argument("--triton", action="store_true", help="time Triton's too, which takes long to find")
-    parser.add_argument("--json", type=Path, help="write the table to this file too")
-    arguments = parser.parse_args()
-    begin, failed = time.monotonic(), False
+    add_json(parser)
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = parse()
+    end = time.monotonic() + arguments.seconds
     target = gpu_here()
-    if not arguments.no_tests:
-        # Compiling takes most time.
-        parallel = ["-n", str(min(8, os.cpu_count() or 1))] if find_spec("xdist") else []
-        tests = str(ROOT / "tests" / "cuda")
-        command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *parallel, tests]
-        failed = subprocess.run(command, cwd=ROOT, check=False).returncode != 0
-    print(f"{target.description}, {target.name}: microseconds, L2 cold, median of {RUNS} runs")
-    heads = (
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    entries = [entry_of(case, target, arguments.config) for case in selected(CASES, arguments.select)]
+    failed, stopped = False, 0
+    try:
+        if arguments.no_table:
+            return int(not tests_pass(arguments.seconds))
+        if not arguments.no_tests:
+            failed = not tests_pass(arguments.seconds / 3)
+        print(heads(target))
+        check_in_spite(Table(entries, target, arguments.json), end, arguments.trials, arguments.triton)
+    except OutOfTime:
+        print("out of time")
+    except TcompError as error:
+        print(error)
+        failed = True
+    except KeyboardInterrupt:
+        print("interrupted")
+        stopped = 130
+    found = [entry.row for entry in entries]
+    print("\n".join(["", heads(target), *map(line, found), means(found)]))
+    return stopped or int(failed or any(row.problems for row in found))
+
+
+def torch_has_gpu() -> bool:
+    """Asked in a process of its own, so that this one holds none of the GPU's memory; says why not."""
+    if find_spec("torch") is None:
+        print("PyTorch is not installed; nothing is compared with it")
+        return False
+    command = [sys.executable, "-c", "import torch; torch.ones(1, device='cuda'); print('runs')"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TORCH_SECONDS)
+    except subprocess.TimeoutExpired:
+        print(f"PyTorch does not start in {TORCH_SECONDS:.0f} s; nothing is compared with it")
+        return False
+    runs = said.stdout.strip() == "runs"
+    if not runs:
+        last = (said.stderr.strip().splitlines() or [f"exit status {said.returncode}"])[-1]
+        print(f"PyTorch does not run on this GPU, nothing is compared with it: {last}")
+    return runs
+
+
+def tests_pass(seconds: float) -> bool:
+    """Run what is marked `gpu`, and end it after so long."""
+    # Compiling takes most time.
+    parallel = ["-n", str(min(8, os.cpu_count() or 1))] if find_spec("xdist") else []
+    # Names as tests end, and where one hangs: what is ended has no summary.
+    said = ["-v", "--tb=short", "-o", "faulthandler_timeout=60", "-p", "sticky_errors"]
+    command = [sys.executable, "-m", "pytest", *said, "-m", "gpu", *parallel, str(ROOT / "tests" / "cuda")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "scripts"), *sys.path])}
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, env=environment)
+    try:
+        return process.wait(seconds) == 0
+    except subprocess.TimeoutExpired:
+        print(f"the tests take more than {seconds:.0f} s and are ended")
+        return False
+    finally:
+        with suppress(ProcessLookupError):  # Those that hold the GPU are of its group.
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def entry_of(case: Case, target: Target, config: Config | None = None) -> Entry:
+    """The case before anything is known of it; `config` stands for its default."""
+    task = Task.of(case.kernel, target)
+    return Entry(case, task, task.space.default if config is None else config)
+
+
+class Table:
+    """The rows, printed and, into `file`, written whole whenever one changes."""
+
+    def __init__(self, entries: Sequence[Entry], target: Target, file: Path | None = None) -> None:
+        self.entries, self.target, self._file = entries, target, file
+
+    def left(self, name: str) -> list[Entry]:
+        """Those that did not have this pass."""
+        return [entry for entry in self.entries if name not in entry.passed]
+
+    def changed(self, entry: Entry, name: str) -> None:
+        """This pass is over for `entry`."""
+        entry.passed.add(name)
+        print(line(entry.row), flush=True)
+        write_json(self._file, [asdict(one.row) for one in self.entries])
+
+
+def check_in_spite(table: Table, end: float, trials: int, triton: bool) -> None:
+    """As `check`; processes that do not start are tried once more, and then without PyTorch."""
+    has_torch = torch_has_gpu()
+    for with_torch in (has_torch, has_torch, False):
+        options = MeasureOptions(
+            runner=CheckRunner(with_torch=with_torch),
+            workers=min(WORKERS, os.cpu_count() or 1),
+            trial_seconds=TRIAL_SECONDS,
+            memory_limit=MEMORY_BYTES,
+            plugins=PLUGINS,
+        )
+        try:
+            return check(table, options, end, trials, triton)
+        except (BuildError, DeviceError) as error:
+            print(f"{error}; what was found is kept")
+            lost = error
+    raise lost
+
+
+def check(table: Table, options: MeasureOptions, end: float, trials: int, triton: bool = False) -> None:
+    """All passes over the cases of `table` that they have not had.
+
+    Raises OutOfTime at the moment `end`, by the monotonic clock; BuildError and DeviceError as the pool does.
+    """
+    with_torch = isinstance(options.runner, CheckRunner) and options.runner.with_torch
+    with workers(options, end) as pool:
+        defaults(table, pool)
+        if with_torch:
+            print("beside PyTorch, in turns")
+            for entry in table.left("torch"):
+                race(entry, pool, with_torch)
+                table.changed(entry, "torch")
+        if trials:
+            print(f"up to {trials} random configs of each")
+            left = table.left("others")
+            for number, entry in enumerate(left):
+                share = (end - time.monotonic()) / (len(left) - number)
+                if try_others(entry, pool, trials, share):
+                    race(entry, pool, with_torch)
+                table.changed(entry, "others")
+    if triton and with_torch:
+        print("Triton's")
+        with workers(replace(options, workers=1, trial_seconds=TRITON_SECONDS), end) as pool:
+            for entry in table.left("triton"):
+                (outcome,) = measured(pool, entry, [TRITON])
+                if outcome.status == "ok":
+                    entry.raced["triton"] = outcome.median
+                else:
+                    entry.problems.append(Problem(outcome.config, outcome.status, outcome.reason))
+                table.changed(entry, "triton")
+
+
+@contextmanager
+def workers(options: MeasureOptions, end: float) -> Generator[WorkerPool]:
+    def tick() -> None:
+        if time.monotonic() > end:
+            raise OutOfTime
+
+    with WorkerPool(options, tick) as pool:
+        yield pool
+
+
+def defaults(table: Table, pool: WorkerPool) -> None:
+    """Check and time the default config of each case."""
+    of = {entry.task: entry for entry in table.entries}
+    jobs = (Job(entry.task, entry.default) for entry in table.left("default"))
+    for job, outcome in pool.run(lambda: next(jobs, None)):
+        note(of[job.task], _outcome(job, outcome), is_default=True)
+        table.changed(of[job.task], "default")
+
+
+def try_others(entry: Entry, pool: WorkerPool, trials: int, seconds: float) -> bool:
+    """Check and time random configs, of which none begins after `seconds`; whether one beats the default."""
+    begin, random, before = time.monotonic(), Random(0), entry.best
+    known = before.median if before is not None else float("inf")
+    configs = (entry.task.space.random(random) for _ in range(trials))
+
+    def source() -> Job | None:
+        if time.monotonic() - begin > seconds or (config := next(configs, None)) is None:
+            return None
+        return Job(entry.task, config, known)
+
+    for job, outcome in pool.run(source):
+        note(entry, _outcome(job, outcome), is_default=False)
+    return entry.best is not before
+
+
+def _outcome(job: Job, outcome: Outcome | TaskError) -> Outcome:
+    return Outcome(job.config, "run_error", str(outcome)) if isinstance(outcome, TaskError) else outcome
+
+
+def note(entry: Entry, outcome: Outcome, is_default: bool) -> None:
+    """Of random configs, those that spill are no problem: tuning drops them."""
+    entry.outcomes.append(outcome)
+    if outcome.status != "ok" and (is_default or outcome.status != "build_error"):
+        entry.problems.append(Problem(outcome.config, outcome.status, outcome.reason))
+
+
+def race(entry: Entry, pool: WorkerPool, with_torch: bool) -> None:
+    """Time the default, the best and PyTorch in turns, those of them that there are."""
+    runs = {"torch": TORCH} if with_torch else {}
+    if entry.best is not None and entry.best.config != entry.default:
+        runs["best"] = entry.best.config
+    if any(outcome.config == entry.default for outcome in entry.right):
+        runs = {"default": entry.default, **runs}
+    if not runs:
+        return
+    try:
+        outcomes = pool.race(entry.task, list(runs.values()))
+    except TaskError as error:
+        outcomes = [Outcome(config, "run_error", str(error)) for config in runs.values()]
+    if any(outcome.status != "ok" for outcome in outcomes):
+        # One breaks off, and none has a time: what was found before stays.
+        last, reason = outcomes[-1], f"{outcomes[-1].reason}, in turns of {' and '.join(runs)}"
+        entry.problems.append(Problem(last.config, last.status, reason))
+        return
+    entry.raced |= {name: outcome.median for name, outcome in zip(runs, outcomes, strict=True)}
+
+
+def measured(pool: WorkerPool, entry: Entry, configs: Sequence[Config]) -> list[Outcome]:
+    try:
+        return list(pool.measure(entry.task, configs))
+    except TaskError as error:
+        return [Outcome(config, "run_error", str(error)) for config in configs]
+
+
+def heads(target: Target) -> str:
+    names = (
         f"{'default':>10} {'best':>10} {'torch':>10} {'triton':>10} {'ratio':>6} {'TFLOP/s':>8} {'peak':>5}"
     )
-    print(f"{'kernel':44} {heads} algorithms")
-    found: list[Row] = []
-    cases = [c for c in CASES if arguments.select in c.name]
-    for number, case in enumerate(cases):
-        left = arguments.seconds - (time.monotonic() - begin)
-        if left < 0:
-            print("out of time; the kernels that follow are left out")
-            break
-        share = left / (len(cases) - number)
-        found.append(measure(case, target, arguments.trials, share, arguments.triton))
-        print(line(found[-1]), flush=True)
-    print(means(found))
-    if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(row) for row in found], indent=1))
-    return int(failed or any(row.problem for row in found))
-
-
-def gpu_here() -> Target:
-    """The GPU of this machine; ends the program with a line that says what is missing where there is none."""
-    try:
-        return parse_target("cuda")
-    except DeviceError as error:
-        raise SystemExit(str(error)) from None
-
-
-def measure(case: Case, target: Target, trials: int, seconds: float = inf, with_triton: bool = False) -> Row:
-    """Check and time `case` by its default config, others as long as `seconds` allow, and PyTorch."""
-    begin, kernel = time.monotonic(), case.kernel
-    inputs, template = random_inputs(kernel), template_for(kernel, target)
-    (expected,) = reference(case, inputs)
-    times: list[tuple[float, Config, KernelRunner]] = []
-    problem = ""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        every = configs(kernel, target, trials)
-        building = [pool.submit(build_kernel, kernel, target, config) for config in every]
-        for number, (config, building_one) in enumerate(zip(every, building, strict=True)):
-            if number and time.monotonic() - begin > seconds:
-                pool.shutdown(cancel_futures=True)
-                break
-            try:
-                runner = building_one.result()
-                taken, error = checked(runner, inputs, expected)
-            except BuildError as refused:  # Tuning drops what spills; defaults must not.
-                problem = problem if number else str(refused)
-                continue
-            except TcompError as failure:
-                problem = f"{failure} with {config}"
-                continue
-            if error > TOLERANCE[case.dtype]:
-                problem = f"wrong by {error:.2g} with {config}"
-                continue
-            times.append((taken, config, runner))
-    default_by = template.id_of(template.space(kernel, target).default)
-    if not times:
-        nothing = None, None, None, None
-        return Row(case.kind, case.name, *nothing, 0.0, 0.0, len(every), (default_by,), problem)
-    _, config, runner = min(times, key=lambda found: found[0])
-    best, in_torch = in_turns(runner, case, inputs)
-    in_triton = triton_seconds(case, inputs) if with_triton else None
-    default = (
-        best if config is every[0] else next((taken for taken, one, _ in times if one is every[0]), None)
-    )
-    rate, peak = kernel.flops / best, target.gpu.flops[case.dtype] if target.gpu else 0.0
-    algorithms = tuple(dict.fromkeys((default_by, template.id_of(config))))
-    return Row(
-        case.kind, case.name, default, best, in_torch, in_triton, rate / 1e12, rate / peak,
-        len(times), algorithms, problem,
-    )  # fmt: skip
-
-
-def checked(runner: KernelRunner, inputs: Sequence[Array], expected: Array) -> tuple[float, float]:
-    """Seconds and the error of a kernel.
-
-    Raises BuildError when it spills registers, KernelError when the GPU does not run it.
-    """
-    runner.require_no_spills()
-    arguments = runner.prepare(inputs)
-    runner.run_prepared(arguments)
-    error = relative_error(runner.outputs(arguments)[0], expected)
-    return timed(runner, arguments), error
-
-
-def random_inputs(kernel: Kernel) -> list[Array]:
-    """Normal numbers, those of weights so small that sums of products are of the size of the activations."""
-    generator = np.random.default_rng(0)
-    arrays: list[Array] = []
-    for index, value in enumerate(kernel.body.inputs):
-        shape = value.type.static_shape
-        array = generator.standard_normal(shape, np.float32)
-        if index in kernel.constant_inputs:
-            array /= np.sqrt(array.size / shape[0 if len(shape) > 2 else -1])
-        arrays.append(array.astype(numpy_dtype(value.dtype)))
-    return arrays
-
-
-def reference(case: Case, inputs: Sequence[Array]) -> list[Array]:
-    """What the case computes in float32: by PyTorch on the GPU, which for numpy would take minutes."""
-    wide = [array.astype(np.float32) for array in inputs]
-    torch = cuda_torch("float32")
-    if torch is None:
-        return evaluate(replace(case, dtype="float32").kernel.body, wide)
-    tensors = [torch.from_numpy(array).cuda() for array in wide]
-    return [case.torch(torch, tensors).cpu().numpy()]
-
-
-def cuda_torch(dtype: str) -> Any | None:
-    """PyTorch with a GPU, whose float32 products are exact but for `tf32`; None where it is not installed."""
-    if find_spec("torch") is None:
-        return None
-    import torch
-
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = dtype == "tf32"
-    torch.backends.cudnn.benchmark = True
-    return torch if torch.cuda.is_available() else None
-
-
-def configs(kernel: Kernel, target: Target, trials: int) -> list[Config]:
-    """The default, and other legal configs at random."""
-    space = template_for(kernel, target).space(kernel, target)
-    random = Random(0)
-    return [space.default, *(space.random(random) for _ in range(trials))]
-
-
-def timed(runner: KernelRunner, arguments: Any) -> float:
-    return median(runner.time_prepared(arguments, number=1, repeat=RUNS))
-
-
-def in_turns(runner: KernelRunner, case: Case, inputs: Sequence[Array]) -> tuple[float, float | None]:
-    """Seconds of a kernel and of PyTorch, None where it is not installed: medians of rounds."""
-    arguments, run = runner.prepare(inputs), torch_run(case, inputs)
-    rounds = [(timed(runner, arguments), None if run is None else torch_seconds(run)) for _ in range(ROUNDS)]
-    ours, theirs = zip(*rounds, strict=True)
-    return median(ours), None if run is None else median(theirs)
-
-
-def torch_run(case: Case, inputs: Sequence[Array]) -> Callable[[], object] | None:
-    """One run of PyTorch, with its inputs on the GPU; None where it is not installed."""
-    torch = cuda_torch(case.dtype)
-    if torch is None:
-        return None
-    tensors = [_tensor(torch, array) for array in inputs]
-    return lambda: case.torch(torch, tensors)
-
-
-def triton_seconds(case: Case, inputs: Sequence[Array]) -> float | None:
-    """Seconds of the fastest kernel that PyTorch's compiler makes with Triton alone."""
-    torch = cuda_torch(case.dtype)
-    if torch is None:
-        return None
-    tensors = [_tensor(torch, array) for array in inputs]
-    only = {
-        "max_autotune": True,
-        "max_autotune_gemm_backends": "TRITON",
-        "max_autotune_conv_backends": "TRITON",
-    }
-    compiled = torch.compile(lambda *x: case.torch(torch, x), options=only)
-    try:
-        return torch_seconds(lambda: compiled(*tensors))
-    finally:
-        torch.compiler.reset()
-
-
-def _tensor(torch: Any, array: Array) -> Any:
-    if array.dtype.name == "bfloat16":
-        return torch.from_numpy(array.view(np.int16)).cuda().view(torch.bfloat16)
-    return torch.from_numpy(array).cuda()
-
-
-def torch_seconds(run: Callable[[], object]) -> float:
-    """Seconds of a run, the cache cold; filling memory takes the GPU longer than Python takes to launch."""
-    import torch
-
-    cold = torch.empty(512 << 20, dtype=torch.uint8, device="cuda")
-    seconds: list[float] = []
-    with torch.no_grad():
-        for number in range(5 + RUNS):
-            cold.zero_()
-            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            first.record()
-            run()
-            last.record()
-            last.synchronize()
-            if number >= 5:
-                seconds.append(first.elapsed_time(last) * 1e-3)
-    return median(seconds)
+    said = f"{target.description}, {target.name}: microseconds, L2 cold, medians"
+    return f"{said}\n{'kernel':44} {names} algorithms"
 
 
 def line(row: Row) -> str:
@@ -386,8 +466,11 @@ def line(row: Row) -> str:
 
     ratio = f"{row.torch / row.best:.2f}" if row.torch and row.best else "-"
     times = " ".join(f"{text(s):>10}" for s in (row.default, row.best, row.torch, row.triton))
-    said = " ".join([", ".join(row.algorithms), row.problem])
-    return f"{row.name:44} {times} {ratio:>6} {row.teraflops:8.1f} {row.of_peak:5.0%} {said}"
+    said = ", ".join(row.algorithms)
+    problems = [f"\n    {problem}" for problem in row.problems]
+    return (
+        f"{row.name:44} {times} {ratio:>6} {row.teraflops:8.1f} {row.of_peak:5.0%} {said}{''.join(problems)}"
+    )
 
 
 def means(found: Sequence[Row]) -> str:

@@ -7,6 +7,7 @@ and attention by their names, merged products and folded constants as tcomp does
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import inf
 
 import torch
 from torch.nn import functional
@@ -17,6 +18,8 @@ from tcomp.relay.graph import Attrs, Constant, Graph, Node, Value
 
 _PLAIN = {"data_layout": "NCHW", "out_layout": "NCHW", "out_dtype": "", "multiply_as": "", "pad_value": 0}
 """The only values of attributes that layouts and precisions give operators."""
+_FAR_BELOW = -1e30
+"""Hidden scores below that take in what they are added to."""
 Apply = Callable[[Sequence[torch.Tensor], Attrs], torch.Tensor]
 
 
@@ -82,15 +85,35 @@ def _matmul(x: Sequence[torch.Tensor], attrs: Attrs) -> torch.Tensor:
 
 
 def _attention(x: Sequence[torch.Tensor], attrs: Attrs) -> torch.Tensor:
-    mask = x[3].to(x[0].dtype) if len(x) == 4 else None
+    """By PyTorch's own operator, but for hidden scores that others could come near."""
+    hidden, dtype = number(attrs, "hidden"), x[0].dtype
+    shows = len(x) == 4 and x[3].dtype == torch.bool
+    if shows and hidden > _FAR_BELOW:
+        return _attention_of_scores(x, attrs)
+    mask = x[3] if len(x) == 4 else None
+    if mask is not None and shows:
+        # Takes in any score that it is added to.
+        mask = torch.where(mask, 0.0, hidden if hidden == -inf else max(hidden, torch.finfo(dtype).min))
+    if mask is not None:
+        mask = mask.to(dtype)
     causal, scale = integer(attrs, "causal"), number(attrs, "scale")
     is_causal = causal == 1 and mask is None
     if causal and not is_causal:
-        seen = torch.ones(x[0].shape[-2], x[1].shape[-2], dtype=torch.bool, device=x[0].device).tril(
-            causal - 1
-        )
-        mask = torch.where(seen, 0.0 if mask is None else mask, float("-inf")).to(x[0].dtype)
+        mask = torch.where(_seen(x, causal), 0.0 if mask is None else mask, -inf).to(dtype)
     return functional.scaled_dot_product_attention(*x[:3], mask, is_causal=is_causal, scale=scale)
+
+
+def _attention_of_scores(x: Sequence[torch.Tensor], attrs: Attrs) -> torch.Tensor:
+    query, key, value, mask = x
+    scores = torch.where(mask, query @ key.mT * number(attrs, "scale"), number(attrs, "hidden"))
+    if causal := integer(attrs, "causal"):
+        scores = torch.where(_seen(x, causal), scores, -inf)
+    return scores.softmax(-1) @ value
+
+
+def _seen(x: Sequence[torch.Tensor], causal: int) -> torch.Tensor:
+    ones = torch.ones(x[0].shape[-2], x[1].shape[-2], dtype=torch.bool, device=x[0].device)
+    return ones.tril(causal - 1)
 
 
 def _layer_norm(x: Sequence[torch.Tensor], attrs: Attrs) -> torch.Tensor:
@@ -134,6 +157,7 @@ OPERATORS: dict[str, Apply] = {
     "sigmoid": lambda x, _: x[0].sigmoid(),
     "silu": lambda x, _: functional.silu(x[0]),
     "slice": _slice,
+    "softmax": lambda x, a: x[0].softmax(integer(a, "axis")),
     "sub": lambda x, _: x[0] - x[1],
     "tanh": lambda x, _: x[0].tanh(),
     "transpose": lambda x, a: x[0].permute(integers(a, "axes")),

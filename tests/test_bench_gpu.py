@@ -38,6 +38,24 @@ def test_operator_in_torch_equals_the_reference(name: str) -> None:
     assert known
 
 
+@pytest.mark.parametrize("hidden", [float("-inf"), -3.4028234663852886e38, -1e4])
+def test_masks_of_truth_values_in_torch(hidden: float) -> None:
+    """Scores are large; a row sees nothing where hidden ones are numbers."""
+    rng = np.random.default_rng(0)
+    query, key, value = (rng.standard_normal((2, 6, 8)).astype(np.float32) for _ in range(3))
+    mask = rng.random((2, 6, 6)) < 0.5
+    mask[:, :, 0] = True
+    mask[0, 0] = hidden == float("-inf")
+    g = GraphBuilder("g")
+    names = ("query", "key", "value", "mask")
+    arrays = (query * 30, key, value, mask)
+    inputs = [g.input(n, a.shape, str(a.dtype)) for n, a in zip(names, arrays, strict=True)]
+    graph = g.build(g.op("attention", *inputs, scale=1.0, hidden=hidden))
+    (found,) = torch_graph.TorchGraph(graph)(*map(torch.from_numpy, arrays))
+    (expected,) = evaluate(graph, arrays)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_unknown_operator_is_named() -> None:
     g = GraphBuilder("g")
     with pytest.raises(UnsupportedError, match="`erf` has no PyTorch form"):
@@ -73,3 +91,13 @@ def test_model_beside_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     table = bench_gpu.table(results)
     assert "| network | float16 |" in table
     assert "tcomp's geometric mean: " in table
+
+
+def test_table_has_ratios_to_the_compiler() -> None:
+    times = {bench_gpu.REFERENCE: [2e-6, 4e-6, 2e-6], "torch": [4e-6, 4e-6, 6e-6], "untuned": [1e-6] * 3}
+    errors = {bench_gpu.REFERENCE: 1e-3, "torch": 2e-3, "untuned": 3e-3}
+    result = {"model": "m", "precision": "float16", "records": "1/2", "times": times, "errors": errors}
+    *_, row, _, mean = bench_gpu.table([result]).splitlines()
+    ratios = "**2.00** (1.00-3.00; 2.0e-03) | **0.50** (0.25-0.50; 3.0e-03) | -"
+    assert row == f"| m | float16 | 2 us (1.0e-03) | {ratios} | 1/2 |"
+    assert mean == "tcomp's geometric mean: 0.50"

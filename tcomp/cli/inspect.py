@@ -48,6 +48,11 @@ def facts_table(artifact: Artifact) -> Iterator[str]:
         *(("output", f"{t.name}: {t}") for t in about.outputs),
         ("arena", size_text(about.arena_bytes)),
         ("weights", f"{size_text(about.weights_bytes)}, {place}"),
+        *(
+            [("packed", f"{size_text(about.packed_bytes)}, by the GPU when a context is created")]
+            if about.packed_bytes
+            else []
+        ),
         (
             "file",
             f"{size_text(artifact.sizes.file)}, without weights {size_text(artifact.sizes.without_weights)}",

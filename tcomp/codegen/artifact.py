@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -43,7 +43,7 @@ from tcomp.codegen.model_source import (
 from tcomp.codegen.toolchain import Toolchain, find_static_toolchain, find_toolchain, static_target
 from tcomp.codegen.variants import cold_kernels
 from tcomp.errors import BuildError, GraphError
-from tcomp.plan import Program, distinct_kernels, plan_variants
+from tcomp.plan import Program, distinct_kernels, packing_program, plan_variants
 from tcomp.plan.program import PlannedConstant
 from tcomp.relay.graph import Graph
 from tcomp.relay.types import numpy_dtype
@@ -301,22 +301,27 @@ def _generate_cuda(
     programs: Sequence[Program], targets: Sequence[Target], folder: Path, jobs: int | None
 ) -> tuple[list[VariantCode], list[Path]]:
     """The code of each variant, cubins in `folder` whose names the generated sources know; no objects."""
-    codes: list[VariantCode] = []
-    for number, (program, target) in enumerate(zip(programs, targets, strict=True)):
 
-        def one(
-            index: int, program: Program = program, target: Target = target, number: int = number
-        ) -> cuda.DeviceKernel:
+    def compiled(program: Program, target: Target, number: int, kind: str) -> VariantCode:
+        def one(index: int) -> cuda.DeviceKernel:
             planned = program.kernels[index]
             try:
-                symbol = kernel_symbol(program, index, number)
+                symbol = kernel_symbol(program, index, number, kind)
                 return cuda.device_kernel(planned.scheduled, symbol, target, folder)
             except BuildError as error:
                 raise BuildError(f"{error}; kernel {planned.kernel.key}") from error
 
         with ThreadPoolExecutor(_jobs(jobs)) as threads:
             kernels = list(threads.map(one, range(len(program.kernels))))
-        codes.append(VariantCode(target, program, (), [k.symbol for k in kernels], kernels))
+        return VariantCode(target, program, (), [k.symbol for k in kernels], kernels)
+
+    codes: list[VariantCode] = []
+    for number, (program, target) in enumerate(zip(programs, targets, strict=True)):
+        code = compiled(program, target, number, "kernel")
+        if program.packed:
+            packing = packing_program(program.packed, partial(schedule, target=target))
+            code = replace(code, packing=compiled(packing, target, number, "pack"))
+        codes.append(code)
     return codes, []
 
 
@@ -386,7 +391,7 @@ def _sources(
         sources = [model, about, *(SOURCES / name for name in RUNTIME)]
         if codes[0].is_cuda:
             images = folder / "images.S"
-            images.write_text(cuda.image_source([kernel for code in codes for kernel in code.device]))
+            images.write_text(cuda.image_source([kernel for code in codes for kernel in code.device_kernels]))
             sources += [images, *(SOURCES / name for name in cuda.RUNTIME)]
     if embed and codes[0].program.weights_bytes:
         assembly = folder / "embedded.S"

@@ -26,6 +26,7 @@ from tcomp.target.tiles import TILE_FEATURES
 from tcomp.tensor.blocks import lower_blocks
 from tcomp.tensor.float8 import as_bits
 from tcomp.tensor.intrinsics import with_instructions
+from tcomp.tensor.reach import check_buffers
 from tcomp.tensor.vectors import compiled_for
 from tcomp.tvm_api import PrimFunc, s_tir, structural_map, structural_walk, tirx, tvm
 
@@ -108,12 +109,13 @@ def build(
 
     With `packed`, the kernels are private to the module, and one more function, of TVM's calling
     convention and of that name, calls the only kernel there is with `tensors`.
-    Raises BuildError when TVM or LLVM refuses the code.
+    Raises BuildError when TVM or LLVM refuses the code, UnsupportedError when a buffer is too large.
     """
     target = compiled_for(functions.values(), target)
     module: dict[Any, PrimFunc] = {}
     for symbol, function in functions.items():
         variable = tvm.ir.GlobalVar(symbol)
+        check_buffers(function)
         function = as_bits(function)
         plain = to_c_abi(with_instructions(function, target), None if packed else symbol)
         plain = plain.with_attr(_WIDEST_EXTREME, extremes.widest_instruction(target))

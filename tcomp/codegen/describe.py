@@ -32,8 +32,9 @@ def description(variants: Sequence[VariantCode], embed: bool, kernels: Sequence[
         program.weights_bytes,
         embed,
         tuple(map(program.label, program.steps)),
-        {kernel.symbol: len(kernel.cubin.image) for variant in variants for kernel in variant.device}
+        {kernel.symbol: len(kernel.cubin.image) for variant in variants for kernel in variant.device_kernels}
         | {path.stem: code_bytes(path) for path in kernels},
+        max(variant.program.packed_bytes for variant in variants),
     )
 
 

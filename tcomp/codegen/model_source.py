@@ -31,16 +31,23 @@ class VariantCode:
     """The C function of each kernel; variants share those that came out the same."""
     device: Sequence[cuda.DeviceKernel] = ()
     """The code of each kernel where it is for a GPU; the C functions then launch it."""
+    packing: VariantCode | None = None
+    """The code that packs constants there, once."""
+
+    @property
+    def device_kernels(self) -> list[cuda.DeviceKernel]:
+        """All code for a GPU."""
+        return [*self.device, *(() if self.packing is None else self.packing.device)]
 
     @property
     def is_cuda(self) -> bool:
         return self.target.family == "cuda"
 
 
-def kernel_symbol(program: Program, index: int, variant: int) -> str:
+def kernel_symbol(program: Program, index: int, variant: int, kind: str = "kernel") -> str:
     """The C name of a kernel's function: for any number of variants up to 26 of the same length."""
     letter = chr(ord("a") + variant)
-    return f"kernel{index}{letter}_{identifier(program.kernels[index].kernel.label)}"
+    return f"{kind}{index}{letter}_{identifier(program.kernels[index].kernel.label)}"
 
 
 def identifier(text: str) -> str:
@@ -75,7 +82,7 @@ def model_source(
             "extern const char tcomp_about[];",
             "",
             *(
-                cuda.source([v.device for v in variants], program)
+                cuda.source([v.device_kernels for v in variants], program)
                 if program_is_cuda
                 else prototypes(variants)
             ),
@@ -92,6 +99,7 @@ def model_source(
             *(line for index, variant in enumerate(variants) for line in _run_function(variant, index)),
             "",
             *_variants(variants, cores),
+            *(_packings(variants) if program_is_cuda else []),
             "",
             "const tcomp_model_info tcomp_model = {",
             f"    .name = {_string(program.name)},",
@@ -277,6 +285,23 @@ def _variants(variants: Sequence[VariantCode], cores: Sequence[tuple[int, int]])
     lines += ["};", f"static const tcomp_core cores[{len(cores) + 1}] = {{"]  # C has no arrays of length 0.
     lines += [f"    {{0x{core:x}, {index}}}," for core, index in cores]
     return [*lines, "    {0, 0},", "};"]
+
+
+def _packings(variants: Sequence[VariantCode]) -> list[str]:
+    """What packs constants of each variant: the functions, and the table of cuda.h."""
+    lines: list[str] = []
+    table: list[str] = []
+    for number, variant in enumerate(variants):
+        packing = variant.packing
+        if packing is None:
+            table.append("    {0, 0, NULL},")
+            continue
+        sizes = f"{variant.program.packed_bytes}u, {packing.program.arena_bytes}u"
+        table.append(f"    {{{sizes}, pack{number}}},")
+        calls = [f"  if ({step_call(packing, step)} != 0) return 1;" for step in packing.program.steps]
+        lines += [f"static int32_t pack{number}(const tcomp_frame *f) {{", *calls, "  return 0;", "}"]
+    sources = f"const size_t tcomp_cuda_source_bytes = {variants[0].program.source_bytes}u;"
+    return [*lines, "const tcomp_cuda_packing_info tcomp_cuda_packings[] = {", *table, "};", sources]
 
 
 def step_call(variant: VariantCode, step: Run | Copy) -> str:

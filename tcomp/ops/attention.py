@@ -1,5 +1,7 @@
 """Scaled dot-product attention: softmax(q k^T scale + mask) v over the last two axes.
 
+A mask of truth values is not added: where it is false a key is hidden, and has the score `hidden`. With
+`zero_nan` weights that are no numbers are zeros, such as those of queries all of whose scores are -inf.
 `causal` is 0 where every query sees all keys; else the first query sees so many, and each after it one more:
 1 is the lower triangle with the upper left corner, 1 + p that of queries that follow p past keys.
 """
@@ -23,8 +25,8 @@ from tcomp.ops.shapes import (
     same_dtype,
     static_shape,
 )
-from tcomp.relay.attributes import dim, integer, number
-from tcomp.relay.graph import Attrs
+from tcomp.relay.attributes import dim, flag, integer, number
+from tcomp.relay.graph import Attr, Attrs
 from tcomp.relay.op import REQUIRED, Cost, FusionKind, Op, Sample, declare
 from tcomp.relay.types import FLOATS, Array, TensorType
 from tcomp.tvm_api import Tensor, te, tirx
@@ -32,9 +34,13 @@ from tcomp.tvm_api import Tensor, te, tirx
 
 def _infer(types: Sequence[TensorType], attrs: Attrs) -> list[TensorType]:
     dtype = same_dtype("attention", types[:3])
-    if len(types) == 4 and types[3].dtype not in (dtype, accumulator(dtype)):
-        raise TypeRuleError(f"`attention` mask {types[3]} is of neither {dtype} nor the type of its sums")
+    if len(types) == 4 and types[3].dtype not in (dtype, accumulator(dtype), "bool"):
+        raise TypeRuleError(
+            f"`attention` mask {types[3]} is of neither {dtype}, the type of its sums, nor bool"
+        )
     number(attrs, "scale")
+    number(attrs, "hidden")
+    flag(attrs, "zero_nan")
     causal = dim(attrs, "causal")
     if isinstance(causal, int) and causal < 0:
         raise TypeRuleError(f"`attention` has causal={attrs['causal']}; it is 0 or keys that one query sees")
@@ -53,16 +59,20 @@ def _infer(types: Sequence[TensorType], attrs: Attrs) -> list[TensorType]:
 
 
 def _evaluate(arrays: Sequence[Array], attrs: Attrs) -> list[Array]:
-    query, key, value, *mask = (exact(a) for a in arrays)
+    query, key, value, *masks = (exact(a) for a in arrays)
     scores = np.matmul(query, np.swapaxes(key, -1, -2)) * query.dtype.type(number(attrs, "scale"))
-    if mask:
-        scores = scores + mask[0]
+    for mask in masks:
+        is_added = mask.dtype != np.bool_
+        hidden = np.asarray(number(attrs, "hidden"), scores.dtype)
+        scores = scores + mask if is_added else np.where(mask, scores, hidden)
     causal = integer(attrs, "causal")
     if causal:
         rows, length = scores.shape[-2:]
         scores = np.where(np.tri(rows, length, causal - 1, dtype=np.bool_), scores, -np.inf)
-    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights: Array = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
+    if flag(attrs, "zero_nan"):
+        weights[np.isnan(weights)] = 0
     return [np.matmul(weights, value).astype(arrays[0].dtype)]
 
 
@@ -71,7 +81,7 @@ def _compute(inputs: Sequence[Tensor], attrs: Attrs, outputs: Sequence[TensorTyp
     shape, wide = outputs[0].static_shape, accumulator(outputs[0].dtype)
     length, depth = static_shape(key)[-2:]
     score_shape = (*shape[:-1], length)
-    scale = tirx.const(number(attrs, "scale"), wide)
+    scale, hidden = (tirx.const(number(attrs, name), wide) for name in ("scale", "hidden"))
     d = te.reduce_axis((0, depth), name="d")
     highest_axis, total_axis, t = (te.reduce_axis((0, length), name=name) for name in ("h", "u", "t"))
 
@@ -89,8 +99,9 @@ def _compute(inputs: Sequence[Tensor], attrs: Attrs, outputs: Sequence[TensorTyp
     def scaled(*index: Any) -> Any:
         score = products(*index) * scale
         if len(inputs) > 3:
-            mask = inputs[3]
-            score = score + mask(*broadcast_index(static_shape(mask), index)).astype(wide)
+            mask = inputs[3](*broadcast_index(static_shape(inputs[3]), index))
+            is_added = inputs[3].dtype != "bool"
+            score = score + mask.astype(wide) if is_added else tirx.Select(mask, score, hidden)
         if not causal:
             return score
         return tirx.Select(index[-1] < index[-2] + causal, score, tirx.const(-inf, wide))
@@ -119,7 +130,9 @@ def _compute(inputs: Sequence[Tensor], attrs: Attrs, outputs: Sequence[TensorTyp
     sums = te.compute(shape, weighted, name="weighted")
 
     def normalized(*index: Any) -> Any:
-        return sums(*index) / totals(*index[:-1])
+        total = totals(*index[:-1])
+        value = sums(*index) / total
+        return tirx.Select(total > 0, value, tirx.const(0, wide)) if flag(attrs, "zero_nan") else value
 
     result = te.compute(shape, normalized, name="attention")
     return [cast_tensor(result, outputs[0].dtype)]
@@ -147,6 +160,18 @@ def _sample(
     return Sample(tuple(TensorType(s, dtype) for s in shapes), attrs, rtol=tol, atol=tol)
 
 
+def _hiding(
+    queries: tuple[int, ...], mask: tuple[int, ...], dtype: str = "float32", tol: float = 1e-5, **attrs: Attr
+) -> Sample:
+    """Nine keys, of which a mask hides some: all of them from the first query, where rows differ."""
+    keys = TensorType((*queries[:-2], 9, queries[-1]), dtype)
+    shown = np.arange(prod(mask)).reshape(mask) % 3 > 0
+    if mask[-2] > 1 and ("hidden" in attrs or "zero_nan" in attrs):
+        shown[..., 0, :] = False
+    types = (TensorType(queries, dtype), keys, keys, TensorType(mask, "bool"))
+    return Sample(types, {"scale": 0.5, **attrs}, inputs={3: shown}, rtol=tol, atol=tol)
+
+
 declare(
     Op(
         name="attention",
@@ -155,7 +180,7 @@ declare(
         compute=_compute,
         kind=FusionKind.CONTRACTION,
         takes_movement=True,
-        attrs={"scale": REQUIRED, "causal": 0},
+        attrs={"scale": REQUIRED, "causal": 0, "hidden": -inf, "zero_nan": False},
         arity=(3, 4),
         cost=_cost,
         samples=(
@@ -171,6 +196,10 @@ declare(
             Sample(
                 (*(TensorType((2, 4, 8), "bfloat16"),) * 3, TensorType((4, 4))), {"scale": 0.5}, atol=4e-2
             ),
+            _hiding((2, 3, 5, 4), (2, 1, 5, 9)),
+            _hiding((2, 5, 4), (5, 9), hidden=-65504.0, causal=5),
+            _hiding((2, 5, 4), (2, 5, 9), dtype="float16", tol=5e-3, zero_nan=True),
+            _hiding((3, 5, 8), (1, 9), dtype="bfloat16", tol=4e-2, hidden=0.25),
         ),
     )
 )

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-
-import numpy as np
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from tcomp.plan.arena import live_bytes, place
 from tcomp.plan.buffers import Buffers, Job, OutputCopy, Piece, jobs_of, writers, written_values
+from tcomp.plan.constants import Constants, DevicePackings
 from tcomp.plan.order import Task, choose_order, lifetimes
 from tcomp.plan.program import (
     Copy,
     Place,
-    PlannedConstant,
     PlannedKernel,
     Program,
     Run,
@@ -48,7 +45,8 @@ def plan_variants(
     """One program for each of `variants`, which schedule the same kernels. Order, arena, weights are common.
 
     A constant that several variants pack alike is stored once. Scratch has room for what any of them needs.
-    On `gpus`, of the variants, steps that leave room on all of them run beside others.
+    On `gpus`, of the variants, steps that leave room on all of them run beside others, and constants that
+    packing enlarges are packed there.
     Raises as `plan` does.
     """
     kernels = [_Kernels.of(graph, scheduled) for scheduled in variants]
@@ -79,10 +77,15 @@ def plan_variants(
     scratch = {
         span.first: at for owner, span, at in zip(owners, spans, arena.offsets, strict=True) if owner is None
     }
-    constants = _Constants()
-    memory = _Memory(buffers, places, constants)
+    constants = Constants()
+    packings = [DevicePackings.of(one.packed_constants() if gpus else ()) for one in kernels]
     ordered = [jobs[index] for index in order]
-    steps = [_steps(ordered, one, memory, scratch) for one in kernels]
+    steps = [
+        _steps(ordered, one, _Memory(buffers, places, constants, packing), scratch)
+        for one, packing in zip(kernels, packings, strict=True)
+    ]
+    sources = Constants("sources", constants.end)
+    packed = [packing.from_weights(constants, sources) for packing in packings]
     return tuple(
         Program(
             name=graph.name,
@@ -90,13 +93,16 @@ def plan_variants(
             outputs=tuple(Tensor(v.name or f"output{i}", v.type) for i, v in enumerate(graph.outputs)),
             kernels=tuple(one.distinct.values()),
             steps=of_variant,
-            constants=tuple(constants.entries),
+            constants=(*constants.entries, *sources.entries),
             arena_bytes=arena.nbytes,
             live_bytes=live_bytes(spans),
-            weights_bytes=constants.end,
+            weights_bytes=sources.end,
+            source_bytes=sources.end - sources.begin,
+            packed=of_device,
+            packed_bytes=packing.end,
             turns=(Turn(),) * len(jobs) if streams is None else streams.turns,
         )
-        for one, of_variant in zip(kernels, steps, strict=True)
+        for one, of_variant, of_device, packing in zip(kernels, steps, packed, packings, strict=True)
     )
 
 
@@ -177,49 +183,16 @@ class _Kernels:
         planned = self.of_node[node]
         return load_of(planned.kernel, planned.scheduled, gpu)
 
+    def packed_constants(self) -> Iterator[tuple[Constant, Packing]]:
+        """Every constant that a kernel wants packed, as often as one does."""
+        for node, planned in self.of_node.items():
+            for index, packing in planned.scheduled.packing.items():
+                value = node.inputs[index]
+                if isinstance(value, Constant):
+                    yield value, packing
+
     def index(self, node: Node) -> int:
         return list(self.distinct).index(self.of_node[node].kernel.key)
-
-
-@dataclass
-class _Constants:
-    """The weights blob: equal constants that are packed alike are stored once."""
-
-    entries: list[PlannedConstant] = field(default_factory=list[PlannedConstant])
-    end: int = 0
-    _stored: dict[tuple[str, str], list[PlannedConstant]] = field(
-        default_factory=dict["tuple[str, str]", "list[PlannedConstant]"]
-    )
-
-    def place(self, constant: Constant, packing: Packing | None, packed_for: str) -> Place:
-        """Where `constant` is. What it is `packed_for` is a name; variants may do that each in its way."""
-        key = (_digest(constant), "" if packing is None else packed_for)
-        stored = self._stored.setdefault(key, [])
-        found = next((e for e in stored if _packed_alike(e, packing)), None)
-        if found is None:
-            found = PlannedConstant(constant, packing, self.end)
-            stored.append(found)
-            self.entries.append(found)
-            self.end += aligned(found.nbytes)
-        return Place("weights", found.offset)
-
-
-def _packed_alike(entry: PlannedConstant, packing: Packing | None) -> bool:
-    """Whether `packing` gives the bytes that `entry` stores: of packings of two schedules, results tell."""
-    if entry.packing is None or packing is None or entry.packing is packing:
-        return entry.packing is packing
-    data = entry.constant.data
-    return entry.packing.type == packing.type and (
-        entry.packing.pack(data).tobytes() == packing.pack(data).tobytes()
-    )
-
-
-def _digest(constant: Constant) -> str:
-    data = np.ascontiguousarray(constant.data)
-    return (
-        f"{constant.type} "
-        + hashlib.blake2b(data.view(np.uint8).reshape(-1).data, digest_size=16).hexdigest()
-    )
 
 
 @dataclass(frozen=True)
@@ -228,13 +201,20 @@ class _Memory:
 
     buffers: Buffers
     places: Mapping[int, Place]
-    constants: _Constants
+    constants: Constants
+    packings: DevicePackings
 
     def place(self, value: Value) -> Place:
         location = self.buffers.locate(value)
         if isinstance(location.base, Constant):
-            return self.constants.place(location.base, None, "") + location.offset
+            return self.constants.place(location.base) + location.offset
         return self.places[self.buffers.numbers[location.base]] + location.offset
+
+    def packed(self, constant: Constant, packing: Packing, packed_for: str) -> Place:
+        """Where a constant is as a kernel wants it."""
+        if self.packings.takes(constant, packing):
+            return self.packings.place(constant, packing, packed_for)
+        return self.constants.place(constant, packing, packed_for)
 
     def copy(self, job: Piece | OutputCopy) -> Copy:
         if isinstance(job, Piece):
@@ -251,7 +231,7 @@ def _run(node: Node, kernels: _Kernels, memory: _Memory, scratch_offset: int) ->
         packing = planned.scheduled.packing.get(index)
         if isinstance(value, Constant) and packing is not None:
             packed_for = f"{index} {planned.kernel.key}"
-            arguments.append(memory.constants.place(value, packing, packed_for))
+            arguments.append(memory.packed(value, packing, packed_for))
         else:
             arguments.append(memory.place(value))
     for type_ in planned.scheduled.scratch:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, Union
 
-from tcomp.relay.graph import Constant
+from tcomp.relay.graph import Constant, Graph
 from tcomp.relay.types import TensorType
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.template import Packing, Scheduled
@@ -15,7 +15,7 @@ ALIGNMENT = 64
 """Every buffer in the arena and every constant starts at a multiple of this many bytes; a part of a
 concatenation starts where the part before it ends."""
 
-Space = Literal["arena", "weights", "input", "output"]
+Space = Literal["arena", "weights", "packed", "sources", "input", "output"]
 
 
 def aligned(nbytes: int) -> int:
@@ -25,7 +25,8 @@ def aligned(nbytes: int) -> int:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor is: `offset` bytes into the arena, the weights, or the model input or output `index`."""
+    """Where a tensor is: `offset` bytes into the arena, the weights, what a GPU packs, what it packs from,
+    or the model input or output `index`."""
 
     space: Space
     offset: int = 0
@@ -35,9 +36,9 @@ class Place:
         return replace(self, offset=self.offset + nbytes)
 
     def __str__(self) -> str:
-        if self.space in ("arena", "weights"):
-            return f"{self.space}+{self.offset}"
-        return f"{self.space}[{self.index}]" + (f"+{self.offset}" if self.offset else "")
+        if self.space in ("input", "output"):
+            return f"{self.space}[{self.index}]" + (f"+{self.offset}" if self.offset else "")
+        return f"{self.space}+{self.offset}"
 
 
 @dataclass(frozen=True)
@@ -104,11 +105,22 @@ class PlannedConstant:
 
 
 @dataclass(frozen=True)
+class DevicePacked:
+    """A constant that a GPU packs at `place` when a context is created: `function` of what is at `operands`,
+    the constant and then the function's own constants."""
+
+    function: Graph
+    operands: tuple[Place, ...]
+    place: Place
+
+
+@dataclass(frozen=True)
 class Program:
     """A model ready for code generation.
 
     `live_bytes` is the largest sum of tensors alive at one step in this order: no arena can be smaller.
-    `turns` are those of the steps, all in one stream but on GPUs.
+    `turns` are those of the steps, all in one stream but on GPUs. Those pack `packed`, in `packed_bytes` of
+    memory of its own, before the first run; the last `source_bytes` of the weights are read for that alone.
     """
 
     name: str
@@ -121,6 +133,9 @@ class Program:
     live_bytes: int
     weights_bytes: int
     turns: tuple[Turn, ...] = ()
+    packed: tuple[DevicePacked, ...] = ()
+    packed_bytes: int = 0
+    source_bytes: int = 0
 
     @property
     def streams(self) -> int:
@@ -136,6 +151,7 @@ class Program:
         lines = [
             f"program {self.name}: {len(self.steps)} steps, {len(self.kernels)} kernels, "
             f"arena {self.arena_bytes} bytes (live {self.live_bytes}), weights {self.weights_bytes} bytes"
+            + (f", of which the GPU makes {self.packed_bytes} bytes" if self.packed else "")
         ]
         lines += [f"  input[{i}] {t.name}: {t.type}" for i, t in enumerate(self.inputs)]
         lines += [f"  output[{i}] {t.name}: {t.type}" for i, t in enumerate(self.outputs)]

@@ -20,7 +20,10 @@ SECTION = ".tcomp.about"
 
 @dataclass(frozen=True)
 class Description:
-    """A compiled model. `kernels` are bytes of machine code by the kernel's symbol; `steps` are labels."""
+    """A compiled model. `kernels` are bytes of machine code by the kernel's symbol; `steps` are labels.
+
+    A GPU makes up to `packed_bytes` of weights that the library has in another form.
+    """
 
     name: str
     target: str
@@ -33,6 +36,7 @@ class Description:
     weights_embedded: bool
     steps: tuple[str, ...]
     kernels: Mapping[str, int]
+    packed_bytes: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -19,6 +19,8 @@ from tcomp.target.tile_map import DRIVER_SWIZZLES, DRIVER_TYPES, TileMap
 LIBRARY = "libcuda.so.1"
 _LARGE_SHARED = 8
 """CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES."""
+_NON_BLOCKING = 1
+"""CU_STREAM_NON_BLOCKING."""
 _MAP_BYTES, _MAP_ALIGNMENT = 128, 64
 """Of a CUtensorMap."""
 _FROM_256_BYTES = 3
@@ -47,8 +49,8 @@ class Event:
     driver: Driver
     handle: c_void_p
 
-    def record(self) -> None:
-        self.driver.call("cuEventRecord", self.handle, None)
+    def record(self, stream: c_void_p | None = None) -> None:
+        self.driver.call("cuEventRecord", self.handle, stream)
 
     def destroy(self) -> None:
         """Give it back; it must not be used again."""
@@ -67,12 +69,14 @@ class LaunchCall:
     """A call of `cuLaunchKernel`, and the memory that its arguments are in."""
 
     driver: Driver
-    arguments: tuple[object, ...]
+    function: c_void_p
+    sizes: tuple[c_uint, ...]
+    arguments: ctypes.Array[c_void_p]
     memory: object
 
-    def start(self) -> None:
-        """Let the kernel run after what was started before."""
-        self.driver.call("cuLaunchKernel", *self.arguments)
+    def start(self, stream: c_void_p | None = None) -> None:
+        """Let the kernel run after what was started before in `stream`."""
+        self.driver.call("cuLaunchKernel", self.function, *self.sizes, stream, self.arguments, None)
 
 
 class Driver:
@@ -190,8 +194,13 @@ class Driver:
         rooms = [self.tile_map(tiles, pointers[number]) for number, tiles in maps]
         places = [*map(ctypes.addressof, values), *map(address_of_map, rooms)]
         sizes = tuple(map(c_uint, (*grid, *block, dynamic_shared_bytes)))
-        arguments = (function, *sizes, None, (c_void_p * len(places))(*places), None)
-        return LaunchCall(self, arguments, (values, rooms))
+        return LaunchCall(self, function, sizes, (c_void_p * len(places))(*places), (values, rooms))
+
+    def stream(self) -> c_void_p:
+        """A new stream, which waits for no other."""
+        handle = c_void_p()
+        self.call("cuStreamCreate", byref(handle), _NON_BLOCKING)
+        return handle
 
     def event(self) -> Event:
         handle = c_void_p()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import inf
 from typing import Any
 
 from tcomp.registry import Registry
@@ -22,8 +23,8 @@ PRODUCT_FEATURES: Mapping[tuple[str, str], str] = {
     ("aarch64", "int8"): "dotprod",
 }
 """By machine and narrow type, the CPU feature that multiplies it, by LLVM's name; others have none."""
-_GPU_PRODUCTS = ("float16", "bfloat16", *FLOAT8)
-"""Narrow types that kernels for GPUs multiply on tensor cores."""
+_GPU_PRODUCTS = {"float16": 70, "bfloat16": 80, "tf32": 80, "int8": 80} | dict.fromkeys(FLOAT8, 89)
+"""Narrow types that kernels for GPUs multiply fast, and from which capability on."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ class Target:
     def multiplies(self, dtype: str) -> bool:
         """Whether code for this target may use instructions that multiply a narrow type fast."""
         if self.gpu is not None:
-            return dtype in _GPU_PRODUCTS and dtype in self.gpu.flops
+            return dtype in self.gpu.flops and self.gpu.capability >= _GPU_PRODUCTS.get(dtype, inf)
         feature = PRODUCT_FEATURES.get((self.machine, dtype))
         return feature is not None and self.has(feature)
 

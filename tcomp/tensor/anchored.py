@@ -27,6 +27,7 @@ from tcomp.tensor.loops import (
 )
 from tcomp.tensor.lower import AnchorCompute, lower_body, placeholders
 from tcomp.tensor.math import convert, dtype_of
+from tcomp.tensor.reach import check_reach
 from tcomp.tensor.template import Packing, Scheduled
 from tcomp.tvm_api import Tensor, te, tirx
 
@@ -120,7 +121,11 @@ class Anchored:
         return Elements(self._buffers, ranges)
 
     def add_scratch(self, shape: Sequence[int], dtype: str, name: str) -> Buffer:
-        """A buffer that the caller provides, uninitialised."""
+        """A buffer that the caller provides, uninitialised.
+
+        Raises UnsupportedError when it has more elements than kernels count.
+        """
+        check_reach(TensorType(tuple(shape), dtype), f"scratch buffer `{name}` of kernel {self.kernel.label}")
         buffer = tirx.decl_buffer(list(shape), dtype, name=name)
         self._scratch.append(buffer)
         return buffer

@@ -267,8 +267,8 @@ class AttentionNest:
             def one(lane: Expression) -> Statement:
                 if operands.mask is None:
                     return finish(scaled(lane), r, loops.constant(at) if isinstance(at, int) else at, lane)
-                needed, mask = operands.element(operands.mask, batch, row + r, at * lanes + lane)
-                return loops.sequence([*needed, finish(scaled(lane) + mask, r, at, lane)])
+                needed, mask = operands.stored(operands.mask, batch, row + r, at * lanes + lane)
+                return loops.sequence([*needed, finish(shape.masked(scaled(lane), mask), r, at, lane)])
 
             if not is_last:
                 return loops.vectorized(lanes, one)
@@ -361,7 +361,9 @@ class AttentionNest:
             is_last = rest > 0 and isinstance(at, int) and at == self.operands.columns - 1
 
             def one(lane: Expression) -> Statement:
-                value = tirx.BufferLoad(sums, [r, v, lane]) * tirx.BufferLoad(scales, [r])
+                scale = tirx.BufferLoad(scales, [r])
+                # The highest score weighs 1.
+                value = self.shape.settled(tirx.BufferLoad(sums, [r, v, lane]) * scale, scale < 2)
                 index = [*batch, row + r, at * lanes + lane]
                 return self.anchored.finish(index, value)
 

@@ -95,13 +95,20 @@ class AttentionOperands:
         """(batch, row, column) as an index into an operand with fewer axes, or axes of extent 1."""
         return own_index(tensor, [*batch, row, column], 0)
 
+    def stored(
+        self, tensor: Tensor, batch: Batch, row: Expression, column: Expression
+    ) -> tuple[list[Statement], Expression]:
+        """What is needed for an element of an operand, and that element, in its own type."""
+        elements = self.anchored.elements()
+        value = elements.element(tensor, self._own(tensor, batch, row, column))
+        return elements.statements, value
+
     def element(
         self, tensor: Tensor, batch: Batch, row: Expression, column: Expression
     ) -> tuple[list[Statement], Expression]:
-        """What is needed for an element of an operand, and that element."""
-        elements = self.anchored.elements()
-        value = elements.element(tensor, self._own(tensor, batch, row, column))
-        return elements.statements, convert(value, self.shape.dtype)
+        """The same, in the type of sums."""
+        needed, value = self.stored(tensor, batch, row, column)
+        return needed, convert(value, self.shape.dtype)
 
     def _group_of_row(
         self, tensor: Tensor, batch: Batch, row: Expression, k: Expression

@@ -65,18 +65,10 @@ class PairedOperands(AttentionOperands):
             ]
         )
 
-    def _narrow(
-        self, tensor: Tensor, batch: Batch, row: Expression, column: Expression
-    ) -> tuple[list[Statement], Expression]:
-        """As `element`, in bfloat16."""
-        elements = self.anchored.elements()
-        value = elements.element(tensor, self._own(tensor, batch, row, column))
-        return elements.statements, value
-
     def _group_of_row(
         self, tensor: Tensor, batch: Batch, row: Expression, k: Expression
     ) -> tuple[list[Statement], Expression]:
-        return BFLOAT16_PAIRS.word(k, self.shape.depth, lambda i: self._narrow(tensor, batch, row, i))
+        return BFLOAT16_PAIRS.word(k, self.shape.depth, lambda i: self.stored(tensor, batch, row, i))
 
     def _groups_of_row(
         self, tensor: Tensor, batch: Batch, row: Expression, k: Expression, count: int
@@ -90,7 +82,7 @@ class PairedOperands(AttentionOperands):
     def _group_of_values(
         self, batch: Batch, t: Expression, column: Expression
     ) -> tuple[list[Statement], Expression]:
-        return BFLOAT16_PAIRS.word(t, self.shape.length, lambda i: self._narrow(self.value, batch, i, column))
+        return BFLOAT16_PAIRS.word(t, self.shape.length, lambda i: self.stored(self.value, batch, i, column))
 
 
 def _rows(steps: int, words: Buffer, *before: Statement) -> LeftRows:

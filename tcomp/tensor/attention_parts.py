@@ -11,15 +11,20 @@ a launch of its own, so that no block waits for another and bits are the same in
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import e as euler
+from math import log2
 
 import numpy as np
 
 from tcomp.target.target import Gpu
 from tcomp.tensor.anchored import Anchored
+from tcomp.tensor.attention_shape import Shape
 from tcomp.tensor.gpu_rates import LAUNCH_CYCLES
-from tcomp.tensor.loops import Expression, Statement, constant, local, sequence, unrolled
+from tcomp.tensor.loops import Buffer, Expression, Statement, constant, local, sequence, unrolled
+from tcomp.tensor.math import exp2
+from tcomp.tensor.reach import REACH
 from tcomp.tensor.threads import digits, spread
 from tcomp.tvm_api import tirx
 
@@ -28,8 +33,6 @@ DTYPE = "float32"
 LOWEST = float(np.finfo(DTYPE).min)
 """The highest score of no keys."""
 _THREADS = 128
-_REACH = 2**31
-"""Elements that an index of 32 bits reaches."""
 
 Exponential = Callable[[Expression, Expression], Expression]
 """Of a score, above another one."""
@@ -56,8 +59,8 @@ class KeyParts:
         """Why there are no such parts."""
         if -(-self.steps // self.share) != self.count:
             return f"{self.count} parts of {self.steps} steps: some would have none"
-        if self.count > 1 and self.count * self.sums >= _REACH:
-            return f"{self.count} parts of {self.sums} sums: more than an index of 32 bits counts"
+        if self.count > 1 and self.count * self.sums > REACH:
+            return f"{self.count} parts of {self.sums} sums: more than kernels count"
         return None
 
     @property
@@ -80,67 +83,93 @@ class KeyParts:
         return LAUNCH_CYCLES + 2 * self.count * rows * (width + 2) * 4 / (cache_bytes * gpu.processors)
 
 
-class Pieces:
+def exponential(score: Expression, top: Expression) -> Expression:
+    """A weight. The factor comes after the difference, as scores may be the lowest numbers there are."""
+    return exp2((score - top) * tirx.const(log2(euler), DTYPE))
+
+
+class KeptParts:
+    """What parts leave: sums `[part, *row, column]`, highest scores and totals `[part, *row]`."""
+
+    def __init__(self, count: int, sums: Buffer, tops: Buffer, totals: Buffer) -> None:
+        self._count, self._sums, self._tops, self._totals = count, sums, tops, totals
+
+    def keep_sum(
+        self, part: Expression, row: Sequence[Expression], column: Expression, value: Expression
+    ) -> Statement:
+        return tirx.BufferStore(self._sums, value, [part, *row, column])
+
+    def keep_row(
+        self, part: Expression, row: Sequence[Expression], top: Expression, total: Expression
+    ) -> Statement:
+        """The highest score of a row, and the total of its weights."""
+        at = [part, *row]
+        return sequence([tirx.BufferStore(self._tops, top, at), tirx.BufferStore(self._totals, total, at)])
+
+    def put_together(
+        self,
+        weigh: Exponential,
+        row: Sequence[Expression],
+        column: Expression,
+        use: Callable[[Expression, Expression, Expression], Statement],
+    ) -> Statement:
+        """`use(highest score, total, sum)` of all parts."""
+        allocate, found = local((3,), DTYPE, "found")
+        top, total, value = (constant(i) for i in range(3))
+
+        def highest(part: Expression) -> Statement:
+            return tirx.BufferStore(found, tirx.max(found[top], self._tops[(part, *row)]), [top])
+
+        def add(part: Expression) -> Statement:
+            factor = tirx.Var("factor", DTYPE)
+            more = self._totals[(part, *row)] * factor, self._sums[(part, *row, column)] * factor
+            return sequence(
+                [
+                    tirx.Bind(factor, weigh(self._tops[(part, *row)], found[top])),
+                    tirx.BufferStore(found, found[total] + more[0], [total]),
+                    tirx.BufferStore(found, found[value] + more[1], [value]),
+                ]
+            )
+
+        zero = tirx.const(0, DTYPE)
+        return sequence(
+            [
+                allocate,
+                tirx.BufferStore(found, tirx.const(LOWEST, DTYPE), [top]),
+                tirx.BufferStore(found, zero, [total]),
+                tirx.BufferStore(found, zero, [value]),
+                unrolled(self._count, highest, "part"),
+                unrolled(self._count, add, "part"),
+                use(found[top], found[total], found[value]),
+            ]
+        )
+
+
+class Pieces(KeptParts):
     """What parts leave in memory, of `heads` matrices of `rows` queries and `width` columns."""
 
     def __init__(self, anchored: Anchored, parts: KeyParts, heads: int, rows: int, width: int) -> None:
-        self._count, self._shape = parts.count, (heads, rows, width)
-        whole = (parts.count, heads, rows)
-        self._sums = anchored.add_scratch((*whole, width), DTYPE, "part_sums")
-        self._tops = anchored.add_scratch(whole, DTYPE, "part_tops")
-        self._totals = anchored.add_scratch(whole, DTYPE, "part_totals")
-
-    def keep_sum(
-        self, part: Expression, head: Expression, row: Expression, column: Expression, value: Expression
-    ) -> Statement:
-        return tirx.BufferStore(self._sums, value, [part, head, row, column])
-
-    def keep_row(
-        self, part: Expression, head: Expression, row: Expression, top: Expression, total: Expression
-    ) -> Statement:
-        """The highest score of a row, and the total of its weights."""
-        at = [part, head, row]
-        return sequence([tirx.BufferStore(self._tops, top, at), tirx.BufferStore(self._totals, total, at)])
+        self._shape, whole = (heads, rows, width), (parts.count, heads, rows)
+        own = {"sums": (*whole, width), "tops": whole, "totals": whole}
+        kept = (anchored.add_scratch(shape, DTYPE, f"part_{name}") for name, shape in own.items())
+        super().__init__(parts.count, *kept)
 
     def combined(
         self,
-        exponential: Exponential,
+        shape: Shape,
+        weigh: Exponential,
         finish: Callable[[Expression, Expression, Expression, Expression], Statement],
     ) -> Statement:
-        """The launch that does `finish(head, row, column, value)` for each element, a thread each."""
-        allocate, found = local((3,), DTYPE, "found")
-        top, total, value = (constant(i) for i in range(3))
+        """The launch that does `finish(head, row, column, value)` for each element of the output, a thread
+        each."""
 
         def element(number: Expression) -> Statement:
             head, row, column = digits(number, self._shape)
 
-            def highest(part: Expression) -> Statement:
-                own = self._tops[part, head, row]
-                return tirx.BufferStore(found, tirx.max(found[top], own), [top])
+            def use(_: Expression, total: Expression, value: Expression) -> Statement:
+                return finish(head, row, column, shape.settled(value / total, total > 0))
 
-            def add(part: Expression) -> Statement:
-                factor = tirx.Var("factor", DTYPE)
-                more = self._totals[part, head, row] * factor, self._sums[part, head, row, column] * factor
-                return sequence(
-                    [
-                        tirx.Bind(factor, exponential(self._tops[part, head, row], found[top])),
-                        tirx.BufferStore(found, found[total] + more[0], [total]),
-                        tirx.BufferStore(found, found[value] + more[1], [value]),
-                    ]
-                )
-
-            zero = tirx.const(0, DTYPE)
-            return sequence(
-                [
-                    allocate,
-                    tirx.BufferStore(found, tirx.const(LOWEST, DTYPE), [top]),
-                    tirx.BufferStore(found, zero, [total]),
-                    tirx.BufferStore(found, zero, [value]),
-                    unrolled(self._count, highest, "part"),
-                    unrolled(self._count, add, "part"),
-                    finish(head, row, column, found[value] / found[total]),
-                ]
-            )
+            return self.put_together(weigh, [head, row], column, use)
 
         heads, rows, width = self._shape
         return spread(heads * rows * width, _THREADS, element)

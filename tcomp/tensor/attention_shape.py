@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from tcomp.relay.attributes import integer, number
+from tcomp.relay.attributes import flag, integer, number
 from tcomp.relay.graph import Node
 from tcomp.target.target import Gpu
 from tcomp.tensor import loops
 from tcomp.tensor.convolution import accumulator_dtype
 from tcomp.tensor.loops import Expression
+from tcomp.tensor.math import convert, dtype_of
 from tcomp.tensor.threads import digits
 from tcomp.tvm_api import tirx
 
@@ -68,6 +69,10 @@ class Shape:
     dtype: str
     scale: float
     limit: Limit
+    hidden: float
+    """The score of keys that a mask of truth values hides."""
+    zero_nan: bool
+    """Whether weights that are no numbers are zeros."""
 
     @staticmethod
     def of(node: Node) -> Shape:
@@ -79,7 +84,19 @@ class Shape:
         if causal:
             length = min(length, rows - 1 + causal)
         limit = Limit(rows, length, causal if causal < length else 0)
-        return Shape(batch, rows, length, query[-1], value[-1], dtype, scale, limit)
+        extents = (batch, rows, length, query[-1], value[-1])
+        hidden, zero_nan = number(node.attrs, "hidden"), flag(node.attrs, "zero_nan")
+        return Shape(*extents, dtype, scale, limit, hidden, zero_nan)
+
+    def masked(self, score: Expression, mask: Expression) -> Expression:
+        """A score, and an element of the mask for it."""
+        if dtype_of(mask) == "bool":
+            return tirx.Select(mask, score, tirx.const(self.hidden, self.dtype))
+        return score + convert(mask, self.dtype)
+
+    def settled(self, value: Expression, are_numbers: Expression) -> Expression:
+        """An element of the output, whose weights may be no numbers."""
+        return tirx.Select(are_numbers, value, tirx.const(0, self.dtype)) if self.zero_nan else value
 
     def key_vectors(self, lanes: int) -> int:
         """Vectors of one row of scores."""

@@ -27,7 +27,7 @@ from tcomp.tensor.attention_shape import Shape
 from tcomp.tensor.groups import WORD, GroupSums
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.loops import Buffer, Expression, Statement
-from tcomp.tensor.math import convert, exp2, larger
+from tcomp.tensor.math import exp2, larger
 from tcomp.tensor.primitives import Tiles, transpose_square
 from tcomp.tensor.product import unravel
 from tcomp.tensor.template import Scheduled
@@ -274,7 +274,7 @@ class AttentionTiles:
             needed: list[Statement] = []
             if self.mask is not None:
                 needed, mask = self._element(self.mask, batch, row + r, key)
-                value = value + convert(mask, "float32")
+                value = self.shape.masked(value, mask)
             if causal:
                 value = tirx.Select(key < row + r + causal, value, low)
             place = tirx.Var("score", "float32")
@@ -358,7 +358,8 @@ class AttentionTiles:
             return tirx.address_of(tirx.BufferLoad(sums, [i * block.rows, j * LANES]))
 
         def finish(r: Expression, c: Expression) -> Statement:
-            value = tirx.BufferLoad(sums, [r, c]) * tirx.BufferLoad(self.scales, [slot, r])
+            scale = tirx.BufferLoad(self.scales, [slot, r])
+            value = self.shape.settled(tirx.BufferLoad(sums, [r, c]) * scale, scale < 2)
             return self.anchored.finish([*batch, row + r, panel * PANEL + c], value)
 
         def rows(count: int) -> Statement:

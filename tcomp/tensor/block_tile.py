@@ -3,7 +3,9 @@
 A warp is 4 threads along rows by 8 along columns. A thread has `thread_rows x thread_columns` sums, in groups
 of 4 along each axis: the groups of neighbours lie side by side, so that a warp's vector loads from shared
 memory fall into different banks (8 threads read 8 x 16 bytes, all 32 banks) or are one element for several
-threads.
+threads. Threads are numbered by twos along rows: then those whose numbers differ in one bit of the last two
+read the same vector, of columns in the last, of rows in the one before, and shared memory serves 16 threads
+at a time instead of 8 (so says NVIDIA of compute capability 7; CUTLASS numbers them so, too).
 """
 
 from __future__ import annotations
@@ -14,12 +16,15 @@ from math import ceil, prod
 from tcomp.target.target import Gpu
 from tcomp.tensor.knobs import Config, KnobValue
 from tcomp.tensor.loops import Expression
+from tcomp.tensor.threads import digits
 from tcomp.tvm_api import tirx
 
 WARP_ROWS, WARP_COLUMNS = 4, 8
 """Threads of a warp along each axis."""
 PAD = 4
 """Elements after each row of a tile in shared memory, so that a transposing store meets no bank twice."""
+ROW_STRIDE = 2
+"""What the numbers of neighbours along columns differ by."""
 STATIC_SHARED_BYTES = 48 * 1024
 _KNOBS = ("tile_m", "tile_n", "tile_k", "thread_m", "thread_n", "stages", "split", "vector", "streamed")
 """What the fields of a tile are called in configs, in order."""
@@ -96,6 +101,14 @@ class BlockTile:
         """Where a thread stands among those along rows and along columns."""
         warp, lane = tirx.floordiv(thread, 32), tirx.floormod(thread, 32)
         across = self.threads_along[1] // WARP_COLUMNS
-        row = tirx.floordiv(warp, across) * WARP_ROWS + tirx.floordiv(lane, WARP_COLUMNS)
-        column = tirx.floormod(warp, across) * WARP_COLUMNS + tirx.floormod(lane, WARP_COLUMNS)
-        return row, column
+        row, column = place_in_warp(lane)
+        return (
+            tirx.floordiv(warp, across) * WARP_ROWS + row,
+            tirx.floormod(warp, across) * WARP_COLUMNS + column,
+        )
+
+
+def place_in_warp(lane: Expression) -> tuple[Expression, Expression]:
+    """Where thread `lane` of a warp stands along rows and along columns."""
+    far, column, near = digits(lane, (WARP_ROWS // ROW_STRIDE, WARP_COLUMNS, ROW_STRIDE))
+    return far * ROW_STRIDE + near, column

@@ -13,7 +13,7 @@ from math import prod
 
 import numpy as np
 
-from tcomp.relay.types import FLOAT8, Array, TensorType, numpy_dtype
+from tcomp.relay.types import Array, TensorType, numpy_dtype
 from tcomp.target.target import Gpu, Target
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.convolution import Convolution
@@ -33,12 +33,12 @@ OPERATORS = ("conv1d", "conv2d", "conv3d")
 
 
 def has_windows(kernel: Kernel, target: Target) -> bool:
-    """Whether `kernel` is an ungrouped convolution that tensor cores of `target` multiply, but for float8."""
+    """Whether `kernel` is an ungrouped convolution that tensor cores of `target` multiply."""
     anchor = kernel.anchor
     if anchor is None or anchor.op not in OPERATORS or not multiplies(kernel, target):
         return False
     conv = Convolution.of(anchor)
-    plain = conv.groups == 1 and conv.pad_value == 0 and conv.dtype not in FLOAT8
+    plain = conv.groups == 1 and (conv.border == 0 or conv.dtype == "int8")
     return plain and output_axes(kernel) is not None
 
 
@@ -169,7 +169,8 @@ class Windows:
                     conditions.append(i < conv.in_size[axis])
             return conditions
 
-        return MmaOperand(buffer, index, inside=inside, windows=self.tiles)
+        border = (conv.border & 0xFF) * 0x01010101 if conv.border else None
+        return MmaOperand(buffer, index, inside=inside, border=border, windows=self.tiles)
 
     def right(self, anchored: Anchored, before: list[Statement]) -> MmaOperand:
         conv, tensor = self.conv, anchored.operands[1]

@@ -89,6 +89,11 @@ class Convolution:
         return any(self.pad_begin) or any(self.pad_end)
 
     @cached_property
+    def border(self) -> int:
+        """The number that is read around the input; zero where nothing is."""
+        return self.pad_value if self.is_padded else 0
+
+    @cached_property
     def is_pointwise(self) -> bool:
         """A 1x1 convolution over all pixels: a matrix product whose rows are pixels."""
         ones = (1,) * len(self.kernel)

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from tcomp.target.target import Gpu
 from tcomp.tensor.block_tile import STATIC_SHARED_BYTES
+from tcomp.tensor.gpu_rates import resident_blocks
 from tcomp.tensor.knobs import Config
 from tcomp.tensor.loops import (
     Buffer,
@@ -63,7 +64,14 @@ class RowsPlan:
         return RowsPlan(*(int(config[name]) for name in ("warps", "columns", "vector", "unroll", "split")))
 
     def reason(
-        self, gpu: Gpu, rows: int, depth: int, itemsize: int, lanes: int = 0, of_column: int = 0
+        self,
+        gpu: Gpu,
+        rows: int,
+        depth: int,
+        itemsize: int,
+        lanes: int = 0,
+        of_column: int = 0,
+        in_depth: bool = True,
     ) -> str | None:
         """Why no block can be like this, or None.
 
@@ -71,18 +79,39 @@ class RowsPlan:
         not given.
         """
         lanes = lanes or self.vector
-        sums = rows * self.columns
-        values = self.unroll * (lanes * rows + (of_column or lanes) * self.columns)
-        registers = (sums + values) * max(1, itemsize // 4) + _OTHER_REGISTERS
+        registers = self.registers(rows, itemsize, lanes, of_column)
         most = min(gpu.thread_registers, gpu.registers // (self.warps * WARP))
         if registers > most:
             return f"a thread needs {registers} registers; it can have {most}"
-        shared_bytes = self.warps * sums * WARP * itemsize
+        shared_bytes = self.shared_bytes(rows, itemsize)
         if shared_bytes > STATIC_SHARED_BYTES:
             return f"sums take {shared_bytes} bytes of shared memory; there are {STATIC_SHARED_BYTES}"
-        if self.split > 1 and self.split * self.unroll * lanes * WARP > depth:
+        if self.split > 1 and self.split * self.step(lanes, in_depth) > depth:
             return f"a depth of {depth} is too short for {self.split} parts"
         return None
+
+    def step(self, lanes: int, in_depth: bool) -> int:
+        """Of the depth, that a block loads at once."""
+        return self.unroll * (lanes * WARP if in_depth else self.warps)
+
+    def registers(self, rows: int, itemsize: int, lanes: int = 0, of_column: int = 0) -> int:
+        """Of a thread; `lanes` and `of_column` as for `reason`."""
+        lanes = lanes or self.vector
+        values = self.unroll * (lanes * rows + (of_column or lanes) * self.columns)
+        return (rows * self.columns + values) * max(1, itemsize // 4) + _OTHER_REGISTERS
+
+    def shared_bytes(self, rows: int, itemsize: int) -> int:
+        """Where the warps of a block add their sums."""
+        return self.warps * rows * self.columns * WARP * itemsize
+
+    def under_way(self, gpu: Gpu, blocks: int, registers: int, shared_bytes: int, of_column: int) -> int:
+        """Bytes of the large operand that all blocks which run at once have asked for.
+
+        A step takes `of_column` bytes of each of a thread's columns.
+        """
+        resident = resident_blocks(gpu, self.warps * WARP, registers, shared_bytes)
+        threads = min(blocks, resident * gpu.processors) * self.warps * WARP
+        return threads * self.unroll * self.columns * of_column
 
 
 Column = Callable[[Expression], Expression]

@@ -9,6 +9,12 @@ from tcomp.target.target import Gpu
 
 LAUNCH_CYCLES = 3000
 """Of a launch, whatever its work."""
+SHARED_BYTES = 128
+"""That shared memory gives in a cycle."""
+CACHE_BYTES = 48
+"""That one multiprocessor gets from the second-level cache in a cycle, or gives to it."""
+INSTRUCTIONS = 128
+"""Of threads, that a multiprocessor starts in a cycle."""
 _RESERVED_BYTES = 1024
 """Shared memory of each block that the system takes."""
 

@@ -66,9 +66,10 @@ def call(name: str, *arguments: Expression) -> Statement:
     return tirx.Evaluate(tirx.call_extern("int32", name, *arguments))
 
 
-def _for(extent: Expression, kind: int, name: str, body: Body) -> Statement:
+def _for(extent: Expression, kind: int, name: str, body: Body, **annotations: Any) -> Statement:
     variable = tirx.Var(name, "int32")
-    return tirx.For(variable, constant(0), extent, kind, under(variable, extent, body))
+    inside = under(variable, extent, body)
+    return tirx.For(variable, constant(0), extent, kind, inside, annotations=annotations)
 
 
 def _counted(extent: int, kind: int, name: str, body: Body) -> Statement:
@@ -80,6 +81,13 @@ def loop(extent: int | Expression, body: Body, name: str = "i") -> Statement:
     if isinstance(extent, int):
         return _counted(extent, _SERIAL, name, body)
     return _for(extent, _SERIAL, name, body)
+
+
+def rolled(extent: int, body: Body, name: str = "i") -> Statement:
+    """As `loop`, which a GPU's compiler does not write out either."""
+    if extent == 1:
+        return body(constant(0))
+    return _for(constant(extent), _SERIAL, name, body, disable_unroll=constant(1))
 
 
 def loop_nest(ranges: Sequence[range], body: Callable[[list[Expression]], Statement]) -> Statement:

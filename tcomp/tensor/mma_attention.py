@@ -21,26 +21,15 @@ from collections.abc import Callable, Iterator, Sequence
 
 from tcomp.relay.types import stored_as
 from tcomp.target.target import Gpu
-from tcomp.tensor.attention_parts import Pieces
-from tcomp.tensor.attention_shape import Blocks
-from tcomp.tensor.loops import (
-    Buffer,
-    Expression,
-    Statement,
-    call,
-    constant,
-    left_to_compiler,
-    local,
-    loop,
-    sequence,
-)
+from tcomp.tensor.attention_launches import AttentionLaunches, BlockShare
+from tcomp.tensor.loops import Buffer, Expression, Statement, call, constant, local, loop, sequence
 from tcomp.tensor.mma_attention_lines import Lines
 from tcomp.tensor.mma_attention_operands import MmaAttentionOperands
-from tcomp.tensor.mma_attention_plan import PIECES, AttentionPlan
+from tcomp.tensor.mma_attention_plan import PIECES, MmaAttentionPlan
 from tcomp.tensor.mma_plan import MATRIX, chunk_elements
-from tcomp.tensor.online_softmax import Exponential, OnlineSoftmax, WarpRows, clear
+from tcomp.tensor.online_softmax import OnlineSoftmax, WarpRows, clear
 from tcomp.tensor.template import Scheduled
-from tcomp.tensor.threads import digits, dynamic_shared, launch, synchronize
+from tcomp.tensor.threads import dynamic_shared, synchronize
 from tcomp.tensor.warps import WARP
 from tcomp.tvm_api import tirx
 
@@ -48,59 +37,39 @@ from tcomp.tvm_api import tirx
 class MmaAttention:
     """The launches of one kernel."""
 
-    def __init__(self, operands: MmaAttentionOperands, plan: AttentionPlan, gpu: Gpu) -> None:
+    def __init__(self, operands: MmaAttentionOperands, plan: MmaAttentionPlan, gpu: Gpu) -> None:
         self.operands, self.plan = operands, plan
-        self.blocks = Blocks.of(operands.anchor, plan.shape.batch, plan.row_blocks, gpu)
+        self.launches = AttentionLaunches(operands, plan, gpu)
         self.before, (query, key, value) = operands.sources()
         shape, size = plan.shape, chunk_elements(plan.shape.dtype)
         depth, width = 2 * plan.depth_pieces, 2 * plan.width_pieces
-        rows, keys, threads = plan.block_rows, plan.block_keys, plan.threads
+        rows, keys, threads = plan.block_rows, plan.tile_n, plan.threads
         self.queries = Lines(query, shape.rows, shape.depth, rows, depth, size, threads)
         self.keys = Lines(key, shape.length, shape.depth, keys, depth, size, threads)
         self.values = Lines(value, shape.length, shape.width, keys, width, size, threads)
-        extents = self.blocks.heads, shape.rows, operands.of_anchor.width
-        parts = plan.parts
-        self.pieces = Pieces(operands.anchored, parts, *extents) if parts.count > 1 else None
 
     def scheduled(self) -> Scheduled:
-        plan = self.plan
-
-        def body(block: Sequence[Expression], thread: Sequence[Expression]) -> Statement:
-            part, number = digits(block[0], (plan.parts.count, self.blocks.count))
-            batch, rows = self.blocks.place(number)
-            return left_to_compiler(_Block(self, part, batch, rows * plan.block_rows, thread[0]).statement())
-
-        launches = [*self.before, launch((plan.parts.count * self.blocks.count,), (plan.threads,), body)]
-        if self.pieces is not None:
-            launches.append(self.pieces.combined(Exponential(self.operands), self.operands.finish))
-        return self.operands.anchored.scheduled(launches)
+        return self.launches.scheduled(
+            self.before, lambda shares, thread: _Block(self, shares.at(constant(0)), thread).statement()
+        )
 
 
 class _Block:
     """What one thread of one block does."""
 
-    def __init__(
-        self, nest: MmaAttention, part: Expression, batch: Expression, rows: Expression, thread: Expression
-    ) -> None:
-        self.nest, self.part, self.batch, self.rows, self.thread = nest, part, batch, rows, thread
+    def __init__(self, nest: MmaAttention, share: BlockShare, thread: Expression) -> None:
+        self.nest, self.share, self.thread = nest, share, thread
+        self.begin, self.steps = share.begin, share.steps
         plan = nest.plan
         self.plan, self.warp, self.lane = plan, tirx.floordiv(thread, WARP), tirx.floormod(thread, WARP)
         self.size = chunk_elements(plan.shape.dtype)
         pieces, width = plan.row_pieces, 16 * plan.width_pieces
-        limit = nest.operands.of_anchor.limit
-        self.lowest, self.highest = nest.operands.heads.bounds(rows, plan.block_rows)
-        self.allocations: list[Statement] = []
-        whole = limit.steps_of(self.highest, 1, plan.block_keys)
-        self.begin, self.steps = plan.parts.of_block(part, whole)
-        if not isinstance(self.steps, int):
-            count = tirx.Var("steps", "int32")
-            self.allocations.append(tirx.Bind(count, self.steps))
-            self.steps = count
+        self.allocations = [*share.known]
         allocate, self.memory = dynamic_shared(
             (plan.shared_chunks * self.size,), stored_as(plan.shape.dtype), "stages"
         )
-        own = WarpRows(batch, rows + self.warp * plan.warp_rows, self.lane)
-        self.softmax = OnlineSoftmax(nest.operands, plan.shape, own, pieces, plan.block_keys, width)
+        own = WarpRows(share.batch, share.rows + self.warp * plan.warp_rows, self.lane)
+        self.softmax = OnlineSoftmax(nest.operands, plan.shape, own, pieces, plan.tile_n, width)
         self.allocations += [allocate, *self.softmax.allocations]
         kept = plan.depth_pieces if plan.keeps_queries else 2
         self.query_pieces = self._local((kept, pieces, 4), "uint32", "query_pieces")
@@ -128,8 +97,9 @@ class _Block:
             for step in range(plan.stages - 1)
             for statement in (*self._copies(constant(step), self.begin), _commit())
         ]
+        share = self.share
         queries = self.nest.queries.copies(
-            lambda chunk: self._address(chunk + plan.query_begin), self.batch, self.rows, self.thread
+            lambda chunk: self._address(chunk + plan.query_begin), share.batch, share.rows, self.thread
         )
         kept = [
             _wait(plan.stages - 1),
@@ -147,7 +117,7 @@ class _Block:
                 loop(self.steps, self._step, "step"),
                 # A part without steps has not waited for its queries.
                 *([] if plan.parts.count == 1 else [_wait(0)]),
-                *self._finish(),
+                *self.nest.launches.left(self.softmax, self.share.part),
             ]
         )
 
@@ -160,9 +130,9 @@ class _Block:
 
     def _copies(self, step: Expression, begin: Expression) -> list[Statement]:
         """Those of the keys and values of a step, if there is one; the block's first is `begin` of all."""
-        plan, stage, first = self.plan, self._stage(step), (begin + step) * self.plan.block_keys
-        values = stage + plan.block_keys * plan.depth_line
-        of = self.batch, first, self.thread
+        plan, stage, first = self.plan, self._stage(step), (begin + step) * self.plan.tile_n
+        values = stage + plan.tile_n * plan.depth_line
+        of = self.share.batch, first, self.thread
         copies = [
             *self.nest.keys.copies(lambda chunk: self._address(stage + chunk), *of),
             *self.nest.values.copies(lambda chunk: self._address(values + chunk), *of),
@@ -185,8 +155,8 @@ class _Block:
                 _commit(),
                 clear(self.softmax.scores),
                 *self._multiply_keys(self._stage(step)),
-                *self._weigh((begin + step) * plan.block_keys),
-                *self._multiply_values(self._stage(step) + plan.block_keys * plan.depth_line),
+                *self._weigh((begin + step) * plan.tile_n),
+                *self._multiply_values(self._stage(step) + plan.tile_n * plan.depth_line),
             ]
         )
 
@@ -269,12 +239,8 @@ class _Block:
     def _weigh(self, first: Expression) -> list[Statement]:
         """Scores of keys from `first` on to weights; what was summed up before, to the new highest score."""
         softmax = self.softmax
-        hidden = softmax.hide(first, self.lowest)
+        hidden = softmax.hide(first, self.share.lowest)
         return [*softmax.scale(first), *hidden, softmax.weigh(softmax.rescale), softmax.round()]
-
-    def _finish(self) -> list[Statement]:
-        rows, pieces = self.plan.block_rows, self.nest.pieces
-        return self.softmax.finish(rows) if pieces is None else self.softmax.keep(rows, pieces, self.part)
 
 
 def _commit() -> Statement:

@@ -17,11 +17,12 @@ from tcomp.target.target import Gpu
 from tcomp.tensor.alignment import anywhere, lies_in_chunks, vector_lanes
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.attention_operands import own_index
+from tcomp.tensor.attention_plan import AttentionShape
 from tcomp.tensor.attention_shape import Shape
 from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, memory_cycles
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.loops import Elements, Expression, Statement, constant, loops_around
-from tcomp.tensor.mma_attention_plan import AttentionShape, chunks
+from tcomp.tensor.mma_attention_plan import chunks
 from tcomp.tensor.mma_kernel import materialize, padded
 from tcomp.tensor.mma_plan import chunk_elements
 from tcomp.tensor.threads import digits

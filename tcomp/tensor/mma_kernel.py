@@ -11,7 +11,7 @@ from math import inf, prod
 from typing import Any
 
 from tcomp.relay.op import OPS, FusionKind
-from tcomp.relay.types import ROUNDED, Array, rounded_to_tf32
+from tcomp.relay.types import FLOAT8, ROUNDED, Array, rounded_to_tf32
 from tcomp.target.target import Target
 from tcomp.tensor.alignment import VECTOR_TYPES
 from tcomp.tensor.anchored import Anchored
@@ -24,6 +24,7 @@ from tcomp.tensor.shares import Shares
 from tcomp.tensor.template import Scheduled
 from tcomp.tensor.threads import digits, spread
 from tcomp.tensor.totals import Totals
+from tcomp.tensor.wgmma_plan import ARCH as WGMMA_ARCH
 from tcomp.tvm_api import tirx
 
 Index = Callable[[Expression, Expression, Expression], Sequence[Any]]
@@ -38,6 +39,11 @@ def multiplies(kernel: Kernel, target: Target) -> bool:
     dtype = factor_dtype(kernel)
     there = dtype in gpu.flops and gpu.capability >= CAPABILITIES.get(dtype, inf)
     return there and all(prod(v.type.static_shape) > 0 for v in anchor.inputs)
+
+
+def multiplies_by_warps(kernel: Kernel, target: Target) -> bool:
+    """Whether `mma.sync` has the type. Of float8 ptxas 13.0 makes twelve conversions to float16 on sm_90a."""
+    return target.gpu is None or target.gpu.arch != WGMMA_ARCH or factor_dtype(kernel) not in FLOAT8
 
 
 def factor_dtype(kernel: Kernel) -> str:

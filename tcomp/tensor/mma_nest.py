@@ -89,7 +89,7 @@ class _Side(ChunkCopies):
 
 
 def mma_launch(
-    plan: MmaPlan, left: MmaOperand, right: MmaOperand, gpu: Gpu, output: OutputTiles | None = None
+    plan: MmaPlan, left: MmaOperand, right: MmaOperand, gpu: Gpu, output: OutputTiles
 ) -> Callable[[Totals], Statement]:
     """The launch of a product, by where sums are left."""
     return lambda totals: MmaNest(plan, left, right, totals, plan.shares(gpu), output).statement
@@ -110,7 +110,7 @@ class MmaNest:
     right: MmaOperand
     totals: Totals
     shares: Shares
-    output: OutputTiles | None = None
+    output: OutputTiles
     """Which a plan that stores lines needs."""
 
     @property
@@ -156,7 +156,6 @@ class MmaNest:
         )
 
         def finish() -> Statement:
-            assert self.output is not None
             warp, lane = tirx.floordiv(thread, 32), tirx.floormod(thread, 32)
             row, column = (
                 first_row + warp_row * plan.warp_rows,

@@ -62,7 +62,7 @@ class MmaOperand:
     """An operand in memory as `[batch, rows, depth]`, where columns of the right one count as rows.
 
     Chunks run along the depth, or along rows where not `by_depth`. `index` gives where (batch, row, k) lies
-    in `buffer`, `inside` whether it exists at all; what does not is zero.
+    in `buffer`, `inside` whether it exists at all; what does not is zero, or `border`.
     """
 
     buffer: Buffer
@@ -71,6 +71,8 @@ class MmaOperand:
     inside: Callable[[Expression, Expression], Sequence[Expression]] = lambda row, k: ()
     is_rounded: bool = False
     """Whether float32 numbers are of tf32 already, where these are multiplied."""
+    border: int | None = None
+    """Four bytes of what does not exist, where that is not zero."""
     filling: Filling | None = None
     """What makes chunks that are not copied as they are."""
     windows: WindowTiles | None = None
@@ -136,6 +138,10 @@ class ChunkCopies:
             source = tirx.address_of(
                 tirx.BufferLoad(self.operand.buffer, list(self.operand.index(self.batch, row, k)))
             )
+            border = self.operand.border
+            if border is not None:
+                source = tirx.call_extern("handle", f"tcomp_or_border<{border}u>", source, inside)
+                inside = tirx.const(1, "bool")
             statements.append(call(self.copy, self._target(stage, number), source, inside))
         return statements
 

@@ -15,9 +15,18 @@ from itertools import product
 
 from tcomp.relay.types import numpy_dtype, stored_as
 from tcomp.target.target import Gpu
-from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, clock, in_rounds, resident_blocks
+from tcomp.tensor.gpu_rates import (
+    CACHE_BYTES,
+    INSTRUCTIONS,
+    LAUNCH_CYCLES,
+    SHARED_BYTES,
+    clock,
+    in_rounds,
+    resident_blocks,
+)
 from tcomp.tensor.knobs import Config, Ordered, Space
 from tcomp.tensor.shares import Parts, Shares, Streams, Tiling
+from tcomp.tensor.stored_output import Output
 
 CHUNK_BYTES = 16
 CAPABILITIES: Mapping[str, int] = {
@@ -43,20 +52,12 @@ _DEFAULT_BLOCKS = (
 _LEAST_CYCLES = 1.3
 """That a multiprocessor's tensor cores take for one of these instructions: from sm_90 on, other instructions
 alone reach their rate."""
-SHARED_BYTES = 128
-"""That shared memory gives in a cycle."""
-CACHE_BYTES = 48
-"""That one multiprocessor gets from the second-level cache in a cycle."""
 _BUSY_WARPS = 8
 """Warps of a multiprocessor that hide each other's latencies."""
 _STEP_CYCLES = 40
 """Of a step's barrier and addresses."""
-INSTRUCTIONS = 128
-"""Of threads, that a multiprocessor starts in a cycle."""
-STORED_PAIR, _LINE_PAIR = 2.25, 2.75
-"""Instructions of two sums that are rounded and stored from registers; by way of shared memory."""
-_SECTOR = 32
-"""Bytes that the second-level cache takes at a time, if the store has as many or not."""
+_LINE_PAIR = 2.75
+"""Instructions of two sums that are rounded and stored by way of shared memory."""
 BLOCK_CYCLES = 1500
 """Until a block's first copies are there and its last stores are out."""
 
@@ -75,6 +76,7 @@ class TiledProduct:
     block_columns: int
     group: int = field(default=8, kw_only=True)
     """Rows of tiles that blocks which run at the same time share."""
+    output: Output = field(kw_only=True)
 
     @property
     def tiling(self) -> Tiling:
@@ -104,8 +106,6 @@ class MmaPlan(TiledProduct):
     streamed: int = 0
     lines: int = 0
     """Whether the output goes through shared memory, to be stored in whole lines."""
-    output: int = 0
-    """Bytes of an element of an output that can; else 0."""
 
     @property
     def chunk(self) -> int:
@@ -173,7 +173,7 @@ class MmaPlan(TiledProduct):
         if self.registers > gpu.thread_registers or self.registers * self.threads > gpu.registers:
             most = f"{gpu.thread_registers} each and {gpu.registers} together"
             return f"{self.threads} threads of {self.registers} registers; they have {most}"
-        if self.lines and not self.output:
+        if self.lines and not self.output.in_lines:
             return "an output that cannot be stored in whole lines"
         if self.lines and self._tile_bytes > self.shared_bytes:
             return f"{self._tile_bytes} bytes of a tile's output; stages have {self.shared_bytes}"
@@ -191,18 +191,16 @@ class MmaPlan(TiledProduct):
 
     @property
     def _tile_bytes(self) -> int:
-        """Of the output, of a block; 0 where it is not known how it lies."""
-        return self.block_rows * self.block_columns * self.output
+        """Of the output, of a block."""
+        return self.block_rows * self.block_columns * self.output.nbytes
 
     @property
     def _stored(self) -> float:
-        """Cycles in which a block's output is stored, where it is known how it lies."""
-        if not self.output:
-            return 0.0
-        pairs, size = self.block_rows * self.block_columns // 2, self._tile_bytes
+        """Cycles in which a block's output is stored."""
+        sums, size = self.block_rows * self.block_columns, self._tile_bytes
         if not self.lines:
-            return pairs * STORED_PAIR / INSTRUCTIONS + size * sectors(self.output) / CACHE_BYTES
-        return pairs * _LINE_PAIR / INSTRUCTIONS + max(size / CACHE_BYTES, 2 * size / SHARED_BYTES)
+            return self.output.from_registers(sums)
+        return sums / 2 * _LINE_PAIR / INSTRUCTIONS + max(size / CACHE_BYTES, 2 * size / SHARED_BYTES)
 
     def cycles(self, gpu: Gpu) -> float:
         """Estimated cycles: of the busiest of tensor cores, shared memory and second-level cache, in whole
@@ -233,11 +231,6 @@ class MmaPlan(TiledProduct):
         return rounds(shares.blocks, self.steps, 1) + adding
 
 
-def sectors(itemsize: int) -> float:
-    """Those that a warp stores from registers, 8 neighbours of each row at once, by those of the output."""
-    return max(1.0, _SECTOR / (8 * itemsize))
-
-
 def adding_cycles(shares: Shares, tile: int, gpu: Gpu) -> float:
     """Estimated cycles of keeping pieces, of `tile` sums each, and adding them."""
     if not shares.kept:
@@ -258,32 +251,30 @@ def chunk_elements(dtype: str) -> int:
 
 @lru_cache(maxsize=256)
 def default_plan(
-    dtype: str, extents: tuple[int, int, int, int], gpu: Gpu, streams: bool = True, output: int = 0
+    dtype: str, extents: tuple[int, int, int, int], output: Output, gpu: Gpu, streams: bool = True
 ) -> MmaPlan:
     """The plan of the fewest estimated cycles for (batch, rows, columns, depth), of `streams` or not."""
-    plans = (plan for plan in default_plans(dtype, extents, gpu, output) if streams or not plan.streamed)
+    plans = (plan for plan in default_plans(dtype, extents, output, gpu) if streams or not plan.streamed)
     return min(plans, key=lambda plan: plan.cycles(gpu))
 
 
 def default_plans(
-    dtype: str, extents: tuple[int, int, int, int], gpu: Gpu, output: int = 0
+    dtype: str, extents: tuple[int, int, int, int], output: Output, gpu: Gpu
 ) -> Iterator[MmaPlan]:
     """The plans that a default may be."""
     for block, depth_chunks, stages in product(_DEFAULT_BLOCKS, (4, 8), (4, 3)):
-        for lines in (1, 0) if output else (0,):
-            plan = MmaPlan(
-                dtype, *extents, *block, depth_chunks, stages, lines=lines, output=output
-            )  # fmt: skip
+        for lines in (1, 0) if output.in_lines else (0,):
+            plan = MmaPlan(dtype, *extents, *block, depth_chunks, stages, lines=lines, output=output)
             shared = [replace(plan, splits=n) for n in SPLITS]
             shared += [replace(plan, streamed=n) for n in STREAMED if n]
             yield from (one for one in shared if one.complaint(gpu) is None)
 
 
 def plan_space(
-    dtype: str, extents: tuple[int, int, int, int], gpu: Gpu, streams: bool = True, output: int = 0
+    dtype: str, extents: tuple[int, int, int, int], output: Output, gpu: Gpu, streams: bool = True
 ) -> Space:
     """The knobs of plans of a product, by the names of the plan's fields; `streams` as for `default_plan`."""
-    best = default_plan(dtype, extents, gpu, streams, output)
+    best = default_plan(dtype, extents, output, gpu, streams)
     values = {
         "block_rows": _BLOCKS, "block_columns": _BLOCKS, "warp_rows": _WARPS, "warp_columns": _WARPS,
         "depth_chunks": (4, 8), "stages": _STAGES, "splits": SPLITS, "streamed": STREAMED, "group": GROUPS,
@@ -291,8 +282,8 @@ def plan_space(
     }  # fmt: skip
     knobs = tuple(Ordered(name, of, int(getattr(best, name))) for name, of in values.items())
     added = {"streamed": 0, "lines": 0}
-    return Space(knobs, lambda config: plan_of(dtype, extents, config, output).complaint(gpu), added)
+    return Space(knobs, lambda config: plan_of(dtype, extents, output, config).complaint(gpu), added)
 
 
-def plan_of(dtype: str, extents: tuple[int, int, int, int], config: Config, output: int = 0) -> MmaPlan:
+def plan_of(dtype: str, extents: tuple[int, int, int, int], output: Output, config: Config) -> MmaPlan:
     return MmaPlan(dtype, *extents, **{name: int(value) for name, value in config.items()}, output=output)

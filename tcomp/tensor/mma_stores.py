@@ -34,7 +34,7 @@ class LineStores:
     @property
     def _row_chunks(self) -> int:
         """Of a row of a warp's tile."""
-        return self.plan.warp_columns * self.plan.output // CHUNK_BYTES
+        return self.plan.warp_columns * self.plan.output.nbytes // CHUNK_BYTES
 
     @property
     def _line_chunks(self) -> int:
@@ -55,8 +55,8 @@ class LineStores:
         pieces, eights = (int(extent) for extent in sums.shape[:2])
         allocate, words = local((2,), self.output.dtype, "words")
         line, pair = tirx.floordiv(lane, 4), tirx.floormod(lane, 4)
-        chunks_of_eight = MATRIX * plan.output // CHUNK_BYTES
-        byte = tirx.floormod(pair, 4 // chunks_of_eight) * (2 * plan.output)
+        chunks_of_eight = MATRIX * plan.output.nbytes // CHUNK_BYTES
+        byte = tirx.floormod(pair, 4 // chunks_of_eight) * (2 * plan.output.nbytes)
 
         def write(at: list[Expression]) -> Statement:
             i, half, j = at
@@ -72,7 +72,7 @@ class LineStores:
                         words,
                         constant(0),
                     ),
-                    call(f"tcomp_put_words<{plan.output // 2}>", place, tirx.address_of(words[0])),
+                    call(f"tcomp_put_words<{plan.output.nbytes // 2}>", place, tirx.address_of(words[0])),
                 ]
             )
 
@@ -85,7 +85,7 @@ class LineStores:
                 within, self._line_chunks
             )
             own_row = row + i * _PIECE_ROWS + own_line
-            own_column = column + chunk * (CHUNK_BYTES // plan.output)
+            own_column = column + chunk * (CHUNK_BYTES // plan.output.nbytes)
             place = self._place(i, own_line, chunk, constant(0))
             store = call("tcomp_store_chunk", self.output.chunk(batch, own_row, own_column), place)
             return self.output.guarded(own_row, own_column, store)

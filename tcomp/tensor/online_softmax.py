@@ -13,6 +13,7 @@ from math import e as euler
 from math import frexp, gcd, inf, log2
 
 from tcomp.tensor.attention_parts import DTYPE, LOWEST, Pieces
+from tcomp.tensor.attention_plan import AttentionShape
 from tcomp.tensor.loops import (
     Buffer,
     Expression,
@@ -23,9 +24,7 @@ from tcomp.tensor.loops import (
     unrolled,
     written_out,
 )
-from tcomp.tensor.math import convert
 from tcomp.tensor.mma_attention_operands import MmaAttentionOperands
-from tcomp.tensor.mma_attention_plan import AttentionShape
 from tcomp.tensor.mma_fragments import Fragments
 from tcomp.tensor.warps import combine_lanes
 from tcomp.tvm_api import tirx
@@ -147,11 +146,17 @@ class OnlineSoftmax:
 
     def rescale(self, i: Expression, half: Expression, factor: Expression) -> Statement:
         """Sums of a row times `factor`."""
+        return self._change(i, half, lambda value: value * factor)
+
+    def _change(
+        self, i: Expression, half: Expression, change: Callable[[Expression], Expression]
+    ) -> Statement:
+        """Sums of a row become what `change` makes of each."""
 
         def one(at: list[Expression]) -> Statement:
             j, which = at
             own = [i, j, half * 2 + which]
-            return tirx.BufferStore(self.sums, self.sums[tuple(own)] * factor, own)
+            return tirx.BufferStore(self.sums, change(self.sums[tuple(own)]), own)
 
         return written_out((self.columns // 8, 2), one)
 
@@ -170,13 +175,13 @@ class OnlineSoftmax:
         """Divide by the totals and store; blocks begin at multiples of `block_rows`."""
 
         def row(i: Expression, half: Expression) -> Statement:
-            r = i * 2 + half
+            r, shape = i * 2 + half, self.operands.of_anchor
             inverse = tirx.Var("inverse", DTYPE)
             return sequence(
                 [
                     *self._add_up(r),
                     tirx.Bind(inverse, tirx.const(1, DTYPE) / self.totals[r]),
-                    self.rescale(i, half, inverse),
+                    self._change(i, half, lambda value: shape.settled(value * inverse, self.totals[r] > 0)),
                 ]
             )
 
@@ -192,12 +197,12 @@ class OnlineSoftmax:
         def row(i: Expression, half: Expression) -> Statement:
             r, own = i * 2 + half, self._own_row(i, half)
             is_first = tirx.floormod(self.rows.lane, _ROW_LANES) == 0
-            kept = pieces.keep_row(part, batch, own, self.tops[r], self.totals[r])
+            kept = pieces.keep_row(part, [batch, own], self.tops[r], self.totals[r])
             inside = tirx.all(is_first, own < self.shape.rows)
             return sequence([*self._add_up(r), tirx.IfThenElse(inside, kept, None)])
 
         def store(row: Expression, column: Expression, value: Expression) -> Statement:
-            return pieces.keep_sum(part, batch, row, column, value)
+            return pieces.keep_sum(part, [batch, row], column, value)
 
         return [self._each_row(row), self._stored(block_rows, gcd(self.operands.of_anchor.width, 2), store)]
 
@@ -243,7 +248,7 @@ class OnlineSoftmax:
             inside = tirx.min(row, constant(shape.rows - 1))
             position = tirx.min(first + key, constant(shape.length - 1))
             statements, value = operands.mask_at(self.rows.batch, inside, position)
-            score = self.scores[tuple(at)] * scale + convert(value, DTYPE)
+            score = operands.of_anchor.masked(self.scores[tuple(at)] * scale, value)
             return sequence([*statements, tirx.BufferStore(self.scores, score, at)])
 
         return self._each_score(one)

@@ -13,6 +13,7 @@ from tcomp.tensor.epilogue import output_axes
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.loops import Buffer, Expression, Statement, unrolled, vectorized
 from tcomp.tensor.mma_plan import CHUNK_BYTES, TiledProduct
+from tcomp.tensor.stored_output import Output, output_of
 from tcomp.tvm_api import tirx
 
 _ITEMSIZES = (2, 4)
@@ -20,16 +21,21 @@ _ITEMSIZES = (2, 4)
 Place = tuple[Expression, ...]
 
 
-def tiled_itemsize(kernel: Kernel, columns: int) -> int:
-    """Bytes of an element of the output of `kernel`, 2 or 4, if it lies as its anchor's does, rows of
-    `columns` one after the other, each in whole chunks of 16 bytes; else 0."""
+def row_output(kernel: Kernel, columns: int) -> Output:
+    """The output of a product of matrices, which has so many columns."""
+    assert kernel.anchor is not None
+    return output_of(kernel, {kernel.anchor.output.type.rank - 1: columns}, has_lines(kernel, columns))
+
+
+def has_lines(kernel: Kernel, columns: int) -> bool:
+    """Whether there is one output, of elements of 2 or 4 bytes, that lies as the anchor's does, rows of
+    `columns` one after the other, each in whole chunks of 16 bytes."""
     anchor, outputs = kernel.anchor, kernel.body.outputs
     if anchor is None or len(outputs) != 1 or outputs[0].dtype not in DRIVER_TYPES:
-        return 0
+        return False
     itemsize = numpy_dtype(outputs[0].dtype).itemsize
     is_in_order = output_axes(kernel) == tuple(range(len(anchor.output.shape)))
-    is_aligned = itemsize in _ITEMSIZES and columns * itemsize % CHUNK_BYTES == 0
-    return itemsize if is_in_order and is_aligned else 0
+    return is_in_order and itemsize in _ITEMSIZES and columns * itemsize % CHUNK_BYTES == 0
 
 
 @dataclass(frozen=True)

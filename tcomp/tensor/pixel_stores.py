@@ -11,10 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import gcd, prod
 
+from tcomp.relay.types import numpy_dtype
 from tcomp.target.tile_map import LINE_BYTES
 from tcomp.tensor.convolution import Convolution
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.output_tiles import OutputTiles, Place, tiled_itemsize
+from tcomp.tensor.mma_plan import CHUNK_BYTES
+from tcomp.tensor.output_tiles import OutputTiles, Place, has_lines
+from tcomp.tensor.stored_output import Output, output_of
 from tcomp.tensor.wgmma_plan import PLACE_ROWS
 from tcomp.tvm_api import tirx
 
@@ -22,11 +25,20 @@ _FEWEST = 4
 """Pixels that are worth a copy."""
 
 
-def pixel_itemsize(kernel: Kernel, conv: Convolution) -> int:
-    """Bytes of an element of the output of `kernel` if tiles of its pixels can be stored, else 0."""
-    itemsize = tiled_itemsize(kernel, conv.out_block) if conv.out_block > 1 else 0
-    whole = conv.out_blocks == 1 or conv.out_block * itemsize % LINE_BYTES == 0
-    return itemsize if whole and _side_by_side(conv, PLACE_ROWS) >= _FEWEST else 0
+def pixel_output(kernel: Kernel, conv: Convolution, by_engine: bool) -> Output:
+    """The output of a convolution, of which the copy engine stores tiles, or threads chunks of a pixel.
+
+    Threads store whole sectors from registers where a pixel has but one chunk of a block.
+    """
+    block = conv.out_block
+    neighbours = {1: conv.out_channels} if block == 1 else {kernel.body.outputs[0].type.rank - 1: block}
+    row_bytes = block * numpy_dtype(kernel.body.outputs[0].dtype).itemsize
+    if by_engine:
+        whole = conv.out_blocks == 1 or row_bytes % LINE_BYTES == 0
+        worth = whole and _side_by_side(conv, PLACE_ROWS) >= _FEWEST
+    else:
+        worth = row_bytes > CHUNK_BYTES
+    return output_of(kernel, neighbours, block > 1 and worth and has_lines(kernel, block))
 
 
 def _side_by_side(conv: Convolution, rows: int) -> int:

@@ -12,7 +12,7 @@ from tcomp.tensor.loops import (
     Statement,
     constant,
     local,
-    loop,
+    rolled,
     sequence,
     unrolled,
     vectorized,
@@ -143,17 +143,16 @@ class Factors:
         group, inner = tirx.floordiv(number, self.width), tirx.floormod(number, self.width)
         return group * (self.along * self.width) + self.place * self.width + inner
 
-    def load(self, k: Expression, target: Buffer) -> Statement:
-        """Load those of depth `k` into registers."""
+    def load(self, k: Expression, target: Buffer, which: Expression) -> Statement:
+        """Load those of depth `k` into set `which` of `target`."""
         vectors = str(target.dtype) == "float32"
 
         def group(number: Expression) -> Statement:
             def element(lane: Expression) -> Statement:
                 c = number * self.width + lane
                 begin = number * (self.along * self.width) + self.place * self.width
-                return tirx.BufferStore(
-                    target, tirx.BufferLoad(self.tile.buffer, self.tile.at(k, begin + lane)), [c]
-                )
+                factor = tirx.BufferLoad(self.tile.buffer, self.tile.at(k, begin + lane))
+                return tirx.BufferStore(target, factor, [which, c])
 
             return (vectorized if vectors else unrolled)(self.width, element)
 
@@ -166,19 +165,56 @@ def each_sum(sums: Buffer, body: Callable[[Expression, Expression], Statement]) 
     return unrolled(rows, lambda r: unrolled(columns, lambda c: body(r, c), "c"), "r")
 
 
-def add_products(sums: Buffer, left: Factors, right: Factors, depth: int) -> Statement:
-    """`sums[r, c] += left[k, r] * right[k, c]` for every k below `depth`, a multiple of 8."""
-    dtype = str(sums.dtype)
-    allocate_left, left_factors = local((left.count,), dtype, "left_factors")
-    allocate_right, right_factors = local((right.count,), dtype, "right_factors")
+class Products:
+    """A thread's `[rows, columns]` sums of products of factors in shared memory.
 
-    def add(r: Expression, c: Expression) -> Statement:
-        return tirx.BufferStore(sums, sums[r, c] + left_factors[r] * right_factors[c], [r, c])
+    There are two sets of factors in registers: those of the next depth are loaded before those at hand are
+    multiplied, across the ends of loops and barriers too, so that a warp has the time of a multiplication.
+    """
 
-    def step(k: Expression) -> Statement:
-        return sequence([left.load(k, left_factors), right.load(k, right_factors), each_sum(sums, add)])
+    def __init__(self, sums: Buffer) -> None:
+        rows, columns = (int(extent) for extent in sums.shape)
+        self._sums = sums
+        allocate_left, self._left = local((2, rows), str(sums.dtype), "left_factors")
+        allocate_right, self._right = local((2, columns), str(sums.dtype), "right_factors")
+        self.allocate = sequence([allocate_left, allocate_right])
 
-    def some(begin: Expression) -> Statement:
-        return unrolled(_UNROLLED_DEPTH, lambda k: step(begin * _UNROLLED_DEPTH + k), "k")
+    def begin(self, left: Factors, right: Factors, k: Expression | None = None) -> Statement:
+        """Load the factors of the first depth, or of `k`, a multiple of 2."""
+        return self._load(constant(0), constant(0) if k is None else k, left, right)
 
-    return sequence([allocate_left, allocate_right, loop(depth // _UNROLLED_DEPTH, some, "some")])
+    def add(self, left: Factors, right: Factors, depth: int, following: Statement | None = None) -> Statement:
+        """`sums[r, c] += left[k, r] * right[k, c]` for every k below `depth`, a multiple of 8.
+
+        Those of the first k have been loaded. `following` loads what comes next before the last ones are
+        multiplied.
+        """
+        count = depth // _UNROLLED_DEPTH
+
+        def then_next(some: Expression) -> Statement:
+            # Behind the last ones, those at hand are the next to be loaded.
+            number = some + 1 if following is not None else tirx.floormod(some + 1, count)
+            return self._some(some, left, right, self.begin(left, right, number * _UNROLLED_DEPTH))
+
+        if following is None:
+            return rolled(count, then_next, "some")
+        last = self._some(constant(count - 1), left, right, following)
+        return sequence([rolled(count - 1, then_next, "some"), last]) if count > 1 else last
+
+    def _some(self, some: Expression, left: Factors, right: Factors, following: Statement) -> Statement:
+        def one(k: Expression) -> Statement:
+            load = self._load(tirx.floormod(k + 1, 2), some * _UNROLLED_DEPTH + k + 1, left, right)
+            return sequence([load, self._multiply(tirx.floormod(k, 2))])
+
+        last = _UNROLLED_DEPTH - 1
+        return sequence([unrolled(last, one, "k"), following, self._multiply(constant(last % 2))])
+
+    def _load(self, which: Expression, k: Expression, left: Factors, right: Factors) -> Statement:
+        return sequence([left.load(k, self._left, which), right.load(k, self._right, which)])
+
+    def _multiply(self, which: Expression) -> Statement:
+        def add(r: Expression, c: Expression) -> Statement:
+            value = self._sums[r, c] + self._left[which, r] * self._right[which, c]
+            return tirx.BufferStore(self._sums, value, [r, c])
+
+        return each_sum(self._sums, add)

@@ -21,16 +21,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import ceil, gcd, inf, log2, prod
-from math import e as euler
+from math import ceil, gcd, inf, prod
 
 from tcomp.target.target import Gpu
 from tcomp.tensor.alignment import anywhere, vector_lanes
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.attention_operands import own_index
-from tcomp.tensor.attention_parts import DTYPE, LOWEST, KeyParts, Pieces
+from tcomp.tensor.attention_parts import DTYPE, LOWEST, KeyParts, Pieces, exponential
 from tcomp.tensor.attention_shape import Blocks, Shape
-from tcomp.tensor.block_tile import STATIC_SHARED_BYTES, WARP_COLUMNS, WARP_ROWS
+from tcomp.tensor.block_tile import ROW_STRIDE, STATIC_SHARED_BYTES, WARP_COLUMNS, WARP_ROWS, place_in_warp
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
 from tcomp.tensor.loops import (
@@ -47,15 +46,14 @@ from tcomp.tensor.loops import (
     unrolled,
     vectorized,
 )
-from tcomp.tensor.math import convert, exp2
 from tcomp.tensor.matrices import Index
 from tcomp.tensor.operand import Operand, Source
 from tcomp.tensor.shared_tiles import (
     GROUP,
     Factors,
+    Products,
     SharedTile,
     TileLoader,
-    add_products,
     each_sum,
     tile_elements,
 )
@@ -202,7 +200,7 @@ class SimtAttention:
         parts = self.tile.parts.count
         launches = [launch((parts * self.blocks.count,), (self.tile.threads,), body)]
         if self.pieces is not None:
-            launches.append(self.pieces.combined(lambda x, top: _exponential(x - top), finish))
+            launches.append(self.pieces.combined(self.shape, exponential, finish))
         return self.anchored.scheduled(launches)
 
 
@@ -216,7 +214,9 @@ class _Block:
         self.batch: Index = digits(head, nest.shape.batch)
         tile, count = nest.tile, nest.tile.thread_rows
         warp, lane = tirx.floordiv(thread, 32), tirx.floormod(thread, 32)
-        row, column = warp * WARP_ROWS + tirx.floordiv(lane, WARP_COLUMNS), tirx.floormod(lane, WARP_COLUMNS)
+        row_in_warp, column = place_in_warp(lane)
+        row = warp * WARP_ROWS + row_in_warp
+        self.is_first_of_row = column == 0
         self.allocations: list[Statement] = []
         zero = constant(0)
         queries = self._shared(tile_elements(tile.rows, tile.depth), "queries")
@@ -235,6 +235,8 @@ class _Block:
         self.tops, self.totals, self.tile_tops = (
             self._local((count,), name) for name in ("tops", "totals", "tile_tops")
         )
+        self.of_scores, self.of_sums = Products(self.scores), Products(self.sums)
+        self.allocations += [self.of_scores.allocate, self.of_sums.allocate]
         self.allocations += [nest.queries.allocate, nest.keys.allocate, nest.values.allocate]
 
     def _shared(self, elements: int, name: str) -> Buffer:
@@ -268,14 +270,16 @@ class _Block:
                     synchronize(),
                     nest.values.load(thread, self.batch, zero, step),
                     self._clear(self.scores),
-                    add_products(self.scores, self.of_queries, self.of_keys, nest.tile.depth),
+                    self.of_scores.begin(self.of_queries, self.of_keys),
+                    self.of_scores.add(self.of_queries, self.of_keys, nest.tile.depth),
                     self._weigh(step * nest.tile.keys),
                     synchronize(),
                     nest.values.store(thread, self.value_tile),
                     each_sum(self.scores, self._store_weight),
                     synchronize(),
                     keys(following),
-                    add_products(self.sums, self.of_weights, self.of_values, nest.tile.keys),
+                    self.of_sums.begin(self.of_weights, self.of_values),
+                    self.of_sums.add(self.of_weights, self.of_values, nest.tile.keys),
                     synchronize(),
                 ]
             )
@@ -319,7 +323,7 @@ class _Block:
             return tirx.BufferStore(self.tile_tops, tirx.max(self.tile_tops[r], self.scores[r, c]), [r])
 
         def weight(r: Expression, c: Expression) -> list[Statement]:
-            value = _exponential(self.scores[r, c] - self.tops[r])
+            value = exponential(self.scores[r, c], self.tops[r])
             return [
                 tirx.BufferStore(self.scores, value, [r, c]),
                 tirx.BufferStore(self.totals, self.totals[r] + self.scores[r, c], [r]),
@@ -335,8 +339,8 @@ class _Block:
                 [
                     tirx.BufferStore(self.tile_tops, self.tops[r], [r]),
                     unrolled(tile.thread_keys, lambda c: highest(r, c), "c"),
-                    *combine_lanes(self.tile_tops, [r], WARP_COLUMNS, tirx.max),
-                    tirx.Bind(change, _exponential(self.tops[r] - self.tile_tops[r])),
+                    *combine_lanes(self.tile_tops, [r], WARP_COLUMNS, tirx.max, ROW_STRIDE),
+                    tirx.Bind(change, exponential(self.tops[r], self.tile_tops[r])),
                     tirx.BufferStore(self.tops, self.tile_tops[r], [r]),
                     tirx.BufferStore(self.totals, self.totals[r] * change, [r]),
                     unrolled(tile.thread_columns, rescale, "c"),
@@ -370,7 +374,7 @@ class _Block:
             row = tirx.min(self.rows + self.of_queries.at(r), constant(shape.rows - 1))
             index = (*self.batch, row, tirx.min(key, constant(shape.length - 1)))
             elements = self.nest.anchored.elements(loops_around())
-            value = value + convert(elements.element(mask, own_index(mask, index, 0)), DTYPE)
+            value = shape.masked(value, elements.element(mask, own_index(mask, index, 0)))
             statements = elements.statements
         return statements, value
 
@@ -387,9 +391,8 @@ class _Block:
 
             def one(lane: Expression) -> Statement:
                 if pieces is not None:
-                    return pieces.keep_sum(self.part, self.head, row, column + lane, self.sums[r, c + lane])
-                value = self.sums[r, c + lane] / self.totals[r]
-                return nest.anchored.finish([*self.batch, row, column + lane], value)
+                    return pieces.keep_sum(self.part, [self.head, row], column + lane, self.sums[r, c + lane])
+                return nest.anchored.finish([*self.batch, row, column + lane], self.sums[r, c + lane])
 
             inside = [row < shape.rows] if shape.rows % tile.rows else []
             inside += [column < shape.width] if shape.width % tile.width else []
@@ -397,19 +400,24 @@ class _Block:
             return tirx.IfThenElse(tirx.all(*inside), store, None) if inside else store
 
         def row(r: Expression) -> Statement:
-            add = combine_lanes(self.totals, [r], WARP_COLUMNS, lambda a, b: a + b)
+            add = combine_lanes(self.totals, [r], WARP_COLUMNS, lambda a, b: a + b, ROW_STRIDE)
             columns = unrolled(tile.thread_columns // lanes, lambda c: vector(r, c * lanes), "c")
-            return sequence([*add, columns, *([] if pieces is None else [kept(pieces, r)])])
+            if pieces is not None:
+                return sequence([*add, columns, kept(pieces, r)])
+            # One division for all sums of a row.
+            inverse = tirx.Var("inverse", DTYPE)
+            divide = unrolled(tile.thread_columns, lambda c: divided(r, c, inverse), "c")
+            return sequence(
+                [*add, tirx.Bind(inverse, tirx.const(1, DTYPE) / self.totals[r]), divide, columns]
+            )
+
+        def divided(r: Expression, c: Expression, inverse: Expression) -> Statement:
+            value = shape.settled(self.sums[r, c] * inverse, self.totals[r] > 0)
+            return tirx.BufferStore(self.sums, value, [r, c])
 
         def kept(pieces: Pieces, r: Expression) -> Statement:
             row = self.rows + self.of_weights.at(r)
-            keep = pieces.keep_row(self.part, self.head, row, self.tops[r], self.totals[r])
-            is_first = tirx.floormod(self.thread, WARP_COLUMNS) == 0
-            return tirx.IfThenElse(tirx.all(is_first, row < shape.rows), keep, None)
+            keep = pieces.keep_row(self.part, [self.head, row], self.tops[r], self.totals[r])
+            return tirx.IfThenElse(tirx.all(self.is_first_of_row, row < shape.rows), keep, None)
 
         return self._each_row(row)
-
-
-def _exponential(x: Expression) -> Expression:
-    """e^x. The factor comes after the difference of scores, which may be the lowest numbers there are."""
-    return exp2(x * tirx.const(log2(euler), DTYPE))

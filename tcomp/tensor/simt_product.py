@@ -4,8 +4,9 @@
       for each tile of the depth:
         load the tiles of both operands that come next into registers
         for k in the tile of the depth:
-          sums += column k of the left tile (shared memory) x row k of the right tile
-        store what was loaded into the other buffer of shared memory; wait for the block
+          at the last: store what was loaded into the other buffer of shared memory; wait for the block
+          load the factors of the next k: column of the left tile (shared memory), row of the right tile
+          sums += column x row of those at hand
     for each output element, if there are parts: add their sums in order
 
 Both tiles lie as `[k, row or column]`. Loads from memory are vectors where the operand allows them. Edges:
@@ -32,8 +33,9 @@ from tcomp.tensor.loops import (
 )
 from tcomp.tensor.matrices import Matrices
 from tcomp.tensor.operand import Operand
-from tcomp.tensor.shared_tiles import Factors, SharedTile, TileLoader, add_products, each_sum, tile_elements
+from tcomp.tensor.shared_tiles import Factors, Products, SharedTile, TileLoader, each_sum, tile_elements
 from tcomp.tensor.shares import Segment, Shares, Tiling
+from tcomp.tensor.step_table import StepTable
 from tcomp.tensor.template import Scheduled
 from tcomp.tensor.threads import launch, shared, synchronize
 from tcomp.tensor.totals import Destination, Totals
@@ -43,12 +45,17 @@ from tcomp.tvm_api import tirx
 class SimtProduct:
     """The launches of one product."""
 
-    def __init__(self, matrices: Matrices, tile: BlockTile, shares: Shares) -> None:
-        self.matrices, self.tile, self.shares = matrices, tile, shares
+    def __init__(
+        self, matrices: Matrices, tile: BlockTile, shares: Shares, table: StepTable | None = None
+    ) -> None:
+        """`table` is what the right matrix finds in shared memory, and the end of the depth."""
+        self.matrices, self.tile, self.shares, self.table = matrices, tile, shares, table
         left, right = Operand.left(matrices, tile.vector), Operand.right(matrices, tile.vector)
         guarded = self.steps * tile.depth > matrices.depth
         self.left = TileLoader(left, tile.rows, tile.depth, tile.threads, guarded, "left")
-        self.right = TileLoader(right, tile.columns, tile.depth, tile.threads, guarded, "right")
+        self.right = TileLoader(
+            right, tile.columns, tile.depth, tile.threads, guarded and table is None, "right"
+        )
         dtype = matrices.accumulator
         sizes = [tile.stages * tile_elements(size, tile.depth) for size in (tile.rows, tile.columns)]
         self.allocate_left, self.left_tiles = shared(sizes[:1], dtype, "left_tiles")
@@ -57,6 +64,7 @@ class SimtProduct:
         self.tiling = Tiling(m.batch, m.rows, m.columns, tile.rows, tile.columns)
         self.totals = Totals(matrices, self.tiling, self.shares)
         self.allocate_sums, self.sums = local((tile.thread_rows, tile.thread_columns), dtype, "sums")
+        self.products = Products(self.sums)
 
     @property
     def steps(self) -> int:
@@ -68,7 +76,8 @@ class SimtProduct:
 
         def body(block: Sequence[Expression], thread: Sequence[Expression]) -> Statement:
             of_block = self.shares.segments(block[0], lambda segment: self._segment(segment, thread[0]))
-            return left_to_compiler(of_block)
+            before = [] if self.table is None else self.table.fill(thread[0], self.tile.threads)
+            return left_to_compiler(sequence([*before, of_block]))
 
         blocks = launch((self.shares.blocks,), (self.tile.threads,), body)
         return [blocks, *self.totals.launches()]
@@ -101,7 +110,7 @@ class SimtProduct:
         return sequence(
             [
                 *(self.allocate_left, self.allocate_right, self.left.allocate, self.right.allocate),
-                self.allocate_sums,
+                *(self.allocate_sums, self.products.allocate),
                 each_sum(self.sums, lambda r, c: tirx.BufferStore(self.sums, zero, [r, c])),
                 *load(constant(0)),
                 # Until others have multiplied the last tiles of the segment before.
@@ -133,13 +142,15 @@ class SimtProduct:
 
         def overlapped(step: Expression) -> Statement:
             stage = tirx.floormod(step, 2)
-            return sequence([*load(step + 1), self._multiply(stage, place), *store(1 - stage), synchronize()])
+            # Behind the barrier others have loaded all of this step's factors: its tiles may be overwritten.
+            following = [*store(1 - stage), synchronize(), self._begin(1 - stage, place)]
+            return sequence([*load(step + 1), self._add(stage, place, sequence(following))])
 
-        begin = [*store(constant(0)), synchronize()]
+        begin = [*store(constant(0)), synchronize(), self._begin(constant(0), place)]
         if isinstance(last, int):
-            end = self._multiply(constant(last % 2), place)
+            end = self._add(constant(last % 2), place)
             return [*begin, loop(last, overlapped, "step"), end] if last else [*begin, end]
-        end = self._multiply(tirx.floormod(last, 2), place)
+        end = self._add(tirx.floormod(last, 2), place)
         return [*begin, loop(last, overlapped, "step"), end]
 
     def _left_tile(self, stage: Expression) -> SharedTile:
@@ -158,9 +169,18 @@ class SimtProduct:
             Factors(self._right_tile(stage), place[1], along[1], tile.thread_columns),
         )
 
-    def _multiply(self, stage: Expression, place: tuple[Expression, Expression]) -> Statement:
+    def _begin(self, stage: Expression, place: tuple[Expression, Expression]) -> Statement:
+        """Load the first factors of the tiles in buffer `stage`."""
+        return self.products.begin(*self._factors(stage, place))
+
+    def _add(
+        self, stage: Expression, place: tuple[Expression, Expression], following: Statement | None = None
+    ) -> Statement:
         """Add the products of the tiles in buffer `stage`."""
-        return add_products(self.sums, *self._factors(stage, place), self.tile.depth)
+        return self.products.add(*self._factors(stage, place), self.tile.depth, following)
+
+    def _multiply(self, stage: Expression, place: tuple[Expression, Expression]) -> Statement:
+        return sequence([self._begin(stage, place), self._add(stage, place)])
 
     def _store(self, to: Destination, place: tuple[Expression, Expression]) -> Statement:
         tile = self.tile

@@ -1,7 +1,8 @@
 """The tiles that a product can have on a GPU, and how long each takes by a model of its multiprocessors.
 
 A multiprocessor works on the blocks that it has room for at once, a tile of the depth at a time: that takes
-as long as their multiply-adds and loads from shared memory, but no less than a load from memory takes.
+as long as their multiply-adds, their instructions or their use of shared memory, but no less than a load from
+memory takes. `scripts/kernel_sass.py` counts the instructions.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from tcomp.errors import UnsupportedError
 from tcomp.target.target import Gpu, Target
 from tcomp.tensor.block_tile import BlockTile
-from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, memory_cycles, multiply_adds, resident_blocks
+from tcomp.tensor.gpu_rates import INSTRUCTIONS, LAUNCH_CYCLES, memory_cycles, multiply_adds, resident_blocks
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Ordered, Space
 from tcomp.tensor.product import Product
@@ -34,10 +35,14 @@ _SHARED_BYTES = 128
 SECOND_LEVEL_BYTES = 32
 """What the second-level cache gives each multiprocessor in a cycle."""
 _OVERLAP = 0.5
-"""The part of that time which multiply-adds do not hide."""
-_LOAD = 2
-"""Instructions that bring an element to shared memory."""
-_GATHER = 20
+"""The part of that time which work on what is there does not hide."""
+_OTHER_UNITS = 0.1
+"""The part of their time which the busiest of multiply-adds, instructions and shared memory does not hide."""
+_LOAD = 0.75
+"""Instructions that bring an element to shared memory, as one of a vector."""
+_WINDOW = 4
+"""The same where it may lie beyond a border."""
+_GATHER = 18
 """The same where its position must be computed anew."""
 _STEP_INSTRUCTIONS = 24
 """Of a thread in a tile of the depth, beside those that come with its elements."""
@@ -108,17 +113,21 @@ def cycles(problem: Problem, tile: BlockTile, target: Target) -> float:
     itemsize, rate = problem.itemsize, multiply_adds(gpu, problem.itemsize)
     shares, fitting = shares_of(problem, tile, target), _resident(problem, tile, gpu)
     sums, factors = tile.thread_rows * tile.thread_columns, tile.thread_rows + tile.thread_columns
-    # Threads of a warp that read the same element share it: 12 of 32 vectors are different ones.
-    shared = tile.threads * tile.depth * factors * itemsize * 12 / 32 / _SHARED_BYTES
     moved = (tile.rows + tile.columns) * tile.depth
-    gathered = tile.columns * tile.depth * (_GATHER if problem.run % tile.depth else 2 * _LOAD)
-    loads = _LOAD * moved + (gathered if problem.run else 0)
-    instructions = tile.threads * (tile.depth * (sums + factors / 4) + _STEP_INSTRUCTIONS) + loads
-    issue = instructions / rate + _OVERLAP * moved * itemsize / SECOND_LEVEL_BYTES
+    # Shared memory serves two threads that read the same vector at once.
+    shared = (tile.threads * tile.depth * factors / 2 + moved) * itemsize / _SHARED_BYTES
+    loads = _LOAD * moved
+    if problem.run:
+        loads += tile.columns * tile.depth * (_GATHER if problem.run % tile.depth else _WINDOW)
+    products = tile.threads * tile.depth * sums
+    others = tile.threads * (tile.depth * factors / 4 + _STEP_INSTRUCTIONS) + loads
+    units = products / rate, (products + others) / INSTRUCTIONS, shared
+    work = max(units) + _OTHER_UNITS * (sum(units) - max(units))
+    work += _OVERLAP * moved * itemsize / SECOND_LEVEL_BYTES
 
     def together(count: int, steps: int, segments: int) -> float:
         """Cycles of so many blocks at once, from beginning to end."""
-        step = max(count * max(issue, shared), ARRIVAL_CYCLES + issue)
+        step = max(count * work, ARRIVAL_CYCLES + work)
         ends = ARRIVAL_CYCLES + count * tile.rows * tile.columns * itemsize / SECOND_LEVEL_BYTES
         return steps * step + segments * ends
 

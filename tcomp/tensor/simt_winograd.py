@@ -17,9 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
-import numpy as np
-
-from tcomp.relay.types import Array, TensorType
+from tcomp.relay.builder import GraphBuilder
 from tcomp.tensor.alignment import anywhere, vector_lanes
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.block_tile import BlockTile
@@ -241,11 +239,13 @@ class SimtWinograd:
 
 
 def _packing(conv: Convolution, scheme: Scheme) -> Packing:
-    """Weights `[output, channel, 3, 3]`, transformed, as `[position, channel, output]`."""
-    shape = (scheme.positions, conv.in_channels, conv.out_channels)
-
-    def pack(weights: Array) -> Array:
-        taps = np.transpose(weights.reshape(*shape[:0:-1], KERNEL**2), (2, 1, 0))
-        return scheme.transform_weights(taps.reshape(KERNEL**2, -1)).reshape(shape).astype(conv.dtype)
-
-    return Packing(TensorType(shape, conv.dtype), pack)
+    """Weights `[output, channel, 3, 3]`, transformed in float64, as `[position, channel, output]`."""
+    outputs, inputs, taps = conv.out_channels, conv.in_channels, KERNEL**2
+    g = GraphBuilder("winograd_weights")
+    weights = g.input("weights", (outputs, inputs, KERNEL, KERNEL), conv.dtype)
+    split = g.op("reshape", weights, shape=(outputs, inputs, taps))
+    wide = g.op("cast", g.op("transpose", split, axes=(1, 0, 2)), dtype="float64")
+    rows = g.op("reshape", wide, shape=(inputs * outputs, taps))
+    transformed = g.op("matmul", g.constant(scheme.weight_transform), rows, transpose_b=True)
+    narrow = g.op("cast", transformed, dtype=conv.dtype)
+    return Packing.by(g.build(g.op("reshape", narrow, shape=(scheme.positions, inputs, outputs))))

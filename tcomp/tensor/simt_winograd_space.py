@@ -14,6 +14,7 @@ from tcomp.tensor.convolution import Convolution
 from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, memory_cycles, multiply_adds
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Ordered, Space
+from tcomp.tensor.reach import REACH
 from tcomp.tensor.simt_space import (
     ARRIVAL_CYCLES,
     SECOND_LEVEL_BYTES,
@@ -29,8 +30,6 @@ THREADS = (64, 128, 256)
 """Of a block that transforms."""
 _NEAR = 0.5
 """The part of the second-level cache in which a tensor outlasts a launch: an A100 has it in two halves."""
-_REACH = 2**31
-"""Elements that an index of 32 bits reaches."""
 _MOVE = 2
 """Instructions that load or store a value of a transform."""
 
@@ -94,9 +93,9 @@ class WinogradProblem:
 
 
 def tiles_within_reach(conv: Convolution) -> tuple[tuple[int, int], ...]:
-    """Tiles of pixels whose patches and products an index of 32 bits reaches; none for very many images."""
+    """Tiles of pixels whose patches and products kernels can count; none for very many images."""
     return tuple(
-        pixels for pixels in pixel_tiles(conv.strides) if _largest(PixelTiles(conv, pixels)) < _REACH
+        pixels for pixels in pixel_tiles(conv.strides) if _largest(PixelTiles(conv, pixels)) <= REACH
     )
 
 
@@ -118,8 +117,8 @@ def winograd_space(problem: WinogradProblem, target: Target) -> Space:
             return "as many columns as rows are `columns` 0"
         rows, columns = pixels_of(config)
         space = products.get((rows, columns))
-        if space is None or _largest(PixelTiles(conv, (rows, columns))) * int(config["split"]) >= _REACH:
-            return f"tiles of {rows}x{columns} pixels have more products than an index of 32 bits counts"
+        if space is None or _largest(PixelTiles(conv, (rows, columns))) * int(config["split"]) > REACH:
+            return f"tiles of {rows}x{columns} pixels have more products than kernels count"
         return space.legal(config)
 
     rows = tuple(sorted({rows for rows, _ in products}))

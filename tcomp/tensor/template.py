@@ -16,20 +16,33 @@ from typing import ClassVar
 
 from tcomp.errors import ScheduleError, UnsupportedError
 from tcomp.registry import Registry
+from tcomp.relay.evaluate import evaluate
+from tcomp.relay.graph import Graph
 from tcomp.relay.types import Array, TensorType
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import ALGORITHM, Alternatives, Config, Space
+from tcomp.tensor.reach import check_reach
 from tcomp.tensor.vectors import IN_NEON, vectors_for
 from tcomp.tvm_api import PrimFunc
 
 
 @dataclass(frozen=True)
 class Packing:
-    """How a constant operand is rearranged at compile time: `pack(original)` has type `type`."""
+    """How a constant operand is rearranged before anything runs: `pack(original)` has type `type`.
+
+    `function` is the same as a graph, of the original, where there is one: a GPU can then do it when the
+    library is loaded.
+    """
 
     type: TensorType
     pack: Callable[[Array], Array]
+    function: Graph | None = None
+
+    @staticmethod
+    def by(function: Graph) -> Packing:
+        """The packing that `function`, of one input and one output, is."""
+        return Packing(function.outputs[0].type, lambda original: evaluate(function, [original])[0], function)
 
 
 @dataclass(frozen=True)
@@ -222,8 +235,13 @@ TEMPLATES: Registry[Template] = Registry("schedule template", "tcomp.tensor.sche
 def template_for(kernel: Kernel, target: Target) -> Template:
     """The template with the highest priority that accepts `kernel`, together with its alternatives.
 
-    Raises UnsupportedError when there is none.
+    Raises UnsupportedError when there is none, or a value has more elements than kernels count.
     """
+    for value in kernel.body.inputs:
+        check_reach(value.type, f"input `{value.name}` of kernel {kernel.label}")
+    for node in kernel.body.nodes:
+        for value in node.outputs:
+            check_reach(value.type, f"what {node.where} makes in kernel {kernel.label}")
     is_chain = len(kernel.anchors) > 1
     candidates = [t for t in TEMPLATES.values() if t.family == target.family and t.takes_chains == is_chain]
     suited = vectors_for(kernel, target)

@@ -44,11 +44,15 @@ def combine_lanes(
     index: list[Expression],
     lanes: int,
     combine: Callable[[Expression, Expression], Expression],
+    stride: int = 1,
 ) -> list[Statement]:
-    """Combine `buffer[index]` of every `lanes` neighbouring threads of a warp; all of them get the result."""
+    """Combine `buffer[index]` of every `lanes` threads of a warp; all of them get the result.
+
+    These are a power of two, with numbers `stride` apart.
+    """
     statements: list[Statement] = []
-    distance = lanes // 2
-    while distance:
+    distance = lanes * stride // 2
+    while distance >= stride:
         value = buffer[tuple(index)]
         statements.append(tirx.BufferStore(buffer, combine(value, from_lane(value, distance)), index))
         distance //= 2

@@ -19,26 +19,16 @@ Source: Shah et al., "FlashAttention-3", 2024.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from tcomp.target.target import Gpu
-from tcomp.tensor.attention_shape import Blocks, Limit
-from tcomp.tensor.loops import (
-    Buffer,
-    Expression,
-    Statement,
-    call,
-    constant,
-    left_to_compiler,
-    local,
-    loop,
-    sequence,
-)
+from tcomp.tensor.attention_launches import AttentionLaunches, BlockShare, BlockShares
+from tcomp.tensor.loops import Buffer, Expression, Statement, call, constant, local, loop, sequence
 from tcomp.tensor.online_softmax import DTYPE, OnlineSoftmax, WarpRows
 from tcomp.tensor.template import Scheduled
-from tcomp.tensor.threads import dynamic_shared, launch, synchronize
+from tcomp.tensor.threads import dynamic_shared, synchronize
 from tcomp.tensor.tiles import address_of_map, map_variable, with_map
 from tcomp.tensor.warps import WARP, from_first_lane
 from tcomp.tensor.wgmma_attention_operands import TiledAttentionOperands, TiledRows
@@ -99,75 +89,51 @@ class WgmmaAttention:
         found = operands.tiled()
         assert found is not None
         self.operands, self.plan = operands, plan
-        self.blocks = Blocks.of(operands.anchor, plan.shape.batch, plan.row_blocks, gpu)
+        self.launches = AttentionLaunches(operands, plan, gpu)
         self.before, (query, key, value) = found
         self.queries, self.keys, self.values = (
             _Tiles(source, map_variable(name), rows, lines)
             for source, name, rows, lines in (
                 (query, "query_map", plan.block_rows, plan.depth_lines),
-                (key, "key_map", plan.block_keys, plan.depth_lines),
-                (value, "value_map", plan.block_keys, plan.width_lines),
+                (key, "key_map", plan.tile_n, plan.depth_lines),
+                (value, "value_map", plan.tile_n, plan.width_lines),
             )
         )
 
     def scheduled(self) -> Scheduled:
-        plan = self.plan
+        def with_maps(own: Statement) -> Statement:
+            for tiles in (self.values, self.keys, self.queries):
+                map_ = tiles.source.tiles(self.plan.shape.dtype, tiles.rows)
+                own = with_map(tiles.map, tiles.source.buffer, map_, own)
+            return own
 
-        def body(block: Sequence[Expression], thread: Sequence[Expression]) -> Statement:
-            batch, rows = self.blocks.place(block[0])
-            return left_to_compiler(_Block(self, batch, rows * plan.block_rows, thread[0]).statement())
-
-        own = launch((self.blocks.count,), (plan.threads,), body)
-        for tiles in (self.values, self.keys, self.queries):
-            map_ = tiles.source.tiles(plan.shape.dtype, tiles.rows)
-            own = with_map(tiles.map, tiles.source.buffer, map_, own)
-        return self.operands.anchored.scheduled([*self.before, own])
+        return self.launches.scheduled(
+            self.before, lambda shares, thread: _Block(self, shares, thread).statement(), with_maps
+        )
 
 
 class _Block:
     """What one thread of one block does."""
 
-    def __init__(self, nest: WgmmaAttention, batch: Expression, rows: Expression, thread: Expression) -> None:
-        self.nest, self.plan, self.batch, self.rows, self.thread = nest, nest.plan, batch, rows, thread
+    def __init__(self, nest: WgmmaAttention, shares: BlockShares, thread: Expression) -> None:
+        self.nest, self.plan, self.shares, self.thread = nest, nest.plan, shares, thread
         plan = self.plan
         self.allocate, self.memory = dynamic_shared((plan.shared_bytes,), "uint8", "tiles")
         self.begin = tirx.Var("begin", "int32")
-        self.query_full = self.begin
-        self.query_place = self.begin + BARRIER_BYTES
-        barriers, tiles = self.begin + BARRIER, self.query_place + plan.query_bytes
+        barriers, tiles = self.begin, self.begin + BARRIER_BYTES
+        self.queries = Pipe(1, barriers, tiles, plan.query_bytes)
+        barriers, tiles = barriers + 2 * BARRIER, tiles + plan.query_bytes
         self.keys = Pipe(plan.stages, barriers, tiles, plan.key_bytes)
-        self.values = Pipe(
-            plan.stages,
-            barriers + 2 * plan.stages * BARRIER,
-            tiles + plan.stages * plan.key_bytes,
-            plan.value_bytes,
-        )
+        barriers, tiles = barriers + 2 * plan.stages * BARRIER, tiles + plan.stages * plan.key_bytes
+        self.values = Pipe(plan.stages, barriers, tiles, plan.value_bytes)
         # In a buffer, as TVM would put what a variable is bound to in the place of each use.
         self.allocate_group, self._group = local((1,), "int32", "warp_group")
         self.lane = tirx.floormod(thread, WARP)
-        warp = tirx.floormod(tirx.floordiv(thread, WARP), GROUP_THREADS // WARP)
-        first = rows + self.group * INSTRUCTION_ROWS + warp * (INSTRUCTION_ROWS // 4)
-        own = WarpRows(batch, first, self.lane)
-        self.softmax = OnlineSoftmax(nest.operands, plan.shape, own, 1, plan.block_keys, plan.columns)
-        self.allocate_changes, self.changes = local((2,), DTYPE, "changes")
-        heads = nest.operands.heads
-        _, highest = heads.bounds(rows, plan.block_rows)
-        self.lowest, _ = heads.bounds(rows + self.group * INSTRUCTION_ROWS, INSTRUCTION_ROWS)
-        self.steps: int | Expression = self.limit.steps_of(highest, 1, plan.block_keys)
-        """Tiles of keys that rows of this block see."""
-
-    @property
-    def limit(self) -> Limit:
-        return self.nest.operands.of_anchor.limit
 
     @property
     def group(self) -> Expression:
         """Of this thread in the block."""
         return self._group[0]
-
-    def first_key(self, step: Expression) -> Expression:
-        """Of the tile of a step."""
-        return (self.steps - 1 - step) * self.plan.block_keys
 
     def statement(self) -> Statement:
         plan = self.plan
@@ -175,25 +141,67 @@ class _Block:
         # Taken from a warp's first thread, so that what depends on it is known to be the same for the warp.
         own_group = from_first_lane(tirx.floordiv(self.thread, GROUP_THREADS))
         readers = plan.consumers * GROUP_THREADS // WARP
-        initialise = [
-            call("tcomp_barrier_init", self.query_full, constant(1)),
-            *self.keys.initialise(readers),
-            *self.values.initialise(readers),
-            call("tcomp_barriers_are_ready"),
-        ]
+        pipes = self.queries, self.keys, self.values
+        initialise = [one for pipe in pipes for one in pipe.initialise(readers)]
+        consume, produce, known = self._roles()
         is_producer = tirx.floormod(self.thread, GROUP_THREADS) < 1
-        produce = tirx.IfThenElse(is_producer, self._produce(), None)
         return sequence(
             [
                 self.allocate,
+                *known,
                 tirx.Bind(self.begin, address),
                 self.allocate_group,
                 tirx.BufferStore(self._group, own_group, [0]),
-                tirx.IfThenElse(self.thread < 1, sequence(initialise), None),
+                tirx.IfThenElse(
+                    self.thread < 1, sequence([*initialise, call("tcomp_barriers_are_ready")]), None
+                ),
                 synchronize(),
-                by_roles(self.group < plan.consumers, [self._consume()], [produce], plan.shared_registers),
+                by_roles(
+                    self.group < plan.consumers,
+                    consume,
+                    [tirx.IfThenElse(is_producer, produce, None)],
+                    plan.shared_registers,
+                ),
             ]
         )
+
+    def _roles(self) -> tuple[list[Statement], Statement, list[Statement]]:
+        """What consumers and the producer do, and what is bound before."""
+        if not self.plan.persistent:
+            only = _Tile(self, self.shares.at(constant(0)), constant(0))
+            return [*only.begin_turns(), *only.consume()], only.produce(), only.share.known
+
+        def tile(turn: Expression) -> _Tile:
+            return _Tile(self, self.shares.at(turn), turn)
+
+        consume = loop(self.shares.count, lambda turn: sequence(tile(turn).consume()), "tile")
+        produce = loop(self.shares.count, lambda turn: tile(turn).produce(), "tile")
+        return [*tile(constant(0)).begin_turns(), consume], produce, []
+
+
+class _Tile:
+    """What one thread does for one tile of queries, the block's number `turn`."""
+
+    def __init__(self, block: _Block, share: BlockShare, turn: Expression) -> None:
+        self.block, self.nest, self.plan, self.share, self.turn = block, block.nest, block.plan, share, turn
+        self.steps, self.lane, self.group = share.steps, block.lane, block.group
+        """Steps are the tiles of keys."""
+        plan, rows = self.plan, share.rows
+        self.queries, self.keys, self.values = block.queries, block.keys, block.values
+        if plan.persistent:
+            self.queries, steps = self.queries.behind(turn), turn * self.steps
+            self.keys, self.values = self.keys.behind(steps), self.values.behind(steps)
+        warp = tirx.floormod(tirx.floordiv(block.thread, WARP), GROUP_THREADS // WARP)
+        first = rows + self.group * INSTRUCTION_ROWS + warp * (INSTRUCTION_ROWS // 4)
+        own = WarpRows(share.batch, first, self.lane)
+        self.softmax = OnlineSoftmax(self.nest.operands, plan.shape, own, 1, plan.tile_n, plan.columns)
+        self.allocate_changes, self.changes = local((2,), DTYPE, "changes")
+        heads = self.nest.operands.heads
+        self.lowest, _ = heads.bounds(rows + self.group * INSTRUCTION_ROWS, INSTRUCTION_ROWS)
+
+    def first_key(self, step: Expression) -> Expression:
+        """Of the tile of a step."""
+        return (self.share.begin + (self.steps - 1 - step)) * self.plan.tile_n
 
     @property
     def _last(self) -> Expression:
@@ -207,11 +215,13 @@ class _Block:
     @property
     def _has_further(self) -> bool:
         """Whether there may be more steps than one."""
-        return not isinstance(self.steps, int) or self.steps > 1
+        return self.plan.parts.share > 1
 
-    def _produce(self) -> Statement:
+    def produce(self) -> Statement:
+        share = self.share
+
         def fetch(pipe: Pipe, tiles: _Tiles, step: Expression) -> list[Statement]:
-            to = (pipe.place(step), pipe.full(step), self.batch, self.first_key(step))
+            to = (pipe.place(step), pipe.full(step), share.batch, self.first_key(step))
             return [pipe.wait_for_room(step), tiles.copies(*to)]
 
         def keys(step: Expression) -> list[Statement]:
@@ -220,42 +230,62 @@ class _Block:
         def values(step: Expression) -> list[Statement]:
             return fetch(self.values, self.nest.values, step)
 
-        return sequence(
+        zero = constant(0)
+        queries = self.queries.place(zero), self.queries.full(zero), share.batch, share.rows
+        fetches = sequence(
             [
-                self.nest.queries.copies(self.query_place, self.query_full, self.batch, self.rows),
+                *([self.queries.wait_for_room(zero)] if self.plan.persistent else []),
+                self.nest.queries.copies(*queries),
                 *keys(constant(0)),
                 *self._each_further(lambda step: sequence([*keys(step), *values(step - 1)])),
                 *values(self._last),
             ]
         )
+        return self._where_steps_are(fetches)
 
-    def _consume(self) -> Statement:
-        plan, softmax, first, last = self.plan, self.softmax, constant(0), self._last
+    def consume(self) -> list[Statement]:
+        return [
+            self.allocate_changes,
+            *self.softmax.allocations,
+            *self.softmax.begin(),
+            self._where_steps_are(self._sum_up()),
+            *self.nest.launches.left(self.softmax, self.share.part),
+        ]
+
+    def _where_steps_are(self, statement: Statement) -> Statement:
+        """Parts of the keys that causal queries see may have none."""
+        may_be_none = self.plan.split > 1 and self.share.limit.causal
+        return tirx.IfThenElse(self.steps > 0, statement, None) if may_be_none else statement
+
+    def _sum_up(self) -> Statement:
+        softmax, first, last = self.softmax, constant(0), self._last
         return sequence(
             [
-                *(self._begin_turns() if plan.takes_turns and self._has_further else []),
-                self.allocate_changes,
-                *softmax.allocations,
-                *softmax.begin(),
-                call("tcomp_barrier_wait", self.query_full, constant(0)),
+                self.queries.wait_for(first),
                 self.keys.wait_for(first),
                 *self._multiply_keys(first),
                 *self._end_products(0, softmax.scores),
                 self.keys.give_back(first, self.lane),
                 *self._weigh(first, softmax.hide(self.first_key(first), self.lowest)),
                 *self._each_further(self._step),
+                *self._given_back(self.queries, first),
                 self.values.wait_for(last),
                 *self._settle(None),
+                *(self._given_back(self.values, last - 1) if self._has_further else []),
                 *self._multiply_values(last),
                 *self._end_products(0, softmax.sums),
-                *softmax.finish(plan.block_rows),
+                *self._given_back(self.values, last),
             ]
         )
+
+    def _given_back(self, pipe: Pipe, step: Expression) -> list[Statement]:
+        """What a further tile of queries has use for."""
+        return [pipe.give_back(step, self.lane)] if self.plan.persistent else []
 
     def _step(self, step: Expression) -> Statement:
         softmax, turns = self.softmax, self.plan.takes_turns
         # But for a limit, all queries see all keys of tiles before the last.
-        hidden = softmax.hide(self.first_key(step), self.lowest) if self.limit.causal else []
+        hidden = softmax.hide(self.first_key(step), self.lowest) if self.share.limit.causal else []
         give_back = tirx.IfThenElse(step > 1, self.values.give_back(step - 2, self.lane), None)
         return sequence(
             [
@@ -308,8 +338,8 @@ class _Block:
     def _multiply_keys(self, step: Expression) -> list[Statement]:
         """scores = queries x keys."""
         plan, queries, keys = self.plan, self.nest.queries, self.nest.keys
-        name = f"tcomp_product_{plan.shape.dtype}_{plan.block_keys}<0, 0>"
-        own = self.query_place + self.group * (INSTRUCTION_ROWS * DEPTH_BYTES)
+        name = f"tcomp_product_{plan.shape.dtype}_{plan.tile_n}<0, 0>"
+        own = self.queries.place(constant(0)) + self.group * (INSTRUCTION_ROWS * DEPTH_BYTES)
         left, right = tirx.Var("query_matrix", "uint64"), tirx.Var("key_matrix", "uint64")
         scores = tirx.address_of(self.softmax.scores[0, 0, 0])
 
@@ -338,7 +368,7 @@ class _Block:
         return [
             *self._begin_products(self.softmax.sums, self.softmax.weights),
             tirx.Bind(right, matrix(self.values.place(step), values.line_bytes)),
-            *map(one, range(plan.block_keys // ALONG)),
+            *map(one, range(plan.tile_n // ALONG)),
             call("tcomp_products_commit"),
         ]
 
@@ -348,7 +378,9 @@ class _Block:
         """The barrier of a group, and the threads that it is for: its own, and those of the one before."""
         return group + _FIRST_TURN, constant(2 * GROUP_THREADS)
 
-    def _begin_turns(self) -> list[Statement]:
+    def begin_turns(self) -> list[Statement]:
+        if not (self.plan.takes_turns and self._has_further):
+            return []
         arrive = call("tcomp_turn_end", *self._turn_of(constant(0)))
         is_awaited = tirx.all(self.group == self.plan.consumers - 1, constant(1) < self.steps)
         return [tirx.IfThenElse(is_awaited, arrive, None)]
@@ -361,7 +393,7 @@ class _Block:
         following = tirx.floormod(self.group + 1, count)
         arrive = call("tcomp_turn_end", *self._turn_of(following))
         # The first group waits for no turn behind the last step.
-        awaited = tirx.any(self.group < count - 1, step < self._last)
+        awaited = tirx.any(self.group < count - 1, step < self._last, self.turn < self.block.shares.count - 1)
         return tirx.IfThenElse(awaited, arrive, None)
 
 

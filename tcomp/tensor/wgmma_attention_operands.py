@@ -12,10 +12,11 @@ from typing import Any
 from tcomp.target.tile_map import MOST_RANK, TileMap
 from tcomp.tensor.alignment import anywhere
 from tcomp.tensor.attention_operands import own_index
+from tcomp.tensor.attention_plan import AttentionShape
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.loops import Buffer, Expression, Statement, constant, loops_around
 from tcomp.tensor.mma_attention_operands import Heads, Load, MmaAttentionOperands, attention_shape
-from tcomp.tensor.mma_attention_plan import AttentionShape, chunks
+from tcomp.tensor.mma_attention_plan import chunks
 from tcomp.tensor.mma_plan import CHUNK_BYTES
 from tcomp.tensor.threads import digits
 from tcomp.tensor.wgmma_attention_plan import ITEMSIZE, LINE

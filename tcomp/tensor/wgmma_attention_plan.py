@@ -1,29 +1,18 @@
 """How attention is cut for the products of warp groups on sm_90a, and what it takes.
 
-A block has `consumers` groups of four warps, each of 64 rows of queries, and walks keys and values
-`block_keys` at a time. One thread of a further group fetches tiles: queries once, keys and values into
-`stages`. A tile in shared memory is pieces of 64 elements of depth or width of all its rows, lines of the
-128-byte swizzle.
+A block has `consumers` groups of four warps, each of 64 rows of queries. One thread of a further group
+fetches tiles: queries once, keys and values into `stages`. A tile in shared memory is pieces of 64 elements
+of depth or width of all its rows, lines of the 128-byte swizzle.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
+from typing import ClassVar
 
 from tcomp.target.target import Gpu
-from tcomp.tensor.attention_shape import Walk
-from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, clock, equal_registers, in_rounds, resident_blocks
-from tcomp.tensor.knobs import Config, Ordered, Space
-from tcomp.tensor.mma_attention_plan import (
-    EXPONENTIAL_CYCLES,
-    MASK_INSTRUCTIONS,
-    SCORE_INSTRUCTIONS,
-    AttentionShape,
-    together,
-)
-from tcomp.tensor.mma_plan import BLOCK_CYCLES, CACHE_BYTES, SHARED_BYTES
+from tcomp.tensor.attention_plan import EXPONENTIAL_CYCLES, AttentionPlan, StepCycles, together
+from tcomp.tensor.gpu_rates import CACHE_BYTES, SHARED_BYTES, clock, equal_registers, resident_blocks
 from tcomp.tensor.wgmma_plan import (
     BARRIER_BYTES,
     DEPTH_BYTES,
@@ -44,6 +33,7 @@ _CONSUMERS = (1, 2, 3)
 _KEYS = (64, 128, 192)
 _STAGES = (2, 3, 4)
 _TURNS = (0, 1)
+_PERSISTENT = (0, 1)
 _MOST_COLUMNS = 256
 """Of an instruction."""
 _SHARED_REGISTERS = {2: (40, 232), 3: (32, 160)}
@@ -52,35 +42,31 @@ _OTHER_REGISTERS, _MASK_REGISTERS = 32, 24
 """Addresses, conditions and counters of a thread; those of a mask."""
 _LEAST_SHARED = 140
 """Registers of a consumer beyond which it takes some of the producer's: for fewer, ptxas shares none."""
+_STORE_CYCLES = 500
+"""Until a tile's last stores are on their way; what the next needs is fetched meanwhile."""
 _STEP_INSTRUCTIONS = 60
 _STEP_CYCLES = 300
 """That a group waits in a step where no other runs meanwhile: barriers, first products, shuffles."""
 
 
 @dataclass(frozen=True)
-class WgmmaAttentionPlan:
-    """The knobs, and what they mean for one attention."""
+class WgmmaAttentionPlan(AttentionPlan):
+    """Blocks of `consumers`, groups of 64 rows."""
 
-    shape: AttentionShape
+    values: ClassVar = {
+        "consumers": _CONSUMERS,
+        "tile_n": _KEYS,
+        "stages": _STAGES,
+        "turns": _TURNS,
+        "persistent": _PERSISTENT,
+    }
+    added: ClassVar = {"split": 1, "persistent": 0}
     consumers: int
-    block_keys: int
     stages: int
     turns: int
     """Whether groups begin their products in turns, so that one computes weights while another multiplies."""
-
-    @staticmethod
-    def of(config: Config, shape: AttentionShape) -> WgmmaAttentionPlan:
-        names = ("consumers", "tile_n", "stages", "turns")
-        return WgmmaAttentionPlan(shape, *(int(config[name]) for name in names))
-
-    @property
-    def config(self) -> dict[str, int]:
-        return {
-            "consumers": self.consumers,
-            "tile_n": self.block_keys,
-            "stages": self.stages,
-            "turns": self.turns,
-        }
+    persistent: int
+    """Whether blocks are as many as run at once, and take one tile of queries after the other."""
 
     @property
     def threads(self) -> int:
@@ -116,11 +102,11 @@ class WgmmaAttentionPlan:
     @property
     def key_bytes(self) -> int:
         """Of a tile of keys."""
-        return self.block_keys * self.depth_lines * DEPTH_BYTES
+        return self.tile_n * self.depth_lines * DEPTH_BYTES
 
     @property
     def value_bytes(self) -> int:
-        return self.block_keys * self.width_lines * DEPTH_BYTES
+        return self.tile_n * self.width_lines * DEPTH_BYTES
 
     @property
     def shared_bytes(self) -> int:
@@ -128,13 +114,24 @@ class WgmmaAttentionPlan:
         return _ALIGNMENT + BARRIER_BYTES + self.query_bytes + stages
 
     @property
-    def walk(self) -> Walk:
-        """Steps of blocks."""
-        return Walk.of(self.shape.limit, min(self.block_rows, self.shape.limit.rows), self.block_keys)
+    def burden(self) -> tuple[int, ...]:
+        """Turns take nothing."""
+        return (self.persistent, -self.turns, self.shared_bytes)
+
+    def grid(self, gpu: Gpu) -> int:
+        if not self.persistent:
+            return super().grid(gpu)
+        at_once = resident_blocks(gpu, self.threads, self.registers, self.shared_bytes)
+        return min(self.blocks, gpu.processors * at_once)
 
     @property
-    def row_blocks(self) -> int:
-        return -(-self.shape.rows // self.block_rows)
+    def price(self) -> float:
+        """Persistent blocks must save a twentieth."""
+        return super().price * (1.05 if self.persistent else 1)
+
+    @property
+    def between_cycles(self) -> int:
+        return _STORE_CYCLES if self.persistent else super().between_cycles
 
     @property
     def takes_turns(self) -> bool:
@@ -144,7 +141,7 @@ class WgmmaAttentionPlan:
     def needed(self) -> int:
         """Registers of a thread of a consumer: sums, scores, weights, and others."""
         others = _OTHER_REGISTERS + (_MASK_REGISTERS if self.shape.masked else 0)
-        return self.columns // 2 + self.block_keys // 2 + self.block_keys // 4 + others
+        return self.columns // 2 + self.tile_n // 2 + self.tile_n // 4 + others
 
     @property
     def registers(self) -> int:
@@ -172,23 +169,21 @@ class WgmmaAttentionPlan:
             return f"{self.columns} columns of values; a product has at most {_MOST_COLUMNS}"
         if self.turns and self.consumers == 1:
             return "turns of one group of warps"
-        if self.shared_bytes > gpu.block_shared_bytes:
-            return f"{self.shared_bytes} bytes of shared memory; a block has {gpu.block_shared_bytes}"
+        if self.persistent and (self.split > 1 or self.shape.limit.causal):
+            return "persistent blocks take tiles of as many keys, all that there are"
         most = self.shared_registers[1] if self.shared_registers else self._equal_registers
         if self.needed > most:
             return f"{self.needed} registers of a thread; it has {most}"
-        return None
+        return super().complaint(gpu)
 
-    def cycles(self, gpu: Gpu) -> float:
-        """Estimated cycles, in whole rounds of the blocks that run at once, as `AttentionPlan.cycles`."""
-        shape, keys = self.shape, self.block_keys
+    def step_cycles(self, gpu: Gpu) -> StepCycles:
+        shape, keys = self.shape, self.tile_n
         operations = 2 * INSTRUCTION_ROWS * keys * (self.depth_steps * ALONG + self.columns)
         products = operations * gpu.processors * clock(gpu) / gpu.flops[shape.dtype]
         scores = INSTRUCTION_ROWS * keys // GROUP_THREADS
         sums = INSTRUCTION_ROWS * self.columns // GROUP_THREADS
-        of_score = SCORE_INSTRUCTIONS + (MASK_INSTRUCTIONS if shape.masked else 0)
         # Of a group each scheduler has one warp.
-        issue = scores * of_score + sums + _STEP_INSTRUCTIONS
+        issue = scores * shape.score_instructions + sums + _STEP_INSTRUCTIONS
         exponentials = scores * EXPONENTIAL_CYCLES
         read = INSTRUCTION_BYTES * (
             self.depth_steps * (INSTRUCTION_ROWS + keys) + keys // ALONG * self.columns
@@ -200,31 +195,4 @@ class WgmmaAttentionPlan:
             copied / CACHE_BYTES,
         )
         alone = products + issue + _STEP_CYCLES
-        fitting = resident_blocks(gpu, self.threads, self.registers, self.shared_bytes)
-
-        def of_round(resident: int) -> float:
-            return self.walk.mean * max(resident * busy, alone) + BLOCK_CYCLES
-
-        rounds = in_rounds(shape.batch * self.row_blocks, fitting, gpu, of_round)
-        longest = self.walk.most * max(busy, alone) + BLOCK_CYCLES
-        return max(rounds, longest) + LAUNCH_CYCLES
-
-
-def fitting_plans(shape: AttentionShape, gpu: Gpu) -> Iterator[WgmmaAttentionPlan]:
-    """Every plan that can run on `gpu`."""
-    for knobs in product(_CONSUMERS, _KEYS, _STAGES, _TURNS):
-        plan = WgmmaAttentionPlan(shape, *knobs)
-        if plan.complaint(gpu) is None:
-            yield plan
-
-
-def default_plan(shape: AttentionShape, gpu: Gpu) -> WgmmaAttentionPlan:
-    """The plan of the fewest estimated cycles; of equals one that takes turns, and less shared memory."""
-    return min(fitting_plans(shape, gpu), key=lambda plan: (plan.cycles(gpu), -plan.turns, plan.shared_bytes))
-
-
-def plan_space(shape: AttentionShape, gpu: Gpu) -> Space:
-    best = default_plan(shape, gpu).config
-    values = {"consumers": _CONSUMERS, "tile_n": _KEYS, "stages": _STAGES, "turns": _TURNS}
-    knobs = tuple(Ordered(name, of, best[name]) for name, of in values.items())
-    return Space(knobs, lambda config: WgmmaAttentionPlan.of(config, shape).complaint(gpu))
+        return StepCycles(busy, alone)

@@ -102,7 +102,7 @@ class WgmmaNest:
     right: MmaOperand
     totals: Totals
     gpu: Gpu
-    output: OutputTiles | None = None
+    output: OutputTiles
     """Which a plan with buffers needs."""
 
     @property
@@ -120,7 +120,6 @@ class WgmmaNest:
 
         result = launch((grid,), (plan.threads,), block)
         if plan.buffers:
-            assert self.output is not None
             tiles = output_tiles(plan, self.output)
             result = with_map(output_map, self.output.anchored.only_output, tiles, result)
         for side in (right,) if plan.gathers else (right, left):
@@ -169,7 +168,6 @@ class WgmmaNest:
     def _stores(self, shared: _Shared, output_map: Any, thread: Expression) -> TileStores | None:
         if not self.plan.buffers:
             return None
-        assert self.output is not None
         begin = shared.buffers(tirx.floordiv(thread, WARP))
         return TileStores(self.plan, self.output, output_map, begin, tirx.floormod(thread, WARP))
 
@@ -387,7 +385,7 @@ class WgmmaNest:
 
 
 def wgmma_launch(
-    plan: WgmmaPlan, left: MmaOperand, right: MmaOperand, gpu: Gpu, output: OutputTiles | None = None
+    plan: WgmmaPlan, left: MmaOperand, right: MmaOperand, gpu: Gpu, output: OutputTiles
 ) -> Callable[[Totals], Statement]:
     """The launch of a product, by where sums are left."""
     return lambda totals: WgmmaNest(plan, left, right, totals, gpu, output).statement

@@ -19,25 +19,28 @@ from itertools import product
 from tcomp.relay.types import numpy_dtype, stored_as
 from tcomp.target.target import Gpu
 from tcomp.target.tile_map import LINE_BYTES
-from tcomp.tensor.gpu_rates import clock, equal_registers, resident_blocks
+from tcomp.tensor.gpu_rates import (
+    CACHE_BYTES,
+    INSTRUCTIONS,
+    SHARED_BYTES,
+    clock,
+    equal_registers,
+    resident_blocks,
+)
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Ordered, Space
 from tcomp.tensor.mma_plan import (
     BLOCK_CYCLES,
-    CACHE_BYTES,
     CHUNK_BYTES,
     GROUPS,
-    INSTRUCTIONS,
-    SHARED_BYTES,
     SPLITS,
-    STORED_PAIR,
     STREAMED,
     TiledProduct,
     adding_cycles,
     chunk_elements,
-    sectors,
 )
 from tcomp.tensor.shares import Parts, Shares, Streams
+from tcomp.tensor.stored_output import Output
 
 ARCH = "sm_90a"
 """The GPUs that have these instructions."""
@@ -109,10 +112,6 @@ class WgmmaPlan(TiledProduct):
     """Of a warp, for what it computed, until the copy engine has stored it; without, threads store it."""
     gathers: int = 0
     """Whether the threads of the producer copy the left operand by chunks, as there are no tiles of it."""
-    output: int = 0
-    """Bytes of an element of the output if tiles of it can be stored, else 0."""
-    whole_sectors: int = 0
-    """Whether threads that store a chunk of rows side by side fill sectors, as in blocks of 16 bytes."""
 
     @property
     def chunk(self) -> int:
@@ -193,7 +192,7 @@ class WgmmaPlan(TiledProduct):
     @property
     def parts(self) -> int:
         """Of a warp's sums, each of which fills a buffer."""
-        return self.pieces * self.block_columns * self.output // DEPTH_BYTES
+        return self.pieces * self.block_columns * self.output.nbytes // DEPTH_BYTES
 
     @property
     def sums(self) -> int:
@@ -235,7 +234,7 @@ class WgmmaPlan(TiledProduct):
             return f"{self.block_rows} rows are no whole pieces of 64 for each of {self.together} consumers"
         if self.pingpong and self.consumers != 2:
             return f"{self.consumers} consumers that take turns; there must be two"
-        if self.buffers and not self.output:
+        if self.buffers and not self.output.in_lines:
             return "an output of which no tiles can be stored, through buffers"
         if self.buffers and self.parts % self.buffers:
             return f"{self.parts} parts of a tile do not go around {self.buffers} buffers"
@@ -298,31 +297,27 @@ class WgmmaPlan(TiledProduct):
     @property
     def _tile_bytes(self) -> int:
         """Of the output, of a tile."""
-        return self.block_rows * self.block_columns * (self.output or self.itemsize)
+        return self.block_rows * self.block_columns * self.output.nbytes
 
     @property
     def _stored(self) -> float:
         """Cycles in which a tile's consumers compute what follows and store it."""
-        pairs = self.block_rows * self.block_columns // 2
+        sums = self.block_rows * self.block_columns
         if not self.buffers:
-            return pairs * STORED_PAIR / INSTRUCTIONS + self._tile_bytes * self._of_sectors / CACHE_BYTES
-        compute = pairs * _PAIR_INSTRUCTIONS / INSTRUCTIONS
+            return self.output.from_registers(sums)
+        compute = sums / 2 * _PAIR_INSTRUCTIONS / INSTRUCTIONS
         # Words of 32 bits of a row are in the banks of those of the next.
-        written = self._tile_bytes * self.output // 2 / SHARED_BYTES
+        written = self._tile_bytes * self.output.nbytes // 2 / SHARED_BYTES
         waiting = max(0, self._tile_bytes - self._places * PLACE_BYTES) / CACHE_BYTES
         return compute + max(written, waiting, self.parts * _PART_CYCLES)
-
-    @property
-    def _of_sectors(self) -> float:
-        """Sectors that threads store, by those of the output."""
-        return 1.0 if self.whole_sectors else sectors(self.output or self.itemsize)
 
     @property
     def _stored_beside(self) -> tuple[float, float]:
         """Cycles of second-level cache and shared memory that stores take while tiles are multiplied."""
         if self.buffers:
             return self._tile_bytes / CACHE_BYTES, 2 * self._tile_bytes / SHARED_BYTES
-        return (self._tile_bytes * self._of_sectors / CACHE_BYTES if self.pingpong else 0.0), 0.0
+        sectors = self.block_rows * self.block_columns * self.output.sector_bytes
+        return (sectors / CACHE_BYTES if self.pingpong else 0.0), 0.0
 
 
 def most_sums(kernel: Kernel, light: int = 2) -> int:
@@ -335,11 +330,10 @@ def most_sums(kernel: Kernel, light: int = 2) -> int:
 def default_wgmma_plan(
     dtype: str,
     extents: tuple[int, int, int, int],
+    output: Output,
     gpu: Gpu,
     sums: int = MOST_SUMS,
     gathers: tuple[int, ...] = (),
-    output: int = 0,
-    whole_sectors: bool = False,
 ) -> WgmmaPlan:
     """The plan of the fewest estimated cycles for (batch, rows, columns, depth).
 
@@ -349,29 +343,24 @@ def default_wgmma_plan(
     plans = [
         plan
         for way in gathers or (0,)
-        for plan in default_wgmma_plans(dtype, extents, gpu, way, output, whole_sectors)
+        for plan in default_wgmma_plans(dtype, extents, output, gpu, way)
         if plan.buffers or plan.sums <= sums
     ]
     return min(plans, key=lambda plan: plan.cycles(gpu))
 
 
 def default_wgmma_plans(
-    dtype: str,
-    extents: tuple[int, int, int, int],
-    gpu: Gpu,
-    gathers: int = 0,
-    output: int = 0,
-    whole_sectors: bool = False,
+    dtype: str, extents: tuple[int, int, int, int], output: Output, gpu: Gpu, gathers: int = 0
 ) -> Iterator[WgmmaPlan]:
     """The plans that a default may be."""
     blocks = [(*block, 0) for block in _DEFAULT_BLOCKS]
     if not gathers:
         blocks += [(*block, 2, 1) for block in _DEFAULT_PAIRS]
     for rows, columns, consumers, pingpong in blocks:
-        for stages, buffers in product((4, 3, 6), (2, 1, 0) if output else (0,)):
+        for stages, buffers in product((4, 3, 6), (2, 1, 0) if output.in_lines else (0,)):
             plan = WgmmaPlan(
                 dtype, *extents, rows, columns, consumers, stages, pingpong=pingpong, buffers=buffers,
-                gathers=gathers, output=output, whole_sectors=whole_sectors,
+                gathers=gathers, output=output,
             )  # fmt: skip
             shared = [replace(plan, splits=n) for n in SPLITS]
             shared += [replace(plan, streamed=n) for n in STREAMED if n]
@@ -381,14 +370,13 @@ def default_wgmma_plans(
 def wgmma_space(
     dtype: str,
     extents: tuple[int, int, int, int],
+    output: Output,
     gpu: Gpu,
     sums: int,
     gathers: tuple[int, ...] = (),
-    output: int = 0,
-    whole_sectors: bool = False,
 ) -> Space:
     """The knobs of plans of a product, by the names of the plan's fields; `gathers` is one where given."""
-    best = default_wgmma_plan(dtype, extents, gpu, sums, gathers, output, whole_sectors)
+    best = default_wgmma_plan(dtype, extents, output, gpu, sums, gathers)
     values = {
         "block_rows": _BLOCK_ROWS, "block_columns": _BLOCK_COLUMNS, "consumers": _CONSUMERS,
         "stages": _STAGES, "splits": SPLITS, "streamed": STREAMED, "group": GROUPS, "cluster": _CLUSTERS,
@@ -398,17 +386,13 @@ def wgmma_space(
     knobs = tuple(Ordered(name, of, int(getattr(best, name))) for name, of in {**values, **own}.items())
     return Space(
         knobs,
-        lambda config: wgmma_plan_of(dtype, extents, config, output).complaint(gpu),
+        lambda config: wgmma_plan_of(dtype, extents, output, config).complaint(gpu),
         added={"streamed": 0, "pingpong": 0, "buffers": 0, **dict.fromkeys(own, 1)},
     )
 
 
 def wgmma_plan_of(
-    dtype: str,
-    extents: tuple[int, int, int, int],
-    config: Config,
-    output: int = 0,
-    whole_sectors: bool = False,
+    dtype: str, extents: tuple[int, int, int, int], output: Output, config: Config
 ) -> WgmmaPlan:
     knobs = {name: int(value) for name, value in config.items()}
-    return WgmmaPlan(dtype, *extents, **knobs, output=output, whole_sectors=whole_sectors)
+    return WgmmaPlan(dtype, *extents, **knobs, output=output)

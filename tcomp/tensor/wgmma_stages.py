@@ -6,7 +6,7 @@ of a tile are in the order of the 128-byte swizzle.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from tcomp.tensor.loops import Expression, Statement, call, constant, sequence
 from tcomp.tensor.mma_plan import CHUNK_BYTES
@@ -28,13 +28,19 @@ class Pipe:
     barriers: Expression
     tiles: Expression
     stage_bytes: int
+    passed: Expression | int = field(default=0, kw_only=True)
+    """Steps before the first that is counted."""
+
+    def behind(self, steps: Expression) -> Pipe:
+        """The same when so many steps have passed."""
+        return replace(self, passed=steps)
 
     def stage(self, step: Expression) -> Expression:
-        return tirx.floormod(step, self.stages)
+        return tirx.floormod(step + self.passed, self.stages)
 
     def parity(self, step: Expression) -> Expression:
         """Of the phase of a step."""
-        return tirx.floormod(tirx.floordiv(step, self.stages), 2)
+        return tirx.floormod(tirx.floordiv(step + self.passed, self.stages), 2)
 
     def full(self, step: Expression) -> Expression:
         return self.barriers + self.stage(step) * BARRIER

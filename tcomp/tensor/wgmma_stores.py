@@ -47,8 +47,8 @@ from tcomp.tvm_api import tirx
 def output_tiles(plan: WgmmaPlan, output: OutputTiles) -> TileMap:
     """What is stored at once."""
     extents = output.extents
-    strides = tuple(prod(extents[:axis]) * plan.output for axis in range(1, len(extents)))
-    box = LINE_BYTES // plan.output, output.side_by_side(PLACE_ROWS), *(1,) * len(extents[2:])
+    strides = tuple(prod(extents[:axis]) * plan.output.nbytes for axis in range(1, len(extents)))
+    box = LINE_BYTES // plan.output.nbytes, output.side_by_side(PLACE_ROWS), *(1,) * len(extents[2:])
     return TileMap(output.dtype, extents, strides, box)
 
 
@@ -65,8 +65,8 @@ class TileStores:
     def stored(self, sums: Buffer, batch: Expression, row: Expression, column: Expression) -> Statement:
         """Store `sums[piece, columns / 8, 4]`: pieces of 16 rows from `row` on, 64 apart. See `Fragments`."""
         plan = self.plan
-        allocate, words = local((CHUNK_BYTES // plan.output,), self.output.dtype, "words")
-        part_columns = LINE_BYTES // plan.output
+        allocate, words = local((CHUNK_BYTES // plan.output.nbytes,), self.output.dtype, "words")
+        part_columns = LINE_BYTES // plan.output.nbytes
         along = plan.block_columns // part_columns
 
         def part(at: list[Expression]) -> Statement:
@@ -87,7 +87,7 @@ class TileStores:
                     to,
                 )
 
-            write = self._matrices if plan.output == 2 else self._pairs
+            write = self._matrices if plan.output.nbytes == 2 else self._pairs
             return sequence(
                 [
                     tirx.Bind(place, self.begin + buffer * PLACE_BYTES),

@@ -36,10 +36,11 @@ class WindowTiles:
 
     @staticmethod
     def of(conv: Convolution, block: int, blocks: int) -> WindowTiles | None:
-        """None where the engine cannot bring them: lines are not whole, or a number does not fit a map."""
+        """None where the engine cannot bring them: lines are not whole, a border is not zero, or a map lacks
+        room for a number."""
         tiles = WindowTiles(conv, block, blocks)
         whole = block * numpy_dtype(conv.dtype).itemsize % LINE_BYTES == 0
-        if not whole or len(tiles._pixels) not in _AXES:
+        if not whole or conv.border or len(tiles._pixels) not in _AXES:
             return None
         return tiles if tiles._walk.is_within_reach(tiles._last_offsets) else None
 

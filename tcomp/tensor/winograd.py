@@ -128,11 +128,15 @@ class Scheme:
         """Products of a tile for each pair of channels."""
         return self.down.size * self.across.size
 
+    @property
+    def weight_transform(self) -> Array:
+        """What makes `G g G^T` of the 9 weights of a kernel: [positions, 9], in float64."""
+        both: Array = np.einsum("ai,bj->abij", self.down.weight, self.across.weight)
+        return both.reshape(self.positions, KERNEL**2)
+
     def transform_weights(self, weights: Array) -> Array:
         """`G g G^T` of weights [9, n], rows being positions of the kernel: [positions, n], in float64."""
-        both: Array = np.einsum("ai,bj->abij", self.down.weight, self.across.weight)
-        wide: Array = np.matmul(both.reshape(self.positions, KERNEL**2), weights.astype(np.float64))
-        return wide
+        return np.matmul(self.weight_transform, weights.astype(np.float64))
 
 
 OUTPUTS: dict[int, tuple[int, ...]] = {1: (1, *PAIRS), 2: (1, 2)}

@@ -20,18 +20,19 @@ from tcomp.relay.attributes import integer
 from tcomp.relay.graph import Constant, Graph, Node, Value
 from tcomp.relay.layouts import PLAIN
 from tcomp.relay.op import OPS, LayoutRule
-from tcomp.relay.types import Array, numpy_dtype, stored_as
+from tcomp.relay.types import FLOAT8, Array, numpy_dtype, stored_as
 from tcomp.target.target import Target
 from tcomp.target.tile_map import LINE_BYTES
 from tcomp.tensor.convolution import Convolution
 from tcomp.tensor.groups import ways_to_sum
+from tcomp.tensor.mma_plan import CHUNK_BYTES
 from tcomp.tensor.wgmma_plan import ARCH
-from tcomp.transform.layout_costs import LayoutCosts, reduces_pixels
+from tcomp.transform.layout_costs import LayoutCosts, factor_of, reduces_pixels
 from tcomp.transform.min_sum import Factor, minimize
 
 _SPATIAL_REDUCTIONS = ("reduce_mean", "reduce_max", "reduce_min", "reduce_sum")
 _POOLS = ("max_pool2d", "avg_pool2d")
-_BLOCKED_TYPES = ("float32", "int8")
+_BLOCKED_TYPES = ("float32", "int8", *FLOAT8)
 """Element types of what convolutions, pools and concatenations read in blocks."""
 
 
@@ -60,11 +61,13 @@ def blocks_for(graph: Graph, target: Target) -> tuple[int, ...]:
     squares, blocks are the groups that these multiply. On a GPU a block is what a thread loads at once:
     neighbouring pixels then are whole lines, for the loads of one operator and the stores of the one before.
     Where windows can be tiles a block may be a line of those, which is preferred where estimates are equal.
+    None are for float32: tensor cores take none as it is.
     """
     if target.gpu is not None:
-        dtype = stored_as(target.fast_dtype or "float32")
-        lines = (LINE_BYTES // numpy_dtype(dtype).itemsize,) if target.gpu.arch == ARCH else ()
-        return (*lines, target.lanes(dtype))
+        factors = {factor_of(n.inputs[0].dtype, target) for n in graph.nodes if n.op == "conv2d"}
+        sizes = {numpy_dtype(stored_as(dtype)).itemsize for dtype in factors if target.multiplies(dtype)}
+        units = (LINE_BYTES, CHUNK_BYTES) if target.gpu.arch == ARCH else (CHUNK_BYTES,)
+        return tuple(sorted({unit // size for unit in units for size in sizes}, reverse=True))
     quantized = any(n.op == "conv2d" and n.inputs[0].dtype == "int8" for n in graph.nodes)
     dtype = "int8" if quantized else target.fast_dtype
     sums = next(iter(ways_to_sum(target, dtype)), None) if dtype else None

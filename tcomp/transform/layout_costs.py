@@ -13,12 +13,14 @@ from tcomp.relay.attributes import integers
 from tcomp.relay.builder import make_node
 from tcomp.relay.graph import Attr, Graph, Node, Value
 from tcomp.relay.layouts import channel_block, layout_shape
-from tcomp.relay.types import ROUNDED, TensorType, stored_as
+from tcomp.relay.types import ROUNDED, TensorType, numpy_dtype, stored_as
 from tcomp.target.target import Target
+from tcomp.target.tile_map import LINE_BYTES
 from tcomp.tensor.amx import has_tiles
 from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, memory_cycles
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.template import template_for
+from tcomp.tensor.wgmma_plan import ARCH
 
 BYTES_PER_CYCLE = 16.0
 """Read and written by kernels that only move or map elements, from the second-level or last-level cache."""
@@ -27,12 +29,20 @@ KERNEL_CYCLES = 300.0
 _DOUBT = 1.1
 """Estimates are off by about a tenth: a convolution must be better by more than that in plain layout, or with
 blocks that do not fill a vector."""
+_BY_CHUNKS = 1.04
+"""Estimates are as near where threads copy windows by chunks, or the copy engine by lines, which leaves the
+threads alone."""
 
 
 def stored(type_: TensorType, layout: str) -> TensorType:
     """The type in which `layout` stores a plain tensor of type `type_`."""
     batch, channels, *spatial = type_.shape
     return type_.with_shape(layout_shape(batch, channels, tuple(spatial), layout))
+
+
+def factor_of(dtype: str, target: Target) -> str:
+    """The type in which products of `dtype` take their operands, if layouts are for `target.fast_dtype`."""
+    return target.fast_dtype or dtype if dtype == "float32" else dtype
 
 
 class LayoutCosts:
@@ -52,18 +62,26 @@ class LayoutCosts:
         """Of a plain `conv2d` node that reads layout `source` and writes `result`."""
         x, weight = (v.type for v in node.inputs)
         attrs = {**node.attrs, "data_layout": source, "out_layout": result}
-        stays = node.inputs[0] in self._wide and self._narrow not in ROUNDED
-        narrow = None if stays else self._narrow
+        gpu = self._target.gpu
+        stays = gpu is None and node.inputs[0] in self._wide and self._narrow not in ROUNDED
+        narrow = None if stays or x.dtype != "float32" else self._narrow
         rounds = stays and has_tiles(self._target) and x.dtype == "float32"
         if narrow in ROUNDED or rounds:
             attrs["multiply_as"] = self._narrow or ""
         elif narrow is not None:
             x, weight = (replace(type_, dtype=narrow) for type_ in (x, weight))
-            attrs["out_dtype"] = "float32"
+            # On GPUs the layout decides how many sectors a warp stores of what is rounded again.
+            attrs["out_dtype"] = "float32" if gpu is None else narrow
         cycles = self._anchor(node.op, [stored(x, source), weight], attrs, constants=frozenset({1}))
         lanes = self._target.lanes(stored_as(self._narrow or node.output.dtype))
         usual = (channel_block(result) or 1) % lanes == 0
-        return cycles if usual else _DOUBT * cycles
+        return cycles * (1.0 if usual else _DOUBT) * (_BY_CHUNKS if self._reads_chunks(x, source) else 1.0)
+
+    def _reads_chunks(self, x: TensorType, source: str) -> bool:
+        """Whether a convolution of `x` in layout `source` has no lines where lines could be copied."""
+        gpu, block = self._target.gpu, channel_block(source) or 1
+        line = LINE_BYTES // numpy_dtype(x.dtype).itemsize
+        return gpu is not None and gpu.arch == ARCH and block % line != 0
 
     def pool(self, node: Node, layout: str) -> float:
         """Of a plain pool whose input and output have `layout`."""

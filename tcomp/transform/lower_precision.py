@@ -8,7 +8,8 @@ only move elements never leave 16 bits. Norms, softmax and reductions thus compu
 Graph inputs and outputs keep their types. A product stays in float32 when an operand is a graph input, is
 computed inside its kernel, or is a constant beyond the range of 16 bits, and when its kernel is to be kept.
 First convolutions of images, which read few plain channels, may round their operands themselves where they
-multiply them (`multiply_as`): these stay stored in float32.
+multiply them (`multiply_as`): these stay stored in float32. On GPUs convolutions round inside their kernel
+what they read in float32 or compute, as a launch gathers it for tensor cores.
 Weights that are unpacked inside their kernel become 16 bits there, as their scales have these.
 Chains of convolutions stay in float32 with everything they read and write.
 """
@@ -230,9 +231,11 @@ class _Lowering:
             unpacking = next((n for n in body.nodes if operand in n.outputs and OPS[n.op].unpacks), None)
             value = operand if unpacking is None else unpacking.inputs[1]
             place = next((i for i, v in enumerate(body.inputs) if v is value), None)
-            if place is None:
+            outer = None if place is None else node.inputs[place]
+            if operand is anchor.inputs[0] and self._gathers(anchor) and not isinstance(outer, Constant):
+                continue
+            if place is None or outer is None:
                 return False
-            outer = node.inputs[place]
             if isinstance(outer, Constant):
                 largest = 1 if unpacking is None else _LARGEST_LEVELS[unpacking.inputs[0].dtype]
                 if body.use_count(value) != 1 or not self._in_range(outer, largest):
@@ -245,6 +248,11 @@ class _Lowering:
             if isinstance(outer, Constant):
                 operands[place] = self._converted(outer)
         return True
+
+    def _gathers(self, anchor: Node) -> bool:
+        """Whether what a convolution reads can be rounded inside its kernel: on GPUs a launch brings it into
+        the form that tensor cores take, if it is not stored so."""
+        return self._plain and anchor.op.startswith("conv") and anchor.attrs["groups"] == 1
 
     def _in_range(self, constant: Constant, factor: int) -> bool:
         return factor * float(np.abs(constant.data).max(initial=0.0)) <= RANGES[self._dtype]
@@ -284,9 +292,11 @@ class _Body:
         attrs = node.attrs
         moved = {v.dtype for v, old in zip(operands, node.inputs, strict=True) if old.dtype == "float32"}
         if node is self._product:
+            operands = [self._as(v, self._dtype) if v.dtype == "float32" else v for v in operands]
             attrs = {**node.attrs, "out_dtype": "float32"}
         elif node.op == "attention" and {v.dtype for v in operands[:3]} == {self._dtype}:
-            operands[3:] = [self._as(v, "float32") for v in operands[3:]]
+            masks = zip(operands[3:], node.inputs[3:], strict=True)
+            operands[3:] = [self._as(v, old.dtype) for v, old in masks]
         elif (OPS[node.op].kind not in _MOVING and node.op not in MOVING_ANCHORS) or len(moved) > 1:
             operands = [self._as(v, old.dtype) for v, old in zip(operands, node.inputs, strict=True)]
         if node is self._rounding:

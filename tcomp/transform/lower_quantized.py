@@ -26,7 +26,7 @@ class LowerQuantized(Pass):
 
     With `integer_products`, convolutions and matrix products of dequantized operands, and of integers less
     their zero points, become int8 products summed in int32 before. Activations in uint8 become int8. With
-    `float8_products`, matrix products of dequantized float8 become float8 products summed in float32. With
+    `float8_products`, those of dequantized float8 become float8 products summed in float32. With
     `float8_weights`, those of float8 are among the weights that become `dequantize_blocks`.
     """
 

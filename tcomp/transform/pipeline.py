@@ -76,8 +76,8 @@ def passes_before_lowering(target: Target, precision: Precision = "exact") -> tu
 def _arrangement(target: Target, dtype: str | None) -> tuple[Pass, ...]:
     """Layouts and kernels."""
     blocks = (BlockChannels.for_isa(replace(target, fast_dtype=dtype)), CommonSubexpressions())
-    if target.gpu is not None:  # Blocks are for tensor cores, which take no float32 as it is.
-        return (*(blocks if dtype else ()), FuseOps(alignment=target.vector_bits // 8))
+    if target.gpu is not None:
+        return (*blocks, FuseOps(alignment=target.vector_bits // 8, gathers=True))
     sums = MergeSums(block=target.lanes(), most_bytes=2 * target.cache_bytes[1])
     return (sums, *blocks, FuseOps(near_bytes=0 if dtype else target.cache_bytes[1], cores=target.cores))
 

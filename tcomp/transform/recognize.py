@@ -39,7 +39,7 @@ class RecognizeNorms(Pass):
 @declare_pass
 @dataclass(frozen=True)
 class RecognizeAttention(Pass):
-    """Scaled dot-product attention, with an added mask or without."""
+    """Scaled dot-product attention, with masks that are added or choose, or without."""
 
     name: ClassVar[str] = "recognize-attention"
 

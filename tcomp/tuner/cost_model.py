@@ -72,6 +72,11 @@ class _Trials:
     shared: list[tuple[Config, float]] = field(default_factory=list[tuple[Config, float]])
     best: tuple[float, Config | None] = (inf, None)
 
+    @property
+    def group(self) -> Group:
+        """All of them by knobs."""
+        return Group(_knobs(self.task, self.configs), self.seconds, _cycles(self.task, self.configs))
+
 
 class CostModel:
     """Learns from every trial it is told; predicts for one task at a time.
@@ -136,12 +141,11 @@ class CostModel:
         cycles = _cycles(task, configs)
         if self.knows(task):
             own = self._trials[task.key]
-            groups = [Group(_knobs(task, own.configs), own.seconds, _cycles(task, own.configs))]
-            booster = self._booster(task.key, len(own.seconds), lambda: self._train(groups, RANKING))
+            booster = self._booster(task.key, len(own.seconds), lambda: self._train([own.group], RANKING))
             return predict(booster, _knobs(task, configs), cycles)
         booster = self._shared_booster(task)
         if booster is None:
-            return [0.0] * len(configs) if cycles is None else list(_grades(cycles))
+            return [0.0] * len(configs) if cycles is None else _grades(cycles).tolist()
         return predict(booster, [self._relative(task, c) for c in configs], cycles)
 
     def looks_at_schedules(self, task: Task) -> bool:
@@ -282,5 +286,7 @@ def _grades(times: Sequence[float]) -> Array:
 
 
 def _relevance(seconds: Sequence[float]) -> Array:
-    """Grades of times down to 0, which failures have."""
+    """Grades of times down to 0, which failures have, also where all are."""
+    if not isfinite(min(seconds)):
+        return np.zeros(len(seconds), np.float32)
     return np.round(np.maximum(_grades(seconds), 0.0), 1)

@@ -138,9 +138,7 @@ class WorkerPool:
 
     def close(self) -> None:
         """Kill all workers."""
-        for process in self._processes:
-            process.stop()
-        self._processes.clear()
+        self._discard(*self._processes)
         self.options.runner.close()
 
     def connect(self, targets: Sequence[Target]) -> Device:
@@ -174,8 +172,7 @@ class WorkerPool:
                 yield self._ended.popleft()
             raise
         finally:
-            for process in self._busy():
-                self._discard(process)
+            self._discard(*self._busy())
             for process in self._processes:  # What was built and not yet measured is forgotten.
                 process.stage = "idle"
             for left in (self._waiting, self._running, self._ended, self._best):
@@ -374,9 +371,12 @@ class WorkerPool:
             return Failed(message.status, message.reason)
         raise TypeError(f"unexpected answer of a measuring process: {message!r}")
 
-    def _discard(self, process: WorkerProcess) -> None:
-        process.stop()
-        self._processes.remove(process)
+    def _discard(self, *processes: WorkerProcess) -> None:
+        for process in processes:  # All at once: a GPU takes long to let go of one.
+            process.kill()
+        for process in processes:
+            process.stop()
+            self._processes.remove(process)
 
 
 def _outcome(config: Config, measured: Measured) -> Outcome:

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from typing import Any
 
 from tcomp.tuner.records import Status
-from tcomp.tuner.worker import OUT_OF_MEMORY, Reply, Request
+from tcomp.tuner.worker import OUT_OF_MEMORY
 
 _COMMAND = (
     "import sys; from tcomp.tuner.lifeline import end_with; end_with(int(sys.argv[2]))\n"
-    "from tcomp.tuner.worker import main; main()"
+    "from {module} import {function}; {function}()"
 )
 _EXIT_GRACE_SECONDS = 10.0
 _POLL_SECONDS = 0.03
@@ -37,13 +38,15 @@ class Died:
 
 
 class WorkerProcess:
-    """One worker process. `stage` names what it is doing, `prepared` the task whose data it holds, `folder`
-    where it may keep files.
+    """A process that runs `entry`, by default a worker's function. `stage` names what it is doing, `prepared`
+    the task whose data it holds, `folder` where it may keep files.
 
     It is in a session of its own, so that Ctrl-C in a terminal reaches only the parent.
     """
 
-    def __init__(self, core: int | None, threads: int, memory_limit: int) -> None:
+    def __init__(
+        self, core: int | None, threads: int, memory_limit: int, entry: str = "tcomp.tuner.worker.main"
+    ) -> None:
         self.core = core
         self.memory_limit = memory_limit
         self.stage = "starting"
@@ -53,15 +56,17 @@ class WorkerProcess:
         self._folder = tempfile.TemporaryDirectory(prefix="tcomp-worker-")
         self.folder = Path(self._folder.name)
         connection, theirs = Pipe()
-        self.connection: Connection[Request, Reply] = connection
+        self.connection: Connection[Any, Any] = connection
         environment = dict(os.environ) | {
             "PYTHONPATH": os.pathsep.join(sys.path),
             "TVM_NUM_THREADS": str(threads),
             "OMP_NUM_THREADS": "1",
             "OPENBLAS_NUM_THREADS": "1",
         }
+        module, _, function = entry.rpartition(".")
+        command = _COMMAND.format(module=module, function=function)
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _COMMAND, str(theirs.fileno()), str(os.getpid())],
+            [sys.executable, "-c", command, str(theirs.fileno()), str(os.getpid())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -71,7 +76,7 @@ class WorkerProcess:
         )
         theirs.close()
 
-    def send(self, request: Request, stage: str, seconds: float) -> None:
+    def send(self, request: object, stage: str, seconds: float) -> None:
         """Send a request that must be answered within `seconds`."""
         self.stage, self._limit = stage, seconds
         self._deadline = time.monotonic() + seconds
@@ -126,13 +131,18 @@ class WorkerProcess:
         said = [s for s in map(str.strip, lines) if s and not s.startswith(("File ", "Traceback"))]
         return said[-1][:200] if said else ""
 
-    def stop(self) -> None:
-        """Kill the process, with compilers and emulators that it started, and wait for its end."""
+    def kill(self) -> None:
+        """Kill the process, with compilers and emulators that it started."""
         with suppress(
             ProcessLookupError
         ):  # It is the leader of a group, which is there as long as any of it.
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+
+    def stop(self) -> None:
+        """Kill the process and wait for its end, but not for ever."""
+        self.kill()
+        with suppress(subprocess.TimeoutExpired):  # A GPU's driver may not let go of it while a kernel hangs.
+            self._process.wait(_EXIT_GRACE_SECONDS)
         self.connection.close()
         self._messages.close()
         self._folder.cleanup()

@@ -20,7 +20,7 @@ from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
 from tcomp.tuner.records import Check, Status, Times
-from tcomp.tuner.trial_data import TrialData
+from tcomp.tuner.trial_data import TrialData, trial_data
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,10 @@ class Station(ABC, Generic[Candidate]):
     All methods raise DeviceError when the device is lost; the trial is then tried once more, by this station
     or another. Other exceptions are failures of the candidate.
     """
+
+    def data(self, kernel: Kernel, seed: int) -> TrialData:
+        """Random inputs of a kernel, and what it must compute from them."""
+        return trial_data(kernel, seed)
 
     @abstractmethod
     def build(self, prepared: Prepared, config: Config) -> Candidate:

@@ -13,6 +13,7 @@ import resource
 import signal
 import sys
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -24,7 +25,6 @@ from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
 from tcomp.tuner.records import Status
 from tcomp.tuner.runner import Failed, Measure, Measured, Prepared, Raced, Rounds, Runner, Station
-from tcomp.tuner.trial_data import trial_data
 
 _KEPT_BYTES = 256 << 20
 """Data of tasks that a worker keeps, so that turning to one again costs nothing."""
@@ -112,7 +112,7 @@ class Worker:
             raise RuntimeError("a request before the setup")
         try:
             if isinstance(request, Prepare):
-                return self._prepare(request)
+                return self._prepare(self._station, request)
             if isinstance(request, Build):
                 return self._build(self._station, request)
             if isinstance(request, Measure):
@@ -121,12 +121,12 @@ class Worker:
         except DeviceError as error:
             return Lost(str(error))
 
-    def _prepare(self, request: Prepare) -> Reply:
+    def _prepare(self, station: Station[Any], request: Prepare) -> Reply:
         if request.target.gpu is not None:
             _free_address_space()
         if request.task not in self._tasks:
             try:
-                data = trial_data(request.kernel, request.seed)
+                data = station.data(request.kernel, request.seed)
             except Exception as error:
                 return _failed("run_error", error)
             self._tasks[request.task] = Prepared(request.task, request.kernel, request.target, data)
@@ -204,17 +204,17 @@ def _address_space() -> int:
         return int(file.read().split()[0]) * resource.getpagesize()
 
 
-def serve(connection: Connection[Reply, Request]) -> None:
-    """Answer requests until the parent closes the connection."""
-    worker = Worker()
+def serve(answer: Callable[[Any], object]) -> None:
+    """Answer requests on the socket that the first argument is the file descriptor of, until it is closed."""
+    connection: Connection[object, Any] = Connection(int(sys.argv[1]))
     while True:
         try:
             request = connection.recv()
         except (EOFError, ConnectionResetError):
             return
-        connection.send(worker.answer(request))
+        connection.send(answer(request))
 
 
 def main() -> None:
-    """Serve on the socket whose file descriptor is the only argument."""
-    serve(Connection(int(sys.argv[1])))
+    """What a worker process runs."""
+    serve(Worker().answer)

@@ -12,6 +12,7 @@ from tcomp.relay.types import Array, numpy_dtype
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
+from tcomp.tensor.stored_output import Output
 from tcomp.tensor.template import TEMPLATES
 
 SMALL = {
@@ -19,6 +20,11 @@ SMALL = {
     "stages": 3, "splits": 1, "group": 2,
 }  # fmt: skip
 """Two warps: the emulated GPU's threads take turns."""
+
+
+def rows_of(itemsize: int, in_lines: bool = True) -> Output:
+    """The output of a product of matrices with many columns."""
+    return Output((itemsize,), 4096, in_lines)
 
 
 def matmul(

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
+from attention_runs import assert_matches, built
 from test_attention_cuda import SMALL as PLAIN
 from test_attention_cuda import arrays_of, attention
-from test_attention_mma import SMALL, TOLERANCE, assert_near
+from test_attention_mma import SMALL
 from test_attention_wgmma import HOPPER, TURNS
 from test_attention_wgmma import SMALL as GROUP
 
-from tcomp.codegen.jit import build_scheduled
-from tcomp.relay.evaluate import evaluate
-from tcomp.relay.types import Array
 from tcomp.target.target import TARGETS, Target
 from tcomp.tensor.attention_shape import Blocks
 from tcomp.tensor.kernel import Kernel
@@ -76,19 +72,6 @@ SLOW = ("more queries than keys", "negative scale", "past")
 
 def named(cases: dict[str, tuple[Kernel, dict[str, int]]]) -> list[object]:
     return [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in cases]
-
-
-def built(
-    template: str, kernel: Kernel, config: dict[str, int], target: Target
-) -> Callable[[list[Array]], list[Array]]:
-    TEMPLATES[template].space(kernel, target).check(config)
-    return build_scheduled(kernel, TEMPLATES[template].apply(kernel, target, config), target)
-
-
-def assert_matches(template: str, kernel: Kernel, config: dict[str, int], target: Target) -> None:
-    arrays = arrays_of(kernel)
-    (found,) = built(template, kernel, config, target)(arrays)
-    assert_near(found, evaluate(kernel.body, arrays)[0], TOLERANCE[kernel.body.inputs[0].dtype])
 
 
 @pytest.mark.parametrize("name", named(PLAIN_CASES))

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from attention_runs import assert_matches, built
 from test_attention_cuda import arrays_of, attention
 
 from tcomp import api
-from tcomp.codegen.jit import build_scheduled
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.evaluate import evaluate
 from tcomp.relay.graph import Value
-from tcomp.relay.types import Array
 from tcomp.runtime import load
 from tcomp.target.target import TARGETS, Target
 from tcomp.tensor.kernel import Kernel
@@ -22,7 +21,6 @@ from tcomp.tensor.template import TEMPLATES, template_for
 
 SMALL = {"tile_m": 32, "tile_n": 32, "warps": 2, "stages": 2}
 TEMPLATE = "attention_mma_cuda"
-TOLERANCE = {"float32": 4e-6, "float16": 2e-3, "bfloat16": 1.2e-2}
 
 
 def narrow(*shapes: tuple[int, ...], dtype: str = "float16", scale: float = 0.3, after: str = "") -> Kernel:
@@ -43,27 +41,6 @@ def merged(dtype: str = "float16", size: int = 16) -> Kernel:
     mask = builder.input("mask", (2, 1, 1, 40), "float32")
     result = builder.op("attention", *(heads(first) for first in (0, 3, 6)), mask, scale=0.25)
     return Kernel(builder.build(builder.op("transpose", result, axes=(0, 2, 1, 3))))
-
-
-def computed(kernel: Kernel, arrays: list[Array], target: Target, config: dict[str, int]) -> Array:
-    template = TEMPLATES[TEMPLATE]
-    assert template.accepts(kernel, target)
-    template.space(kernel, target).check(config)
-    (found,) = build_scheduled(kernel, template.apply(kernel, target, config), target)(arrays)
-    return found
-
-
-def assert_near(found: Array, expected: Array, tolerance: float) -> None:
-    wide = expected.astype(np.float64)
-    assert np.isfinite(wide).all()
-    assert np.abs(found.astype(np.float64) - wide).max() <= tolerance * max(1.0, np.abs(wide).max())
-
-
-def assert_matches(kernel: Kernel, arrays: list[Array], target: Target, config: dict[str, int]) -> None:
-    found = computed(kernel, arrays, target, config)
-    (expected,) = evaluate(kernel.body, arrays)
-    assert found.dtype == expected.dtype
-    assert_near(found, expected, TOLERANCE[kernel.body.inputs[0].dtype])
 
 
 CASES: dict[str, tuple[Kernel, dict[str, int]]] = {
@@ -107,7 +84,7 @@ FEW = (
 )
 def test_numbers(name: str, gpu: Target) -> None:
     kernel, knobs = CASES[name]
-    assert_matches(kernel, arrays_of(kernel), gpu, {**SMALL, **knobs})
+    assert_matches(TEMPLATE, kernel, {**SMALL, **knobs}, gpu)
 
 
 @pytest.mark.parametrize("hidden", [-np.inf, np.finfo(np.float32).min])
@@ -120,7 +97,7 @@ def test_masks_that_hide_whole_tiles(hidden: float, gpu: Target) -> None:
     arrays = arrays_of(kernel)
     rows, keys = np.arange(48)[:, None], np.arange(80)[None]
     arrays[3] = np.where((keys >= 33) & (keys <= rows + 33), 0, hidden).astype(np.float32)
-    assert_matches(kernel, arrays, gpu, SMALL)
+    assert_matches(TEMPLATE, kernel, SMALL, gpu, arrays)
 
 
 def test_rows_that_see_nothing_are_as_in_the_reference(gpu: Target) -> None:
@@ -129,14 +106,14 @@ def test_rows_that_see_nothing_are_as_in_the_reference(gpu: Target) -> None:
     arrays = arrays_of(kernel)
     arrays[3] = np.zeros((20, 40), arrays[3].dtype)
     arrays[3][3:5] = np.finfo(np.float32).min / 2
-    assert_matches(kernel, arrays, gpu, SMALL)
+    assert_matches(TEMPLATE, kernel, SMALL, gpu, arrays)
 
 
 def test_what_is_not_a_number_stays_in_its_row(gpu: Target) -> None:
     kernel = narrow((1, 20, 16), (1, 40, 16), (1, 40, 16))
     arrays = arrays_of(kernel)
     arrays[0][0, 3, 5] = np.nan
-    found = computed(kernel, arrays, gpu, SMALL)
+    (found,) = built(TEMPLATE, kernel, SMALL, gpu)(arrays)
     assert np.isnan(found[0, 3]).all()
     assert np.isfinite(np.delete(found, 3, axis=1)).all()
 

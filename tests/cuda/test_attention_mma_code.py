@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 from gpu_assembly import disassembled, loop_bodies
@@ -84,9 +83,9 @@ def test_defaults_do_not_spill(name: str, arch: str) -> None:
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("name", ["4096 x 64", "4096 x 128"])
 @pytest.mark.usefixtures("real_compiler")
-def test_tensor_cores_have_longer_to_do_than_instructions_take(name: str, arch: str, tmp_path: Path) -> None:
+def test_tensor_cores_have_longer_to_do_than_instructions_take(name: str, arch: str) -> None:
     """One keeps an A100's tensor core busy for 8 cycles, in which its scheduler issues 8 instructions."""
-    text = disassembled(compiled(KERNELS[name], arch).image, tmp_path)
+    text = disassembled(compiled(KERNELS[name], arch).image)
     hot = max(loop_bodies(text), key=lambda body: body["HMMA"])
     assert hot["HMMA"] == 128
     assert hot.total() <= 0.62 * 8 * hot["HMMA"]

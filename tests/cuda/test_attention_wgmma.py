@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from attention_runs import assert_matches, built
 from test_attention_cuda import arrays_of, attention
-from test_attention_mma import TOLERANCE, assert_near, merged, narrow
+from test_attention_mma import merged, narrow
 
-from tcomp.codegen.jit import build_scheduled
 from tcomp.relay.builder import GraphBuilder
-from tcomp.relay.evaluate import evaluate
-from tcomp.relay.types import Array
 from tcomp.target.target import TARGETS
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.template import TEMPLATES, template_for
 from tcomp.tensor.wgmma_attention_operands import TiledAttentionOperands
+from tcomp.tensor.wgmma_attention_plan import WgmmaAttentionPlan
 
 SMALL = {"consumers": 1, "tile_n": 64, "stages": 2, "turns": 0}
 TURNS = {"consumers": 2, "turns": 1}
 TEMPLATE = "attention_wgmma_cuda"
 HOPPER = TARGETS["cuda:sm_90a"]
-
-
-def computed(kernel: Kernel, arrays: list[Array], config: dict[str, int]) -> Array:
-    template = TEMPLATES[TEMPLATE]
-    assert template.accepts(kernel, HOPPER)
-    template.space(kernel, HOPPER).check(config)
-    (found,) = build_scheduled(kernel, template.apply(kernel, HOPPER, config), HOPPER)(arrays)
-    return found
-
-
-def assert_matches(kernel: Kernel, arrays: list[Array], config: dict[str, int]) -> None:
-    found = computed(kernel, arrays, config)
-    (expected,) = evaluate(kernel.body, arrays)
-    assert found.dtype == expected.dtype
-    assert_near(found, expected, TOLERANCE[kernel.body.inputs[0].dtype])
 
 
 def tokens_first(queries: int, keys: int, heads: int, shared: int, size: int) -> Kernel:
@@ -90,7 +76,32 @@ FEW = ("bfloat16, ragged, turns", "heads of 80, three stages", "grouped heads", 
 @pytest.mark.usefixtures("gpu")
 def test_numbers(name: str) -> None:
     kernel, knobs = CASES[name]
-    assert_matches(kernel, arrays_of(kernel), {**SMALL, **knobs})
+    assert_matches(TEMPLATE, kernel, {**SMALL, **knobs}, HOPPER)
+
+
+PERSISTENT: dict[str, tuple[Kernel, dict[str, int]]] = {
+    "turns": (narrow((3, 500, 64), (3, 200, 64), (3, 200, 64)), {**TURNS, "stages": 3}),
+    "one step": (narrow((14, 60, 16), (14, 50, 16), (14, 50, 24), dtype="bfloat16"), {}),
+    "two steps, mask": (narrow((5, 4, 50, 16), (5, 1, 90, 16), (5, 1, 90, 16), (5, 1, 1, 90)), {}),
+    "three groups in turns": (narrow((5, 190, 32), (5, 300, 32), (5, 300, 32)), {"consumers": 3, "turns": 1}),
+    "a tile each": (narrow((2, 60, 16), (2, 100, 16), (2, 100, 16)), {}),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[] if n in ("turns", "one step") else [pytest.mark.slow]) for n in PERSISTENT],
+)
+@pytest.mark.usefixtures("gpu")
+def test_numbers_of_persistent_blocks(name: str) -> None:
+    """On a GPU of one multiprocessor, where all but the last case have more tiles than blocks."""
+    kernel, knobs = PERSISTENT[name]
+    assert HOPPER.gpu is not None
+    gpu = replace(HOPPER.gpu, processors=1)
+    config = {**SMALL, **knobs, "persistent": 1}
+    plan = WgmmaAttentionPlan.of(config, TiledAttentionOperands(kernel).shape)
+    assert (plan.grid(gpu) < plan.blocks) == (name != "a tile each")
+    assert_matches(TEMPLATE, kernel, config, replace(HOPPER, gpu=gpu))
 
 
 @pytest.mark.parametrize("hidden", [-np.inf, pytest.param(np.finfo(np.float32).min, marks=pytest.mark.slow)])
@@ -103,7 +114,7 @@ def test_masks_that_hide_whole_tiles(hidden: float) -> None:
     arrays = arrays_of(kernel)
     rows, keys = np.arange(48)[:, None], np.arange(200)[None]
     arrays[3] = np.where((keys >= 65) & (keys <= rows + 80), 0, hidden).astype(np.float32)
-    assert_matches(kernel, arrays, SMALL)
+    assert_matches(TEMPLATE, kernel, SMALL, HOPPER, arrays)
 
 
 @pytest.mark.usefixtures("gpu")
@@ -113,7 +124,7 @@ def test_what_is_not_a_number_stays_in_its_row() -> None:
     arrays = arrays_of(kernel)
     arrays[0][0, 3, 5] = np.nan
     arrays[2][1, 0] = np.nan
-    found = computed(kernel, arrays, SMALL)
+    (found,) = built(TEMPLATE, kernel, SMALL, HOPPER)(arrays)
     assert np.isnan(found[0, 3]).all()
     assert np.isfinite(np.delete(found[0], 3, axis=0)).all()
 
@@ -157,6 +168,7 @@ def test_it_stands_beside_the_others(size: int, first: str) -> None:
         ({"turns": 1}, "turns of one group"),
         ({"consumers": 2, "stages": 4, "tile_n": 128}, "shared memory"),
         ({"consumers": 3, "tile_n": 128}, "registers"),
+        ({"persistent": 1, "split": 2}, "persistent blocks take"),
     ],
 )
 def test_what_cannot_run_is_refused_before_it_is_built(knobs: dict[str, int], reason: str) -> None:

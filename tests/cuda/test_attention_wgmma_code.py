@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 from gpu_assembly import disassembled
@@ -15,6 +14,8 @@ from tcomp.target.target import TARGETS
 from tcomp.tensor.gpu_rates import clock
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.template import TEMPLATES, template_for
+from tcomp.tensor.wgmma_attention_operands import TiledAttentionOperands
+from tcomp.tensor.wgmma_attention_plan import WgmmaAttentionPlan
 
 HOPPER = TARGETS["cuda:sm_90a"]
 TEMPLATE = TEMPLATES["attention_wgmma_cuda"]
@@ -26,6 +27,11 @@ OTHERS = {
     "long tiles": (heads(16, 4096, 64), {"tile_n": 192}),
     "no turns": (LONG, {"turns": 0}),
     "bfloat16, heads of 192": (heads(8, 1024, 192, "bfloat16"), {}),
+    "persistent blocks": (heads(384, 512, 64), {"persistent": 1}),
+    "persistent blocks, heads of 128": (LONG, {"persistent": 1}),
+    "persistent blocks, one step": (heads(384, 128, 64, mask=(1, 128)), {"persistent": 1}),
+    "causal, parts": (KERNELS["4096 x 128, causal"], {"split": 2}),
+    "mask, parts": (KERNELS["2048 x 128, mask"], {"split": 2}),
 }
 
 
@@ -77,9 +83,9 @@ def loop_of_products(assembly: str) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize(("size", "products"), [(64, 12), (128, 16)])
 @pytest.mark.usefixtures("real_compiler")
-def test_weights_are_computed_while_products_are_under_way(size: int, products: int, tmp_path: Path) -> None:
+def test_weights_are_computed_while_products_are_under_way(size: int, products: int) -> None:
     """Of 128 columns a group's products take 1024 cycles; a scheduler issues as many instructions."""
-    text = disassembled(compiled(heads(16, 4096, size)).image, tmp_path)
+    text = disassembled(compiled(heads(16, 4096, size)).image)
     hot = loop_of_products(text)
     places = {
         what: [i for i, name in enumerate(hot) if name.startswith(what)]
@@ -102,6 +108,29 @@ def test_defaults_fill_the_processors() -> None:
     for kernel in (LONG, KERNELS["4096 x 64"]):
         default = TEMPLATE.space(kernel, HOPPER).default
         assert (default["consumers"], default["tile_n"], default["turns"]) == (2, 128, 1)
+
+
+@pytest.mark.parametrize(
+    ("extents", "single", "persistent", "taken"),
+    [
+        ((384, 512, 64), 107, 96, True),
+        ((768, 197, 64), 64, 53, True),
+        ((256, 512, 128), 118, 111, True),
+        ((64, 1024, 128), 112, 109, False),
+        ((16, 4096, 128), 422, 419, False),
+    ],
+)
+def test_estimates_of_persistent_blocks(
+    extents: tuple[int, int, int], single: int, persistent: int, taken: bool
+) -> None:
+    """Thousands of cycles of an H100, as docs/design/cuda.md has them."""
+    kernel, gpu = heads(*extents), TARGETS["nvidia/h100"].gpu
+    assert gpu is not None
+    shape = TiledAttentionOperands(kernel).shape
+    plans = list(WgmmaAttentionPlan.fitting(shape, gpu))
+    found = [min(p.cycles(gpu) for p in plans if (p.persistent, p.split) == (k, 1)) for k in (0, 1)]
+    assert [round(cycles / 1e3) for cycles in found] == [single, persistent]
+    assert WgmmaAttentionPlan.default(shape, gpu).persistent == taken
 
 
 @pytest.mark.parametrize("name", ["BERT-base", "4096 x 64", "4096 x 128", "grouped heads", "1024 x 80"])

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from device_programs import ends_the_process
 from gpu_assembly import disassembled, loop_bodies
-from mma_kernels import assert_computes, conv, in_blocks
+from mma_kernels import assert_computes, conv, in_blocks, rows_of
 from test_conv_mma import KERNELS as OTHERS
 from test_conv_mma import P
 from test_matmul_wgmma import HOPPER, SMALL
@@ -91,7 +90,7 @@ def test_what_is_left_to_others() -> None:
 
 
 def test_clusters_are_for_tiles() -> None:
-    plan = WgmmaPlan("float16", 1, 512, 64, 576, 64, 64, 1, 3, cluster=2, gathers=1)
+    plan = WgmmaPlan("float16", 1, 512, 64, 576, 64, 64, 1, 3, cluster=2, gathers=1, output=rows_of(2))
     assert HOPPER.gpu is not None
     assert "clusters of 2" in (plan.complaint(HOPPER.gpu) or "")
     with pytest.raises(ScheduleError, match="clusters of 2 blocks"):
@@ -127,11 +126,9 @@ def test_defaults_neither_spill_nor_wait(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("real_compiler")
-def test_instructions_of_a_chunk_are_those_of_the_estimate(tmp_path: Path) -> None:
+def test_instructions_of_a_chunk_are_those_of_the_estimate() -> None:
     """Of 8 chunks of a thread and step, 42 each; half of them are additions, shifts and comparisons."""
-    text = disassembled(
-        compiled("3x3", block_rows=128, block_columns=128, consumers=2, streamed=0).image, tmp_path
-    )
+    text = disassembled(compiled("3x3", block_rows=128, block_columns=128, consumers=2, streamed=0).image)
     copying = min((body for body in loop_bodies(text) if body["LDGSTS"]), key=lambda body: body.total())
     assert copying["LDGSTS"] == 8
     assert 38 <= copying.total() / 8 <= 46

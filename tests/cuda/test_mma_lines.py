@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from mma_kernels import SMALL, assert_computes, matmul
+from mma_kernels import SMALL, assert_computes, matmul, rows_of
 from test_mma_code import elements
 
 from tcomp.codegen.cuda.cubin import compile_cubin
@@ -14,7 +14,7 @@ from tcomp.codegen.cuda.device_code import DeviceCode, device_code
 from tcomp.errors import ScheduleError
 from tcomp.target.target import TARGETS
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.mma_plan import MmaPlan, default_plan
+from tcomp.tensor.mma_plan import default_plan
 from tcomp.tensor.template import TEMPLATES
 
 TEMPLATE = "matmul_mma_cuda"
@@ -101,12 +101,10 @@ def test_lines_are_the_default_where_they_take_less() -> None:
     """Of 16 bits; sectors of 32 are whole from registers, too."""
     assert AMPERE.gpu is not None
     extents, gpu = (1, 8192, 4096, 1024), AMPERE.gpu
-    plan = default_plan("float16", extents, gpu, output=2)
+    plan = default_plan("float16", extents, rows_of(2), gpu)
     assert plan.lines == 1
     assert 1.03 < replace(plan, lines=0).cycles(gpu) / plan.cycles(gpu) < 1.1
-    assert default_plan("tf32", extents, gpu, output=4).lines == 0
-    unknown = MmaPlan("float16", *extents, 256, 128, 64, 64, 8, 3)
-    assert unknown.cycles(gpu) < replace(unknown, output=2).cycles(gpu)
+    assert default_plan("tf32", extents, rows_of(4), gpu).lines == 0
 
 
 @pytest.mark.slow

@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from device_programs import dies, run
 from gpu_assembly import disassembled
-from mma_kernels import assert_computes, matmul
+from mma_kernels import assert_computes, matmul, rows_of
 from test_matmul_wgmma import HOPPER, SMALL
 from test_wgmma_code import TEMPLATE, code_of
 
@@ -20,7 +19,7 @@ from tcomp.errors import ScheduleError
 from tcomp.relay.types import Array
 from tcomp.target.target import Target
 from tcomp.target.tile_map import TileMap
-from tcomp.tensor.output_tiles import tiled_itemsize
+from tcomp.tensor.output_tiles import row_output
 from tcomp.tensor.shares import Streams
 from tcomp.tensor.wgmma_plan import WgmmaPlan, default_wgmma_plan, default_wgmma_plans
 
@@ -209,7 +208,8 @@ def test_what_cannot_run_is_refused(knobs: dict[str, int], reason: str) -> None:
     ids=["float16", "float32", "rows of 72 bytes", "transposed", "int32"],
 )
 def test_tiles_of_rows_in_order_can_be_stored(kernel: object, itemsize: int) -> None:
-    assert tiled_itemsize(kernel, kernel.body.outputs[0].type.static_shape[-1]) == itemsize  # pyright: ignore
+    output = row_output(kernel, kernel.body.outputs[0].type.static_shape[-1])  # pyright: ignore
+    assert (output.nbytes if output.in_lines else 0) == itemsize
     if not itemsize:
         with pytest.raises(ScheduleError, match="no tiles can be stored"):
             code_of(kernel, buffers=1)  # pyright: ignore
@@ -230,7 +230,7 @@ def test_estimates(extents: tuple[int, int, int], estimates: tuple[int, int, int
     """Thousands of cycles from registers, through buffers, in turns; the default has the fewest."""
     assert HOPPER.gpu is not None
     gpu = HOPPER.gpu
-    plans = list(default_wgmma_plans("float16", (1, *extents), gpu, output=2))
+    plans = list(default_wgmma_plans("float16", (1, *extents), rows_of(2), gpu))
     kinds = (
         [p for p in plans if not p.pingpong and not p.buffers],
         [p for p in plans if not p.pingpong and p.buffers],
@@ -238,26 +238,26 @@ def test_estimates(extents: tuple[int, int, int], estimates: tuple[int, int, int
     )
     best = [min(p.cycles(gpu) for p in kind) for kind in kinds]
     assert tuple(round(cycles / 1000) for cycles in best) == estimates
-    assert default_wgmma_plan("float16", (1, *extents), gpu, output=2).cycles(gpu) == min(best)
+    assert default_wgmma_plan("float16", (1, *extents), rows_of(2), gpu).cycles(gpu) == min(best)
 
 
 def test_defaults_differ_in_their_last_stage() -> None:
     assert HOPPER.gpu is not None
     gpu = HOPPER.gpu
-    plan = default_wgmma_plan("float16", (1, 4096, 4096, 4096), gpu, output=2)
+    plan = default_wgmma_plan("float16", (1, 4096, 4096, 4096), rows_of(2), gpu)
     assert (plan.block_rows, plan.block_columns, plan.pingpong, plan.buffers) == (128, 256, 0, 2)
     assert 1.02 < replace(plan, buffers=0).cycles(gpu) / plan.cycles(gpu) < 1.04
-    short = default_wgmma_plan("float16", (1, 16384, 4096, 128), gpu, output=2)
+    short = default_wgmma_plan("float16", (1, 16384, 4096, 128), rows_of(2), gpu)
     assert (short.block_rows, short.block_columns, short.pingpong) == (128, 128, 1)
     assert replace(short, pingpong=0).cycles(gpu) > 1.2 * short.cycles(gpu)
-    streams = default_wgmma_plan("float16", (1, 8192, 8192, 8192), gpu, output=2)
+    streams = default_wgmma_plan("float16", (1, 8192, 8192, 8192), rows_of(2), gpu)
     assert isinstance(streams.shares(gpu), Streams)
 
 
 def test_stages_leave_room_for_buffers() -> None:
     """Four stages of 48 KiB and 16 buffers of 2 KiB."""
     assert HOPPER.gpu is not None
-    plan = WgmmaPlan("float16", 1, 512, 512, 512, 128, 256, 2, 4, buffers=2, output=2)
+    plan = WgmmaPlan("float16", 1, 512, 512, 512, 128, 256, 2, 4, buffers=2, output=rows_of(2))
     assert plan.shared_bytes == 2048 + 4 * 48 * 1024 + 16 * 2048
     assert plan.complaint(HOPPER.gpu) is None
 
@@ -292,9 +292,9 @@ def test_last_stages_neither_spill_nor_wait(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("real_compiler")
-def test_a_warp_stores_tiles(tmp_path: Path) -> None:
+def test_a_warp_stores_tiles() -> None:
     """16 rows by 256 columns are 16 writes of four matrices, 4 stores, and none by threads."""
-    text = disassembled(compile_cubin(code_of(LAST_STAGES["square"][0]).source, "sm_90a").image, tmp_path)
+    text = disassembled(compile_cubin(code_of(LAST_STAGES["square"][0]).source, "sm_90a").image)
     names = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z0-9_]+)", text)
     found = Counter(names)
     assert (found["STSM"], found["UTMASTG"], found["HGMMA"]) == (16, 4, 4)

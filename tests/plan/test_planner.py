@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from types import SimpleNamespace
@@ -39,16 +39,28 @@ def planned(graph: Graph, scratch: tuple[TensorType, ...] = (), in_place: bool =
     )
 
 
-def simulate(program: Program, inputs: Sequence[Array], order: Sequence[int] | None = None) -> list[Array]:
-    """Run the program's steps, in `order`, on numpy memory; scratch is filled with garbage."""
-    spaces: dict[str, Array] = {
-        "arena": np.full(program.arena_bytes, 0xA5, np.uint8),
-        "weights": np.zeros(program.weights_bytes, np.uint8),
-    }
+def weights_of(program: Program) -> Array:
+    """The bytes of all constants, packed."""
+    weights = np.zeros(program.weights_bytes, np.uint8)
     for entry in program.constants:
         data = entry.constant.data if entry.packing is None else entry.packing.pack(entry.constant.data)
         raw = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
-        spaces["weights"][entry.offset : entry.offset + raw.size] = raw
+        weights[entry.offset : entry.offset + raw.size] = raw
+    return weights
+
+
+def simulate(
+    program: Program,
+    inputs: Sequence[Array],
+    order: Sequence[int] | None = None,
+    given: Mapping[str, Array] | None = None,
+) -> list[Array]:
+    """Run the program's steps, in `order`, on numpy memory; scratch is filled with garbage.
+
+    `given` is memory by its name, in place of the program's own weights.
+    """
+    spaces: dict[str, Array] = {"arena": np.full(program.arena_bytes, 0xA5, np.uint8)}
+    spaces |= {"weights": weights_of(program)} if given is None else given
     ins = [np.ascontiguousarray(a).reshape(-1).view(np.uint8) for a in inputs]
     outs = [np.zeros(t.type.nbytes, np.uint8) for t in program.outputs]
 
@@ -78,9 +90,9 @@ def simulate(program: Program, inputs: Sequence[Array], order: Sequence[int] | N
         operands = [
             view(place, value.type) for place, value in zip(step.arguments[:count], body.inputs, strict=True)
         ]
-        results = evaluate(body, operands)
-        for place, result in zip(step.arguments[count + scratch :], results, strict=True):
-            view(place, TensorType(result.shape))[...] = result
+        made = zip(step.arguments[count + scratch :], body.outputs, evaluate(body, operands), strict=True)
+        for place, value, result in made:
+            view(place, value.type)[...] = result
     return [
         raw.view(numpy_dtype(t.type.dtype)).reshape(t.type.static_shape)
         for raw, t in zip(outs, program.outputs, strict=True)

@@ -31,10 +31,11 @@ def hiding(causal: int, low: float, rows: int = ROWS, keys: int = KEYS) -> Array
 class Scores:
     """A graph up to the scores of its attention, and from their softmax on."""
 
-    def __init__(self) -> None:
+    def __init__(self, batch: int = 1) -> None:
         self.g = GraphBuilder()
         query, key, self.value = (
-            self.g.input(name, (1, 2, rows, SIZE)) for name, rows in (("q", ROWS), ("k", KEYS), ("v", KEYS))
+            self.g.input(name, (batch, 2, rows, SIZE))
+            for name, rows in (("q", ROWS), ("k", KEYS), ("v", KEYS))
         )
         product = self.g.op("matmul", query, key, transpose_b=True)
         self.scores = self.g.op("mul", product, self.g.constant(np.float32(0.5)))

@@ -158,6 +158,28 @@ def test_first_convolutions_may_be_kept() -> None:
     assert {v.dtype for v in (*stem.inputs, *stem.outputs)} == {"float32"}
 
 
+@pytest.mark.parametrize("prologue", [False, True])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_gpus_round_what_convolutions_read_inside_their_kernel(prologue: bool, groups: int) -> None:
+    """A graph's input is, but for groups, which tensor cores do not multiply."""
+    g = GraphBuilder()
+    x = g.input("x", (1, 3, 12, 12))
+    weight = np.random.default_rng(0).standard_normal((24, 3 // groups, 3, 3)).astype(np.float32)
+    source = g.op("relu", x) if prologue else x
+    graph = g.build(g.op("relu", g.op("conv2d", source, g.constant(weight), groups=groups)))
+    target = TARGETS["cuda:sm_80"]
+    lowered = optimize(graph, target, precision="fast")
+    (product,) = (n for n in lowered.nodes if n.op == "fused" and Kernel.of(n).anchor is not None)
+    rounds = groups == 1 or prologue
+    assert is_lowered(product) is rounds
+    if groups == 1:
+        assert template_for(Kernel.of(product), target).id == "conv_mma_cuda@1"
+    data = np.random.default_rng(1).standard_normal((1, 3, 12, 12)).astype(np.float32)
+    (expected,), (found,) = evaluate(graph, [data]), evaluate(lowered, [data])
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=5e-3, atol=2e-2)
+
+
 def test_patches_are_of_bfloat16() -> None:
     with pytest.raises(GraphError, match="patches are of bfloat16, dtype is float16"):
         LowerPrecision("float16", patches=True).run(optimize(mlp(), NO_FP16))

@@ -138,6 +138,38 @@ def test_matrices_of_float8(dtype: str) -> None:
     np.testing.assert_allclose(evaluate(lowered, [x])[0], evaluate(graph, [x])[0], rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", FLOAT8)
+def test_scales_stay_behind_products_of_float8(dtype: str) -> None:
+    graph = float8_matrices(dtype, dtype)
+    (expected,) = evaluate(graph, [np.ones((5, 24), np.float32)])
+    optimized = optimize(graph, TARGETS["cuda:sm_89"])
+    np.testing.assert_allclose(evaluate(optimized, [np.ones((5, 24), np.float32)])[0], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_convolutions_of_float8(groups: int) -> None:
+    """In groups they are products of float32: no tensor core takes these."""
+    g = GraphBuilder()
+    x = g.op("cast", g.input("x", (1, 8, 5, 5)), dtype="float8_e4m3fn")
+    w = RNG.uniform(-9, 9, (12, 8 // groups, 3, 3)).astype(numpy_dtype("float8_e4m3fn"))
+    scale = RNG.uniform(0.5, 1.5, (12, 1, 1, 1)).astype(np.float32)
+    weight = g.op("dequantize", g.constant(w), g.constant(scale), g.constant(0, "float8_e4m3fn"))
+    graph = g.build(g.op("conv2d", dequantize(g, x, 0.125, 0), weight, padding=(1,) * 4, groups=groups))
+    lowered = LowerQuantized(float8_products=True).run(graph)
+    assert products(lowered) == ["float8_e4m3fn" if groups == 1 else "float32"]
+    data = RNG.standard_normal((1, 8, 5, 5)).astype(np.float32)
+    np.testing.assert_allclose(evaluate(lowered, [data])[0], evaluate(graph, [data])[0], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"), [("cuda:sm_75", "float32"), ("cuda:sm_80", "int8"), ("cuda:sm_90a", "int8")]
+)
+def test_int8_is_multiplied_on_tensor_cores(target: str, expected: str) -> None:
+    optimized = optimize(convolutions("uint8"), TARGETS[target])
+    kernels = [k for k in (Kernel.of(n) for n in optimized.nodes if n.op == "fused") if k.anchor]
+    assert {k.anchor.inputs[0].dtype for k in kernels if k.anchor is not None} == {expected}
+
+
 @pytest.mark.parametrize(
     "graph",
     [

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from math import inf
+from typing import Any
+
 import pytest
 from fake_template import fake_kernel
 from recorded import SPACE, features, seconds
@@ -11,7 +14,7 @@ from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.loops import Expression, Statement, constant, function, loop
 from tcomp.tensor.template import Scheduled
-from tcomp.tuner.cost_model import FEATURIZED, CostModel
+from tcomp.tuner.cost_model import FEATURIZED, RANKING, REGRESSION, CostModel, Group, predict, train
 from tcomp.tuner.features import NAMES, extract
 from tcomp.tuner.task import Task
 from tcomp.tvm_api import s_tir, te, tirx
@@ -95,3 +98,13 @@ def test_the_shared_model_ranks_a_task_it_never_saw(target: Target) -> None:
 def test_without_trials_the_model_says_nothing(target: Target) -> None:
     task = Task(fake_kernel(), target, "fake@1", SPACE)
     assert CostModel().score(task, [SPACE.default] * 3) == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("parameters", [RANKING, REGRESSION], ids=["ranking", "regression"])
+def test_groups_that_failed_as_a_whole_teach_nothing(parameters: dict[str, Any]) -> None:
+    """Beside groups with and without estimates."""
+    rows = [(0.0,), (1.0,)]
+    failed, known = Group(rows, [inf, inf]), Group(rows * 8, [1.0, 4.0] * 8)
+    estimated = Group(rows * 8, [1.0, 4.0] * 8, [3.0, 3.0] * 8)
+    fast, slow = predict(train([failed, known, estimated], parameters), rows)
+    assert fast > slow

@@ -117,13 +117,7 @@ static tcomp_status fill_device(tcomp_device *device, const tcomp_options *optio
   if (status != TCOMP_OK) return status;
   if (tcomp_model.arena_bytes > 0)
     TRY("memory for tensors", tcomp_cuda.allocate(&device->arena, tcomp_model.arena_bytes));
-  if (tcomp_model.weights_bytes > 0) {
-    TRY("memory for weights", tcomp_cuda.allocate(&device->weights, tcomp_model.weights_bytes));
-    TRY("copying the weights",
-        tcomp_cuda.upload(device->weights, weights, tcomp_model.weights_bytes, device->streams[0]));
-  }
-  TRY("copying the weights", tcomp_cuda.synchronize(device->streams[0]));
-  return TCOMP_OK;
+  return tcomp_cuda_place_weights(device, weights, &tcomp_cuda_packings[*variant - tcomp_model.variants], text);
 }
 
 /* The device of the caller's current CUDA context, or the first one. */
@@ -162,6 +156,7 @@ static void destroy(tcomp_device *device) {
       if (device->locked[i] != NULL) tcomp_cuda.release_locked(device->locked[i]);
     if (device->arena != 0) tcomp_cuda.release_memory(device->arena);
     if (device->weights != 0) tcomp_cuda.release_memory(device->weights);
+    if (device->packed != 0) tcomp_cuda.release_memory(device->packed);
     for (int32_t i = 0; device->modules != NULL && i < device->end_image - device->first_image; i++)
       if (device->modules[i] != NULL) tcomp_cuda.module_unload(device->modules[i]);
     release_events_and_streams(device);

@@ -11,6 +11,14 @@ typedef struct {
   int32_t is_awaited;             /* by steps of other streams */
 } tcomp_cuda_step_info;
 
+/* How a variant packs constants, once; they are packed_bytes afterwards. */
+typedef struct {
+  size_t packed_bytes, arena_bytes;
+  int32_t (*pack)(const tcomp_frame *frame); /* zero when all of it is under way; NULL: there is nothing to pack */
+} tcomp_cuda_packing_info;
+
+extern const tcomp_cuda_packing_info tcomp_cuda_packings[]; /* of each variant */
+extern const size_t tcomp_cuda_source_bytes;                /* at the end of the weights: what they are packed from */
 extern const tcomp_cuda_step_info tcomp_cuda_steps[]; /* of tcomp_model */
 extern const int32_t tcomp_cuda_waits[];              /* steps of other streams that must have ended */
 extern const int32_t tcomp_cuda_stream_count;

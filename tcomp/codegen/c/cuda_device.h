@@ -25,7 +25,7 @@ struct tcomp_device {
   int is_under_way;
   handle *modules, *functions; /* of the variant's images; of all launches, NULL where not the variant's */
   int32_t first_image, end_image;
-  address arena, weights;
+  address arena, weights, packed;
   address *staged;             /* for each input, then each output: 0 while none was needed */
   void **locked;               /* page-locked memory of the CPU, likewise */
   tcomp_cuda_recording recordings[TCOMP_CUDA_RECORDINGS];
@@ -43,6 +43,10 @@ tcomp_status tcomp_cuda_refused(char *text, const char *what, int code);
     int code_ = (call);                                              \
     if (code_ != 0) return tcomp_cuda_refused(text, what, code_);    \
   } while (0)
+
+/* Puts weights into the device's memory, and packs those that the variant has as they were. */
+tcomp_status tcomp_cuda_place_weights(tcomp_device *device, const char *weights, const tcomp_cuda_packing_info *packing,
+                                      char *text);
 
 /* Runs of tcomp_backend. */
 tcomp_status tcomp_cuda_run(tcomp_device *device, const tcomp_variant_info *variant, const tcomp_frame *frame,

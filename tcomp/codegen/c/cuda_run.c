@@ -169,6 +169,7 @@ static tcomp_status start(tcomp_device *device, const tcomp_variant_info *varian
   tcomp_frame frame = *given;
   frame.arena = (char *)(uintptr_t)device->arena;
   frame.weights = (const char *)(uintptr_t)device->weights;
+  frame.packed = (char *)(uintptr_t)device->packed;
   frame.inputs = run->pointers;
   frame.outputs = run->pointers + inputs;
   tcomp_status status = run_steps(device, variant, &frame, run, step, text);

@@ -18,6 +18,9 @@ typedef struct {
   uint64_t *nanoseconds; /* NULL: not profiled */
   tcomp_pool *pool;      /* knows whether the run is cancelled */
   tcomp_device *device;
+  /* On GPUs: constants that it packed itself; what it packs them from, while it does. */
+  char *packed;
+  const char *sources;
 } tcomp_frame;
 
 /* The code for one kind of CPU. */

@@ -17,6 +17,7 @@ from tcomp.target.tile_map import TileMap
 from tcomp.tensor.bfloat16 import ROUNDED
 from tcomp.tensor.float8 import as_bits
 from tcomp.tensor.intrinsics import dtype_of
+from tcomp.tensor.reach import check_buffers
 from tcomp.tensor.threads import DYNAMIC_SHARED, grid_and_block, launches_of
 from tcomp.tensor.tiles import CLUSTER, TILES, tile_map_of
 from tcomp.tvm_api import (
@@ -63,8 +64,9 @@ class DeviceCode:
 def device_code(function: PrimFunc, symbol: str, target: Target) -> DeviceCode:
     """The code of a scheduled `function`, its `__global__` functions named after `symbol`.
 
-    Raises BuildError when TVM refuses it.
+    Raises BuildError when TVM refuses it, UnsupportedError when a buffer is too large.
     """
+    check_buffers(function)
     function = as_bits(function)
     parts = launches_of(function)
     symbols = [symbol if len(parts) == 1 else f"{symbol}_{number}" for number in range(len(parts))]

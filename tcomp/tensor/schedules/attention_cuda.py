@@ -6,9 +6,10 @@ from math import ceil, prod
 
 from tcomp.target.target import Gpu, Target
 from tcomp.tensor.attention_parts import DTYPE, SPLITS
+from tcomp.tensor.attention_plan import together
 from tcomp.tensor.attention_shape import Shape, Walk
 from tcomp.tensor.epilogue import output_axes
-from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, multiply_adds, resident_blocks
+from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, memory_cycles, multiply_adds, resident_blocks
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Ordered, Space
 from tcomp.tensor.simt_attention import AttentionTile, SimtAttention
@@ -58,7 +59,8 @@ class AttentionCuda(Template):
 
     def cycles(self, kernel: Kernel, target: Target) -> Cycles:
         shape, gpu = _shape(kernel), _gpu(target)
-        return lambda config: _cycles(config, shape, gpu)
+        memory = memory_cycles(gpu, kernel.nbytes)
+        return lambda config: together(_cycles(config, shape, gpu), memory)
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         return SimtAttention(kernel, AttentionTile.of(config, _shape(kernel)), _gpu(target)).scheduled()

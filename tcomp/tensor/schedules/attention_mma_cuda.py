@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from tcomp.target.target import Gpu, Target
+from tcomp.tensor.attention_plan import AttentionShape
 from tcomp.tensor.epilogue import output_axes
 from tcomp.tensor.gpu_rates import memory_cycles
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Space
 from tcomp.tensor.mma_attention import MmaAttention
 from tcomp.tensor.mma_attention_operands import Heads, MmaAttentionOperands, attention_shape
-from tcomp.tensor.mma_attention_plan import (
-    AttentionPlan,
-    AttentionShape,
-    fitting_plans,
-    plan_space,
-)
+from tcomp.tensor.mma_attention_plan import MmaAttentionPlan
 from tcomp.tensor.mma_kernel import multiplies
 from tcomp.tensor.schedules.attention_cuda import AttentionCuda
 from tcomp.tensor.template import TEMPLATES, Cycles, Scheduled, Template
@@ -45,18 +41,18 @@ class AttentionMmaCuda(Template):
     def accepts(self, kernel: Kernel, target: Target) -> bool:
         if not is_narrow_attention(kernel, target):
             return False
-        return any(True for _ in fitting_plans(_shape(kernel), _gpu(target)))
+        return any(True for _ in MmaAttentionPlan.fitting(_shape(kernel), _gpu(target)))
 
     def space(self, kernel: Kernel, target: Target) -> Space:
-        return plan_space(_shape(kernel), _gpu(target))
+        return MmaAttentionPlan.space(_shape(kernel), _gpu(target))
 
     def cycles(self, kernel: Kernel, target: Target) -> Cycles:
         gpu, shape = _gpu(target), _shape(kernel)
         least, before = memory_cycles(gpu, kernel.nbytes), MmaAttentionOperands(kernel).moving_cycles(gpu)
-        return lambda config: max(AttentionPlan.of(config, shape).cycles(gpu), least) + before
+        return lambda config: max(MmaAttentionPlan.of(config, shape).cycles(gpu), least) + before
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
-        plan = AttentionPlan.of(config, _shape(kernel))
+        plan = MmaAttentionPlan.of(config, _shape(kernel))
         return MmaAttention(MmaAttentionOperands(kernel), plan, _gpu(target)).scheduled()
 
 

@@ -10,7 +10,7 @@ from tcomp.tensor.schedules.attention_mma_cuda import AttentionMmaCuda, is_narro
 from tcomp.tensor.template import TEMPLATES, Cycles, Scheduled, Template
 from tcomp.tensor.wgmma_attention import WgmmaAttention
 from tcomp.tensor.wgmma_attention_operands import TiledAttentionOperands
-from tcomp.tensor.wgmma_attention_plan import WgmmaAttentionPlan, fitting_plans, plan_space
+from tcomp.tensor.wgmma_attention_plan import WgmmaAttentionPlan
 from tcomp.tensor.wgmma_plan import ARCH
 
 
@@ -30,11 +30,11 @@ class AttentionWgmmaCuda(Template):
         if not is_narrow_attention(kernel, target) or _gpu(target).arch != ARCH:
             return False
         operands = TiledAttentionOperands(kernel)
-        plans = fitting_plans(operands.shape, _gpu(target))
+        plans = WgmmaAttentionPlan.fitting(operands.shape, _gpu(target))
         return any(True for _ in plans) and operands.tiled() is not None
 
     def space(self, kernel: Kernel, target: Target) -> Space:
-        return plan_space(TiledAttentionOperands(kernel).shape, _gpu(target))
+        return WgmmaAttentionPlan.space(TiledAttentionOperands(kernel).shape, _gpu(target))
 
     def cycles(self, kernel: Kernel, target: Target) -> Cycles:
         gpu, operands = _gpu(target), TiledAttentionOperands(kernel)

@@ -35,20 +35,26 @@ class ConvCuda(Template):
         return lambda config: cycles(problem, BlockTile.of(config), target)
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
-        tile = BlockTile.of(config)
-        shares = shares_of(_problem(kernel), tile, target)
-        return SimtProduct(ConvolutionMatrices.of(kernel), tile, shares).scheduled()
+        problem, tile = _problem(kernel), BlockTile.of(config)
+        shares = shares_of(problem, tile, target)
+        matrices = ConvolutionMatrices.of(kernel, tile.depth, tile.split * tile.steps(problem.depth))
+        return SimtProduct(matrices, tile, shares, matrices.table).scheduled()
 
 
 def fits(kernel: Kernel) -> bool:
     """Whether `kernel` is a convolution in plain layout with elementwise work and transposes after it."""
+    if not fits_in_blocks(kernel):
+        return False
+    conv = Convolution.of(kernel.anchors[0])
+    return conv.in_block == conv.out_block == 1
+
+
+def fits_in_blocks(kernel: Kernel) -> bool:
+    """The same in any layout."""
     anchor = kernel.anchor
     if anchor is None or anchor.op not in OPERATORS or output_axes(kernel) is None:
         return False
-    if any(prod(v.type.static_shape) == 0 for v in (*anchor.inputs, *anchor.outputs)):
-        return False
-    conv = Convolution.of(anchor)
-    return conv.in_block == conv.out_block == 1
+    return all(prod(v.type.static_shape) > 0 for v in (*anchor.inputs, *anchor.outputs))
 
 
 def _problem(kernel: Kernel) -> Problem:

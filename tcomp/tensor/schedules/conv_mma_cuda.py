@@ -9,9 +9,12 @@ from tcomp.tensor.gpu_rates import memory_cycles
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Space
 from tcomp.tensor.loops import Statement
-from tcomp.tensor.mma_kernel import factor_dtype, schedule_mma, stored_in_vectors
+from tcomp.tensor.mma_kernel import factor_dtype, multiplies_by_warps, schedule_mma, stored_in_vectors
 from tcomp.tensor.mma_nest import mma_launch
 from tcomp.tensor.mma_plan import plan_of, plan_space
+from tcomp.tensor.output_tiles import OutputTiles
+from tcomp.tensor.pixel_stores import pixel_output
+from tcomp.tensor.stored_output import Output
 from tcomp.tensor.template import TEMPLATES, Cycles, Scheduled, Template
 
 
@@ -28,30 +31,35 @@ class ConvMmaCuda(Template):
     priority = 5
 
     def accepts(self, kernel: Kernel, target: Target) -> bool:
-        return has_windows(kernel, target)
+        return has_windows(kernel, target) and multiplies_by_warps(kernel, target)
 
     def space(self, kernel: Kernel, target: Target) -> Space:
         assert target.gpu is not None
         windows = Windows(kernel)
-        return plan_space(factor_dtype(kernel), windows.extents, target.gpu)
+        return plan_space(factor_dtype(kernel), windows.extents, _output(windows), target.gpu)
 
     def cycles(self, kernel: Kernel, target: Target) -> Cycles:
         assert target.gpu is not None
         gpu, windows, dtype = target.gpu, Windows(kernel), factor_dtype(kernel)
         least, before = memory_cycles(gpu, kernel.nbytes), windows.gathering(gpu)
-        extents = windows.extents
-        return lambda config: max(plan_of(dtype, extents, config).cycles(gpu), least) + before
+        extents, output = windows.extents, _output(windows)
+        return lambda config: max(plan_of(dtype, extents, output, config).cycles(gpu), least) + before
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         assert target.gpu is not None
         windows = Windows(kernel)
-        plan = plan_of(factor_dtype(kernel), windows.extents, config)
+        plan = plan_of(factor_dtype(kernel), windows.extents, _output(windows), config)
         anchored = Anchored(kernel, windows.packing)
         before: list[Statement] = []
         left, right = windows.left(anchored, before), windows.right(anchored, before)
         vector = 2 if stored_in_vectors(kernel, windows.conv.out_block) else 1
-        launch = mma_launch(plan, left, right, target.gpu)
+        tiles = OutputTiles(anchored, plan, windows.output, vector)
+        launch = mma_launch(plan, left, right, target.gpu, tiles)
         return schedule_mma(anchored, plan, plan.shares(target.gpu), before, launch, windows.output, vector)
+
+
+def _output(windows: Windows) -> Output:
+    return pixel_output(windows.kernel, windows.conv, by_engine=False)
 
 
 TEMPLATES.register(ConvMmaCuda.name, ConvMmaCuda())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from tcomp.relay.types import numpy_dtype
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.conv_windows import Windows, has_windows
@@ -11,9 +10,9 @@ from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Space
 from tcomp.tensor.loops import Statement
 from tcomp.tensor.mma_kernel import factor_dtype, schedule_mma, stored_in_vectors
-from tcomp.tensor.mma_plan import CHUNK_BYTES
-from tcomp.tensor.pixel_stores import PixelTiles, pixel_itemsize
+from tcomp.tensor.pixel_stores import PixelTiles, pixel_output
 from tcomp.tensor.schedules.conv_mma_cuda import ConvMmaCuda
+from tcomp.tensor.stored_output import Output
 from tcomp.tensor.template import TEMPLATES, Cycles, Scheduled, Template
 from tcomp.tensor.wgmma_nest import wgmma_launch
 from tcomp.tensor.wgmma_plan import (
@@ -29,7 +28,7 @@ for all sums."""
 
 
 class ConvWgmmaCuda(Template):
-    """Ungrouped convolutions of float16, bfloat16, tf32 and int8, by groups of warps.
+    """Ungrouped convolutions of float16, bfloat16, tf32, float8 and int8, by groups of warps.
 
     Steps as of `ConvMmaCuda`. Weights are copied by tiles, and windows where the input's layout allows it. Or
     they are copied by chunks (knob `gathers`): on their way nothing could round them to tf32.
@@ -37,6 +36,7 @@ class ConvWgmmaCuda(Template):
 
     name = "conv_wgmma_cuda"
     family = "cuda"
+    priority = ConvMmaCuda.priority
     alternative_to = ConvMmaCuda.name
 
     def accepts(self, kernel: Kernel, target: Target) -> bool:
@@ -46,38 +46,32 @@ class ConvWgmmaCuda(Template):
 
     def space(self, kernel: Kernel, target: Target) -> Space:
         assert target.gpu is not None
-        dtype, extents = factor_dtype(kernel), Windows(kernel).extents
-        return wgmma_space(
-            dtype, extents, target.gpu, most_sums(kernel, _BESIDE), _ways(kernel), *_output(kernel)
-        )
+        dtype, extents, sums = factor_dtype(kernel), Windows(kernel).extents, most_sums(kernel, _BESIDE)
+        return wgmma_space(dtype, extents, _output(kernel), target.gpu, sums, _ways(kernel))
 
     def cycles(self, kernel: Kernel, target: Target) -> Cycles:
         assert target.gpu is not None
         gpu, windows, dtype = target.gpu, Windows(kernel), factor_dtype(kernel)
         least, before = memory_cycles(gpu, kernel.nbytes), windows.gathering(gpu)
         extents, output = windows.extents, _output(kernel)
-        return lambda config: max(wgmma_plan_of(dtype, extents, config, *output).cycles(gpu), least) + before
+        return lambda config: max(wgmma_plan_of(dtype, extents, output, config).cycles(gpu), least) + before
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         assert target.gpu is not None
         gpu, windows = target.gpu, Windows(kernel)
-        itemsize, _ = _output(kernel)
-        plan = wgmma_plan_of(factor_dtype(kernel), windows.extents, config, itemsize)
+        plan = wgmma_plan_of(factor_dtype(kernel), windows.extents, _output(kernel), config)
         assert plan.gathers in _ways(kernel)
         anchored = Anchored(kernel, windows.packing)
         before: list[Statement] = []
         left, right = windows.left(anchored, before), windows.right(anchored, before)
         vector = 2 if stored_in_vectors(kernel, windows.conv.out_block) else 1
-        output = PixelTiles(anchored, plan, windows.output, vector, windows.conv) if itemsize else None
+        output = PixelTiles(anchored, plan, windows.output, vector, windows.conv)
         launch = wgmma_launch(plan, left, right, gpu, output)
         return schedule_mma(anchored, plan, plan.shares(gpu), before, launch, windows.output, vector)
 
 
-def _output(kernel: Kernel) -> tuple[int, bool]:
-    """Bytes of an element of the output if tiles of it can be stored, else 0; if its blocks are chunks."""
-    conv = Windows(kernel).conv
-    chunk = conv.out_block * numpy_dtype(kernel.body.outputs[0].dtype).itemsize == CHUNK_BYTES
-    return pixel_itemsize(kernel, conv), chunk
+def _output(kernel: Kernel) -> Output:
+    return pixel_output(kernel, Windows(kernel).conv, by_engine=True)
 
 
 def _ways(kernel: Kernel) -> tuple[int, ...]:

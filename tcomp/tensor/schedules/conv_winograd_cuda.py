@@ -26,7 +26,7 @@ from tcomp.tensor.simt_winograd_space import (
 from tcomp.tensor.template import TEMPLATES, Cycles, Packed, PackedBy, Scheduled, Template
 
 WORTH = 1.1
-"""How much faster it must be, by estimate, to be worth a larger library: no GPU has timed either."""
+"""How much faster it must be, by estimate, to be worth more memory for weights: no GPU has timed either."""
 
 
 class ConvWinogradCuda(Template):

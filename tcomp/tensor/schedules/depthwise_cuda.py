@@ -1,83 +1,88 @@
 """Depthwise convolutions on GPUs: a thread computes some pixels of a channel, its weights in registers.
 
-Memory bounds them, as each element of the input takes part in few products. Threads of a warp have
-neighbouring columns, so that their loads are neighbours; the pixels of a thread lie below each other by
-default, so that the rows they share are loaded once.
+Memory bounds large ones, as each element of the input takes part in few products; the nearest cache those of
+small images. Threads of a warp have neighbouring columns, and all channels of a block where layouts have
+blocks, so that their loads are neighbours; the pixels of a thread lie below each other by default, so that
+the rows they share, and weights, are loaded once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from math import prod
 
-from tcomp.target.target import Target
+from tcomp.target.target import Gpu, Target
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.convolution import Convolution
 from tcomp.tensor.convolution_matrices import padded
-from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, memory_cycles
+from tcomp.tensor.gpu_rates import INSTRUCTIONS, LAUNCH_CYCLES, memory_cycles
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Ordered, Space
 from tcomp.tensor.loops import Buffer, Expression, Statement, constant, local, loops_around, sequence
 from tcomp.tensor.math import convert
 from tcomp.tensor.primitives import Tiles
-from tcomp.tensor.schedules.conv_cuda import fits
+from tcomp.tensor.schedules.conv_cuda import fits_in_blocks
+from tcomp.tensor.simt_space import ARRIVAL_CYCLES
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
 from tcomp.tensor.threads import digits, spread
-from tcomp.tvm_api import tirx
+from tcomp.tvm_api import Tensor, te, tirx
 
 _SIZES = (1, 2, 4, 8)
+_THREADS = 128
+"""Of a block of the default."""
 _MOST_PRODUCTS = 1024
 """Of a thread, which are all written out."""
 
 
 class DepthwiseCuda(Template):
-    """Steps: number the tiles of pixels of all channels; give each thread one."""
+    """Plain layout, or input and output in the same blocks of channels.
+
+    Steps: number the tiles of pixels of all channels; give each thread one.
+    """
 
     name = "depthwise_cuda"
     family = "cuda"
 
     def accepts(self, kernel: Kernel, target: Target) -> bool:
-        return fits(kernel) and Convolution.of(kernel.anchors[0]).is_depthwise
+        if not fits_in_blocks(kernel):
+            return False
+        conv = Convolution.of(kernel.anchors[0])
+        return conv.is_depthwise and conv.in_block == conv.out_block
 
     def space(self, kernel: Kernel, target: Target) -> Space:
         conv, gpu = Convolution.of(kernel.anchors[0]), target.gpu
         assert gpu is not None
 
         def reason(config: Config) -> str | None:
-            registers = _registers(conv, int(config["height"]), int(config["width"]))
-            most = min(gpu.thread_registers, gpu.registers // int(config["threads"]))
-            if registers > most:
-                return f"a thread needs {registers} registers; it can have {most}"
-            products = int(config["height"]) * int(config["width"]) * prod(conv.kernel)
-            if products > _MOST_PRODUCTS:
-                return f"a thread would have {products} products; at most {_MOST_PRODUCTS} are written out"
-            return None
+            return _reason(conv, gpu, *(int(config[name]) for name in ("height", "width", "threads")))
 
-        height = 1 if len(conv.kernel) == 1 else _height(conv, gpu.processors * gpu.threads // 2)
-        legal = [h for h in _SIZES if reason({"height": h, "width": 1, "threads": 128}) is None]
         return Space(
             (
-                Ordered("height", _SIZES, max((h for h in legal if h <= height), default=1)),
+                Ordered("height", _SIZES, _height(conv, gpu, memory_cycles(gpu, kernel.nbytes))),
                 Ordered("width", _SIZES, 1),
-                Ordered("threads", (64, 128, 256), 128),
+                Ordered("threads", (64, 128, 256), _THREADS),
             ),
             reason,
         )
 
     def estimate(self, kernel: Kernel, target: Target) -> float:
-        assert target.gpu is not None
-        return LAUNCH_CYCLES + memory_cycles(target.gpu, kernel.nbytes)
+        conv, gpu = Convolution.of(kernel.anchors[0]), target.gpu
+        assert gpu is not None
+        memory = memory_cycles(gpu, kernel.nbytes)
+        return LAUNCH_CYCLES + max(memory, _cycles(conv, _height(conv, gpu, memory), gpu))
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         conv = Convolution.of(kernel.anchors[0])
         tiles = _tiles(conv, int(config["height"]), int(config["width"]))
-        counts = (conv.batch, conv.out_channels, *(t.count for t in tiles))
+        counts = (conv.batch, conv.out_blocks, *(t.count for t in tiles), conv.out_block)
         pixels = _Pixels(conv, tiles, Anchored(kernel))
 
         def one(number: Expression) -> Statement:
-            image, channel, *tile = digits(number, counts)
+            image, block, *tile, lane = digits(number, counts)
+            channel = block * conv.out_block + lane
             return pixels.statement(image, channel, [t.base(i) for t, i in zip(tiles, tile, strict=True)])
 
         return pixels.anchored.scheduled([spread(prod(counts), int(config["threads"]), one)])
@@ -89,12 +94,49 @@ def _tiles(conv: Convolution, height: int, width: int) -> list[Tiles]:
     return [Tiles.of(extent, size) for extent, size in zip(conv.out_size, sizes, strict=True)]
 
 
-def _height(conv: Convolution, threads: int) -> int:
-    """Rows of a thread: as many as leave enough threads, and do not compute many rows twice."""
-    rows = conv.out_size[-2]
-    others = conv.batch * conv.out_channels * prod(conv.out_size) // rows
-    fitting = [h for h in _SIZES if others * -(-rows // h) >= threads and -(-rows // h) * h <= rows * 1.15]
-    return max(fitting, default=1)
+def _reason(conv: Convolution, gpu: Gpu, height: int, width: int, threads: int) -> str | None:
+    """Why no thread has such a tile, or None."""
+    registers = _registers(conv, height, width)
+    most = min(gpu.thread_registers, gpu.registers // threads)
+    if registers > most:
+        return f"a thread needs {registers} registers; it can have {most}"
+    products = height * width * prod(conv.kernel)
+    if products > _MOST_PRODUCTS:
+        return f"a thread would have {products} products; at most {_MOST_PRODUCTS} are written out"
+    return None
+
+
+def _height(conv: Convolution, gpu: Gpu, memory: float) -> int:
+    """Rows of a thread that take the least estimated cycles beside those of `memory`.
+
+    Of those that memory bounds, as many rows as leave half of all threads that fit.
+    """
+    if len(conv.kernel) == 1:
+        return 1
+    legal = [h for h in _SIZES if _reason(conv, gpu, h, 1, _THREADS) is None]
+
+    def rank(height: int) -> tuple[float, bool, int]:
+        leaves_few = _threads(conv, height) < gpu.processors * gpu.threads // 2
+        return max(memory, _cycles(conv, height, gpu)), leaves_few, height if leaves_few else -height
+
+    return min(legal, key=rank, default=1)
+
+
+def _threads(conv: Convolution, height: int) -> int:
+    return conv.batch * conv.out_channels * prod(t.count for t in _tiles(conv, height, 1))
+
+
+def _cycles(conv: Convolution, height: int, gpu: Gpu) -> float:
+    """Estimated cycles of a multiprocessor: the nearest cache gives a warp 128 bytes a cycle, weights too."""
+    tiles = _tiles(conv, height, 1)
+    rows = zip(tiles, conv.strides, conv.kernel, conv.dilation, strict=True)
+    pixels = prod((t.size - 1) * s + (k - 1) * d + 1 for t, s, k, d in rows)
+    weights, products = prod(conv.kernel), height * prod(conv.kernel)
+    warps = max(1.0, _threads(conv, height) / (gpu.processors * gpu.warp))
+    # Neighbours of threads along rows are strides apart, those along channels are not.
+    near = warps * (weights + pixels * (conv.strides[-1] if conv.out_block == 1 else 1))
+    issue = warps * (products + 2 * (weights + pixels)) * gpu.warp / INSTRUCTIONS
+    return max(near, issue) + ARRIVAL_CYCLES + 2 * (products + weights + pixels)
 
 
 def _registers(conv: Convolution, height: int, width: int) -> int:
@@ -121,7 +163,7 @@ class _Pixels:
         statements = [allocate_weights, allocate_sums, allocate_row]
         for number, tap in enumerate(product(*map(range, conv.kernel))):
             place = [channel, constant(0), *map(constant, tap)]
-            statements.append(self._read(self.anchored.operands[1], place, weights, number))
+            statements.append(self._read(self._weights, place, weights, number))
         statements += [
             tirx.BufferStore(sums, tirx.const(0, dtype), [number]) for number in range(prod(sizes))
         ]
@@ -133,13 +175,28 @@ class _Pixels:
                 continue
             for inner in sorted({source for _, _, source in updates}):
                 at = [f + o for f, o in zip(first, (*outer, inner), strict=True)]
-                statements.append(self._read(data, [image, channel, *at], row, inner))
+                statements.append(self._read(data, conv.place(image, channel, at), row, inner))
             for pixel, tap, source in updates:
                 statements.append(tirx.BufferStore(sums, sums[pixel] + row[source] * weights[tap], [pixel]))
         for number, offset in enumerate(product(*map(range, sizes))):
             at = [b + o for b, o in zip(base, offset, strict=True)]
-            statements.append(self.anchored.finish([image, channel, *at], sums[number]))
+            statements.append(self.anchored.finish(conv.place(image, channel, at), sums[number]))
         return sequence(statements)
+
+    @cached_property
+    def _weights(self) -> Tensor:
+        """Zero for what fills the last block."""
+        conv, plain = self.conv, self.anchored.operands[1]
+        last = conv.out_channels - 1
+        if last % conv.out_block == conv.out_block - 1:
+            return plain
+        zero = tirx.const(0, str(plain.dtype))
+
+        def element(channel: Expression, *at: Expression) -> Expression:
+            return tirx.if_then_else(channel <= last, plain(tirx.min(channel, last), *at), zero)
+
+        shape = (conv.out_blocks * conv.out_block, *map(int, plain.shape[1:]))
+        return te.compute(shape, element, name="weights")
 
     @property
     def _reach(self) -> list[int]:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from tcomp.relay.types import FLOAT8
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.gpu_rates import memory_cycles
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Space
 from tcomp.tensor.loops import Statement
-from tcomp.tensor.mma_kernel import factor_dtype, schedule_mma, stored_in_vectors
+from tcomp.tensor.mma_kernel import multiplies_by_warps, schedule_mma, stored_in_vectors
 from tcomp.tensor.mma_matrices import MmaMatrices, is_product
 from tcomp.tensor.mma_nest import mma_launch
 from tcomp.tensor.mma_operand import MmaOperand
 from tcomp.tensor.mma_plan import MmaPlan, plan_of, plan_space
-from tcomp.tensor.output_tiles import OutputTiles, tiled_itemsize
+from tcomp.tensor.output_tiles import OutputTiles, row_output
 from tcomp.tensor.schedules.matmul_cuda import MatmulCuda
 from tcomp.tensor.template import TEMPLATES, Cycles, Scheduled, Template
 from tcomp.tensor.unpacked_operand import PackedWeights, UnpackedChunks
-from tcomp.tensor.wgmma_plan import ARCH as WGMMA_ARCH
 
 
 class MatmulMmaCuda(Template):
@@ -33,35 +31,32 @@ class MatmulMmaCuda(Template):
     alternative_to = MatmulCuda.name
 
     def accepts(self, kernel: Kernel, target: Target) -> bool:
-        if not is_product(kernel, target):
-            return False
-        # `mma.sync` converts float8 to float16 there, by twelve instructions for a product: ptxas 13.0.
-        return target.gpu is None or target.gpu.arch != WGMMA_ARCH or factor_dtype(kernel) not in FLOAT8
+        return is_product(kernel, target) and multiplies_by_warps(kernel, target)
 
     def space(self, kernel: Kernel, target: Target) -> Space:
         assert target.gpu is not None
         matrices = MmaMatrices(kernel)
-        output = tiled_itemsize(kernel, matrices.product.columns)
-        return plan_space(matrices.dtype, matrices.extents, target.gpu, _streams(kernel), output)
+        output = row_output(kernel, matrices.product.columns)
+        return plan_space(matrices.dtype, matrices.extents, output, target.gpu, _streams(kernel))
 
     def cycles(self, kernel: Kernel, target: Target) -> Cycles:
         assert target.gpu is not None
         gpu, matrices = target.gpu, MmaMatrices(kernel)
-        least, output = memory_cycles(gpu, kernel.nbytes), tiled_itemsize(kernel, matrices.product.columns)
+        least, output = memory_cycles(gpu, kernel.nbytes), row_output(kernel, matrices.product.columns)
         dtype, extents = matrices.dtype, matrices.extents
-        return lambda config: max(plan_of(dtype, extents, config, output).cycles(gpu), least)
+        return lambda config: max(plan_of(dtype, extents, output, config).cycles(gpu), least)
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         assert target.gpu is not None
         matrices = MmaMatrices(kernel)
-        output = tiled_itemsize(kernel, matrices.product.columns)
-        plan = plan_of(matrices.dtype, matrices.extents, config, output)
+        output = row_output(kernel, matrices.product.columns)
+        plan = plan_of(matrices.dtype, matrices.extents, output, config)
         anchored = Anchored(kernel, matrices.packing)
         before: list[Statement] = []
         left = matrices.left(anchored, before)
         right = _unpacked(anchored, plan) or matrices.right(anchored, before)
         vector = 2 if stored_in_vectors(kernel, matrices.product.columns) else 1
-        tiles = OutputTiles(anchored, plan, matrices.output, vector) if output else None
+        tiles = OutputTiles(anchored, plan, matrices.output, vector)
         launch = mma_launch(plan, left, right, target.gpu, tiles)
         return schedule_mma(anchored, plan, plan.shares(target.gpu), before, launch, matrices.output, vector)
 

@@ -24,6 +24,8 @@ from tcomp.tensor.unpacked_operand import REGISTERS, PackedWeights, UnpackedOper
 
 _WARPS = 16
 """Of a multiprocessor, which together have enough loads under way."""
+_WORD_BYTES = 4
+"""That a thread loads of a column at a time."""
 _UNPACK = 2.5
 """Instructions that make a number of a packed weight."""
 
@@ -59,10 +61,16 @@ class MatmulPackedCuda(Template):
     def cycles(self, kernel: Kernel, target: Target) -> Cycles:
         problem, gpu = problem_of(kernel), target.gpu
         assert gpu is not None
+        weights = PackedWeights.of(kernel)
+        assert weights is not None
 
         def of(config: Config) -> float:
             plan = RowsPlan.of(config)
-            return rows_cycles(problem, gpu, plan, problem.rows * (1 + 1 / plan.columns) + _UNPACK)
+            blocks = ceil(problem.columns / (plan.columns * plan.warps)) * plan.split
+            registers = plan.registers(problem.rows, 4, weights.word, REGISTERS)
+            under_way = plan.under_way(gpu, blocks, registers, 0, _WORD_BYTES)
+            instructions = problem.rows * (1 + 1 / plan.columns) + _UNPACK
+            return rows_cycles(problem, gpu, plan, blocks, instructions, under_way)
 
         return of
 

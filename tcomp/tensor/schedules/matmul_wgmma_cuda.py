@@ -10,8 +10,9 @@ from tcomp.tensor.knobs import Config, Space
 from tcomp.tensor.loops import Statement
 from tcomp.tensor.mma_kernel import schedule_mma, stored_in_vectors
 from tcomp.tensor.mma_matrices import MmaMatrices, is_product
-from tcomp.tensor.output_tiles import OutputTiles, tiled_itemsize
+from tcomp.tensor.output_tiles import OutputTiles, row_output
 from tcomp.tensor.schedules.matmul_cuda import MatmulCuda
+from tcomp.tensor.stored_output import Output
 from tcomp.tensor.template import TEMPLATES, Cycles, Scheduled, Template
 from tcomp.tensor.unpacked_operand import PackedWeights
 from tcomp.tensor.wgmma_nest import wgmma_launch
@@ -43,30 +44,30 @@ class MatmulWgmmaCuda(Template):
         assert target.gpu is not None
         matrices = MmaMatrices(kernel, in_tiles=True)
         sums, output = most_sums(kernel), _output(kernel, matrices)
-        return wgmma_space(matrices.dtype, matrices.extents, target.gpu, sums, output=output)
+        return wgmma_space(matrices.dtype, matrices.extents, output, target.gpu, sums)
 
     def cycles(self, kernel: Kernel, target: Target) -> Cycles:
         assert target.gpu is not None
         gpu, matrices = target.gpu, MmaMatrices(kernel, in_tiles=True)
         least, output = memory_cycles(gpu, kernel.nbytes), _output(kernel, matrices)
         dtype, extents = matrices.dtype, matrices.extents
-        return lambda config: max(wgmma_plan_of(dtype, extents, config, output).cycles(gpu), least)
+        return lambda config: max(wgmma_plan_of(dtype, extents, output, config).cycles(gpu), least)
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         assert target.gpu is not None
         gpu, matrices = target.gpu, MmaMatrices(kernel, in_tiles=True)
-        plan = wgmma_plan_of(matrices.dtype, matrices.extents, config, output=_output(kernel, matrices))
+        plan = wgmma_plan_of(matrices.dtype, matrices.extents, _output(kernel, matrices), config)
         anchored = Anchored(kernel, matrices.packing)
         before: list[Statement] = []
         left, right = matrices.left(anchored, before), matrices.right(anchored, before)
         vector = 2 if stored_in_vectors(kernel, matrices.product.columns) else 1
-        output = OutputTiles(anchored, plan, matrices.output, vector) if plan.output else None
+        output = OutputTiles(anchored, plan, matrices.output, vector)
         launch = wgmma_launch(plan, left, right, gpu, output)
         return schedule_mma(anchored, plan, plan.shares(gpu), before, launch, matrices.output, vector)
 
 
-def _output(kernel: Kernel, matrices: MmaMatrices) -> int:
-    return tiled_itemsize(kernel, matrices.product.columns)
+def _output(kernel: Kernel, matrices: MmaMatrices) -> Output:
+    return row_output(kernel, matrices.product.columns)
 
 
 TEMPLATES.register(MatmulWgmmaCuda.name, MatmulWgmmaCuda())

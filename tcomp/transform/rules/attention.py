@@ -1,5 +1,10 @@
 """Attention spelled out: softmax(q k^T * scale + mask) v; what its masks hide.
 
+A choice between scores and a number becomes a mask of truth values, whose hidden keys have that number as
+their score. So does a mask made by a choice between 0 and a number that takes in all it is added to, if a
+part of the choice is constant. What exporters put behind the softmax, zeros for weights that are no numbers,
+becomes the attribute `zero_nan`.
+
 A constant mask that hides all keys behind a diagonal becomes the attribute `causal`, if each query sees a
 key: hidden ones then have weights of exactly zero, provided that the score of none exceeds all that the query
 sees by what `HIDDEN` takes off. Masks of less than that are numbers like others, and so are masks of which a
@@ -8,10 +13,12 @@ row hides all keys.
 
 from __future__ import annotations
 
+from math import inf
+
 import numpy as np
 
-from tcomp.relay.attributes import flag, integer, integers
-from tcomp.relay.graph import Constant, Node, Value
+from tcomp.relay.attributes import flag, integer, integers, number
+from tcomp.relay.graph import Attr, Constant, Node, Value
 from tcomp.relay.pattern import Pattern, constant, either, op, operand
 from tcomp.relay.rewrite import Match, Rule
 from tcomp.relay.types import FLOATS, Array
@@ -20,6 +27,8 @@ from tcomp.transform.rules.common import scalar_of
 HIDDEN = -1e4
 """What a mask adds at most to scores that it hides. Exponentials of float32 are zero from -104 on, so scores
 must not exceed those beside them by 9896; models' differ by hundreds at most."""
+ABSORBS = -1e30
+"""What a number of float32 is at most that is the same when a score is added to it, if that is below 1e22."""
 _PRODUCT = op("matmul", operand("q"), operand("k"), name="product", uses=1)
 
 
@@ -31,8 +40,18 @@ def _scaled(product: Pattern) -> Pattern:
     )
 
 
-def _softmax(scores: Pattern) -> Pattern:
-    return op("softmax", scores, name="softmax", uses=1)
+def _weights(scores: Pattern) -> Pattern:
+    """Of scores; as zeros where they are no numbers, in graphs that say so."""
+    is_nan = op("is_nan", op("softmax", scores, name="softmax", uses=2), uses=1)
+    guarded = op("where", is_nan, constant(value=0), operand("softmax"), name="guarded", uses=1)
+    return either(op("softmax", scores, name="softmax", uses=1), guarded)
+
+
+def _choice(scores: Pattern) -> Pattern:
+    return either(
+        op("where", operand("shown"), scores, constant("low"), uses=1),
+        op("where", operand("hidden"), constant("low"), scores, uses=1),
+    )
 
 
 def _attention(match: Match) -> Value | None:
@@ -44,13 +63,54 @@ def _attention(match: Match) -> Value | None:
     if match.type.dtype not in FLOATS or min(match[n].type.rank for n in "qkv") < 3:
         return None
     scale = _scale(match)
-    if scale is None or match["product"].type != match["softmax"].type:
+    weights = match["guarded" if "guarded" in match else "softmax"]
+    if scale is None or not match["product"].type == match["softmax"].type == weights.type:
         return None
     query, query_scale = _unscaled(match, match["q"])
     key, key_scale = _unscaled(match, match["k"])
     key = key if flag(product.attrs, "transpose_b") else _swap_last(match, key)
-    mask = [match["mask"]] if "mask" in match else []
-    return match.op("attention", query, key, match["v"], *mask, scale=scale * query_scale * key_scale)
+    masks = _masks(match)
+    if masks is None:
+        return None
+    attrs: dict[str, Attr] = {"scale": scale * query_scale * key_scale, "zero_nan": "guarded" in match}
+    if masks and masks[0].dtype == "bool":
+        attrs["hidden"] = scalar_of(match["low"])
+    return match.op("attention", query, key, match["v"], *masks, **attrs)
+
+
+def _masks(match: Match) -> list[Value] | None:
+    """The mask that does what is added to scores, and what is chosen in their place, if there is such a mask.
+
+    It is one of truth values if nothing is added.
+    """
+    biases = [match[name] for name in ("bias", "mask") if name in match]
+    if "low" in match:
+        if scalar_of(match["low"]) is None:
+            return None
+        if not biases:
+            return [_shown(match)]
+        if not _absorbs(match["low"]):
+            return None
+        zero = match.constant(np.zeros((), match.data("low").dtype))
+        inside, outside = (biases[0], biases[1:]) if "bias" in match else (zero, biases)
+        biases = [match.op("where", _shown(match), inside, match["low"]), *outside]
+    return biases if len(biases) < 2 else [match.op("add", *biases)]
+
+
+def _shown(match: Match) -> Value:
+    if "shown" in match:
+        return match["shown"]
+    hidden = match["hidden"]
+    node = match.editor.producer(hidden)
+    if node is not None and node.op == "broadcast_to":
+        hidden = node.inputs[0]
+    return match.op("logical_not", hidden)
+
+
+def _absorbs(low: Value) -> bool:
+    """Whether a sum with `low` is `low`."""
+    number = scalar_of(low)
+    return number is not None and (number == -inf or (number <= ABSORBS and low.dtype == "float32"))
 
 
 def _scale(match: Match) -> float | None:
@@ -89,10 +149,44 @@ def _swap_last(match: Match, value: Value) -> Value:
     return match.op("transpose", value, axes=swap)
 
 
+def _chosen_mask(match: Match) -> Value | None:
+    """A mask that is 0 or a number as one of truth values, where these have a constant part: that may be
+    causal. Others are added as well as chosen."""
+    shown = _shown(match)
+    node = match.editor.producer(shown)
+    if node is not None and node.op == "broadcast_to":
+        node = match.editor.producer(node.inputs[0])
+    has_part = node is not None and node.op == "logical_and" and isinstance(node.inputs[0], Constant)
+    if not has_part or not _absorbs(match["low"]):
+        return None
+    operands, attrs = match.root.inputs[:3], match.root.attrs
+    return match.op("attention", *operands, shown, **{**attrs, "hidden": scalar_of(match["low"])})
+
+
+def _wide_mask(match: Match) -> Value | None:
+    """A mask without the axes along which it is the same."""
+    return match.op("attention", *match.root.inputs[:3], match["mask"], **match.root.attrs)
+
+
+def _both_masks(match: Match) -> Value | None:
+    """A mask of truth values that is a constant and another one: all is true, or a diagonal."""
+    if match.data("first").all():
+        return _wide_mask(match)
+    query, key = (v.type for v in match.root.inputs[:2])
+    attrs = match.root.attrs
+    if integer(attrs, "causal") or number(attrs, "hidden") != -inf or not match.type.is_static:
+        return None
+    rows, keys = query.static_shape[-2], key.static_shape[-2]
+    causal = causal_limit(np.where(match.data("first"), 0, -inf), rows, keys)
+    if causal is None or (match.data("first") != (np.tri(rows, keys, causal - 1) > 0)).any():
+        return None
+    return match.op("attention", *match.root.inputs[:3], match["mask"], **{**attrs, "causal": causal})
+
+
 def _causal(match: Match) -> Value | None:
     """The mask of `match`, a constant, as the attribute; what else it adds stays."""
     query, key, value, mask = match.root.inputs
-    if integer(match.root.attrs, "causal") or not match.type.is_static:
+    if integer(match.root.attrs, "causal") or not match.type.is_static or mask.dtype == "bool":
         return None
     rows, keys = query.type.static_shape[-2], key.type.static_shape[-2]
     causal = causal_limit(match.data("mask"), rows, keys)
@@ -154,20 +248,44 @@ def _two_masks(match: Match) -> Value | None:
     return match.op("attention", query, key, value, mask, **{**attention.attrs, "causal": causal})
 
 
-_MASKED = op("add", _scaled(_PRODUCT), operand("mask"), uses=1)
+_SCORES = _scaled(_PRODUCT)
+_BIASED = op("add", _SCORES, operand("bias"), uses=1)
+_CHOSEN = _choice(either(_SCORES, _BIASED))
+_MASKED = op("add", either(_BIASED, _CHOSEN), operand("mask"), uses=1)
 _TWICE_MASKED = either(
     op("add", op("add", _scaled(_PRODUCT), constant("causal"), uses=1), operand("mask"), uses=1),
     op("add", op("add", _scaled(_PRODUCT), operand("mask"), uses=1), constant("causal"), uses=1),
 )
-_CHOICE = either(
-    op("where", constant("shown"), _scaled(_PRODUCT), constant("low"), uses=1, name="where"),
-    op("where", constant("shown"), constant("low"), _scaled(_PRODUCT), uses=1, name="where"),
+_CONSTANT_CHOICE = either(
+    op("where", constant("shown"), _SCORES, constant("low"), uses=1, name="where"),
+    op("where", constant("shown"), constant("low"), _SCORES, uses=1, name="where"),
 )
-_MASKED_CHOICE = op("add", _CHOICE, operand("mask"), uses=1)
+_MASKED_CHOICE = op("add", _CONSTANT_CHOICE, operand("mask"), uses=1)
+_ZERO = constant(value=0)
+
+
+def _with_mask(mask: Pattern) -> Pattern:
+    return op("attention", operand(), operand(), operand(), mask)
+
+
 ATTENTION = (
-    Rule("attention", op("matmul", _softmax(_scaled(_PRODUCT)), operand("v")), _attention),
-    Rule("attention-mask", op("matmul", _softmax(_MASKED), operand("v")), _attention),
-    Rule("attention-two-masks", op("matmul", _softmax(_TWICE_MASKED), operand("v")), _two_masks),
-    Rule("attention-causal", op("attention", operand(), operand(), operand(), constant("mask")), _causal),
-    Rule("attention-choice", op("softmax", either(_CHOICE, _MASKED_CHOICE)), _added),
+    Rule("attention", op("matmul", _weights(either(_SCORES, _BIASED, _CHOSEN)), operand("v")), _attention),
+    Rule("attention-two-masks", op("matmul", _weights(_TWICE_MASKED), operand("v")), _two_masks),
+    Rule("attention-masks", op("matmul", _weights(_MASKED), operand("v")), _attention),
+    Rule("attention-causal", _with_mask(constant("mask")), _causal),
+    Rule("attention-choice", op("softmax", either(_CONSTANT_CHOICE, _MASKED_CHOICE)), _added),
+    Rule(
+        "attention-chosen-mask",
+        _with_mask(op("where", operand("shown"), _ZERO, constant("low"))),
+        _chosen_mask,
+    ),
+    Rule(
+        "attention-chosen-mask",
+        _with_mask(op("where", operand("hidden"), constant("low"), _ZERO)),
+        _chosen_mask,
+    ),
+    Rule("attention-wide-mask", _with_mask(op("broadcast_to", operand("mask"))), _wide_mask),
+    Rule(
+        "attention-both-masks", _with_mask(op("logical_and", constant("first"), operand("mask"))), _both_masks
+    ),
 )

@@ -126,11 +126,11 @@ def _simplify_concat(match: Match) -> Value | None:
 
 
 def _gather_one_as_slice(match: Match) -> Value | None:
-    """Gathering one index, or consecutive ones, is a slice."""
+    """Gathering one index, or consecutive ones, whatever their shape, is a slice."""
     x, indices = match["x"], match.data("indices")
     axis = integer(match.root.attrs, "axis")
     extent = x.shape[axis]
-    if not isinstance(extent, int) or indices.size == 0 or indices.ndim > 1 or not x.type.is_static:
+    if not isinstance(extent, int) or indices.size == 0 or not x.type.is_static:
         return None
     first, steps = int(indices.reshape(-1)[0]), np.diff(indices.reshape(-1))
     first += extent if first < 0 else 0

@@ -10,7 +10,8 @@ arithmetic, which is fused behind the sums, to the next rounding to integers.
 
 Activations in uint8 are shifted by 128 to int8, where they are rounded, with their zero point.
 
-Float8 has no zero points: sum(x s * w v) = sum(x * w) * (s v), summed in float32, of any two such matrices.
+Float8 has no zero points: sum(x s * w v) = sum(x * w) * (s v), summed in float32, of any two such matrices,
+and of images and weights in one group.
 """
 
 from __future__ import annotations
@@ -102,9 +103,11 @@ def _of_dequantized(match: Match) -> Value | None:
 
 
 def _of_float8(match: Match) -> Value | None:
-    """A float32 product of dequantized matrices of one float8 format, scaled behind the sums."""
+    """A float32 product of one float8 format, scaled behind the sums; of images and weights in one group."""
     root, x, w, w_scale = match.root, match["x"], match["w"], match["w_scale"]
     plain = x.dtype == w.dtype and min(x.type.rank, w.type.rank) > 1 and match.type.dtype == "float32"
+    if root.op != "matmul" and integer(root.attrs, "groups") > 1:
+        return None
     if (
         not plain
         or match["scale"].type.size != 1
@@ -118,7 +121,7 @@ def _of_float8(match: Match) -> Value | None:
         w_scale = match.constant(factors)
     elif w_scale.type.size != 1:
         return None
-    sums = match.op("matmul", x, w, **{**root.attrs, "out_dtype": "float32"})
+    sums = match.op(root.op, x, w, **{**root.attrs, "out_dtype": "float32"})
     return match.op("mul", sums, match.op("mul", match["scale"], w_scale))
 
 
@@ -265,7 +268,7 @@ FLOAT8_PRODUCTS = (
     Rule(
         "float8-product-of-dequantized",
         op(
-            "matmul",
+            _PRODUCTS,
             op("dequantize", _FLOAT8, _SCALE, _ZERO),
             op("dequantize", _OTHER_FLOAT8, operand("w_scale"), operand("w_zero")),
         ),

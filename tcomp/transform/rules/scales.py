@@ -9,7 +9,7 @@ from tcomp.relay.graph import Value
 from tcomp.relay.layouts import PLAIN
 from tcomp.relay.pattern import constant, op, operand
 from tcomp.relay.rewrite import Match, Rule
-from tcomp.relay.types import Array
+from tcomp.relay.types import FLOAT8, Array
 
 _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
 _TRANSPOSED = ("conv1d_transpose", "conv2d_transpose", "conv3d_transpose")
@@ -40,7 +40,8 @@ def _output_axis(match: Match) -> int:
 def _scaled_anchor(match: Match) -> Value | None:
     """The anchor with its weights multiplied by c along the output channels."""
     anchor, weight = match.node("anchor"), match.data("w")
-    if match["anchor"].type != match.type or weight.dtype.kind != "f" or weight.ndim < 2:
+    wide = weight.dtype.kind == "f" and weight.dtype.name not in FLOAT8
+    if match["anchor"].type != match.type or not wide or weight.ndim < 2:
         return None
     factor = _channel_vector(match, "c")
     if factor is None:

@@ -1,6 +1,9 @@
 // A stand-in for NVIDIA's driver: one device whose memory is this process's, and whose modules are shared
-// objects (see nvcc here). Buffers end where an unreadable page begins, so that reading beyond them is seen.
+// objects (see nvcc here). Buffers end where an unreadable page begins: a kernel that goes beyond them breaks off,
+// and whatever follows in this process fails with the same error, as on a GPU.
 #include <cmath>
+#include <csetjmp>
+#include <csignal>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -19,7 +22,7 @@
 
 #define API extern "C" __attribute__((visibility("default")))
 enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_IMAGE = 200, NO_BINARY = 209,
-       NOT_FOUND = 500 };
+       NOT_FOUND = 500, ILLEGAL_ADDRESS = 700 };
 
 struct Dim { unsigned x, y, z; };
 struct Module { void *library; };
@@ -32,6 +35,19 @@ struct Function {
 static std::map<uintptr_t, std::pair<char *, size_t>> buffers;
 static std::map<uintptr_t, size_t> locked;  // pages of the CPU's memory
 static size_t allocated;
+static bool broken;  // a kernel touched what is no memory
+static sigjmp_buf where_kernels_begin;
+
+static void break_off(int) { siglongjmp(where_kernels_begin, 1); }
+static void run_guarded(const std::function<void()> &kernel) {
+  struct sigaction ours = {}, theirs;
+  ours.sa_handler = break_off;
+  sigaction(SIGSEGV, &ours, &theirs);
+  if (sigsetjmp(where_kernels_begin, 1) == 0) kernel();
+  else broken = true;
+  sigaction(SIGSEGV, &theirs, nullptr);
+}
+static int waited() { return broken ? ILLEGAL_ADDRESS : OK; }
 
 static long setting(const char *name, long otherwise) {
   const char *text = getenv(name);
@@ -65,11 +81,12 @@ API int cuCtxGetCurrent(void **context) { *context = nullptr; return OK; }
 API int cuCtxGetDevice(int *device) { *device = 0; return OK; }
 API int cuCtxPushCurrent_v2(void *) { return OK; }
 API int cuCtxPopCurrent_v2(void **context) { *context = nullptr; return OK; }
-API int cuCtxSynchronize() { finish_all(); return OK; }
+API int cuCtxSynchronize() { finish_all(); return waited(); }
 API int cuGetErrorString(int code, const char **text) {
   static const std::map<int, const char *> TEXTS = {{1, "invalid argument"}, {2, "out of memory"},
       {100, "no CUDA-capable device is detected"}, {200, "device kernel image is invalid"},
       {209, "no kernel image is available for execution on the device"}, {500, "named symbol not found"},
+      {700, "an illegal memory access was encountered"},
       {900, "operation not permitted when stream is capturing"}, {904, "capturing stream has unjoined work"},
       {905, "dependency created on uncaptured work in another stream"}};
   *text = TEXTS.count(code) ? TEXTS.at(code) : "unrecognized error code";
@@ -77,6 +94,7 @@ API int cuGetErrorString(int code, const char **text) {
 }
 
 API int cuMemAlloc_v2(void **pointer, size_t bytes) {
+  if (broken) return ILLEGAL_ADDRESS;
   if (allocated + bytes > (size_t)setting("EMULATED_MEMORY", 4L << 30)) return OUT_OF_MEMORY;
   size_t page = 4096, room = (bytes + 255) / 256 * 256, whole = (room + page - 1) / page * page;
   char *memory = (char *)mmap(nullptr, whole + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -109,8 +127,8 @@ API int cuMemFreeHost(void *pointer) {
   free(pointer);
   return OK;
 }
-API int cuMemcpyHtoD_v2(void *to, const void *from, size_t bytes) { finish(legacy_stream.last); memcpy(to, from, bytes); return OK; }
-API int cuMemcpyDtoH_v2(void *to, const void *from, size_t bytes) { finish(legacy_stream.last); memcpy(to, from, bytes); return OK; }
+API int cuMemcpyHtoD_v2(void *to, const void *from, size_t bytes) { finish(legacy_stream.last); memcpy(to, from, bytes); return waited(); }
+API int cuMemcpyDtoH_v2(void *to, const void *from, size_t bytes) { finish(legacy_stream.last); memcpy(to, from, bytes); return waited(); }
 // Pages that are not locked are read at once, and written before the call returns.
 API int cuMemcpyHtoDAsync_v2(void *to, const void *from, size_t bytes, void *stream) {
   std::vector<char> now;
@@ -141,10 +159,11 @@ API int cuPointerGetAttribute(void *value, int which, void *pointer) {
 }
 API int cuMemsetD8Async(void *to, unsigned char value, size_t bytes, void *stream) {
   perform(stream, [=] { memset(to, value, bytes); });
-  return OK;
+  return waited();
 }
 
 API int cuModuleLoadData(void **module, const void *image) {
+  if (broken) return ILLEGAL_ADDRESS;
   const unsigned char *elf = (const unsigned char *)image;
   if (memcmp(elf, "\177ELF", 4) != 0) return INVALID_IMAGE;
   if (elf[18] != 62) return NO_BINARY;  // a real cubin
@@ -181,6 +200,7 @@ API int cuFuncSetAttribute(void *function, int which, int value) {
 
 API int cuLaunchKernel(void *handle, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                        unsigned shared, void *stream, void **arguments, void **) {
+  if (broken) return ILLEGAL_ADDRESS;
   Function *function = (Function *)handle;
   unsigned limit = function->dynamic_shared > 48 << 10 ? function->dynamic_shared : 48 << 10;
   if (gx == 0 || gy == 0 || gz == 0 || gy > 65535 || gz > 65535 || bx * by * bz > 1024 || bz > 64 || shared > limit || gx % function->cluster != 0)
@@ -193,12 +213,15 @@ API int cuLaunchKernel(void *handle, unsigned gx, unsigned gy, unsigned gz, unsi
     for (auto &value : values) places.push_back(value.data());
     *function->grid_size = {gx, gy, gz};
     *function->block_size = {bx, by, bz};
-    for (unsigned z = 0; z < gz; z++)
-      for (unsigned y = 0; y < gy; y++)
-        for (unsigned x = 0; x < gx; x += function->cluster) {
-          *function->block_index = {x, y, z};
-          function->block(places.data());
-        }
+    if (broken) return;
+    run_guarded([&] {
+      for (unsigned z = 0; z < gz; z++)
+        for (unsigned y = 0; y < gy; y++)
+          for (unsigned x = 0; x < gx; x += function->cluster) {
+            *function->block_index = {x, y, z};
+            function->block(places.data());
+          }
+    });
   });
   return OK;
 }
@@ -275,13 +298,13 @@ API int cuStreamDestroy_v2(void *stream) {
   delete (Stream *)stream;
   return OK;
 }
-API int cuStreamSynchronize(void *stream) { finish(stream_of(stream)->last); return OK; }
+API int cuStreamSynchronize(void *stream) { finish(stream_of(stream)->last); return waited(); }
 API int cuStreamWaitEvent(void *stream, void *event, unsigned) { return wait(stream, (Event *)event); }
 API int cuStreamIsCapturing(void *stream, int *status) { *status = stream_of(stream)->capture != nullptr; return OK; }
 API int cuEventCreate(void **event, unsigned) { *event = new Event; return OK; }
 API int cuEventDestroy_v2(void *event) { finish(((Event *)event)->task); delete (Event *)event; return OK; }
-API int cuEventRecord(void *event, void *stream) { record((Event *)event, stream); return OK; }
-API int cuEventSynchronize(void *event) { finish(((Event *)event)->task); return OK; }
+API int cuEventRecord(void *event, void *stream) { record((Event *)event, stream); return waited(); }
+API int cuEventSynchronize(void *event) { finish(((Event *)event)->task); return waited(); }
 API int cuEventElapsedTime(float *milliseconds, void *begin, void *end) {
   *milliseconds = (float)((((Event *)end)->seconds - ((Event *)begin)->seconds) * 1e3);
   return OK;

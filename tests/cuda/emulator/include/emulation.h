@@ -224,6 +224,8 @@ inline float __fdividef(float a, float b) { return a / b; }
 inline int __float_as_int(float x) { int y; memcpy(&y, &x, 4); return y; }
 inline float __int_as_float(int x) { float y; memcpy(&y, &x, 4); return y; }
 template <typename T> T __ldg(const T *p) { return *p; }
+template <typename T> T __ldcg(const T *p) { return *p; }
+inline long long clock64() { return (long long)__builtin_ia32_rdtsc(); }
 template <typename T> T atomicAdd(T *p, T v) { T old = *p; *p += v; return old; }
 inline int __dp4a(int a, int b, int c) {
   for (int i = 0; i < 4; i++) c += (int8_t)(a >> 8 * i) * (int8_t)(b >> 8 * i);
