@@ -187,7 +187,7 @@ ONLY_HOPPER = {"copy_tiles", "barrier_in_memory", "multiply_groups"}
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
 @pytest.mark.usefixtures("real_compiler")
-def test_code_has_what_is_counted(arch: str, tmp_path: Path) -> None:
+def test_code_has_what_is_counted(arch: str) -> None:
     """Loads are not left out, and nothing spills; what else is in the loop is less."""
     names = {path.stem for path in gpu_machine.KERNELS.glob("*.cu")}
     assert names == {*LOOPS, "number", "block", "count"}
@@ -197,7 +197,7 @@ def test_code_has_what_is_counted(arch: str, tmp_path: Path) -> None:
         assert cubin.losses == (), name
         if name not in LOOPS:
             continue
-        loops = loop_bodies(disassembled(cubin.image, tmp_path))
+        loops = loop_bodies(disassembled(cubin.image))
         written_out = [
             {body[instruction] // count for instruction, count in LOOPS[name].items()} for body in loops
         ]

@@ -156,8 +156,8 @@ def _chosen_mask(match: Match) -> Value | None:
     node = match.editor.producer(shown)
     if node is not None and node.op == "broadcast_to":
         node = match.editor.producer(node.inputs[0])
-    has_part = node is not None and node.op == "logical_and" and isinstance(node.inputs[0], Constant)
-    if not has_part or not _absorbs(match["low"]):
+    part = node.inputs[0] if node is not None and node.op == "logical_and" else None
+    if not isinstance(part, Constant) or part.data.all() or not _absorbs(match["low"]):
         return None
     operands, attrs = match.root.inputs[:3], match.root.attrs
     return match.op("attention", *operands, shown, **{**attrs, "hidden": scalar_of(match["low"])})
