@@ -153,8 +153,6 @@ FACTS: tuple[Fact, ...] = (
     *(of_groups(dtype, 256) for dtype in ("bfloat16", "tf32", "int8", "float8_e4m3fn")),
     *(of_groups("float16", columns, of_registers=True) for columns in (64, 128, 256)),
     Fact("shared memory, loads", "B/cycle", Machine.shared_bytes, SHARED),
-    Fact("shared memory, plain products", "B/cycle", Machine.shared_bytes,
-         constant(simt_space, "_SHARED_BYTES")),
     Fact("second-level cache, loads", "B/cycle", Machine.read_near, CACHE),
     Fact("second-level cache, plain products", "B/cycle", Machine.read_near,
          constant(simt_space, "SECOND_LEVEL_BYTES")),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import product as combinations
 
 import numpy as np
@@ -16,7 +17,14 @@ import numpy as np
 from tcomp.errors import UnsupportedError
 from tcomp.target.target import Gpu, Target
 from tcomp.tensor.block_tile import BlockTile
-from tcomp.tensor.gpu_rates import INSTRUCTIONS, LAUNCH_CYCLES, memory_cycles, multiply_adds, resident_blocks
+from tcomp.tensor.gpu_rates import (
+    INSTRUCTIONS,
+    LAUNCH_CYCLES,
+    SHARED_BYTES,
+    memory_cycles,
+    multiply_adds,
+    resident_blocks,
+)
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Ordered, Space
 from tcomp.tensor.product import Product
@@ -30,8 +38,6 @@ VECTORS = (1, 2, 4)
 STREAMED = (0, 1, 2)
 ARRIVAL_CYCLES = 800
 """Cycles of a tile of the depth that is waited for: load, store to shared memory, barrier."""
-_SHARED_BYTES = 128
-"""What shared memory gives a multiprocessor in a cycle."""
 SECOND_LEVEL_BYTES = 32
 """What the second-level cache gives each multiprocessor in a cycle."""
 _OVERLAP = 0.5
@@ -115,7 +121,7 @@ def cycles(problem: Problem, tile: BlockTile, target: Target) -> float:
     sums, factors = tile.thread_rows * tile.thread_columns, tile.thread_rows + tile.thread_columns
     moved = (tile.rows + tile.columns) * tile.depth
     # Shared memory serves two threads that read the same vector at once.
-    shared = (tile.threads * tile.depth * factors / 2 + moved) * itemsize / _SHARED_BYTES
+    shared = (tile.threads * tile.depth * factors / 2 + moved) * itemsize / SHARED_BYTES
     loads = _LOAD * moved
     if problem.run:
         loads += tile.columns * tile.depth * (_GATHER if problem.run % tile.depth else _WINDOW)
@@ -148,6 +154,7 @@ def cycles(problem: Problem, tile: BlockTile, target: Target) -> float:
     return max(compute, memory) + LAUNCH_CYCLES * (2 if shares.kept else 1)
 
 
+@lru_cache(maxsize=256)
 def default_tile(problem: Problem, target: Target) -> BlockTile:
     """The tile of least estimated cycles.
 
