@@ -212,7 +212,8 @@ def disassemble(image: bytes) -> str:
         path.write_bytes(image)
         done = subprocess.run([program, "-c", "-hex", path], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise BuildError(f"nvdisasm failed: {done.stderr.strip().splitlines()[-1:]}")
+        said = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
+        raise BuildError(f"{program}: {said}; take nvdisasm of the compiler's release or a newer one")
     return done.stdout
 
 
