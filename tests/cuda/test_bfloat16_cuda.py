@@ -14,7 +14,7 @@ from tcomp.relay.types import numpy_dtype
 from tcomp.target.parse import parse_target
 from tcomp.target.target import TARGETS, Target
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.template import schedule
+from tcomp.tensor.selection import schedule
 
 NUMBERS = (0.0, -0.0, 1.0, 1.00390625, 1.01171875, 3.3895314e38, 3.4e38, np.inf, -np.inf, np.nan, 1e-40, -2.7)
 """Ties to even both ways, what rounds to infinity, denormal numbers."""

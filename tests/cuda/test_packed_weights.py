@@ -14,7 +14,8 @@ from tcomp.relay.evaluate import evaluate
 from tcomp.relay.types import FLOAT8, numpy_dtype
 from tcomp.target.target import TARGETS, Target
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.template import TEMPLATES, schedule, template_for
+from tcomp.tensor.selection import schedule, template_for
+from tcomp.tensor.template import TEMPLATES
 
 TEMPLATE = "matmul_packed_cuda"
 
