@@ -112,6 +112,21 @@ def test_tensor_cores(kernel: Kernel, knobs: dict[str, int], gpu: Target) -> Non
     np.testing.assert_allclose(found, expected, rtol=4e-3, atol=2e-3 * np.abs(expected).max())
 
 
+def test_plain_instructions(gpu: Target) -> None:
+    """They load two weights of a column at once, and a pair of scales."""
+    kernel, template = product(2, 4, 224, 4, 32, dtype="float16"), TEMPLATES["matmul_cuda"]
+    config = {
+        "tile_m": 32, "tile_n": 32, "tile_k": 16, "thread_m": 2, "thread_n": 2, "stages": 1, "split": 4,
+        "vector": 4,
+    }  # fmt: skip
+    space = template.space(kernel, gpu)
+    space.check(config)
+    arrays = numbers(kernel)
+    (found,) = build_scheduled(kernel, template.apply(kernel, gpu, space.complete(config)), gpu)(arrays)
+    (expected,) = evaluate(kernel.body, arrays)
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3 * np.abs(expected).max())
+
+
 @pytest.mark.parametrize("of", FLOAT8)
 def test_all_numbers_of_float8(of: str, gpu: Target) -> None:
     """Each of the 256 in a column of its own, where all others are zero."""
