@@ -162,6 +162,12 @@ def test_shared_memory_gives_so_much_in_a_cycle() -> None:
     assert LoopCost(loop, H100, 4, paired=True).simulated == pytest.approx(4 * 8 * 8, rel=0.02)
 
 
+def test_what_is_never_executed_takes_a_slot_alone() -> None:
+    """As the loads of nothing that the assembler puts before asynchronous copies."""
+    nothing = Instruction("LDS", (), ("RZ", "[RZ]"), "@!PT", PLAIN)
+    assert LoopCost([nothing] * 8, A100, 4).simulated == pytest.approx(4 * 8, rel=0.02)
+
+
 def test_warps_of_a_block_wait_at_barriers() -> None:
     """Behind the barrier both wait for what they load; of two blocks one computes meanwhile."""
     barrier = Instruction("BAR", ("SYNC",), ("0x0",), "", PLAIN)

@@ -45,6 +45,8 @@ _UNITS = {
 }  # fmt: skip
 """Names by unit; `integer` and, by their first letter, `uniform` are what is left."""
 _OF_NAME = {name: unit for unit, names in _UNITS.items() for name in names}
+_NEVER = "@!PT"
+"""The guard of loads of nothing that the assembler puts before asynchronous copies."""
 LATENCY = {
     "LDS": 24, "LDSM": 30, "SHFL": 24, "MUFU": 22, "LDG": 260, "LDGSTS": 320, "HMMA": 34, "IMMA": 34,
     "LDC": 30, "S2R": 25, "R2UR": 12,
@@ -63,8 +65,10 @@ _DTYPES = {
 
 
 def unit_of(instruction: Instruction) -> str:
-    """The unit that executes it."""
+    """The unit that executes it, which is none where it is never executed: that is `control`, too."""
     name = instruction.name
+    if instruction.guard == _NEVER:
+        return "control"
     if name in ("IMAD", "HFMA2") and "MOV" in instruction.modifiers:
         return "multiply"
     if name in _OF_NAME:
