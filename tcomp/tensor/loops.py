@@ -84,11 +84,13 @@ def loop(extent: int | Expression, body: Body, name: str = "i") -> Statement:
     return _for(extent, _SERIAL, name, body)
 
 
-def rolled(extent: int, body: Body, name: str = "i") -> Statement:
+def rolled(extent: int | Expression, body: Body, name: str = "i") -> Statement:
     """As `loop`, which a GPU's compiler does not write out either."""
-    if extent == 1:
-        return body(constant(0))
-    return _for(constant(extent), _SERIAL, name, body, disable_unroll=constant(1))
+    if isinstance(extent, int):
+        if extent == 1:
+            return body(constant(0))
+        extent = constant(extent)
+    return _for(extent, _SERIAL, name, body, disable_unroll=constant(1))
 
 
 def loop_nest(ranges: Sequence[range], body: Callable[[list[Expression]], Statement]) -> Statement:

@@ -24,6 +24,9 @@ KERNELS = {
     "dilated, plain to blocks": conv((1, 16, 9, 9), (16, 16, 3, 3), dilation=(2, 2), out_layout="NCHW16c"),
     "weights not known": conv((1, 1, 5, 5, 16), (10, 9, 2, 2), constant=False, **in_blocks(16, 16)),
     "one axis": conv((1, 1, 20, 16), (16, 16, 5), padding=(2, 2), **in_blocks(16, 16)),
+    "long windows": conv(
+        (1, 1, 40, 16), (16, 16, 35), padding=(30, 38), dilation=(2,), strides=(3,), **in_blocks(16, 16)
+    ),
     "tf32": conv(
         (1, 3, 5, 5, 4), (16, 12, 3, 3), True, padding=P, dtype="float32", multiply_as="tf32",
         **in_blocks(4, 4),
@@ -38,7 +41,7 @@ KERNELS = {
     ),
     "int8": conv((1, 1, 5, 5, 32), (16, 32, 3, 3), dtype="int8", out_dtype="int32", **in_blocks(32, 16)),
 }  # fmt: skip
-FEW = ("all channels of a pixel", "plain", "tf32", "int8, a border")
+FEW = ("all channels of a pixel", "plain", "long windows", "tf32", "int8, a border")
 """Those that are always tested: g++ takes long for each."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import numpy as np
@@ -11,14 +12,17 @@ from mma_kernels import SMALL, conv, in_blocks, matmul, rows_of
 
 from tcomp.codegen.cuda.cubin import compile_cubin
 from tcomp.codegen.cuda.device_code import DeviceCode, device_code
+from tcomp.codegen.cuda.sass import read_sass
+from tcomp.codegen.cuda.sass_cycles import LoopCost
 from tcomp.errors import ScheduleError
 from tcomp.target.target import TARGETS
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.selection import schedule, template_for
 from tcomp.tensor.template import TEMPLATES
-from tcomp.tensor.tensor_cores.mma_plan import MmaPlan, default_plan
+from tcomp.tensor.tensor_cores.mma_plan import CHUNK_BYTES, MmaPlan, default_plan
 
 ARCHITECTURES = ("sm_80", "sm_90a")
+A100 = TARGETS["cuda:sm_80"]
 LARGE = {
     "matmul": matmul((4096, 4096), (4096, 4096), constant=True),
     "matmul, not packed, epilogue": matmul((1024, 1024), (1024, 1024), "bias", "gelu", "residual"),
@@ -72,6 +76,64 @@ def test_every_other_instruction_multiplies() -> None:
     assert hot["LDSM"] / hot["HMMA"] <= 0.25
 
 
+LAYER = conv((32, 4, 14, 14, 64), (256, 256, 3, 3), padding=(1,) * 4, **in_blocks(64, 64))
+"""Of 256 channels of ResNet-50, 32 images."""
+FIRST = conv((32, 3, 224, 224), (64, 3, 7, 7), strides=(2, 2), padding=(3,) * 4)
+
+
+def hot_loop(kernel: Kernel) -> LoopCost:
+    """The loop of the launch that multiplies, as two warps of each scheduler run it."""
+    assert A100.gpu is not None
+    code = code_of(kernel, "sm_80")
+    functions = read_sass(disassembled(compile_cubin(code.source, "sm_80").image))
+    loops = [loop for function in functions for loop in function.loops()]
+    hot = max(loops, key=lambda loop: sum(one.name == "HMMA" for one in loop.own))
+    assert not hot.inner
+    return LoopCost(hot.own, A100.gpu, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kernel", "instructions", "share"),
+    [
+        # Each counts copies, barrier and loads of the next step: nothing is behind a branch.
+        pytest.param(LARGE["matmul"], 2.0, 0.92, id="product"),
+        pytest.param(LAYER, 2.9, 0.78, id="layer"),
+        pytest.param(FIRST, 3.7, 0.84, id="first layer"),
+    ],
+)
+@pytest.mark.usefixtures("real_compiler")
+def test_steps_are_straight_and_short(kernel: Kernel, instructions: float, share: float) -> None:
+    cost = hot_loop(kernel)
+    names = [one.name for one in cost.loop]
+    assert names.count("BRA") == names.count("BAR") == names.count("LDGDEPBAR") == 1
+    assert len(names) <= instructions * names.count("HMMA")
+    assert cost.of_peak >= share
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("real_compiler")
+def test_copies_are_shared_out_among_products() -> None:
+    """A third of a step's go with each two chunks of depth but the last, and products come between all."""
+    cost = hot_loop(LARGE["matmul"])
+    names = [one.name for one in cost.loop if one.name in ("HMMA", "LDSM", "LDGSTS")]
+    copies = [at for at, name in enumerate(names) if name == "LDGSTS"]
+    gaps = [names[a:b] for a, b in itertools.pairwise(copies)]
+    assert len(copies) == 12
+    assert sum("LDSM" in gap for gap in gaps) == 2
+    assert all("HMMA" in gap for gap in gaps)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("real_compiler")
+def test_borders_take_a_bit_test_for_each_copy() -> None:
+    """Of 8 windows, and a product's step has no such tests; the rest is found out once a step."""
+    loop = hot_loop(LAYER).loop
+    tests = [one for one in loop if one.name == "LOP3" and one.operands[0].startswith("P")]
+    assert len(tests) == sum(one.name == "LDGSTS" and "P" in one.operands[-1] for one in loop) == 8
+    assert sum(one.name == "ISETP" for one in loop) <= 2
+
+
 LAYOUTS = {
     "along the depth": matmul((64, 64), (64, 64), constant=True),
     "along rows and columns": matmul((64, 64), (64, 64), transpose_a=True),
@@ -88,20 +150,20 @@ def test_no_two_lines_share_banks(name: str, block_columns: int, depth_chunks: i
     accesses = re.findall(r"(tcomp_load_matrices\w*|tcomp_copy_async)(.*)", code.source)
     assert {what for what, _ in accesses} > {"tcomp_copy_async"}
     for _, arguments in accesses:
-        chunks = elements(arguments, threads) // 8
+        chunks = elements(arguments, threads) // CHUNK_BYTES
         for phase in chunks.reshape(-1, 8):
             assert len(set(phase % 8)) == 8
 
 
 def elements(arguments: str, threads: int) -> np.ndarray:
-    """The elements of shared memory whose addresses a call gets from each thread, at the first step."""
+    """Where in shared memory those addresses are that a call gets from each thread, at the first step."""
     begin = arguments.index("stages_ptr[") + len("stages_ptr[")
     depth, end = 1, begin
     while depth:
         depth += {"[": 1, "]": -1}.get(arguments[end], 0)
         end += 1
     expression = arguments[begin : end - 1].replace("((int)threadIdx.x)", "thread").replace("/", "//")
-    names = {"thread": np.arange(threads), "step": 0}
+    names = {"thread": np.arange(threads), "step": 0, "ring_ptr": (0, 0)}
     return np.broadcast_to(eval(expression, names), (threads,))
 
 

@@ -73,7 +73,7 @@ def test_no_two_threads_share_banks(warp_columns: int) -> None:
     reads = [line[line.index("stages_ptr") :] for line in re.findall(r"tcomp_store_chunk(.*)", code.source)]
     assert len(writes) == 32 * warp_columns // 64
     assert len(reads) == len(writes) // 4
-    for found, size, together in ((writes, 2, 32), (reads, 8, 8)):
+    for found, size, together in ((writes, 4, 32), (reads, 16, 8)):
         for arguments in found:
             places = elements(arguments, threads) // size
             for phase in places.reshape(-1, together):

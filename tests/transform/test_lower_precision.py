@@ -173,7 +173,7 @@ def test_gpus_round_what_convolutions_read_inside_their_kernel(prologue: bool, g
     rounds = groups == 1 or prologue
     assert is_lowered(product) is rounds
     if groups == 1:
-        assert template_for(Kernel.of(product), target).id == "conv_mma_cuda@1"
+        assert template_for(Kernel.of(product), target).id == "conv_mma_cuda@2"
     data = np.random.default_rng(1).standard_normal((1, 3, 12, 12)).astype(np.float32)
     (expected,), (found,) = evaluate(graph, [data]), evaluate(lowered, [data])
     assert found.dtype == np.float32

@@ -32,6 +32,7 @@ class ConvMmaCuda(Template):
     """
 
     name = "conv_mma_cuda"
+    version = 2
     family = "cuda"
     priority = 5
 

@@ -31,6 +31,7 @@ class ConvWgmmaCuda(Template):
     """
 
     name = "conv_wgmma_cuda"
+    version = 2
     family = "cuda"
     priority = ConvMmaCuda.priority
     alternative_to = ConvMmaCuda.name

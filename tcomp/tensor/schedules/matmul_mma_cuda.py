@@ -27,6 +27,7 @@ class MatmulMmaCuda(Template):
     """
 
     name = "matmul_mma_cuda"
+    version = 2
     family = "cuda"
     alternative_to = MatmulCuda.name
 

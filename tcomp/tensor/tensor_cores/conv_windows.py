@@ -22,11 +22,12 @@ from tcomp.tensor.gpu.rates import LAUNCH_CYCLES, memory_cycles
 from tcomp.tensor.gpu.threads import digits
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.loops import Buffer, Elements, Expression, Statement
-from tcomp.tensor.product import constant_right
+from tcomp.tensor.product import constant_right, unravel
 from tcomp.tensor.template import Packing
 from tcomp.tensor.tensor_cores.kernel import as_factors, materialize, multiplies, padded
-from tcomp.tensor.tensor_cores.mma_operand import MmaOperand
+from tcomp.tensor.tensor_cores.mma_operand import Border, MmaOperand
 from tcomp.tensor.tensor_cores.mma_plan import chunk_elements
+from tcomp.tensor.tensor_cores.window_border import WindowBorder
 from tcomp.tensor.tensor_cores.window_tiles import WindowTiles
 
 OPERATORS = ("conv1d", "conv2d", "conv3d")
@@ -151,26 +152,28 @@ class Windows:
         """Windows of an input in blocks of channels; 0 where each pixel has all its channels side by side."""
         conv = self.conv
 
-        def position(row: Expression, k: Expression) -> tuple[Expression, list[Expression]]:
-            n, *out = digits(row, (conv.batch, *conv.out_size))
-            at = conv.position(out, digits(k // self.channels, conv.kernel))
-            return n, [i - begin for i, begin in zip(at, conv.pad_begin, strict=True)]
+        def output(row: Expression) -> list[Expression]:
+            return digits(row, (conv.batch, *conv.out_size))
+
+        def tap(k: Expression) -> list[Expression]:
+            return unravel(k // self.channels, conv.kernel)
 
         def index(batch: Expression, row: Expression, k: Expression) -> list[Expression]:
-            (n, at), channel = position(row, k), k % self.channels
+            (n, *out), channel = output(row), k % self.channels
+            at = conv.position(out, tap(k))
+            at = [i - begin for i, begin in zip(at, conv.pad_begin, strict=True)]
             return [n, channel // block, *at, channel % block] if block else [n, *at, channel]
 
-        def inside(row: Expression, k: Expression) -> list[Expression]:
-            conditions: list[Expression] = []
-            for axis, i in enumerate(position(row, k)[1]):
-                if conv.pad_begin[axis]:
-                    conditions.append(i >= 0)
-                if conv.pad_end[axis]:
-                    conditions.append(i < conv.in_size[axis])
-            return conditions
-
-        border = (conv.border & 0xFF) * 0x01010101 if conv.border else None
-        return MmaOperand(buffer, index, inside=inside, border=border, windows=self.tiles)
+        border = WindowBorder(conv)
+        hangs_over = Border(lambda row: border.outside(output(row)[1:]), lambda k: border.tap(tap(k)))
+        word = (conv.border & 0xFF) * 0x01010101 if conv.border else None
+        return MmaOperand(
+            buffer,
+            index,
+            border=hangs_over if border.words else None,
+            border_word=word,
+            windows=self.tiles,
+        )
 
     def right(self, anchored: Anchored, before: list[Statement]) -> MmaOperand:
         conv, tensor = self.conv, anchored.operands[1]

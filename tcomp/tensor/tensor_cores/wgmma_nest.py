@@ -251,6 +251,7 @@ class WgmmaNest:
             full, place = shared.full(count), shared.place(count)
             expect = call("tcomp_barrier_expect", full, constant(plan.copied_bytes))
             copied = right.copies(place, full, (tile.batch, tile.column, k), tile.rank)
+            found = copies.step(k)
             arrived = [
                 call(f"tcomp_gathers_wait<{plan.ahead}>"),
                 call("tcomp_gathers_are_seen"),
@@ -260,7 +261,8 @@ class WgmmaNest:
                 [
                     shared.wait_for_room(count),
                     tirx.IfThenElse(number < 1, sequence([expect, *copied]), None),
-                    *copies.copies(lambda chunk: place + chunk * CHUNK_BYTES, k),
+                    *found.known,
+                    *copies.copies(lambda chunk: place + chunk * CHUNK_BYTES, found, range(copies.count)),
                     call("tcomp_gathers_commit"),
                     tirx.IfThenElse(step >= plan.ahead, sequence(arrived), None),
                 ]
@@ -273,6 +275,7 @@ class WgmmaNest:
             last = [tirx.IfThenElse(end >= 0, have_arrived(end), None) for end in ends]
         return sequence(
             [
+                *copies.known,
                 loop(steps, one, "step"),
                 call("tcomp_gathers_wait<0>"),
                 call("tcomp_gathers_are_seen"),

@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 
 from tcomp.target.tile_map import TileMap
 from tcomp.tensor.loops import Expression, Statement, call, constant
+from tcomp.tensor.tensor_cores.chunk_copies import ChunkCopies
 from tcomp.tensor.tensor_cores.copy_engine import address_of_map
-from tcomp.tensor.tensor_cores.mma_operand import ChunkCopies, MmaOperand
+from tcomp.tensor.tensor_cores.mma_operand import MmaOperand
 from tcomp.tensor.tensor_cores.wgmma_plan import DEPTH_BYTES, INSTRUCTION_BYTES, INSTRUCTION_ROWS, WgmmaPlan
 from tcomp.tensor.tensor_cores.wgmma_stages import matrix, matrix_step
 

@@ -78,6 +78,14 @@ __device__ __forceinline__ void tcomp_copy_async(void *shared, const void *globa
                : "memory");
 }
 
+// As above, if `live`: an instruction with a predicate, where a branch would keep others from moving past it.
+__device__ __forceinline__ void tcomp_copy_async(void *shared, const void *global, bool inside, bool live) {
+  asm volatile("{\n.reg .pred live;\nsetp.ne.u32 live, %3, 0;\n"
+               "@live cp.async.cg.shared.global [%0], [%1], 16, %2;\n}" ::"r"(tcomp_shared_address(shared)),
+               "l"(global), "r"(inside ? 16 : 0), "r"(static_cast<unsigned>(live))
+               : "memory");
+}
+
 // Stores 16 bytes at once.
 __device__ __forceinline__ void tcomp_store_chunk(void *to, const void *from) {
   *static_cast<uint4 *>(to) = *static_cast<const uint4 *>(from);

@@ -120,6 +120,9 @@ inline void tcomp_copy_async(void *shared, const void *global, bool inside) {
   memset(shared, 0xff, 16);
   emulated_own_copies().open.push_back({shared, global, inside});
 }
+inline void tcomp_copy_async(void *shared, const void *global, bool inside, bool live) {
+  if (live) tcomp_copy_async(shared, global, inside);
+}
 inline void tcomp_store_chunk(void *to, const void *from) {
   if ((uintptr_t)to % 16 != 0) emulated_fail("a store of 16 bytes is not aligned");
   memcpy(to, from, 16);
