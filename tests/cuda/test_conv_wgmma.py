@@ -86,7 +86,7 @@ def test_waits_and_fences_are_needed(right: str, wrong: str, capfd: pytest.Captu
 
 
 def test_what_is_left_to_others() -> None:
-    assert template_for(OTHERS["tf32"], HOPPER).id == "conv_mma_cuda@1"
+    assert template_for(OTHERS["tf32"], HOPPER).id == "conv_mma_cuda@2"
     assert not TEMPLATES[TEMPLATE].accepts(OTHERS["tf32"], HOPPER)
 
 
@@ -103,7 +103,7 @@ def test_it_is_the_default_where_its_estimate_is_less() -> None:
     for kernel, name in ((LAYERS["strides"], TEMPLATE), (small, "conv_mma_cuda")):
         template = template_for(kernel, HOPPER)
         assert template.id_of(template.space(kernel, HOPPER).default).startswith(name)
-    assert template_for(LAYERS["strides"], TARGETS["cuda:sm_90"]).id == "conv_mma_cuda@1"
+    assert template_for(LAYERS["strides"], TARGETS["cuda:sm_90"]).id == "conv_mma_cuda@2"
 
 
 def compiled(name: str, **knobs: int) -> Cubin:
@@ -128,12 +128,9 @@ def test_defaults_neither_spill_nor_wait(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("real_compiler")
 def test_instructions_of_a_chunk_are_those_of_the_estimate() -> None:
-    """Of 8 chunks of a thread and step, 42 each; half of them are additions, shifts and comparisons."""
+    """Of 8 chunks of a thread and step, 17 each; two are the copy and the sum of two parts of its place."""
     text = disassembled(compiled("3x3", block_rows=128, block_columns=128, consumers=2, streamed=0).image)
     copying = min((body for body in loop_bodies(text) if body["LDGSTS"]), key=lambda body: body.total())
     assert copying["LDGSTS"] == 8
-    assert 38 <= copying.total() / 8 <= 46
-    whole = sum(
-        copying[name] for name in ("LEA", "IADD3", "SHF", "ISETP", "MOV", "IABS", "LOP3", "PLOP3", "VIADD")
-    )
-    assert 20 <= whole / 8 <= 24
+    assert 14 <= copying.total() / 8 <= 20
+    assert copying["LOP3"] <= 12

@@ -52,8 +52,12 @@ _DEFAULT_BLOCKS = (
 _LEAST_CYCLES = 1.3
 """That a multiprocessor's tensor cores take for one of these instructions: from sm_90 on, other instructions
 alone reach their rate."""
-_BUSY_WARPS = 8
-"""Warps of a multiprocessor that hide each other's latencies."""
+COPY_CYCLES = 1000
+"""From the beginning of a copy to shared memory until it is multiplied."""
+_SCHEDULERS = 4
+_ALONE = 0.2
+"""The part by which a warp's steps take longer that has a scheduler for itself: 10 to 23% in simulation, and
+nothing with two a scheduler (`scripts/kernel_sass.py`)."""
 _STEP_CYCLES = 40
 """Of a step's barrier and addresses."""
 _LINE_PAIR = 2.75
@@ -218,9 +222,11 @@ class MmaPlan(TiledProduct):
             """Of so many blocks, of which each begins `begins` times."""
 
             def of_round(resident: int) -> float:
-                idle = max(1.0, _BUSY_WARPS / (resident * warps))
+                together = resident * warps / _SCHEDULERS
+                idle = max(1.0, 1 / together) * (1 + _ALONE * min(1.0, max(0.0, 2 - together)))
                 end = BLOCK_CYCLES + resident * self._stored
-                return resident * steps * step * idle + begins * end
+                of_step = max(resident * step * idle, COPY_CYCLES / (self.stages - 1))
+                return steps * of_step + begins * end
 
             return in_rounds(together, fitting, gpu, of_round)
 

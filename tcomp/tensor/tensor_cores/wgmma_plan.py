@@ -33,6 +33,7 @@ from tcomp.tensor.knobs import Config, Ordered, Space
 from tcomp.tensor.tensor_cores.mma_plan import (
     BLOCK_CYCLES,
     CHUNK_BYTES,
+    COPY_CYCLES,
     GROUPS,
     SPLITS,
     STREAMED,
@@ -75,13 +76,11 @@ _DEFAULT_BLOCKS = (
 )  # fmt: skip
 _DEFAULT_PAIRS = ((128, 128), (64, 256), (64, 128), (64, 64))
 """Of blocks whose groups take turns."""
-_LATENCY = 1000
-"""Cycles from asking for a tile until it is multiplied."""
 _STEP_CYCLES = 20
 """Of a step's barriers."""
-_CHUNK_CYCLES = 44 / 128
-"""Of the 42 instructions that find and copy a chunk of a 3x3 window, for 128 threads: 22 are additions,
-shifts and comparisons of integers, and a multiprocessor does 64 in a cycle (CUDA C++ Programming Guide)."""
+_CHUNK_CYCLES = 17 / 128
+"""Of the 17 instructions that find and copy a chunk of a 3x3 window, for 128 threads: four warps, of which
+four schedulers issue one each; less than half are integer operations, of which each takes two cycles."""
 _TILE_CYCLES = 500
 """From the last products of a tile to the first of the next, beside what follows them and stores."""
 _PAIR_INSTRUCTIONS = 1.25
@@ -276,7 +275,7 @@ class WgmmaPlan(TiledProduct):
         shares = self.shares(gpu)
         resident = min(self.resident(gpu), -(-shares.blocks // gpu.processors))
         under_way = max(1, self.ahead) if self.gathers else self.stages - 1
-        step = max(resident * (busy + _STEP_CYCLES), _LATENCY / under_way)
+        step = max(resident * (busy + _STEP_CYCLES), COPY_CYCLES / under_way)
         beside_cache, beside_shared = self._stored_beside
         beside = max(
             0.0, beside_cache - self.steps * (busy - fetched), beside_shared - self.steps * (busy - shared)
