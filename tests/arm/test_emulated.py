@@ -39,7 +39,8 @@ QEMU = {
 def tools(target: Target) -> tuple[Toolchain, list[str]]:
     """What builds for `target` and what runs that here.
 
-    It optimizes and drops what debuggers read, as what links libraries does: zig makes the parts of a mode once.
+    It optimizes, and drops what debuggers read, as what links libraries does: zig makes the parts of a mode
+    once.
     """
     emulator, libraries = QEMU[target.machine]
     if shutil.which(emulator) is None or not Path(libraries).is_dir():
