@@ -32,7 +32,7 @@ from tcomp.target.host import host_target
 from tcomp.target.target import TARGETS, Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
-from tcomp.tensor.template import schedule, template_for
+from tcomp.tensor.selection import schedule, template_for
 from tcomp.transform.pipeline import optimize
 from tcomp.tuner.lookup import Records
 from tcomp.tuner.records import Check, Record, Times
