@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import onnx
@@ -24,11 +26,13 @@ from kernel_shapes import FIXED, KERNELS
 from peers import Peer
 from tcomp.codegen.artifact import compile_graph
 from tcomp.relay.builder import GraphBuilder
+from tcomp.relay.types import Array
 from tcomp.runtime import load
 from tcomp.target.host import host_target
-from tcomp.target.target import TARGETS
+from tcomp.target.target import TARGETS, Target
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.selection import template_for
+from tcomp.tensor.knobs import Config
+from tcomp.tensor.selection import schedule, template_for
 from tcomp.transform.pipeline import optimize
 from tcomp.tuner.lookup import Records
 from tcomp.tuner.records import Check, Record, Times
@@ -179,10 +183,39 @@ def test_a_search_has_reached_what_it_knew_first() -> None:
     assert bench_searches.reached(found, 1e-3) is None
 
 
+@dataclass
+class FixedTimes:
+    """Runs any kernel in `SECONDS`; `configs` are those built, `numbers` the runs asked for at a time."""
+
+    SECONDS: ClassVar[float] = 2e-3
+    configs: list[Config] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+
+    def build(self, kernel: Kernel, target: Target, config: Config) -> FixedTimes:
+        schedule(kernel, target, config)
+        self.configs.append(config)
+        return self
+
+    def prepare(self, arrays: Sequence[Array]) -> Sequence[Array]:
+        return arrays
+
+    def time_prepared(self, arguments: Sequence[Array], number: int, repeat: int) -> list[float]:
+        self.numbers.append(number)
+        return [self.SECONDS] * repeat
+
+
 @pytest.mark.slow
-def test_searches_are_compared() -> None:
+def test_searches_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials are measured; what they found is then timed by a clock that no other process disturbs."""
+    timed = FixedTimes()
+    monkeypatch.setattr(bench_searches, "build_kernel", timed.build)
     task = Task.of(KERNELS["matmul 8x8192x8"](), host_target())
     results = bench_searches.compare(task, ["tcomp", "random"], trials=2)
     assert [r["trials"] for r in results] == [2, 2]
-    assert all(r["best"] < 3 * r["curve"][-1][1] for r in results)
+    assert len(timed.configs) == 2
+    assert [r["best"] for r in results] == [timed.SECONDS] * 2
+    number = round(bench_searches.ROUND_SECONDS / timed.SECONDS)
+    assert timed.numbers == [1, 1, *[number] * 2 * bench_searches.ROUNDS]
+    assert all(r["curve"][-1][1] == min(best for _, best in r["curve"]) > 0 for r in results)
     assert "| tcomp | 2 |" in bench_searches.markdown(results)
+    assert "| 2.000 ms | - |" in bench_searches.markdown(results)

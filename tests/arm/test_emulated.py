@@ -39,7 +39,8 @@ QEMU = {
 def tools(target: Target) -> tuple[Toolchain, list[str]]:
     """What builds for `target` and what runs that here.
 
-    It optimizes, as what links libraries does: zig makes the parts of a mode once.
+    It optimizes, and drops what debuggers read, as what links libraries does: zig makes the parts of a mode
+    once.
     """
     emulator, libraries = QEMU[target.machine]
     if shutil.which(emulator) is None or not Path(libraries).is_dir():
@@ -48,7 +49,7 @@ def tools(target: Target) -> tuple[Toolchain, list[str]]:
         found = find_toolchain(target)
     except BuildError as error:
         pytest.skip(str(error))
-    toolchain = replace(found, command=(*found.command, "-O1"))
+    toolchain = replace(found, command=(*found.command, "-O1", "-Wl,--strip-debug"))
     return toolchain, [emulator, *vector_options(target), "-L", libraries]
 
 

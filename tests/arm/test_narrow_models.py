@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 from pictures import picture_of
+from shared_folders import SharedFolder
 from test_emulated import run, tools
 from zoo import MODELS, model_path, resized
 
@@ -50,6 +52,15 @@ def in_double(graph: Graph, image: Array) -> Array:
         operands = [wide(v.data) if isinstance(v, Constant) else values[v] for v in node.inputs]
         values.update(zip(node.outputs, OPS[node.op].evaluate(operands, attrs), strict=True))
     return values[graph.outputs[0]]
+
+
+def quantized(model: str, path: Path, shared_folder: SharedFolder) -> None:
+    """Write a model in 8 bits, which ONNX Runtime makes once, to `path`."""
+
+    def make(folder: Path) -> None:
+        quantize(resized(model, SHAPE, folder), folder / "quantized.onnx")
+
+    shutil.copy(shared_folder(f"quantized-{model}", make) / "quantized.onnx", path)
 
 
 def layers_apart(path: Path, image: Array) -> tuple[onnx.ModelProto, dict[str, Array]]:
@@ -128,12 +139,14 @@ def test_fast_reads_text_as_onnxruntime_does(name: str, tmp_path: Path) -> None:
         pytest.param("mobilenetv2_100", "neoverse-v1", marks=pytest.mark.zoo),
     ],
 )
-def test_int8_layers_equal_onnxruntime(model: str, name: str, tmp_path: Path) -> None:
+def test_int8_layers_equal_onnxruntime(
+    model: str, name: str, tmp_path: Path, shared_folder: SharedFolder
+) -> None:
     """Each layer from the same numbers: by one step where a sum lies between two, and hardly ever there."""
     target = parse_target(name)
     tools(target)
     image = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
-    quantize(resized(model, SHAPE, tmp_path), tmp_path / "quantized.onnx")
+    quantized(model, tmp_path / "quantized.onnx", shared_folder)
     apart, arrays = layers_apart(tmp_path / "quantized.onnx", image)
     onnx.save(apart, tmp_path / "apart.onnx")
     graph = import_onnx(str(tmp_path / "apart.onnx"))
@@ -162,12 +175,14 @@ def test_int8_layers_equal_onnxruntime(model: str, name: str, tmp_path: Path) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["resnet18", "mobilenetv2_100"])
-def test_int8_is_as_near_onnxruntime_as_exact_arithmetic(model: str, tmp_path: Path) -> None:
+def test_int8_is_as_near_onnxruntime_as_exact_arithmetic(
+    model: str, tmp_path: Path, shared_folder: SharedFolder
+) -> None:
     """Outputs are steps of the last quantization. One number of an early layer that is another step becomes
     several of later ones, in ONNX Runtime as here, so that one step more than it is off is allowed."""
     path, target = tmp_path / "quantized.onnx", parse_target("cortex-a76")
     tools(target)
-    quantize(resized(model, SHAPE, tmp_path), path)
+    quantized(model, path, shared_folder)
     reference = session(path)
     (entry,) = reference.get_inputs()
     image = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)

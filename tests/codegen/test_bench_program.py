@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 from pathlib import Path
@@ -12,12 +13,16 @@ from small_models import chain, diamond
 
 from tcomp.codegen.artifact import compile_benchmark
 from tcomp.codegen.bench_case import BenchCase
+from tcomp.codegen.link import compile_c
+from tcomp.codegen.toolchain import find_static_toolchain
 from tcomp.errors import BuildError
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.evaluate import evaluate
 from tcomp.relay.graph import Graph
 from tcomp.relay.types import DTYPES, Array, numpy_dtype
 from tcomp.target.host import host_target
+
+pytestmark = pytest.mark.usefixtures("native_static_programs")
 
 X = np.random.default_rng(0).standard_normal((4, 32), np.float32)
 
@@ -35,6 +40,17 @@ def build(graph: Graph, inputs: list[Array], expected: list[Array], folder: Path
 
 def run(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([program, *arguments], capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_ziglang_knows_this_machine(tmp_path: Path) -> None:
+    """That it links, what it made for ARM shows."""
+    if importlib.util.find_spec("ziglang") is None:
+        pytest.skip("no ziglang")
+    (tmp_path / "source.c").write_text("#include <stdlib.h>\nint main(void) { return EXIT_SUCCESS; }\n")
+    toolchain = find_static_toolchain(host_target())
+    assert toolchain.name == "zig cc"
+    (made,) = compile_c(toolchain, [tmp_path / "source.c"], tmp_path)
+    assert made.read_bytes()[:4] == b"\x7fELF"
 
 
 @pytest.fixture(scope="module")

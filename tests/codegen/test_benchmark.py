@@ -19,6 +19,8 @@ from tcomp.relay.types import Array
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.selection import schedule
 
+pytestmark = pytest.mark.usefixtures("native_static_programs")
+
 
 @dataclass(frozen=True)
 class Built:

@@ -1,18 +1,24 @@
 // Half precision on a CPU: arithmetic in float, rounded after each operation, as the hardware does.
 #pragma once
-#include <immintrin.h>
-
 #include "emulation.h"
+
+// F16C's instructions by the names that g++ has for them: <immintrin.h> is long.
+typedef float emulated_floats __attribute__((vector_size(16)));
+typedef short emulated_halves __attribute__((vector_size(16)));
+inline unsigned short emulated_half_bits(float x) { return __builtin_ia32_vcvtps2ph(emulated_floats{x}, 0)[0]; }
+inline float emulated_half_value(unsigned short bits) {
+  return __builtin_ia32_vcvtph2ps(emulated_halves{(short)bits})[0];
+}
 
 struct __half {
   unsigned short bits;
   __half() = default;
-  __half(float x) : bits(_cvtss_sh(x, 0)) {}
+  __half(float x) : bits(emulated_half_bits(x)) {}
   __half(double x) : __half((float)x) {}
   __half(int x) : __half((float)x) {}
   __half(unsigned x) : __half((float)x) {}
   __half(int64_t x) : __half((float)x) {}
-  operator float() const { return _cvtsh_ss(bits); }
+  operator float() const { return emulated_half_value(bits); }
   __half &operator+=(__half b) { return *this = __half((float)*this + (float)b); }
   __half &operator*=(__half b) { return *this = __half((float)*this * (float)b); }
 };
