@@ -59,6 +59,7 @@ class COptions(ctypes.Structure):
         ("cancelled", ctypes.c_void_p),
         ("cancelled_user", ctypes.c_void_p),
         ("variant", ctypes.c_char_p),
+        ("share_with", ctypes.c_void_p),
     )
 
 

@@ -1,5 +1,6 @@
 """The C runtime under load and with bad input: allocators, thread pools, several contexts and libraries,
-cancellation, refused memory and threads, weights of other models; also under sanitizers and valgrind."""
+shared weights, cancellation, refused memory and threads, weights of other models; also under sanitizers and
+valgrind."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from tcomp.codegen.artifact import compile_graph
 from tcomp.codegen.toolchain import Toolchain, native_toolchain
 from tcomp.target.parse import parse_target
 
-UNDER_TOOLS = ("contexts", "cancel", "bad_input", "two_models")
+UNDER_TOOLS = ("contexts", "sharing", "cancel", "bad_input", "two_models")
 """Programs that run under sanitizers and valgrind."""
 
 
@@ -83,6 +84,14 @@ def test_weights_of_another_model(tmp_path: Path) -> None:
     assert "at a multiple of 64" in unaligned
     assert run([create, files["other"], "trust"]) == "0 \n"
     assert "give weights_path or weights" in run([create])
+    assert run([create, files["good"], "share", tmp_path / "elsewhere"]) == "0 \n"
+
+
+def test_contexts_share_a_file_of_weights(tmp_path: Path) -> None:
+    """One mapping of it, which is there as long as one of them."""
+    built = library(parallel_model(), tmp_path, weights="separate")
+    sharing = program("sharing.c", tmp_path, [built.library])
+    run([sharing, "20", tmp_path / "parallel.weights"])
 
 
 def test_a_cpu_that_lacks_a_feature(tmp_path: Path) -> None:
