@@ -4,6 +4,7 @@ is refused, and that nothing is lost where creation fails."""
 from __future__ import annotations
 
 import gc
+import json
 import subprocess
 from collections.abc import Iterator
 from ctypes import byref, c_void_p, sizeof
@@ -18,6 +19,8 @@ from device_arrays import Held, held, refusing
 from test_packing_on_gpu import by_winograd, inputs, network
 
 from tcomp import api
+from tcomp.cli import main
+from tcomp.cli._options import size_text
 from tcomp.codegen.artifact import Report, Variant, compile_graph, compile_variants
 from tcomp.errors import ArtifactError, UsageError
 from tcomp.relay.builder import GraphBuilder
@@ -86,6 +89,29 @@ def test_a_further_context_takes_an_arena(packed: Report, expected: list[Array])
         for model in (*others, one):
             check(model, expected)
             model.close()
+
+
+def test_inspecting_says_what_contexts_take(packed: Report, capsys: pytest.CaptureFixture[str]) -> None:
+    """As the driver counts it, in whole pages."""
+    assert main(["inspect", "--json", str(packed.library)]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    shared, arena, tensors = (facts[f"{kind}_bytes"] for kind in ("shared", "arena", "tensor"))
+    before = held()
+    with load(packed.library) as one:
+        first, before = held() - before, held()
+        with one.new_context() as two:
+            further, before = held() - before, held()
+            two(*inputs())
+            run = held() - before
+    assert further.nbytes == rounded(arena)
+    for found, said in ((first, shared + arena), (run, tensors)):
+        assert said <= found.nbytes < said + 4096 * found.buffers
+    assert main(["inspect", str(packed.library)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    where = "of the GPU's memory"
+    each = f"{size_text(arena)} {where} each, and {size_text(tensors)} if inputs and outputs are in the CPU's"
+    assert f"context   {each}" in lines
+    assert f"shared    {size_text(shared)} {where}, once for all contexts that share weights" in lines
 
 
 def test_contexts_end_in_any_order(packed: Report, expected: list[Array]) -> None:
