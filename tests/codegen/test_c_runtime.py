@@ -9,13 +9,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from c_programs import check_memory, library, parallel_model, program, run, tool
+from c_programs import check_memory, instrumented, library, parallel_model, program, run, tool
 from small_models import chain
 
 from tcomp.api import optimize
 from tcomp.codegen import artifact, link
 from tcomp.codegen.artifact import compile_graph
-from tcomp.codegen.toolchain import Toolchain, native_toolchain
 from tcomp.target.parse import parse_target
 
 UNDER_TOOLS = ("contexts", "sharing", "cancel", "bad_input", "two_models")
@@ -104,18 +103,6 @@ def test_a_cpu_that_lacks_a_feature(tmp_path: Path) -> None:
     create = program("weights.c", tmp_path, [tmp_path / "chain.so"])
     output = run([emulator, "-cpu", "Nehalem", create, tmp_path / "chain.weights"])
     assert output == "2 this CPU has no avx, which the library is compiled for (x86-64-v3 x86-64-v3)\n"
-
-
-def instrumented(folder: Path, sanitizer: str) -> Toolchain:
-    compiler, probe = folder / "cc", folder / "probe.c"
-    flags = f"-fsanitize={sanitizer} -fno-sanitize-recover=all -fno-omit-frame-pointer -g"
-    compiler.write_text(f'#!/bin/sh\nexec {native_toolchain().command[0]} {flags} "$@"\n')
-    compiler.chmod(0o755)
-    probe.write_text("int main(void) { return 0; }\n")
-    made = subprocess.run([compiler, probe, "-o", folder / "probe"], capture_output=True, check=False)
-    if made.returncode or subprocess.run([folder / "probe"], check=False).returncode:
-        pytest.skip(f"the C compiler has no working -fsanitize={sanitizer}")
-    return Toolchain("instrumented", (str(compiler),))
 
 
 @pytest.mark.slow
