@@ -12,7 +12,7 @@ import pytest
 
 from tcomp.api import optimize
 from tcomp.codegen.artifact import Report, Weights, compile_graph
-from tcomp.codegen.toolchain import native_toolchain
+from tcomp.codegen.toolchain import Toolchain, native_toolchain
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.graph import Graph
 from tcomp.target.host import host_target
@@ -60,6 +60,19 @@ def tool(name: str, package: str) -> str:
     if path is None:
         pytest.skip(f"no {name}: apt-get install {package}")
     return path
+
+
+def instrumented(folder: Path, sanitizer: str) -> Toolchain:
+    """The C compiler with a sanitizer; skips the test where it has none that works."""
+    compiler, probe = folder / "cc", folder / "probe.c"
+    flags = f"-fsanitize={sanitizer} -fno-sanitize-recover=all -fno-omit-frame-pointer -g"
+    compiler.write_text(f'#!/bin/sh\nexec {native_toolchain().command[0]} {flags} "$@"\n')
+    compiler.chmod(0o755)
+    probe.write_text("int main(void) { return 0; }\n")
+    made = subprocess.run([compiler, probe, "-o", folder / "probe"], capture_output=True, check=False)
+    if made.returncode or subprocess.run([folder / "probe"], check=False).returncode:
+        pytest.skip(f"the C compiler has no working -fsanitize={sanitizer}")
+    return Toolchain("instrumented", (str(compiler),))
 
 
 PAGE_KILOBYTES = 2048

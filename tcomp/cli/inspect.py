@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tcomp.cli._options import size_text
-from tcomp.runtime.description import Artifact, describe
+from tcomp.runtime.description import Artifact, Description, describe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +29,9 @@ def run(arguments: argparse.Namespace) -> int:
     artifact = describe(arguments.artifact)
     if arguments.json:
         facts = {"machine": artifact.machine, "abi_version": artifact.abi_version, "needed": artifact.needed}
-        print(json.dumps({**facts, **artifact.description.to_json(), "sizes": artifact.sizes.to_json()}))
+        about = artifact.description
+        derived = {"shared_bytes": about.shared_bytes, "tensor_bytes": about.tensor_bytes}
+        print(json.dumps({**facts, **about.to_json(), **derived, "sizes": artifact.sizes.to_json()}))
         return 0
     print("\n".join(size_table(artifact) if arguments.size else facts_table(artifact)))
     return 0
@@ -53,6 +55,7 @@ def facts_table(artifact: Artifact) -> Iterator[str]:
             if about.packed_bytes
             else []
         ),
+        *_context_rows(about),
         (
             "file",
             f"{size_text(artifact.sizes.file)}, without weights {size_text(artifact.sizes.without_weights)}",
@@ -61,6 +64,21 @@ def facts_table(artifact: Artifact) -> Iterator[str]:
     ]
     yield from (f"{key:9} {value}" for key, value in rows)
     yield from (f"step {number:4} {label}" for number, label in enumerate(about.steps))
+
+
+def _context_rows(about: Description) -> list[tuple[str, str]]:
+    """What contexts take of the memory of the device that they run on."""
+    arena = size_text(about.arena_bytes)
+    if not about.is_for_gpu:
+        return [("context", f"{arena} each, and workspaces of kernels")]
+    tensors, shared = size_text(about.tensor_bytes), size_text(about.shared_bytes)
+    return [
+        (
+            "context",
+            f"{arena} of the GPU's memory each, and {tensors} if inputs and outputs are in the CPU's",
+        ),
+        ("shared", f"{shared} of the GPU's memory, once for all contexts that share weights"),
+    ]
 
 
 def size_table(artifact: Artifact) -> Iterator[str]:

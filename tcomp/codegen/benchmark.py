@@ -19,7 +19,7 @@ from tcomp.tensor.template import Scheduled
 
 KERNEL = "tcomp_kernel"
 """The symbol under which the program calls the kernel."""
-_MODELS_OWN = ("context.c", "variant.c")
+_MODELS_OWN = ("context.c", "shared.c", "variant.c")
 """The part of the C runtime that needs a model; `benchmark.c` is in its place."""
 
 

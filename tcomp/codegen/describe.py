@@ -35,6 +35,7 @@ def description(variants: Sequence[VariantCode], embed: bool, kernels: Sequence[
         {kernel.symbol: len(kernel.cubin.image) for variant in variants for kernel in variant.device_kernels}
         | {path.stem: code_bytes(path) for path in kernels},
         max(variant.program.packed_bytes for variant in variants),
+        program.source_bytes,
     )
 
 

@@ -16,7 +16,7 @@ from tcomp.errors import BuildError
 from tcomp.target.target import Target
 
 SOURCES = Path(__file__).parent / "c"
-RUNTIME = ("context.c", "variant.c", "pool.c", "workspace.c", "affinity.c", "cpu.c", "blake2b.c")
+RUNTIME = ("context.c", "shared.c", "variant.c", "pool.c", "workspace.c", "affinity.c", "cpu.c", "blake2b.c")
 _TELLING = (" error: ", ": undefined reference", "No space left")
 _EXPORTS = "{ global: tcomp_*; local: *; };\n"
 Runtime = Literal["threads", "serial", "freestanding"]

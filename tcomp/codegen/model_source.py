@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from tcomp.codegen.cuda import model_code as cuda
 from tcomp.plan.program import Copy, Place, Program, Run, Tensor
@@ -291,13 +292,17 @@ def _packings(variants: Sequence[VariantCode]) -> list[str]:
     """What packs constants of each variant: the functions, and the table of cuda.h."""
     lines: list[str] = []
     table: list[str] = []
-    for number, variant in enumerate(variants):
+    ends = accumulate(len(variant.device_kernels) for variant in variants)
+    for number, (variant, end) in enumerate(zip(variants, ends, strict=True)):
         packing = variant.packing
         if packing is None:
-            table.append("    {0, 0, NULL},")
+            table.append(f"    {{{end}, 0, 0, NULL}},")
             continue
-        sizes = f"{variant.program.packed_bytes}u, {packing.program.arena_bytes}u"
-        table.append(f"    {{{sizes}, pack{number}}},")
+        first, sizes = (
+            end - len(packing.device),
+            f"{variant.program.packed_bytes}u, {packing.program.arena_bytes}u",
+        )
+        table.append(f"    {{{first}, {sizes}, pack{number}}},")
         calls = [f"  if ({step_call(packing, step)} != 0) return 1;" for step in packing.program.steps]
         lines += [f"static int32_t pack{number}(const tcomp_frame *f) {{", *calls, "  return 0;", "}"]
     sources = f"const size_t tcomp_cuda_source_bytes = {variants[0].program.source_bytes}u;"

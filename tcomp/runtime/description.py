@@ -22,7 +22,7 @@ SECTION = ".tcomp.about"
 class Description:
     """A compiled model. `kernels` are bytes of machine code by the kernel's symbol; `steps` are labels.
 
-    A GPU makes up to `packed_bytes` of weights that the library has in another form.
+    A GPU makes up to `packed_bytes` of weights of the last `source_bytes` of those that the library has.
     """
 
     name: str
@@ -37,6 +37,21 @@ class Description:
     steps: tuple[str, ...]
     kernels: Mapping[str, int]
     packed_bytes: int = 0
+    source_bytes: int = 0
+
+    @property
+    def is_for_gpu(self) -> bool:
+        return self.isa.startswith("sm_")
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Of inputs and outputs, for which contexts on a GPU have room where the caller's are not there."""
+        return sum(tensor.nbytes for tensor in (*self.inputs, *self.outputs))
+
+    @property
+    def shared_bytes(self) -> int:
+        """Of a GPU's memory that weights take, once for all contexts that share them; on CPUs 0."""
+        return self.weights_bytes - self.source_bytes + self.packed_bytes if self.is_for_gpu else 0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import platform
 import threading
 from dataclasses import dataclass
@@ -59,6 +60,7 @@ class COptions(ctypes.Structure):
         ("cancelled", ctypes.c_void_p),
         ("cancelled_user", ctypes.c_void_p),
         ("variant", ctypes.c_char_p),
+        ("share_with", ctypes.c_void_p),
     )
 
 
@@ -96,6 +98,10 @@ class TensorInfo:
     name: str
     shape: tuple[int, ...]
     dtype: str
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * numpy_dtype(self.dtype).itemsize
 
     def __str__(self) -> str:
         return f"{self.dtype}[{','.join(map(str, self.shape))}]"

@@ -36,7 +36,7 @@ class Model:
     Call it with arrays in the order of `inputs`, or by name; numpy arrays and objects with DLPack are read
     in place, and where the model runs on a GPU, those in its memory (PyTorch's, CuPy's) too. Threads may
     share a model, and then run one after the other; `new_context` gives a second one that runs at the same
-    time.
+    time, with the weights of the first.
     """
 
     def __init__(
@@ -46,6 +46,7 @@ class Model:
         threads: int = 0,
         weights: Path | None = None,
         variant: str | None = None,
+        share_with: ctypes.c_void_p | None = None,
     ) -> None:
         _check_at_least("threads", threads, 0)
         self._library = library
@@ -62,7 +63,7 @@ class Model:
         self.outputs = tuple(
             tensor_info(library.tcomp_output(i).contents) for i in range(library.tcomp_output_count())
         )
-        self._context = _create(library, path, threads, weights, variant)
+        self._context = _create(library, path, threads, weights, variant, share_with)
         self._finalizer = weakref.finalize(self, library.tcomp_destroy, self._context)
         self.variant: str = library.tcomp_variant(self._context).decode()
 
@@ -145,8 +146,13 @@ class Model:
         self._check_status(self._library.tcomp_set_threads(self._alive(), threads))
 
     def new_context(self, threads: int = 0) -> Model:
-        """Another model of the same library, with memory and threads of its own. 0 threads: all CPUs."""
-        return Model(self._library, self._path, threads, self._weights, self.variant)
+        """Another model of the same library, with tensors and threads of its own. 0 threads: all CPUs.
+
+        Both have the same weights in memory, and on a GPU the same code; they run on the same device, and may
+        be closed in any order. Raises UsageError when this model is closed, and ArtifactError when memory is
+        short or another device is current.
+        """
+        return Model(self._library, self._path, threads, self._weights, self.variant, self._alive())
 
     def close(self) -> None:
         """Free the memory and end the threads; the model cannot be called any more."""
@@ -266,10 +272,16 @@ def _check_at_least(name: str, value: Any, least: int) -> None:
 
 
 def _create(
-    library: ctypes.CDLL, path: Path, threads: int, weights: Path | None, variant: str | None
+    library: ctypes.CDLL,
+    path: Path,
+    threads: int,
+    weights: Path | None,
+    variant: str | None,
+    share_with: ctypes.c_void_p | None,
 ) -> ctypes.c_void_p:
-    options = COptions(struct_bytes=ctypes.sizeof(COptions), threads=threads)
-    if weights is not None:
+    """A new context: with the weights of `share_with`, where that is given, else with those in `weights`."""
+    options = COptions(struct_bytes=ctypes.sizeof(COptions), threads=threads, share_with=share_with)
+    if weights is not None and share_with is None:
         options.weights_path = str(weights).encode()
     if variant is not None:
         options.variant = variant.encode()

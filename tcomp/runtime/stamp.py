@@ -17,7 +17,7 @@ from typing import IO, TypeVar
 from tcomp.errors import ArtifactError
 from tcomp.runtime.elf import SharedLibrary
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 SECTION = ".tcomp"
 MAGIC = b"TCOMPLIB"
 DIGEST_BYTES = 32

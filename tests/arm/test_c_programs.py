@@ -25,6 +25,7 @@ def test_programs(name: str, tmp_path: Path) -> None:
         "bad_input": ([one], []),
         "cancel": ([other], ["10"]),
         "contexts": ([other], ["2"]),
+        "sharing": ([other], ["2"]),
         "two_models": ([one, other], ["2", *(shutil.copy2(path, copies) for path in (one, other))]),
     }
     for source, (libraries, arguments) in commands.items():

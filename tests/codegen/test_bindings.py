@@ -22,7 +22,7 @@ package com.a_b;
 import java.nio.*;
 
 class Chain {
-  native long nativeCreate(int threads, String weights);
+  native long nativeCreate(int threads, String weights, long sharing);
   native void nativeRun(long context, ByteBuffer[] inputs, ByteBuffer[] outputs);
   native void nativeCancel(long context);
   native void nativeDestroy(long context);
@@ -47,16 +47,22 @@ class Main {
   public static void main(String[] none) {
     System.loadLibrary("chain_jni");
     Chain chain = new Chain();
-    long context = chain.nativeCreate(1, "weights of a library that needs none");
+    long context = chain.nativeCreate(1, "weights of a library that needs none", 0);
     ByteBuffer[] inputs = buffers(1, 512), outputs = buffers(4, 512);
     for (int i = 0; i < 128; i++) inputs[0].putFloat(4 * i, 2);
     for (int run = 0; run < 1000; run++) chain.nativeRun(context, inputs, outputs);
     System.out.println(outputs[1].getFloat(0) + " " + outputs[3].getFloat(20));
     System.out.println(refusal(() -> chain.nativeRun(context, buffers(1, 511), outputs)));
     System.out.println(refusal(() -> chain.nativeRun(0, inputs, outputs)));
-    System.out.println(refusal(() -> chain.nativeCreate(-1, null)));
+    System.out.println(refusal(() -> chain.nativeCreate(-1, null, 0)));
+    System.out.println(refusal(() -> chain.nativeCreate(1, "other", context)));
     chain.nativeCancel(context);
+    long second = chain.nativeCreate(1, null, context);
     chain.nativeDestroy(context);
+    for (ByteBuffer output : outputs) output.putFloat(0, 0);
+    chain.nativeRun(second, inputs, outputs);
+    System.out.println(outputs[1].getFloat(0));
+    chain.nativeDestroy(second);
   }
 }
 """
@@ -72,6 +78,7 @@ fun main() {
     val image = FloatArray(128) { 2f }
     val view = FloatArray(128)
     val chain = Chain(threads = 1)
+    val second = Chain(threads = 1, sharing = chain)
     chain.use { model ->
         model.x.put(image)
         repeat(1000) { model.run() }
@@ -79,13 +86,17 @@ fun main() {
         println("${view[0]} ${model.x_.get(5)} ${Chain.OUTPUT0_SHAPE.toList()}")
         model.cancel()
     }
+    second.x.put(image)
+    second.run()
+    println(second.output1.get(0))
+    println(refusal { Chain(sharing = chain) })
     println(refusal { chain.run() })
     println(refusal { Chain(threads = -1) })
 }
 """
 
 SWIFT = """
-let model = try Chain(threads: 1)
+let model = try Chain(threads: 1, sharing: Chain(threads: 1))
 for i in model.x.indices { model.x[i] = 2 }
 try model.run()
 print(model.output1[0], model.x_[5], Chain.output0Shape)
@@ -129,6 +140,9 @@ def test_java_calls_the_native_methods(built: Report) -> None:
         "IllegalArgumentException: input 0 (x) has 511 bytes; it must have 512",
         "IllegalArgumentException: tcomp_run: context is NULL",
         "IllegalArgumentException: tcomp_options.threads is -1; it must not be negative",
+        "IllegalArgumentException: tcomp_options has share_with, whose weights the context gets, and others; "
+        "leave one out",
+        "1.0",
     ]
 
 
@@ -145,6 +159,8 @@ def test_kotlin_calls_the_model(built: Report) -> None:
     java = [tool("java", "openjdk-17-jre-headless"), f"-Djava.library.path={folder}"]
     assert run([*java, "-jar", folder / "app.jar"]).splitlines() == [
         "1.0 2.0 [8, 16]",
+        "1.0",
+        "IllegalArgumentException: the object to share weights with is closed",
         "IllegalArgumentException: tcomp_run: context is NULL",
         "IllegalArgumentException: tcomp_options.threads is -1; it must not be negative",
     ]
@@ -181,12 +197,21 @@ def test_swift_calls_the_model(built: Report) -> None:
 
 def test_names_are_unique_and_no_keywords(built: Report) -> None:
     b = GraphBuilder("2 nets-v1")
-    named = ["in", "run", "Image.1", "image:1", "__", "X", "x"]
+    named = ["in", "run", "sharing", "Image.1", "image:1", "__", "X", "x"]
     inputs = [b.input(name, (2,)) for name in named]
     report = library(b.build(*(b.op("relu", value) for value in inputs)), built.library.parent)
     names = Names(report.program)
     assert (names.type, names.model) == ("Model2NetsV1", "_2_nets_v1")
-    assert [t.name for t in names.inputs] == ["in_", "run_", "image_1", "image_1_", "input", "x", "x_"]
+    assert [t.name for t in names.inputs] == [
+        "in_",
+        "run_",
+        "sharing_",
+        "image_1",
+        "image_1_",
+        "input",
+        "x",
+        "x_",
+    ]
     constants = [t.constant for t in (*names.inputs, *names.outputs)]
     assert len(set(constants)) == len(constants)
 

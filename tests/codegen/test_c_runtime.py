@@ -1,5 +1,6 @@
 """The C runtime under load and with bad input: allocators, thread pools, several contexts and libraries,
-cancellation, refused memory and threads, weights of other models; also under sanitizers and valgrind."""
+shared weights, cancellation, refused memory and threads, weights of other models; also under sanitizers and
+valgrind."""
 
 from __future__ import annotations
 
@@ -8,16 +9,15 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from c_programs import check_memory, library, parallel_model, program, run, tool
+from c_programs import check_memory, instrumented, library, parallel_model, program, run, tool
 from small_models import chain
 
 from tcomp.api import optimize
 from tcomp.codegen import artifact, link
 from tcomp.codegen.artifact import compile_graph
-from tcomp.codegen.toolchain import Toolchain, native_toolchain
 from tcomp.target.parse import parse_target
 
-UNDER_TOOLS = ("contexts", "cancel", "bad_input", "two_models")
+UNDER_TOOLS = ("contexts", "sharing", "cancel", "bad_input", "two_models")
 """Programs that run under sanitizers and valgrind."""
 
 
@@ -83,6 +83,14 @@ def test_weights_of_another_model(tmp_path: Path) -> None:
     assert "at a multiple of 64" in unaligned
     assert run([create, files["other"], "trust"]) == "0 \n"
     assert "give weights_path or weights" in run([create])
+    assert run([create, files["good"], "share", tmp_path / "elsewhere"]) == "0 \n"
+
+
+def test_contexts_share_a_file_of_weights(tmp_path: Path) -> None:
+    """One mapping of it, which is there as long as one of them."""
+    built = library(parallel_model(), tmp_path, weights="separate")
+    sharing = program("sharing.c", tmp_path, [built.library])
+    run([sharing, "20", tmp_path / "parallel.weights"])
 
 
 def test_a_cpu_that_lacks_a_feature(tmp_path: Path) -> None:
@@ -95,18 +103,6 @@ def test_a_cpu_that_lacks_a_feature(tmp_path: Path) -> None:
     create = program("weights.c", tmp_path, [tmp_path / "chain.so"])
     output = run([emulator, "-cpu", "Nehalem", create, tmp_path / "chain.weights"])
     assert output == "2 this CPU has no avx, which the library is compiled for (x86-64-v3 x86-64-v3)\n"
-
-
-def instrumented(folder: Path, sanitizer: str) -> Toolchain:
-    compiler, probe = folder / "cc", folder / "probe.c"
-    flags = f"-fsanitize={sanitizer} -fno-sanitize-recover=all -fno-omit-frame-pointer -g"
-    compiler.write_text(f'#!/bin/sh\nexec {native_toolchain().command[0]} {flags} "$@"\n')
-    compiler.chmod(0o755)
-    probe.write_text("int main(void) { return 0; }\n")
-    made = subprocess.run([compiler, probe, "-o", folder / "probe"], capture_output=True, check=False)
-    if made.returncode or subprocess.run([folder / "probe"], check=False).returncode:
-        pytest.skip(f"the C compiler has no working -fsanitize={sanitizer}")
-    return Toolchain("instrumented", (str(compiler),))
 
 
 @pytest.mark.slow

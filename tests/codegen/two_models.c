@@ -59,6 +59,17 @@ static const tcomp_api *load(const char *path, const char *name) {
   return table();
 }
 
+/* A context has no weights for another library, be it a copy of the same file. */
+static void share_with_another_library(const tcomp_api *api, const tcomp_api *other) {
+  tcomp_options options = {.struct_bytes = sizeof options};
+  tcomp_context *context, *result;
+  CHECK(other->create(NULL, &context) == TCOMP_OK)
+  options.share_with = context;
+  CHECK(api->create(&options, &result) == TCOMP_ERROR_ARGUMENT && result == NULL)
+  CHECK(strstr(api->error(NULL), "share_with is no context of this library (chain)") != NULL)
+  other->destroy(context);
+}
+
 int main(int count, char **arguments) {
   CHECK(count == 4)
   runs = atoi(arguments[1]);
@@ -68,6 +79,8 @@ int main(int count, char **arguments) {
   CHECK(apis[0] != apis[2] && apis[1] != apis[3]) /* copies of the files: libraries of their own */
   CHECK(strcmp(apis[0]->model_name(), "chain") == 0 && strcmp(apis[1]->model_name(), "parallel") == 0)
   CHECK(apis[0]->input(0)->bytes == CHAIN_INPUT0_BYTES && apis[1]->input(0)->bytes == PARALLEL_INPUT0_BYTES)
+  share_with_another_library(apis[0], apis[1]);
+  share_with_another_library(apis[0], apis[2]);
   job jobs[8];
   pthread_t threads[8];
   for (int i = 0; i < 8; i++) {

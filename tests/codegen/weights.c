@@ -1,5 +1,6 @@
 /* Creates a context with the weights file of the first argument: mapped, or with a second argument from memory,
- * from memory at an odd place, or trusted. Prints the status and the text, and runs the model where there is one. */
+ * from memory at an odd place, trusted, or by a context that shares them with one that was created while the file
+ * was there. Prints the status and the text, and runs the model where there is one. */
 #include "check.h"
 #include "tcomp.h"
 
@@ -24,6 +25,13 @@ int main(int count, char **arguments) {
   if (strcmp(how, "unaligned") == 0) options.weights = (const char *)memory + 4;
   options.trust_weights = strcmp(how, "trust") == 0;
   tcomp_status status = tcomp_create(&options, &context);
+  if (status == TCOMP_OK && strcmp(how, "share") == 0) {
+    tcomp_context *first = context;
+    tcomp_options of_first = {.struct_bytes = sizeof of_first, .threads = 1, .share_with = first};
+    CHECK(rename(arguments[1], arguments[3]) == 0) /* nothing is read anew */
+    status = tcomp_create(&of_first, &context);
+    tcomp_destroy(first);
+  }
   printf("%d %s\n", status, tcomp_error(NULL));
   if (status == TCOMP_OK) {
     tcomp_buffer input = {calloc(1, tcomp_input(0)->bytes), tcomp_input(0)->bytes}, outputs[4];

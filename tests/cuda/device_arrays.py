@@ -1,16 +1,18 @@
-"""Arrays in the memory of the emulated GPU, and in page-locked memory."""
+"""Arrays in the memory of the emulated GPU, and in page-locked memory; what else it holds, and refuses."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from ctypes import byref, c_int64, c_size_t, c_void_p
+from dataclasses import astuple, dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from tcomp.relay.types import Array
-from tcomp.target.cuda_driver import driver
+from tcomp.target.cuda_driver import LIBRARY, driver
 
 
 class OnGpu:
@@ -121,3 +123,43 @@ def page_locked(array: Array) -> Array:
     copy = np.frombuffer(memory, array.dtype).reshape(array.shape)
     copy[...] = array
     return copy
+
+
+@dataclass(frozen=True)
+class Held:
+    """What the emulated driver holds for programs: how many of each, and bytes of the device's memory."""
+
+    buffers: int
+    locked: int
+    streams: int
+    events: int
+    modules: int
+    graphs: int
+    executables: int
+    contexts: int
+    nbytes: int
+
+    def __sub__(self, other: Held) -> Held:
+        return Held(*(a - b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+
+def held() -> Held:
+    counts = (ctypes.c_long * 9)()
+    ctypes.CDLL(LIBRARY).emulated_held(counts)
+    return Held(*counts)
+
+
+@contextmanager
+def refusing(after: int) -> Iterator[Callable[[], bool]]:
+    """The driver refuses one call that asks it for something, the first after so many others.
+
+    What is answered says, afterwards, whether it did.
+    """
+    refuse = ctypes.CDLL(LIBRARY).emulated_refuse
+    refuse.argtypes, refuse.restype = (ctypes.c_long,), ctypes.c_long
+    refused: list[bool] = []
+    refuse(after)
+    try:
+        yield lambda: refused[0]
+    finally:
+        refused.append(refuse(-1) < 0)

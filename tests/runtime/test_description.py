@@ -11,6 +11,7 @@ import pytest
 from small_models import chain
 
 from tcomp.cli import main
+from tcomp.cli._options import size_text
 from tcomp.codegen.artifact import compile_graph
 from tcomp.errors import ArtifactError, BuildError
 from tcomp.runtime import load
@@ -76,6 +77,8 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert "input     x: float32[4,32]\n" in text
     assert host_target().isa in text
+    assert f"context   {size_text(load(path).arena_bytes)} each, and workspaces of kernels\n" in text
+    assert "shared" not in text
     assert main(["inspect", path, "--size"]) == 0
     rows = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if line]
     kernels = [int(n.replace(",", "")) for n, name in rows if name.startswith("kernel")]

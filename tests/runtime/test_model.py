@@ -241,6 +241,20 @@ def test_separate_weights(tmp_path: Path):
         load(path, weights=moved)
 
 
+def test_contexts_share_separate_weights(tmp_path: Path):
+    """One mapping of the file, for as long as one of them needs it; the file may be gone."""
+    compile_graph(chain(), host_target(), tmp_path / "chain.so", weights="separate")
+    one = load(tmp_path / "chain.so", threads=1)
+    (tmp_path / "chain.weights").unlink()
+    two = one.new_context(threads=1)
+    one.close()
+    with pytest.raises(UsageError, match="model `chain` is closed"):
+        one.new_context()
+    three = two.new_context(threads=1)
+    two.close()
+    np.testing.assert_allclose(three(X)[0], EXPECTED[0], rtol=1e-5)
+
+
 def test_damaged_files_are_refused(path: Path, tmp_path: Path):
     good = path.read_bytes()
     rng = random.Random(0)

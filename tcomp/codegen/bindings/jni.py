@@ -49,11 +49,16 @@ import java.nio.*
  * Fill the inputs, call [run], read the outputs: `model.x.put(array)`, `model.run()`, `model.y.get(array)`.
  * Each access to a tensor is a new view from its start.
  * One thread at a time uses an object; any may [cancel].
- * [threads] 0 takes all CPUs; [weights] is the file with the weights, where they are separate.
+ * [threads] 0 takes all CPUs; [weights] is the file with the weights, where they are separate. Instead of it
+ * [sharing] is an object whose weights this one has too; they may be closed in any order.
  */
-class {names.type} @JvmOverloads constructor(threads: Int = 0, weights: String? = null) : Closeable {{
+class {names.type} @JvmOverloads constructor(
+    threads: Int = 0,
+    weights: String? = null,
+    sharing: {names.type}? = null,
+) : Closeable {{
 {newline.join(lists)}
-    private var context = nativeCreate(threads, weights)
+    private var context = nativeCreate(threads, weights, sharing?.alive() ?: 0)
 
 {newline.join(properties)}
     /**
@@ -70,9 +75,14 @@ class {names.type} @JvmOverloads constructor(threads: Int = 0, weights: String? 
         context = 0
     }}
 
+    private fun alive(): Long {{
+        require(context != 0L) {{ "the object to share weights with is closed" }}
+        return context
+    }}
+
     private fun bytes(count: Int) = ByteBuffer.allocateDirect(count).order(ByteOrder.nativeOrder())
 
-    private external fun nativeCreate(threads: Int, weights: String?): Long
+    private external fun nativeCreate(threads: Int, weights: String?, sharing: Long): Long
     private external fun nativeRun(context: Long, inputs: Array<ByteBuffer>, outputs: Array<ByteBuffer>)
     private external fun nativeCancel(context: Long)
     private external fun nativeDestroy(context: Long)
@@ -126,13 +136,15 @@ static void take_buffers(JNIEnv *env, jobjectArray array, int32_t count, tcomp_b
   }}
 }}
 
-JNIEXPORT jlong JNICALL {prefix}_nativeCreate(JNIEnv *env, jobject self, jint threads, jstring weights) {{
+JNIEXPORT jlong JNICALL {prefix}_nativeCreate(JNIEnv *env, jobject self, jint threads, jstring weights,
+                                              jlong sharing) {{
   (void)self;
   const tcomp_api *api = {names.api}();
   tcomp_options options = {{0}};
   tcomp_context *context;
   options.struct_bytes = sizeof options;
   options.threads = threads;
+  options.share_with = (const tcomp_context *)(intptr_t)sharing;
   if (weights != NULL) {{
     options.weights_path = (*env)->GetStringUTFChars(env, weights, NULL);
     if (options.weights_path == NULL) return 0; /* Java has thrown an error. */

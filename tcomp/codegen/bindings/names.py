@@ -12,7 +12,8 @@ from tcomp.plan.program import Tensor as ModelTensor
 _TAKEN = frozenset(
     {
         # Members of the classes, in either language.
-        "api", "cancel", "close", "context", "inputs", "outputs", "run", "threads", "weights",
+        "api", "cancel", "close", "context", "inputs", "outputs", "run", "sharing", "threads",
+        "weights",
         # Words that neither Kotlin nor Swift takes for a name, or that name a type in them.
         "Any", "Protocol", "Self", "Type", "as", "associatedtype", "break", "case", "catch", "class",
         "continue", "default", "defer", "deinit", "do", "else", "enum", "extension", "fallthrough",

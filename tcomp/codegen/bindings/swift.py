@@ -71,21 +71,21 @@ public final class {names.type} {{
   private let inputs: [tcomp_buffer]
   private let outputs: [tcomp_buffer]
 
-  /// `threads` 0 takes all CPUs; `weights` is the file with the weights, where they are separate.
-  public init(threads: Int32 = 0, weights: String? = nil) throws {{
+  /// `threads` 0 takes all CPUs; `weights` is the file with the weights, where they are separate. Instead of
+  /// a file `sharing` is an object whose weights this one has too, for as long as either needs them.
+  public init(threads: Int32 = 0, weights: String? = nil, sharing: {names.type}? = nil) throws {{
     let functions = {names.api}().pointee
     var options = tcomp_options()
     options.struct_bytes = MemoryLayout<tcomp_options>.size
     options.threads = threads
     var made: OpaquePointer? = nil
-    let status: tcomp_status
-    if let path = weights {{
-      status = path.withCString {{ (bytes: UnsafePointer<CChar>) -> tcomp_status in
+    let status: tcomp_status = withExtendedLifetime(sharing) {{ () -> tcomp_status in
+      options.share_with = sharing?.context
+      guard let path = weights else {{ return functions.create(&options, &made) }}
+      return path.withCString {{ (bytes: UnsafePointer<CChar>) -> tcomp_status in
         options.weights_path = bytes
         return functions.create(&options, &made)
       }}
-    }} else {{
-      status = functions.create(&options, &made)
     }}
     guard status == TCOMP_OK, let created = made else {{
       throw Failure(status: status, description: String(cString: functions.error(nil)))

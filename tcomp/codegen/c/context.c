@@ -1,49 +1,41 @@
 /* The public interface: facts about the model, contexts and runs. */
 #define _GNU_SOURCE
-#include <errno.h>
-#include <fcntl.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <time.h>
-#include <unistd.h>
 
 #include "affinity.h"
-#include "blake2b.h"
-#include "model_info.h"
+#include "shared.h"
 #include "variant.h"
 #include "workspace.h"
 
 #define API TCOMP_PUBLIC
-#define ERROR_BYTES TCOMP_ERROR_BYTES
 #define OPTIONS_BYTES_OF_VERSION_1 offsetof(tcomp_options, cpus)
 #define OPTIONS_BYTES_AT_MOST 4096 /* what is larger is no tcomp_options */
 #define HUGE_PAGE ((size_t)2 << 20)
 
 struct tcomp_context {
+  const tcomp_model_info *model; /* of which library it is */
   tcomp_options options;
   pthread_mutex_t lock; /* held by the one run at a time */
   tcomp_pool *pool;
   const tcomp_variant_info *variant;
   tcomp_device *device; /* NULL: the CPU */
   char *arena;
-  const char *weights;
-  void *mapped; /* the file with the weights, or NULL */
-  char error[ERROR_BYTES];
+  tcomp_shared *shared; /* with other contexts */
+  char error[TCOMP_ERROR_BYTES];
 };
 
-static _Thread_local char loose_error[ERROR_BYTES]; /* of calls without a context */
+static _Thread_local char loose_error[TCOMP_ERROR_BYTES]; /* of calls without a context */
 
-/* Writes the text of an error and returns its status. */
-__attribute__((format(printf, 3, 4))) static tcomp_status fail(char *text, tcomp_status status,
-                                                               const char *format, ...) {
+tcomp_status tcomp_fail(char *text, tcomp_status status, const char *format, ...) {
   va_list arguments;
   va_start(arguments, format);
-  vsnprintf(text, ERROR_BYTES, format, arguments);
+  vsnprintf(text, TCOMP_ERROR_BYTES, format, arguments);
   va_end(arguments);
   return status;
 }
@@ -81,62 +73,6 @@ API const char *tcomp_step_label(int32_t index) {
   return index >= 0 && index < tcomp_model.step_count ? tcomp_model.step_labels[index] : NULL;
 }
 
-/* ---- weights ------------------------------------------------------------------------------------- */
-
-/* Reads all weights once. Pages of a file stay in memory for the kernels. */
-static tcomp_status check_content(const tcomp_context *context, const char *where) {
-  if (context->options.trust_weights) return TCOMP_OK;
-  unsigned char digest[TCOMP_DIGEST_BYTES];
-  tcomp_blake2b(context->weights, tcomp_model.weights_bytes, digest);
-  if (memcmp(digest, tcomp_model.weights_digest, sizeof digest) != 0)
-    return fail(loose_error, TCOMP_ERROR_WEIGHTS, "weights %s are not those of this model; compile it again",
-                where);
-  return TCOMP_OK;
-}
-
-static tcomp_status map_weights(tcomp_context *context, const char *path) {
-  size_t expected = tcomp_model.weights_bytes;
-  int file = open(path, O_RDONLY | O_CLOEXEC);
-  if (file < 0)
-    return fail(loose_error, TCOMP_ERROR_WEIGHTS, "cannot open weights %s: %s", path, strerror(errno));
-  struct stat status;
-  size_t found = fstat(file, &status) == 0 ? (size_t)status.st_size : 0;
-  if (found != expected) {
-    close(file);
-    return fail(loose_error, TCOMP_ERROR_WEIGHTS, "weights %s have %zu bytes; this model's have %zu", path,
-                found, expected);
-  }
-  void *memory = mmap(NULL, expected, PROT_READ, MAP_PRIVATE, file, 0);
-  int reason = errno;
-  close(file);
-  if (memory == MAP_FAILED)
-    return fail(loose_error, TCOMP_ERROR_WEIGHTS, "cannot map weights %s: %s", path, strerror(reason));
-  context->mapped = memory;
-  context->weights = memory;
-  return check_content(context, path);
-}
-
-static tcomp_status find_weights(tcomp_context *context) {
-  const tcomp_options *options = &context->options;
-  if (tcomp_weights_embedded()) {
-    context->weights = tcomp_model.weights;
-    return TCOMP_OK;
-  }
-  if (options->weights != NULL) {
-    if (options->weights_bytes != tcomp_model.weights_bytes ||
-        (uintptr_t)options->weights % TCOMP_ALIGNMENT != 0)
-      return fail(loose_error, TCOMP_ERROR_WEIGHTS,
-                  "weights in memory have %zu bytes at %p; they must have %zu, at a multiple of %d",
-                  options->weights_bytes, options->weights, tcomp_model.weights_bytes, TCOMP_ALIGNMENT);
-    context->weights = options->weights;
-    return check_content(context, "in memory");
-  }
-  if (options->weights_path == NULL)
-    return fail(loose_error, TCOMP_ERROR_WEIGHTS,
-                "this model has separate weights; give weights_path or weights in tcomp_options");
-  return map_weights(context, options->weights_path);
-}
-
 /* ---- contexts -------------------------------------------------------------------------------------- */
 
 static char *allocate_arena(const tcomp_options *options) {
@@ -157,13 +93,13 @@ static char *allocate_arena(const tcomp_options *options) {
 static tcomp_status take_options(const tcomp_options *given, tcomp_options *options) {
   size_t bytes = given->struct_bytes, known = bytes < sizeof *options ? bytes : sizeof *options;
   if (bytes < OPTIONS_BYTES_OF_VERSION_1 || bytes > OPTIONS_BYTES_AT_MOST)
-    return fail(loose_error, TCOMP_ERROR_ARGUMENT,
+    return tcomp_fail(loose_error, TCOMP_ERROR_ARGUMENT,
                 "tcomp_options.struct_bytes is %zu; set it to sizeof(tcomp_options), which is %zu in ABI "
                 "version %d",
                 bytes, sizeof *options, TCOMP_ABI_VERSION);
   for (size_t i = known; i < bytes; i++)
     if (((const char *)given)[i] != 0)
-      return fail(loose_error, TCOMP_ERROR_ARGUMENT,
+      return tcomp_fail(loose_error, TCOMP_ERROR_ARGUMENT,
                   "tcomp_options sets a field after byte %zu, which the library does not know: it has ABI "
                   "version %d; compile it again",
                   known, TCOMP_ABI_VERSION);
@@ -176,17 +112,33 @@ static tcomp_status take_options(const tcomp_options *given, tcomp_options *opti
 static tcomp_status check_options(const tcomp_options *options) {
   cpu_set_t set;
   if ((options->allocate == NULL) != (options->release == NULL))
-    return fail(loose_error, TCOMP_ERROR_ARGUMENT, "tcomp_options has only one of allocate and release");
+    return tcomp_fail(loose_error, TCOMP_ERROR_ARGUMENT, "tcomp_options has only one of allocate and release");
   if (options->threads < 0)
-    return fail(loose_error, TCOMP_ERROR_ARGUMENT, "tcomp_options.threads is %d; it must not be negative",
+    return tcomp_fail(loose_error, TCOMP_ERROR_ARGUMENT, "tcomp_options.threads is %d; it must not be negative",
                 options->threads);
   if (options->cpus < TCOMP_CPUS_ALL || options->cpus > TCOMP_CPUS_SLOW)
-    return fail(loose_error, TCOMP_ERROR_ARGUMENT, "tcomp_options.cpus is %d; it must be one of tcomp_cpus",
+    return tcomp_fail(loose_error, TCOMP_ERROR_ARGUMENT, "tcomp_options.cpus is %d; it must be one of tcomp_cpus",
                 options->cpus);
   if (tcomp_choose_cpus(options, &set) == 0)
-    return fail(loose_error, TCOMP_ERROR_ARGUMENT,
+    return tcomp_fail(loose_error, TCOMP_ERROR_ARGUMENT,
                 "tcomp_options.cpu_mask is 0x%llx, and this thread may use none of these CPUs",
                 (unsigned long long)options->cpu_mask);
+  return TCOMP_OK;
+}
+
+/* The weights of the context that is named for it, else the context's own. */
+static tcomp_status find_shared(tcomp_context *context) {
+  const tcomp_options *options = &context->options;
+  const tcomp_context *other = options->share_with;
+  if (other == NULL) return tcomp_shared_create(options, &context->shared, loose_error);
+  if (other->model != &tcomp_model)
+    return tcomp_fail(loose_error, TCOMP_ERROR_ARGUMENT,
+                      "tcomp_options.share_with is no context of this library (%s), which alone has its weights",
+                      tcomp_model.name);
+  if (options->weights != NULL || options->weights_path != NULL)
+    return tcomp_fail(loose_error, TCOMP_ERROR_ARGUMENT,
+                      "tcomp_options has share_with, whose weights the context gets, and others; leave one out");
+  context->shared = tcomp_shared_take(other->shared);
   return TCOMP_OK;
 }
 
@@ -195,16 +147,16 @@ static tcomp_status fill_context(tcomp_context *context) {
   tcomp_status status = TCOMP_OK;
   if (backend == NULL)
     status = tcomp_choose_variant(&context->options, &context->variant, loose_error, sizeof loose_error);
-  if (status == TCOMP_OK) status = find_weights(context);
+  if (status == TCOMP_OK) status = find_shared(context);
   if (status == TCOMP_OK && backend != NULL)
-    status = backend->create(&context->options, context->weights, &context->device, &context->variant,
-                             loose_error);
+    status = backend->create(&context->options, tcomp_shared_placed(context->shared), &context->device,
+                             &context->variant, loose_error);
   if (status != TCOMP_OK) return status;
   if (backend == NULL) context->arena = allocate_arena(&context->options);
   context->pool = tcomp_pool_create(&context->options);
   if ((context->arena == NULL && backend == NULL) || context->pool == NULL)
-    return fail(loose_error, TCOMP_ERROR_MEMORY, "out of memory: the model needs %zu bytes for tensors",
-                tcomp_model.arena_bytes);
+    return tcomp_fail(loose_error, TCOMP_ERROR_MEMORY, "out of memory: the model needs %zu bytes for tensors",
+                      tcomp_model.arena_bytes);
   return TCOMP_OK;
 }
 
@@ -212,13 +164,14 @@ API tcomp_status tcomp_create(const tcomp_options *given, tcomp_context **result
   static const tcomp_options DEFAULTS = {.struct_bytes = sizeof DEFAULTS};
   tcomp_options options;
   loose_error[0] = '\0';
-  if (result == NULL) return fail(loose_error, TCOMP_ERROR_ARGUMENT, "tcomp_create: context is NULL");
+  if (result == NULL) return tcomp_fail(loose_error, TCOMP_ERROR_ARGUMENT, "tcomp_create: context is NULL");
   *result = NULL;
   tcomp_status status = take_options(given == NULL ? &DEFAULTS : given, &options);
   if (status == TCOMP_OK) status = check_options(&options);
   if (status != TCOMP_OK) return status;
   tcomp_context *context = calloc(1, sizeof *context);
-  if (context == NULL) return fail(loose_error, TCOMP_ERROR_MEMORY, "out of memory");
+  if (context == NULL) return tcomp_fail(loose_error, TCOMP_ERROR_MEMORY, "out of memory");
+  context->model = &tcomp_model;
   context->options = options;
   pthread_mutex_init(&context->lock, NULL);
   status = fill_context(context);
@@ -240,7 +193,7 @@ API void tcomp_destroy(tcomp_context *context) {
     else
       free(context->arena);
   }
-  if (context->mapped != NULL) munmap(context->mapped, tcomp_model.weights_bytes);
+  if (context->shared != NULL) tcomp_shared_release(context->shared);
   pthread_mutex_destroy(&context->lock);
   free(context);
 }
@@ -250,7 +203,7 @@ API const char *tcomp_error(const tcomp_context *context) {
 }
 
 static tcomp_status no_context(const char *function) {
-  return fail(loose_error, TCOMP_ERROR_ARGUMENT, "%s: context is NULL", function);
+  return tcomp_fail(loose_error, TCOMP_ERROR_ARGUMENT, "%s: context is NULL", function);
 }
 
 API tcomp_status tcomp_cancel(tcomp_context *context) {
@@ -264,9 +217,9 @@ API tcomp_status tcomp_set_threads(tcomp_context *context, int32_t threads) {
   pthread_mutex_lock(&context->lock);
   tcomp_status status = TCOMP_OK;
   if (threads < 0)
-    status = fail(context->error, TCOMP_ERROR_ARGUMENT, "threads is %d; it must not be negative", threads);
+    status = tcomp_fail(context->error, TCOMP_ERROR_ARGUMENT, "threads is %d; it must not be negative", threads);
   else if (context->options.parallel != NULL)
-    status = fail(context->error, TCOMP_ERROR_ARGUMENT, "the context uses the caller's thread pool");
+    status = tcomp_fail(context->error, TCOMP_ERROR_ARGUMENT, "the context uses the caller's thread pool");
   else
     tcomp_pool_set_threads(context->pool, threads);
   pthread_mutex_unlock(&context->lock);
@@ -293,17 +246,17 @@ static tcomp_status take_pointers(tcomp_context *context, const char *kind, cons
                                   int32_t expected, const tcomp_buffer *buffers, int32_t count,
                                   void **pointers) {
   if (count != expected)
-    return fail(context->error, TCOMP_ERROR_ARGUMENT, "%d %ss given; the model has %d", count, kind, expected);
+    return tcomp_fail(context->error, TCOMP_ERROR_ARGUMENT, "%d %ss given; the model has %d", count, kind, expected);
   if (count > 0 && buffers == NULL)
-    return fail(context->error, TCOMP_ERROR_ARGUMENT, "the array of %ss is NULL", kind);
+    return tcomp_fail(context->error, TCOMP_ERROR_ARGUMENT, "the array of %ss is NULL", kind);
   for (int32_t i = 0; i < count; i++) {
     if (buffers[i].bytes != tensors[i].bytes)
-      return fail(context->error, TCOMP_ERROR_ARGUMENT, "%s %d (%s) has %zu bytes; it must have %zu", kind, i,
+      return tcomp_fail(context->error, TCOMP_ERROR_ARGUMENT, "%s %d (%s) has %zu bytes; it must have %zu", kind, i,
                   tensors[i].name, buffers[i].bytes, tensors[i].bytes);
     if (buffers[i].data == NULL && tensors[i].bytes > 0)
-      return fail(context->error, TCOMP_ERROR_ARGUMENT, "%s %d (%s) is NULL", kind, i, tensors[i].name);
+      return tcomp_fail(context->error, TCOMP_ERROR_ARGUMENT, "%s %d (%s) is NULL", kind, i, tensors[i].name);
     if ((uintptr_t)buffers[i].data % element_bytes(tensors[i].dtype) != 0)
-      return fail(context->error, TCOMP_ERROR_ARGUMENT, "%s %d (%s) is at %p; it must be at a multiple of %zu",
+      return tcomp_fail(context->error, TCOMP_ERROR_ARGUMENT, "%s %d (%s) is at %p; it must be at a multiple of %zu",
                   kind, i, tensors[i].name, buffers[i].data, element_bytes(tensors[i].dtype));
     pointers[i] = buffers[i].data;
   }
@@ -321,11 +274,11 @@ static tcomp_status check_overlaps(tcomp_context *context, const tcomp_buffer *i
     const char *name = tcomp_model.outputs[i].name;
     for (int32_t k = 0; k < tcomp_model.input_count; k++)
       if (overlap(&outputs[i], &inputs[k]))
-        return fail(context->error, TCOMP_ERROR_ARGUMENT, "output %d (%s) overlaps input %d (%s)", i, name, k,
+        return tcomp_fail(context->error, TCOMP_ERROR_ARGUMENT, "output %d (%s) overlaps input %d (%s)", i, name, k,
                     tcomp_model.inputs[k].name);
     for (int32_t k = 0; k < i; k++)
       if (overlap(&outputs[i], &outputs[k]))
-        return fail(context->error, TCOMP_ERROR_ARGUMENT, "output %d (%s) overlaps output %d (%s)", i, name,
+        return tcomp_fail(context->error, TCOMP_ERROR_ARGUMENT, "output %d (%s) overlaps output %d (%s)", i, name,
                     k, tcomp_model.outputs[k].name);
   }
   return TCOMP_OK;
@@ -343,7 +296,7 @@ static tcomp_status run_locked(tcomp_context *context, const tcomp_buffer *input
                          output_count, output_pointers);
   if (status == TCOMP_OK) status = check_overlaps(context, inputs, outputs);
   if (status != TCOMP_OK) return status;
-  tcomp_frame frame = {context->arena, context->weights, input_pointers, output_pointers,
+  tcomp_frame frame = {context->arena, tcomp_shared_weights(context->shared), input_pointers, output_pointers,
                        nanoseconds,    context->pool,    context->device};
   tcomp_pool *before = tcomp_pool_enter(context->pool);
   int32_t failed = -1;
@@ -357,18 +310,18 @@ static tcomp_status run_locked(tcomp_context *context, const tcomp_buffer *input
   int was_cancelled = failed >= 0 && tcomp_pool_is_cancelled(context->pool);
   tcomp_pool_leave(context->pool, before);
   if (was_cancelled)
-    return fail(context->error, TCOMP_CANCELLED, "the run was cancelled at step %d (%s)", failed,
+    return tcomp_fail(context->error, TCOMP_CANCELLED, "the run was cancelled at step %d (%s)", failed,
                 tcomp_model.step_labels[failed]);
   if (status != TCOMP_OK) return status;
   if (failed < 0) return TCOMP_OK;
   const char *label = tcomp_model.step_labels[failed];
   int32_t started, refusal = tcomp_pool_refusal(context->pool, &started);
   if (refusal != 0)
-    return fail(context->error, TCOMP_ERROR_RUN,
+    return tcomp_fail(context->error, TCOMP_ERROR_RUN,
                 "step %d (%s) failed: the system gives %d of %d threads: %s; tcomp_set_threads(context, 0) "
                 "takes as many as it gives",
                 failed, label, started, tcomp_pool_threads(context->pool), strerror(refusal));
-  return fail(context->error, TCOMP_ERROR_RUN, "step %d (%s) failed: no memory for its workspace", failed,
+  return tcomp_fail(context->error, TCOMP_ERROR_RUN, "step %d (%s) failed: no memory for its workspace", failed,
               label);
 }
 
@@ -388,7 +341,7 @@ API tcomp_status tcomp_profile(tcomp_context *context, const tcomp_buffer *input
   pthread_mutex_lock(&context->lock);
   tcomp_status status;
   if (nanoseconds == NULL || step_count != tcomp_model.step_count)
-    status = fail(context->error, TCOMP_ERROR_ARGUMENT, "nanoseconds must have %d entries",
+    status = tcomp_fail(context->error, TCOMP_ERROR_ARGUMENT, "nanoseconds must have %d entries",
                   tcomp_model.step_count);
   else
     status = run_locked(context, inputs, input_count, outputs, output_count, nanoseconds, NULL);
@@ -402,7 +355,7 @@ API tcomp_status tcomp_enqueue(tcomp_context *context, const tcomp_buffer *input
   pthread_mutex_lock(&context->lock);
   tcomp_status status;
   if (context->device == NULL)
-    status = fail(context->error, TCOMP_ERROR_ARGUMENT,
+    status = tcomp_fail(context->error, TCOMP_ERROR_ARGUMENT,
                   "the library runs on the CPU, which has no streams; call tcomp_run");
   else
     status = run_locked(context, inputs, input_count, outputs, output_count, NULL, &stream);

@@ -7,78 +7,34 @@
  */
 #include "cuda_device.h"
 
-#include <stdarg.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define MAJOR 75 /* CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR */
-#define MINOR 76
-#define NON_BLOCKING 1   /* CU_STREAM_NON_BLOCKING */
-#define NO_TIMING 2      /* CU_EVENT_DISABLE_TIMING */
-
-tcomp_status tcomp_cuda_fail(char *text, tcomp_status status, const char *format, ...) {
-  va_list arguments;
-  va_start(arguments, format);
-  vsnprintf(text, TCOMP_ERROR_BYTES, format, arguments);
-  va_end(arguments);
-  return status;
-}
+#define NO_TIMING 2 /* CU_EVENT_DISABLE_TIMING */
 
 tcomp_status tcomp_cuda_refused(char *text, const char *what, int code) {
   tcomp_status status = code == TCOMP_CUDA_OUT_OF_MEMORY ? TCOMP_ERROR_MEMORY : TCOMP_ERROR_RUN;
-  return tcomp_cuda_fail(text, status, "GPU: %s: %s (CUDA error %d)", what, tcomp_cuda_words(code), code);
+  return tcomp_fail(text, status, "GPU: %s: %s (CUDA error %d)", what, tcomp_cuda_words(code), code);
 }
 
 /* ---- creation --------------------------------------------------------------------------------------- */
 
-static int runs_on(const tcomp_cuda_image *image, int capability) {
-  return image->exact ? image->capability == capability : image->capability <= capability;
+int tcomp_cuda_is_wanted(const tcomp_options *options, const tcomp_variant_info *variant) {
+  return options->variant == NULL || strcmp(options->variant, variant->name) == 0;
 }
 
-static int is_wanted(const tcomp_options *options, int32_t variant) {
-  return options->variant == NULL || strcmp(options->variant, tcomp_model.variants[variant].name) == 0;
-}
-
-static tcomp_status choose_variant(tcomp_device *device, const tcomp_options *options,
-                                   const tcomp_variant_info **variant, char *text) {
-  int major = 0, minor = 0;
-  char name[128] = "";
-  TRY("asking its capability", tcomp_cuda.device_attribute(&major, MAJOR, device->number));
-  TRY("asking its capability", tcomp_cuda.device_attribute(&minor, MINOR, device->number));
-  TRY("asking its name", tcomp_cuda.device_name(name, sizeof name, device->number));
-  for (int32_t i = 0; i < tcomp_model.variant_count; i++) {
-    device->first_image = tcomp_cuda_variant_images[i];
-    device->end_image = tcomp_cuda_variant_images[i + 1];
-    *variant = &tcomp_model.variants[i];
-    if (!is_wanted(options, i)) continue;
-    if (device->first_image == device->end_image) return TCOMP_OK; /* nothing but copies */
-    if (runs_on(&tcomp_cuda_images[device->first_image], 10 * major + minor)) return TCOMP_OK;
-  }
-  return tcomp_cuda_fail(text, TCOMP_ERROR_CPU,
-              "the library has code for %s, and %s has compute capability %d.%d; compile it for cuda:sm_%d%d",
-              tcomp_model.target, name, major, minor, major, minor);
-}
-
-static tcomp_status load_code(tcomp_device *device, char *text) {
-  int32_t count = device->end_image - device->first_image;
-  device->modules = calloc((size_t)count + 1, sizeof *device->modules);
-  device->functions = calloc((size_t)tcomp_cuda_launch_count + 1, sizeof *device->functions);
-  if (device->modules == NULL || device->functions == NULL)
-    return tcomp_cuda_fail(text, TCOMP_ERROR_MEMORY, "out of memory");
-  for (int32_t i = 0; i < count; i++) {
-    int code = tcomp_cuda.module_load(&device->modules[i], tcomp_cuda_images[device->first_image + i].data);
-    if (code != 0)
-      return tcomp_cuda_fail(text, code == TCOMP_CUDA_OUT_OF_MEMORY ? TCOMP_ERROR_MEMORY : TCOMP_ERROR_CPU,
-                  "the driver cannot load the code of the library: %s (CUDA error %d); a newer driver may",
-                  tcomp_cuda_words(code), code);
-  }
-  for (int32_t i = 0; i < tcomp_cuda_launch_count; i++) {
-    const tcomp_cuda_launch_info *launch = &tcomp_cuda_launches[i];
-    if (launch->image < device->first_image || launch->image >= device->end_image) continue;
-    handle module = device->modules[launch->image - device->first_image];
-    TRY(launch->symbol, tcomp_cuda_find(launch, module, &device->functions[i]));
-  }
+/* What is placed serves a device and a variant, which another context may have chosen. */
+static tcomp_status check_choices(const tcomp_placed *placed, const tcomp_options *options, char *text) {
+  int number;
+  if (tcomp_cuda_current_device(&number) && number != placed->number)
+    return tcomp_fail(text, TCOMP_ERROR_ARGUMENT,
+                      "tcomp_options.share_with has its weights on device %d, and the current CUDA context is of "
+                      "device %d; make device %d current, or create the context without share_with",
+                      placed->number, number, placed->number);
+  if (!tcomp_cuda_is_wanted(options, placed->variant))
+    return tcomp_fail(text, TCOMP_ERROR_ARGUMENT,
+                      "tcomp_options.variant is %s, and share_with has code and weights of %s; leave out one of them",
+                      options->variant, placed->variant->name);
   return TCOMP_OK;
 }
 
@@ -87,8 +43,9 @@ static tcomp_status create_streams(tcomp_device *device, char *text) {
   device->streams = calloc(streams, sizeof *device->streams);
   device->step_events = calloc(steps + 1, sizeof *device->step_events);
   if (device->streams == NULL || device->step_events == NULL)
-    return tcomp_cuda_fail(text, TCOMP_ERROR_MEMORY, "out of memory");
-  for (size_t i = 0; i < streams; i++) TRY("a stream", tcomp_cuda.stream_create(&device->streams[i], NON_BLOCKING));
+    return tcomp_fail(text, TCOMP_ERROR_MEMORY, "out of memory");
+  for (size_t i = 0; i < streams; i++)
+    TRY("a stream", tcomp_cuda.stream_create(&device->streams[i], TCOMP_CUDA_NON_BLOCKING));
   for (size_t i = 0; i < steps; i++)
     if (tcomp_cuda_steps[i].is_awaited)
       TRY("an event", tcomp_cuda.event_create(&device->step_events[i], NO_TIMING));
@@ -99,11 +56,8 @@ static tcomp_status create_streams(tcomp_device *device, char *text) {
   return TCOMP_OK;
 }
 
-static tcomp_status fill_device(tcomp_device *device, const tcomp_options *options, const char *weights,
-                                const tcomp_variant_info **variant, char *text) {
+static tcomp_status fill_device(tcomp_device *device, char *text) {
   size_t tensors = (size_t)(tcomp_model.input_count + tcomp_model.output_count);
-  tcomp_status status = choose_variant(device, options, variant, text);
-  if (status != TCOMP_OK) return status;
   device->staged = calloc(tensors + 1, sizeof *device->staged);
   device->locked = calloc(tensors + 1, sizeof *device->locked);
   int has_room = device->staged != NULL && device->locked != NULL;
@@ -111,25 +65,11 @@ static tcomp_status fill_device(tcomp_device *device, const tcomp_options *optio
     void **pointers = device->recordings[i].pointers = calloc(tensors + 1, sizeof *pointers);
     has_room = has_room && pointers != NULL;
   }
-  if (!has_room) return tcomp_cuda_fail(text, TCOMP_ERROR_MEMORY, "out of memory");
-  status = load_code(device, text);
-  if (status == TCOMP_OK) status = create_streams(device, text);
+  if (!has_room) return tcomp_fail(text, TCOMP_ERROR_MEMORY, "out of memory");
+  tcomp_status status = create_streams(device, text);
   if (status != TCOMP_OK) return status;
   if (tcomp_model.arena_bytes > 0)
     TRY("memory for tensors", tcomp_cuda.allocate(&device->arena, tcomp_model.arena_bytes));
-  return tcomp_cuda_place_weights(device, weights, &tcomp_cuda_packings[*variant - tcomp_model.variants], text);
-}
-
-/* The device of the caller's current CUDA context, or the first one. */
-static tcomp_status find_device(int *number, char *text) {
-  handle context = NULL;
-  int count = 0, code = tcomp_cuda.init(0);
-  if (code == 0) code = tcomp_cuda.device_count(&count);
-  if (code != 0 || count == 0)
-    return tcomp_cuda_fail(text, TCOMP_ERROR_CPU, "no GPU here: %s (CUDA error %d)",
-                code == 0 ? "the driver knows none" : tcomp_cuda_words(code), code);
-  if (tcomp_cuda.current(&context) == 0 && context != NULL && tcomp_cuda.current_device(number) == 0) return TCOMP_OK;
-  TRY("the first device", tcomp_cuda.device_get(number, 0));
   return TCOMP_OK;
 }
 
@@ -146,7 +86,7 @@ static void release_events_and_streams(tcomp_device *device) {
 static void destroy(tcomp_device *device) {
   handle ignored;
   int32_t tensors = tcomp_model.input_count + tcomp_model.output_count;
-  if (tcomp_cuda.push(device->context) == 0) {
+  if (tcomp_cuda.push(device->placed->context) == 0) {
     if (device->is_under_way) tcomp_cuda.event_synchronize(device->done);
     for (int32_t i = 0; i < TCOMP_CUDA_RECORDINGS; i++)
       if (device->recordings[i].graph != NULL) tcomp_cuda.graph_release(device->recordings[i].graph);
@@ -155,49 +95,35 @@ static void destroy(tcomp_device *device) {
     for (int32_t i = 0; device->locked != NULL && i < tensors; i++)
       if (device->locked[i] != NULL) tcomp_cuda.release_locked(device->locked[i]);
     if (device->arena != 0) tcomp_cuda.release_memory(device->arena);
-    if (device->weights != 0) tcomp_cuda.release_memory(device->weights);
-    if (device->packed != 0) tcomp_cuda.release_memory(device->packed);
-    for (int32_t i = 0; device->modules != NULL && i < device->end_image - device->first_image; i++)
-      if (device->modules[i] != NULL) tcomp_cuda.module_unload(device->modules[i]);
     release_events_and_streams(device);
     tcomp_cuda.pop(&ignored);
   }
-  tcomp_cuda.release(device->number);
   for (int32_t i = 0; i < TCOMP_CUDA_RECORDINGS; i++) free(device->recordings[i].pointers);
   free(device->staged);
   free(device->locked);
   free(device->streams);
   free(device->step_events);
-  free(device->modules);
-  free(device->functions);
   free(device);
 }
 
-static tcomp_status create(const tcomp_options *options, const char *weights, tcomp_device **result,
+static tcomp_status create(const tcomp_options *options, const tcomp_placed *placed, tcomp_device **result,
                            const tcomp_variant_info **variant, char *text) {
-  int number = 0;
   handle ignored;
-  const char *problem = tcomp_cuda_load(tcomp_cuda_map_count > 0);
-  if (problem != NULL) return tcomp_cuda_fail(text, TCOMP_ERROR_CPU, "%s", problem);
-  tcomp_status status = find_device(&number, text);
+  tcomp_status status = check_choices(placed, options, text);
   if (status != TCOMP_OK) return status;
   tcomp_device *device = calloc(1, sizeof *device);
-  if (device == NULL) return tcomp_cuda_fail(text, TCOMP_ERROR_MEMORY, "out of memory");
-  device->number = number;
-  int code = tcomp_cuda.retain(&device->context, number);
-  if (code != 0) {
-    free(device);
-    return tcomp_cuda_refused(text, "a context", code);
-  }
-  code = tcomp_cuda.push(device->context);
-  status = code == 0 ? fill_device(device, options, weights, variant, text)
-                     : tcomp_cuda_refused(text, "a context", code);
+  if (device == NULL) return tcomp_fail(text, TCOMP_ERROR_MEMORY, "out of memory");
+  device->placed = placed;
+  int code = tcomp_cuda.push(placed->context);
+  status = code == 0 ? fill_device(device, text) : tcomp_cuda_refused(text, "a context", code);
   if (code == 0) tcomp_cuda.pop(&ignored);
-  if (status == TCOMP_OK)
-    *result = device;
-  else
+  if (status != TCOMP_OK) {
     destroy(device);
-  return status;
+    return status;
+  }
+  *result = device;
+  *variant = placed->variant;
+  return TCOMP_OK;
 }
 
 /* ---- steps --------------------------------------------------------------------------------------------- */
@@ -215,7 +141,7 @@ int32_t tcomp_cuda_launch(const tcomp_frame *frame, int32_t first, int32_t count
   tcomp_device *device = frame->device;
   for (int32_t i = first; i < first + count; i++) {
     const tcomp_cuda_launch_info *launch = &tcomp_cuda_launches[i];
-    int code = tcomp_cuda_start(launch, device->functions[i], device->current, arguments, argument_count);
+    int code = tcomp_cuda_start(launch, device->placed->functions[i], device->current, arguments, argument_count);
     if (code != 0) return note(frame, launch->symbol, code);
   }
   return 0;
@@ -255,4 +181,5 @@ int32_t tcomp_cuda_end(const tcomp_frame *frame, int32_t step) {
   return note(frame, tcomp_model.step_labels[step], code);
 }
 
-const tcomp_backend tcomp_cuda_backend = {create, destroy, tcomp_cuda_run, tcomp_cuda_enqueue};
+const tcomp_backend tcomp_cuda_backend = {tcomp_cuda_place, tcomp_cuda_remove, create, destroy, tcomp_cuda_run,
+                                          tcomp_cuda_enqueue};

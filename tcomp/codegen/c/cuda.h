@@ -13,6 +13,7 @@ typedef struct {
 
 /* How a variant packs constants, once; they are packed_bytes afterwards. */
 typedef struct {
+  int32_t first_image; /* of the code that packs, which follows the variant's other code and is needed once */
   size_t packed_bytes, arena_bytes;
   int32_t (*pack)(const tcomp_frame *frame); /* zero when all of it is under way; NULL: there is nothing to pack */
 } tcomp_cuda_packing_info;

@@ -45,7 +45,7 @@ static tcomp_status find(tcomp_device *device, tensors_of_run *run, int32_t numb
   run->places[number] = place_of(given);
   if (run->places[number] == ON_DEVICE) {
     if ((uintptr_t)given % ALIGNMENT == 0) return TCOMP_OK;
-    return tcomp_cuda_fail(text, TCOMP_ERROR_ARGUMENT,
+    return tcomp_fail(text, TCOMP_ERROR_ARGUMENT,
                            "%s is in the GPU's memory at %p; it must be at a multiple of %d", tensor->name, given,
                            ALIGNMENT);
   }
@@ -168,8 +168,8 @@ static tcomp_status start(tcomp_device *device, const tcomp_variant_info *varian
   }
   tcomp_frame frame = *given;
   frame.arena = (char *)(uintptr_t)device->arena;
-  frame.weights = (const char *)(uintptr_t)device->weights;
-  frame.packed = (char *)(uintptr_t)device->packed;
+  frame.weights = (const char *)(uintptr_t)device->placed->weights;
+  frame.packed = (char *)(uintptr_t)device->placed->packed;
   frame.inputs = run->pointers;
   frame.outputs = run->pointers + inputs;
   tcomp_status status = run_steps(device, variant, &frame, run, step, text);
@@ -195,13 +195,13 @@ static tcomp_status check_stream(const tensors_of_run *run, char *text) {
   int is_capturing = 0;
   for (int32_t i = 0; i < tcomp_model.input_count + tcomp_model.output_count; i++)
     if (run->places[i] == PAGEABLE)
-      return tcomp_cuda_fail(text, TCOMP_ERROR_ARGUMENT,
+      return tcomp_fail(text, TCOMP_ERROR_ARGUMENT,
                              "%s is in pageable memory of the CPU; a run in a stream needs it page-locked, or in "
                              "the GPU's memory",
                              tensor_of(i)->name);
   TRY("the stream", tcomp_cuda.is_capturing(run->stream, &is_capturing));
   if (is_capturing)
-    return tcomp_cuda_fail(text, TCOMP_ERROR_ARGUMENT,
+    return tcomp_fail(text, TCOMP_ERROR_ARGUMENT,
                            "the stream is being captured; a run is a graph of its own: start it outside");
   return TCOMP_OK;
 }
@@ -230,7 +230,7 @@ static tcomp_status in_context(tcomp_device *device, const tcomp_variant_info *v
   *step = -1;
   device->code = 0;
   for (int32_t i = 0; i < count; i++) given[i] = i < inputs ? frame->inputs[i] : frame->outputs[i - inputs];
-  TRY("its context", tcomp_cuda.push(device->context));
+  TRY("its context", tcomp_cuda.push(device->placed->context));
   for (int32_t i = 0; i < count && status == TCOMP_OK; i++) status = find(device, &run, i, text);
   if (status == TCOMP_OK) status = go(device, variant, frame, &run, step, text);
   tcomp_cuda.pop(&ignored);

@@ -7,7 +7,8 @@
 
 #define TCOMP_DIGEST_BYTES 32
 
-typedef struct tcomp_device tcomp_device; /* memory and code in a device other than the CPU */
+typedef struct tcomp_device tcomp_device; /* what a context has in a device other than the CPU */
+typedef struct tcomp_placed tcomp_placed; /* weights and code there, of all contexts that share them */
 
 /* Where the tensors of one run are: all in the memory of `device` if there is one. */
 typedef struct {
@@ -33,8 +34,11 @@ typedef struct {
 
 /* How models run on another device than the CPU. Texts of errors go to `text`, of TCOMP_ERROR_BYTES. */
 typedef struct {
-  /* Also finds the variant for the device. `weights` are in the CPU's memory. */
-  tcomp_status (*create)(const tcomp_options *options, const char *weights, tcomp_device **device,
+  /* Puts weights, which are in the CPU's memory, and the code for the device there. */
+  tcomp_status (*place)(const tcomp_options *options, const char *weights, tcomp_placed **placed, char *text);
+  void (*remove)(tcomp_placed *placed);
+  /* `placed` is there until `device` is destroyed. Refuses options that it does not serve. */
+  tcomp_status (*create)(const tcomp_options *options, const tcomp_placed *placed, tcomp_device **device,
                          const tcomp_variant_info **variant, char *text);
   void (*destroy)(tcomp_device *device);
   /* Runs all steps of `variant`; inputs and outputs of `frame` are in the CPU's memory or the device's. Sets
@@ -47,6 +51,10 @@ typedef struct {
 } tcomp_backend;
 
 #define TCOMP_ERROR_BYTES 512
+
+/* Writes the text of an error, of TCOMP_ERROR_BYTES, and answers its status. */
+__attribute__((format(printf, 3, 4))) tcomp_status tcomp_fail(char *text, tcomp_status status, const char *format,
+                                                              ...);
 
 /* A core that names itself, and the number of the variant for it. */
 typedef struct {

@@ -24,7 +24,7 @@
 extern "C" {
 #endif
 
-#define TCOMP_ABI_VERSION 3
+#define TCOMP_ABI_VERSION 4
 
 typedef enum {
   TCOMP_OK = 0,
@@ -75,6 +75,8 @@ typedef struct {
   size_t bytes;
 } tcomp_buffer;
 
+typedef struct tcomp_context tcomp_context;
+
 /* What tcomp_create may be told; zero or NULL in any field is the default. The struct grows at its end: a
  * library takes those of older headers, and those of newer ones whose fields it does not know are zero. */
 typedef struct {
@@ -109,9 +111,12 @@ typedef struct {
 
   /* Of a library for several kinds of CPU: the name of the code to run; default: the best for these CPUs. */
   const char *variant;
-} tcomp_options;
 
-typedef struct tcomp_context tcomp_context;
+  /* Version 4. A context of this library whose weights the new one has too, instead of its own, and on a GPU its
+   * code and its device. It may run meanwhile, and be destroyed once tcomp_create has returned: what is shared
+   * stays until the last context that has it is destroyed. */
+  const tcomp_context *share_with;
+} tcomp_options;
 
 /* Facts about the model; valid for as long as the library is loaded. */
 int32_t tcomp_abi_version(void);

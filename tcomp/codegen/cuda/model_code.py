@@ -16,7 +16,7 @@ from tcomp.tensor.template import Scheduled
 
 LAUNCHING = ("cuda_launch.c", "cuda_driver.c")
 """What starts kernels that generated tables describe."""
-RUNTIME = ("cuda.c", "cuda_run.c", "cuda_weights.c", *LAUNCHING)
+RUNTIME = ("cuda.c", "cuda_run.c", "cuda_placed.c", *LAUNCHING)
 STEP = (
     "#define STEP(number, call)                                                    \\",
     "  if (tcomp_pool_is_cancelled(f->pool) || tcomp_cuda_begin(f, number) != 0 || \\",

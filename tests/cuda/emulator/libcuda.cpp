@@ -1,6 +1,7 @@
 // A stand-in for NVIDIA's driver: one device whose memory is this process's, and whose modules are shared
 // objects (see nvcc here). Buffers end where an unreadable page begins: a kernel that goes beyond them breaks off,
-// and whatever follows in this process fails with the same error, as on a GPU.
+// and whatever follows in this process fails with the same error, as on a GPU. Several devices (EMULATED_DEVICES) differ
+// in their numbers alone. Threads take turns, a call each.
 #include <cmath>
 #include <csetjmp>
 #include <csignal>
@@ -12,6 +13,8 @@
 #include <dlfcn.h>
 #include <functional>
 #include <map>
+#include <mutex>
+#include <set>
 #include <string>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -21,11 +24,15 @@
 #include "streams.h"
 
 #define API extern "C" __attribute__((visibility("default")))
-enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_IMAGE = 200, NO_BINARY = 209,
-       NOT_FOUND = 500, ILLEGAL_ADDRESS = 700 };
+enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_IMAGE = 200, INVALID_CONTEXT = 201,
+       NO_BINARY = 209, NOT_FOUND = 500, ILLEGAL_ADDRESS = 700 };
 
 struct Dim { unsigned x, y, z; };
-struct Module { void *library; };
+struct Function;
+struct Module {
+  void *library;
+  std::vector<Function *> functions;
+};
 struct Function {
   void (*block)(void **);
   Dim *block_index, *block_size, *grid_size;
@@ -37,6 +44,33 @@ static std::map<uintptr_t, size_t> locked;  // pages of the CPU's memory
 static size_t allocated;
 static bool broken;  // a kernel touched what is no memory
 static sigjmp_buf where_kernels_begin;
+static std::set<Function *> functions;  // of modules that are loaded
+static long modules, events, graphs, executables, retained;
+static thread_local std::vector<void *> contexts;  // the current one is the last; of device i it is i + 1
+static long calls_until_refusal = -1;
+
+// The first of a call: waits for its turn; and refuses it where a test asks for that.
+static std::recursive_mutex turns;
+#define TURN std::lock_guard<std::recursive_mutex> turn(turns)
+#define REFUSABLE_TURN \
+  TURN;                \
+  if (calls_until_refusal >= 0 && calls_until_refusal-- == 0) return OUT_OF_MEMORY
+
+// What tests ask of the driver: how many of each it holds, in this order, and the bytes of device memory.
+API void emulated_held(long *held) {
+  TURN;
+  long counts[] = {(long)buffers.size(), (long)locked.size(), (long)streams.size() - 1, events, modules, graphs, executables,
+                   retained, (long)allocated};
+  memcpy(held, counts, sizeof counts);
+}
+// Lets one call that can be refused answer that there is no memory: the first after so many others; -1: none.
+API long emulated_refuse(long after) {
+  TURN;
+  long before = calls_until_refusal;
+  calls_until_refusal = after;
+  return before;
+}
+
 
 static void break_off(int) { siglongjmp(where_kernels_begin, 1); }
 static void run_guarded(const std::function<void()> &kernel) {
@@ -74,17 +108,39 @@ API int cuDeviceGetAttribute(int *value, int which, int) {
   else return INVALID_VALUE;
   return OK;
 }
-API int cuDevicePrimaryCtxRetain(void **context, int) { *context = (void *)1; return OK; }
-API int cuDevicePrimaryCtxRelease_v2(int) { return OK; }
-API int cuCtxSetCurrent(void *) { return OK; }
-API int cuCtxGetCurrent(void **context) { *context = nullptr; return OK; }
-API int cuCtxGetDevice(int *device) { *device = 0; return OK; }
-API int cuCtxPushCurrent_v2(void *) { return OK; }
-API int cuCtxPopCurrent_v2(void **context) { *context = nullptr; return OK; }
-API int cuCtxSynchronize() { finish_all(); return waited(); }
+API int cuDevicePrimaryCtxRetain(void **context, int device) {
+  REFUSABLE_TURN;
+  *context = (void *)(uintptr_t)(device + 1);
+  retained++;
+  return OK;
+}
+API int cuDevicePrimaryCtxRelease_v2(int) { TURN; retained--; return OK; }
+API int cuCtxSetCurrent(void *context) {
+  if (!contexts.empty()) contexts.pop_back();
+  if (context != nullptr) contexts.push_back(context);
+  return OK;
+}
+API int cuCtxGetCurrent(void **context) { *context = contexts.empty() ? nullptr : contexts.back(); return OK; }
+API int cuCtxGetDevice(int *device) {
+  if (contexts.empty()) return INVALID_CONTEXT;
+  *device = (int)(uintptr_t)contexts.back() - 1;
+  return OK;
+}
+API int cuCtxPushCurrent_v2(void *context) {
+  REFUSABLE_TURN;
+  contexts.push_back(context);
+  return OK;
+}
+API int cuCtxPopCurrent_v2(void **context) {
+  if (contexts.empty()) return INVALID_CONTEXT;
+  *context = contexts.back();
+  contexts.pop_back();
+  return OK;
+}
+API int cuCtxSynchronize() { TURN; finish_all(); return waited(); }
 API int cuGetErrorString(int code, const char **text) {
   static const std::map<int, const char *> TEXTS = {{1, "invalid argument"}, {2, "out of memory"},
-      {100, "no CUDA-capable device is detected"}, {200, "device kernel image is invalid"},
+      {100, "no CUDA-capable device is detected"}, {200, "device kernel image is invalid"}, {201, "invalid device context"},
       {209, "no kernel image is available for execution on the device"}, {500, "named symbol not found"},
       {700, "an illegal memory access was encountered"},
       {900, "operation not permitted when stream is capturing"}, {904, "capturing stream has unjoined work"},
@@ -94,6 +150,7 @@ API int cuGetErrorString(int code, const char **text) {
 }
 
 API int cuMemAlloc_v2(void **pointer, size_t bytes) {
+  REFUSABLE_TURN;
   if (broken) return ILLEGAL_ADDRESS;
   if (allocated + bytes > (size_t)setting("EMULATED_MEMORY", 4L << 30)) return OUT_OF_MEMORY;
   size_t page = 4096, room = (bytes + 255) / 256 * 256, whole = (room + page - 1) / page * page;
@@ -107,6 +164,8 @@ API int cuMemAlloc_v2(void **pointer, size_t bytes) {
   return OK;
 }
 API int cuMemFree_v2(void *pointer) {
+  TURN;
+  if (contexts.empty()) return INVALID_CONTEXT;
   auto found = buffers.find((uintptr_t)pointer);
   if (found == buffers.end()) return INVALID_VALUE;
   finish_all();
@@ -116,36 +175,42 @@ API int cuMemFree_v2(void *pointer) {
   return OK;
 }
 API int cuMemHostAlloc(void **pointer, size_t bytes, unsigned) {
+  REFUSABLE_TURN;
   if ((*pointer = malloc(bytes)) == nullptr) return OUT_OF_MEMORY;
   memset(*pointer, 0xa5, bytes);
   locked[(uintptr_t)*pointer] = bytes;
   return OK;
 }
 API int cuMemFreeHost(void *pointer) {
+  TURN;
   if (locked.erase((uintptr_t)pointer) == 0) return INVALID_VALUE;
   finish_all();
   free(pointer);
   return OK;
 }
-API int cuMemcpyHtoD_v2(void *to, const void *from, size_t bytes) { finish(legacy_stream.last); memcpy(to, from, bytes); return waited(); }
-API int cuMemcpyDtoH_v2(void *to, const void *from, size_t bytes) { finish(legacy_stream.last); memcpy(to, from, bytes); return waited(); }
+API int cuMemcpyHtoD_v2(void *to, const void *from, size_t bytes) { TURN; finish(legacy_stream.last); memcpy(to, from, bytes); return waited(); }
+API int cuMemcpyDtoH_v2(void *to, const void *from, size_t bytes) { TURN; finish(legacy_stream.last); memcpy(to, from, bytes); return waited(); }
 // Pages that are not locked are read at once, and written before the call returns.
 API int cuMemcpyHtoDAsync_v2(void *to, const void *from, size_t bytes, void *stream) {
+  REFUSABLE_TURN;
   std::vector<char> now;
   if (!is_locked(from)) now.assign((const char *)from, (const char *)from + bytes);
   perform(stream, [=] { memcpy(to, now.empty() ? from : now.data(), bytes); });
   return OK;
 }
 API int cuMemcpyDtoHAsync_v2(void *to, const void *from, size_t bytes, void *stream) {
+  TURN;
   finish(is_locked(to) ? nullptr : perform(stream, [=] { memcpy(to, from, bytes); }));
   if (is_locked(to)) perform(stream, [=] { memcpy(to, from, bytes); });
   return OK;
 }
 API int cuMemcpyDtoDAsync_v2(void *to, const void *from, size_t bytes, void *stream) {
+  TURN;
   perform(stream, [=] { memmove(to, from, bytes); });
   return OK;
 }
 API int cuPointerGetAttribute(void *value, int which, void *pointer) {
+  TURN;
   if (which == 2 && is_locked(pointer)) {
     *(unsigned *)value = 1;
     return OK;
@@ -158,11 +223,14 @@ API int cuPointerGetAttribute(void *value, int which, void *pointer) {
   return OK;
 }
 API int cuMemsetD8Async(void *to, unsigned char value, size_t bytes, void *stream) {
+  TURN;
   perform(stream, [=] { memset(to, value, bytes); });
   return waited();
 }
 
 API int cuModuleLoadData(void **module, const void *image) {
+  REFUSABLE_TURN;
+  if (contexts.empty()) return INVALID_CONTEXT;
   if (broken) return ILLEGAL_ADDRESS;
   const unsigned char *elf = (const unsigned char *)image;
   if (memcmp(elf, "\177ELF", 4) != 0) return INVALID_IMAGE;
@@ -177,11 +245,28 @@ API int cuModuleLoadData(void **module, const void *image) {
   if (library == nullptr) fprintf(stderr, "%s\n", dlerror());
   unlink(path);
   if (library == nullptr) return INVALID_IMAGE;
-  *module = new Module{library};
+  *module = new Module{library, {}};
+  modules++;
   return OK;
 }
-API int cuModuleUnload(void *module) { finish_all(); delete (Module *)module; return OK; }
+API int cuModuleUnload(void *handle) {
+  TURN;
+  if (contexts.empty()) return INVALID_CONTEXT;
+  Module *module = (Module *)handle;
+  finish_all();
+  for (Function *function : module->functions) functions.erase(function);  // their memory stays, for check_loaded
+  delete module;
+  modules--;
+  return OK;
+}
+// Ends the process where a kernel starts, or is in a graph that does, whose module is there no more.
+static void check_loaded(Function *function) {
+  if (functions.count(function) != 0) return;
+  fprintf(stderr, "emulated GPU: a kernel runs whose module is unloaded\n");
+  abort();
+}
 API int cuModuleGetFunction(void **function, void *module, const char *name) {
+  REFUSABLE_TURN;
   void *library = ((Module *)module)->library;
   auto block = (void (*)(void **))dlsym(library, (std::string(name) + "_block").c_str());
   if (block == nullptr) return NOT_FOUND;
@@ -191,15 +276,19 @@ API int cuModuleGetFunction(void **function, void *module, const char *name) {
                            *(int *)dlsym(library, (std::string(name) + "_count").c_str()),
                            *(int *)dlsym(library, (std::string(name) + "_cluster").c_str()),
                            (const int *)dlsym(library, (std::string(name) + "_sizes").c_str())};
+  ((Module *)module)->functions.push_back((Function *)*function);
+  functions.insert((Function *)*function);
   return OK;
 }
 API int cuFuncSetAttribute(void *function, int which, int value) {
+  REFUSABLE_TURN;
   if (which == 8) ((Function *)function)->dynamic_shared = value;
   return value <= 227 << 10 ? OK : INVALID_VALUE;
 }
 
 API int cuLaunchKernel(void *handle, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                        unsigned shared, void *stream, void **arguments, void **) {
+  REFUSABLE_TURN;
   if (broken) return ILLEGAL_ADDRESS;
   Function *function = (Function *)handle;
   unsigned limit = function->dynamic_shared > 48 << 10 ? function->dynamic_shared : 48 << 10;
@@ -211,6 +300,7 @@ API int cuLaunchKernel(void *handle, unsigned gx, unsigned gy, unsigned gz, unsi
   perform(stream, [=]() mutable {
     std::vector<void *> places;
     for (auto &value : values) places.push_back(value.data());
+    check_loaded(function);
     *function->grid_size = {gx, gy, gz};
     *function->block_size = {bx, by, bz};
     if (broken) return;
@@ -288,34 +378,43 @@ API int cuTensorMapEncodeIm2col(CUtensorMap *map, int type, unsigned rank, void 
 }
 
 API int cuStreamCreate(void **stream, unsigned) {
+  REFUSABLE_TURN;
   *stream = new Stream;
   streams.insert((Stream *)*stream);
   return OK;
 }
 API int cuStreamDestroy_v2(void *stream) {
+  TURN;
   finish(stream_of(stream)->last);
   streams.erase((Stream *)stream);
   delete (Stream *)stream;
   return OK;
 }
-API int cuStreamSynchronize(void *stream) { finish(stream_of(stream)->last); return waited(); }
-API int cuStreamWaitEvent(void *stream, void *event, unsigned) { return wait(stream, (Event *)event); }
-API int cuStreamIsCapturing(void *stream, int *status) { *status = stream_of(stream)->capture != nullptr; return OK; }
-API int cuEventCreate(void **event, unsigned) { *event = new Event; return OK; }
-API int cuEventDestroy_v2(void *event) { finish(((Event *)event)->task); delete (Event *)event; return OK; }
-API int cuEventRecord(void *event, void *stream) { record((Event *)event, stream); return waited(); }
-API int cuEventSynchronize(void *event) { finish(((Event *)event)->task); return waited(); }
+API int cuStreamSynchronize(void *stream) { REFUSABLE_TURN; finish(stream_of(stream)->last); return waited(); }
+API int cuStreamWaitEvent(void *stream, void *event, unsigned) { TURN; return wait(stream, (Event *)event); }
+API int cuStreamIsCapturing(void *stream, int *status) { TURN; *status = stream_of(stream)->capture != nullptr; return OK; }
+API int cuEventCreate(void **event, unsigned) { REFUSABLE_TURN; *event = new Event; events++; return OK; }
+API int cuEventDestroy_v2(void *event) { TURN; finish(((Event *)event)->task); delete (Event *)event; events--; return OK; }
+API int cuEventRecord(void *event, void *stream) { TURN; record((Event *)event, stream); return waited(); }
+API int cuEventSynchronize(void *event) { TURN; finish(((Event *)event)->task); return waited(); }
 API int cuEventElapsedTime(float *milliseconds, void *begin, void *end) {
   *milliseconds = (float)((((Event *)end)->seconds - ((Event *)begin)->seconds) * 1e3);
   return OK;
 }
 
-API int cuStreamBeginCapture_v2(void *stream, int) { return begin_capture(stream); }
-API int cuStreamEndCapture(void *stream, void **graph) { return end_capture(stream, graph); }
+API int cuStreamBeginCapture_v2(void *stream, int) { TURN; return begin_capture(stream); }
+API int cuStreamEndCapture(void *stream, void **graph) {
+  TURN;
+  int code = end_capture(stream, graph);
+  graphs += *graph != nullptr;
+  return code;
+}
 API int cuGraphInstantiateWithFlags(void **executable, void *graph, unsigned long long) {
+  REFUSABLE_TURN;
   *executable = new Executable{std::make_shared<Graph>(*(Graph *)graph)};
+  executables++;
   return OK;
 }
-API int cuGraphLaunch(void *executable, void *stream) { return launch_graph((Executable *)executable, stream); }
-API int cuGraphDestroy(void *graph) { delete (Graph *)graph; return OK; }
-API int cuGraphExecDestroy(void *executable) { destroy_executable((Executable *)executable); return OK; }
+API int cuGraphLaunch(void *executable, void *stream) { TURN; return launch_graph((Executable *)executable, stream); }
+API int cuGraphDestroy(void *graph) { TURN; delete (Graph *)graph; graphs--; return OK; }
+API int cuGraphExecDestroy(void *executable) { TURN; destroy_executable((Executable *)executable); executables--; return OK; }
