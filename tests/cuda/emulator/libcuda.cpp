@@ -232,7 +232,7 @@ static bool describe(CUtensorMap *made, const CUtensorMap *map, int type, unsign
                      int fill) {
   static const int SIZES[] = {1, 2, 4, 4, 8, 8, 2, 4, 8, 2, 4, 4, 4};
   static const int SWIZZLES[] = {0, 32, 64, 128};
-  if ((uintptr_t)map % 64 || (uintptr_t)address % 16 || type < 0 || type > 12 || rank < 1 || rank > 5 ||
+  if ((uintptr_t)map % 128 || (uintptr_t)address % 16 || type < 0 || type > 12 || rank < 1 || rank > 5 ||
       interleave != 0 || swizzle < 0 || swizzle > 3 || fill != 0)
     return false;
   *made = {EMULATED_TENSOR_MAP, (uint16_t)SIZES[type], (uint8_t)rank, (uint8_t)SWIZZLES[swizzle], (char *)address};
