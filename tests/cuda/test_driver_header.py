@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from sticky_errors import STICKY
 
 import tcomp.codegen
+from sticky_errors import STICKY
 from tcomp.codegen.cuda.nvcc import find_nvcc
 from tcomp.codegen.cuda.nvrtc import find_nvrtc
 from tcomp.target import cuda_driver
@@ -122,8 +122,7 @@ def test_constants_are_those_of_the_driver(include: Path) -> None:
     text = Path(cuda_driver.__file__).read_text()
     named += [(name, value) for value, name in re.findall(r'^_\w+ = (\d+)\n"""(CU\w+)', text, re.MULTILINE)]
     named += [
-        (f"CUDA_ERROR_{name}", re.findall(r"\d+", text)[0])
-        for name, text in zip(ERRORS, STICKY, strict=True)
+        (f"CUDA_ERROR_{name}", re.findall(r"\d+", text)[0]) for name, text in zip(ERRORS, STICKY, strict=True)
     ]
     lines = [f'static_assert({name} == {value}, "{name}");' for name, value in named]
     assert complaints(include, lines) == ""
