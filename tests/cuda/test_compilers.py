@@ -15,6 +15,8 @@ from tcomp.codegen.cuda.nvcc import Nvcc
 from tcomp.errors import BuildError
 from tcomp.target.target import Target
 
+pytestmark = pytest.mark.emulated
+
 SCALE = """
 #include <cuda_fp16.h>
 extern "C" __global__ void scale(half *x, const int *n) {

@@ -28,6 +28,8 @@ from tcomp.target.target import Gpu, Target
 from tcomp.tensor import gpu_rates, wgmma_plan
 from tcomp.tensor.stored_output import Output
 
+pytestmark = pytest.mark.emulated
+
 SLOW_TO_INTERPRET = "wgmma m64n128", "wgmma m64n192", "wgmma m64n256"
 
 

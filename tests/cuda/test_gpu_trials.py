@@ -19,6 +19,8 @@ from tcomp.tuner.runner import Measure, Measured, Prepared, Raced, Rounds
 
 torch = pytest.importorskip("torch")
 
+pytestmark = pytest.mark.emulated
+
 
 class Event:
     """A moment of this CPU."""
