@@ -20,6 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="run on the GPU of this machine what else the emulated one runs; such tests are marked gpu",
     )
+    parser.addoption("--seeds", default="0:8", help="those of tests on random kernels, FIRST:END")
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -27,6 +28,12 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     is_asked = item.config.option.real_gpu and "gpu" in getattr(item, "fixturenames", ())
     if is_asked and item.get_closest_marker("emulated") is None:
         item.add_marker(pytest.mark.gpu)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "kernel_seed" in metafunc.fixturenames:
+        first, end = map(int, metafunc.config.getoption("seeds").split(":"))
+        metafunc.parametrize("kernel_seed", range(first, end))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -17,7 +17,7 @@ from tcomp.relay.graph import Graph
 from tcomp.runtime import load
 from tcomp.target.target import TARGETS, Target
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.template import template_for
+from tcomp.tensor.selection import template_for
 
 pytestmark = pytest.mark.emulated
 

@@ -14,7 +14,13 @@ from recorded import SPACE, RecordedDevice, features, seconds
 
 from tcomp.errors import Interrupted, RecordError
 from tcomp.target.target import Target
-from tcomp.tensor.knobs import ALGORITHM, Alternatives, Config, Ordered, Space
+from tcomp.tensor.knobs import (
+    ALGORITHM,
+    Alternatives,
+    Config,
+    Ordered,
+    Space,
+)
 from tcomp.tuner.cost_model import CostModel
 from tcomp.tuner.loop import TuneOptions, tune
 from tcomp.tuner.measure import MeasureOptions, Outcome
