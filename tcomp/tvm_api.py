@@ -79,7 +79,7 @@ def load_cuda() -> None:
         raise OSError(f"{library['target_name']} is not to be loaded")
 
     with _loading:
-        backend = import_module("tvm.backend.cuda")
+        backend: Any = import_module("tvm.backend.cuda")
         load_library, backend.load_lib_ctypes = backend.load_lib_ctypes, refuse
         try:
             _load_backend("cuda")
