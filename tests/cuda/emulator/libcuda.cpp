@@ -21,7 +21,7 @@
 #include "streams.h"
 
 #define API extern "C" __attribute__((visibility("default")))
-enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_IMAGE = 200, NO_BINARY = 209,
+enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_IMAGE = 200, NO_CONTEXT = 201, NO_BINARY = 209,
        NOT_FOUND = 500, ILLEGAL_ADDRESS = 700 };
 
 struct Dim { unsigned x, y, z; };
@@ -35,6 +35,9 @@ struct Function {
 static std::map<uintptr_t, std::pair<char *, size_t>> buffers;
 static std::map<uintptr_t, size_t> locked;  // pages of the CPU's memory
 static size_t allocated;
+static thread_local std::vector<void *> contexts;  // of this thread, the current one last
+#define NEEDS_CONTEXT \
+  if (contexts.empty() || contexts.back() == nullptr) return NO_CONTEXT
 static bool broken;  // a kernel touched what is no memory
 static sigjmp_buf where_kernels_begin;
 
@@ -76,15 +79,24 @@ API int cuDeviceGetAttribute(int *value, int which, int) {
 }
 API int cuDevicePrimaryCtxRetain(void **context, int) { *context = (void *)1; return OK; }
 API int cuDevicePrimaryCtxRelease_v2(int) { return OK; }
-API int cuCtxSetCurrent(void *) { return OK; }
-API int cuCtxGetCurrent(void **context) { *context = nullptr; return OK; }
-API int cuCtxGetDevice(int *device) { *device = 0; return OK; }
-API int cuCtxPushCurrent_v2(void *) { return OK; }
-API int cuCtxPopCurrent_v2(void **context) { *context = nullptr; return OK; }
-API int cuCtxSynchronize() { finish_all(); return waited(); }
+API int cuCtxSetCurrent(void *context) {
+  if (!contexts.empty()) contexts.pop_back();
+  contexts.push_back(context);
+  return OK;
+}
+API int cuCtxGetCurrent(void **context) { *context = contexts.empty() ? nullptr : contexts.back(); return OK; }
+API int cuCtxGetDevice(int *device) { NEEDS_CONTEXT; *device = 0; return OK; }
+API int cuCtxPushCurrent_v2(void *context) { contexts.push_back(context); return OK; }
+API int cuCtxPopCurrent_v2(void **context) {
+  NEEDS_CONTEXT;
+  *context = contexts.back();
+  contexts.pop_back();
+  return OK;
+}
+API int cuCtxSynchronize() { NEEDS_CONTEXT; finish_all(); return waited(); }
 API int cuGetErrorString(int code, const char **text) {
   static const std::map<int, const char *> TEXTS = {{1, "invalid argument"}, {2, "out of memory"},
-      {100, "no CUDA-capable device is detected"}, {200, "device kernel image is invalid"},
+      {100, "no CUDA-capable device is detected"}, {201, "invalid device context"}, {200, "device kernel image is invalid"},
       {209, "no kernel image is available for execution on the device"}, {500, "named symbol not found"},
       {700, "an illegal memory access was encountered"},
       {900, "operation not permitted when stream is capturing"}, {904, "capturing stream has unjoined work"},
@@ -94,6 +106,7 @@ API int cuGetErrorString(int code, const char **text) {
 }
 
 API int cuMemAlloc_v2(void **pointer, size_t bytes) {
+  NEEDS_CONTEXT;
   if (broken) return ILLEGAL_ADDRESS;
   if (allocated + bytes > (size_t)setting("EMULATED_MEMORY", 4L << 30)) return OUT_OF_MEMORY;
   size_t page = 4096, room = (bytes + 255) / 256 * 256, whole = (room + page - 1) / page * page;
@@ -107,6 +120,7 @@ API int cuMemAlloc_v2(void **pointer, size_t bytes) {
   return OK;
 }
 API int cuMemFree_v2(void *pointer) {
+  NEEDS_CONTEXT;
   auto found = buffers.find((uintptr_t)pointer);
   if (found == buffers.end()) return INVALID_VALUE;
   finish_all();
@@ -116,32 +130,37 @@ API int cuMemFree_v2(void *pointer) {
   return OK;
 }
 API int cuMemHostAlloc(void **pointer, size_t bytes, unsigned) {
+  NEEDS_CONTEXT;
   if ((*pointer = malloc(bytes)) == nullptr) return OUT_OF_MEMORY;
   memset(*pointer, 0xa5, bytes);
   locked[(uintptr_t)*pointer] = bytes;
   return OK;
 }
 API int cuMemFreeHost(void *pointer) {
+  NEEDS_CONTEXT;
   if (locked.erase((uintptr_t)pointer) == 0) return INVALID_VALUE;
   finish_all();
   free(pointer);
   return OK;
 }
-API int cuMemcpyHtoD_v2(void *to, const void *from, size_t bytes) { finish(legacy_stream.last); memcpy(to, from, bytes); return waited(); }
-API int cuMemcpyDtoH_v2(void *to, const void *from, size_t bytes) { finish(legacy_stream.last); memcpy(to, from, bytes); return waited(); }
+API int cuMemcpyHtoD_v2(void *to, const void *from, size_t bytes) { NEEDS_CONTEXT; finish(legacy_stream.last); memcpy(to, from, bytes); return waited(); }
+API int cuMemcpyDtoH_v2(void *to, const void *from, size_t bytes) { NEEDS_CONTEXT; finish(legacy_stream.last); memcpy(to, from, bytes); return waited(); }
 // Pages that are not locked are read at once, and written before the call returns.
 API int cuMemcpyHtoDAsync_v2(void *to, const void *from, size_t bytes, void *stream) {
+  NEEDS_CONTEXT;
   std::vector<char> now;
   if (!is_locked(from)) now.assign((const char *)from, (const char *)from + bytes);
   perform(stream, [=] { memcpy(to, now.empty() ? from : now.data(), bytes); });
   return OK;
 }
 API int cuMemcpyDtoHAsync_v2(void *to, const void *from, size_t bytes, void *stream) {
+  NEEDS_CONTEXT;
   finish(is_locked(to) ? nullptr : perform(stream, [=] { memcpy(to, from, bytes); }));
   if (is_locked(to)) perform(stream, [=] { memcpy(to, from, bytes); });
   return OK;
 }
 API int cuMemcpyDtoDAsync_v2(void *to, const void *from, size_t bytes, void *stream) {
+  NEEDS_CONTEXT;
   perform(stream, [=] { memmove(to, from, bytes); });
   return OK;
 }
@@ -158,11 +177,13 @@ API int cuPointerGetAttribute(void *value, int which, void *pointer) {
   return OK;
 }
 API int cuMemsetD8Async(void *to, unsigned char value, size_t bytes, void *stream) {
+  NEEDS_CONTEXT;
   perform(stream, [=] { memset(to, value, bytes); });
   return waited();
 }
 
 API int cuModuleLoadData(void **module, const void *image) {
+  NEEDS_CONTEXT;
   if (broken) return ILLEGAL_ADDRESS;
   const unsigned char *elf = (const unsigned char *)image;
   if (memcmp(elf, "\177ELF", 4) != 0) return INVALID_IMAGE;
@@ -200,6 +221,7 @@ API int cuFuncSetAttribute(void *function, int which, int value) {
 
 API int cuLaunchKernel(void *handle, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                        unsigned shared, void *stream, void **arguments, void **) {
+  NEEDS_CONTEXT;
   if (broken) return ILLEGAL_ADDRESS;
   Function *function = (Function *)handle;
   unsigned limit = function->dynamic_shared > 48 << 10 ? function->dynamic_shared : 48 << 10;
@@ -288,6 +310,7 @@ API int cuTensorMapEncodeIm2col(CUtensorMap *map, int type, unsigned rank, void 
 }
 
 API int cuStreamCreate(void **stream, unsigned) {
+  NEEDS_CONTEXT;
   *stream = new Stream;
   streams.insert((Stream *)*stream);
   return OK;
@@ -298,10 +321,10 @@ API int cuStreamDestroy_v2(void *stream) {
   delete (Stream *)stream;
   return OK;
 }
-API int cuStreamSynchronize(void *stream) { finish(stream_of(stream)->last); return waited(); }
+API int cuStreamSynchronize(void *stream) { NEEDS_CONTEXT; finish(stream_of(stream)->last); return waited(); }
 API int cuStreamWaitEvent(void *stream, void *event, unsigned) { return wait(stream, (Event *)event); }
 API int cuStreamIsCapturing(void *stream, int *status) { *status = stream_of(stream)->capture != nullptr; return OK; }
-API int cuEventCreate(void **event, unsigned) { *event = new Event; return OK; }
+API int cuEventCreate(void **event, unsigned) { NEEDS_CONTEXT; *event = new Event; return OK; }
 API int cuEventDestroy_v2(void *event) { finish(((Event *)event)->task); delete (Event *)event; return OK; }
 API int cuEventRecord(void *event, void *stream) { record((Event *)event, stream); return waited(); }
 API int cuEventSynchronize(void *event) { finish(((Event *)event)->task); return waited(); }
