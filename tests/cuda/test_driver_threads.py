@@ -1,4 +1,4 @@
-"""Each thread has a current context of its own: the one that loads the driver is not the only one to call it."""
+"""Each thread has a current context of its own: not only the one that loads the driver calls it."""
 
 from __future__ import annotations
 
