@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from types import ModuleType
 
-from gpu_measure import ALONG, Machine, machine
+from gpu_measure import ALONG, MOST_BITS, Machine, machine
 from gpu_script import add_json, gpu_here, selected, write_json
 from tcomp.codegen.cuda import jit
 from tcomp.plan import streams
@@ -156,6 +156,10 @@ FACTS: tuple[Fact, ...] = (
     *(of_groups("float16", columns) for columns in (64, 128, 192, 256)),
     *(of_groups(dtype, 256) for dtype in ("bfloat16", "tf32", "int8", "float8_e4m3fn")),
     *(of_groups("float16", columns, of_registers=True) for columns in (64, 128, 256)),
+    *(
+        Fact(f"sums by wgmma, {dtype}", "bits", lambda m, dtype=dtype: m.sum_bits(dtype), applies=has_groups)
+        for dtype in MOST_BITS
+    ),
     Fact("shared memory, loads", "B/cycle", Machine.shared_bytes, SHARED),
     Fact("second-level cache, loads", "B/cycle", Machine.read_near, CACHE),
     Fact("second-level cache, plain products", "B/cycle", Machine.read_near,

@@ -24,6 +24,8 @@ from tcomp.target.tile_map import TileMap
 
 ALONG = {"float16": 16, "bfloat16": 16, "tf32": 8, "int8": 32, "float8_e4m3fn": 32}
 """Depth of an instruction of tensor cores: 32 bytes."""
+MOST_BITS = {"float16": 24, "float8_e4m3fn": 18}
+"""That `sum_bits` can tell: those of float32, or down to the least number of the type."""
 _REPEATS = 5
 
 
@@ -78,19 +80,33 @@ class Machine(CountingMachine):
 
     @cache  # noqa: B019
     def _multiply_groups(self, dtype: str, columns: int, of_registers: bool) -> Counted:
-        rng, depth = np.random.default_rng(0), 128 // _itemsize(dtype)
-        right = rng.integers(-2, 3, (columns, depth)).astype(_stored(dtype))
-        given = np.concatenate([np.ones(4 // _itemsize(dtype), right.dtype), right.reshape(-1)])
-        out = TensorType((self.blocks, 256, columns // 2), _sums(dtype)[1])
-        found = self.count(
-            "multiply_groups", self.memory(given.view(np.uint8)), [self.sizes.steps], out, threads=256,
-            shared_bytes=48 << 10, **words_of_groups(dtype, columns, of_registers),
-        )  # fmt: skip
-        thread, number = np.arange(256)[:, None], np.arange(columns // 2)
-        column = 8 * (number // 4) + 2 * (thread % 4) + number % 2
-        expected = right.astype(np.float32).sum(axis=1)[column] * self.sizes.steps
+        right = numbers_of_groups(dtype, columns)
+        found = self._sums_of_groups(dtype, columns, of_registers, right, self.sizes.steps)
+        expected = right.astype(np.float32).sum(axis=1)[_columns_of_sums(columns)] * self.sizes.steps
         require(f"multiply_groups of {dtype}, {columns} columns", found.out, expected)
         return found
+
+    def _sums_of_groups(
+        self, dtype: str, columns: int, of_registers: bool, right: Array, steps: int
+    ) -> Counted:
+        """Sums of `right` [columns, 128 bytes of depth], in each of `steps` once."""
+        ones = np.ones(4 // _itemsize(dtype), _stored(dtype))
+        given = np.concatenate([ones, right.astype(ones.dtype).reshape(-1)]).view(np.uint8)
+        out = TensorType((self.blocks, 256, columns // 2), _sums(dtype)[1])
+        return self.count(
+            "multiply_groups", self.memory(given), [steps], out, threads=256, shared_bytes=48 << 10,
+            **words_of_groups(dtype, columns, of_registers),
+        )  # fmt: skip
+
+    def sum_bits(self, dtype: str) -> float:
+        """Bits that a warp group's sums have within an instruction: of 2^8 and ever smaller powers of two."""
+        right = np.zeros((64, 128 // _itemsize(dtype)))
+        exponents = 8 - np.minimum(np.arange(1, 65), MOST_BITS[dtype] - 1)
+        right[:, 0], right[:, 1] = 2.0**8, 2.0**exponents
+        found = self._sums_of_groups(dtype, 64, False, right, 1).out[0, :4]
+        is_kept = np.zeros(64, bool)
+        is_kept[_columns_of_sums(64)[:4]] = found == (2.0**8 + 2.0**exponents)[_columns_of_sums(64)[:4]]
+        return 1.0 + (np.argmin(is_kept) if not is_kept.all() else MOST_BITS[dtype] - 1)
 
     def multiply_groups(self, dtype: str, columns: int, of_registers: bool = False) -> float:
         """Cycles of an instruction of a warp group, 64 rows of 32 bytes of depth."""
@@ -375,6 +391,19 @@ class Machine(CountingMachine):
             self.device.call("cuMemFreeHost", pages)
 
 
+def numbers_of_groups(dtype: str, columns: int) -> Array:
+    """What warp groups multiply ones by: [columns, 128 bytes of depth].
+
+    The sum of a column is at most 2, so that those of many steps stay below 2^13: tensor cores of Hopper are
+    reported to keep about 14 bits of sums of float8 (DeepSeek-V3 Technical Report, section 3.3.2).
+    """
+    rng = np.random.default_rng(0)
+    first = rng.integers(-2, 3, (columns, 64 // _itemsize(dtype)))
+    result = np.concatenate([first, -first], axis=1)
+    result[:, -1] += rng.integers(-2, 3, columns)
+    return result
+
+
 def words_of_groups(dtype: str, columns: int, of_registers: bool) -> dict[str, Any]:
     """Those of `multiply_groups.cu`."""
     kind = f"product_{'of_' if of_registers else ''}{dtype}_{columns}<{'0' if of_registers else '0, 0'}>"
@@ -383,6 +412,12 @@ def words_of_groups(dtype: str, columns: int, of_registers: bool) -> dict[str, A
     return {
         "DTYPE": dtype, "SUM": _sums(dtype)[0], "COLUMNS": columns, "COUNT": columns // 2, "PRODUCT": product,
     }  # fmt: skip
+
+
+def _columns_of_sums(columns: int) -> Array:
+    """The column of each sum of the threads of two warp groups: [256, columns / 2]."""
+    thread, number = np.arange(256)[:, None], np.arange(columns // 2)
+    return 8 * (number // 4) + 2 * (thread % 4) + number % 2
 
 
 def _sums(dtype: str) -> tuple[str, str]:

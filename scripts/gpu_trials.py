@@ -32,6 +32,7 @@ from tcomp.tuner.runner import Failed, Measure, Measured, Prepared
 from tcomp.tuner.runners.local import LocalCandidate, LocalRunner
 from tcomp.tuner.timing import TimedCandidate, TimingStation
 from tcomp.tuner.trial_data import TrialData
+from tcomp.tuner.worker import free_address_space
 
 TORCH: Config = {"by": "PyTorch"}
 TRITON: Config = {"by": "Triton"}
@@ -147,6 +148,7 @@ class _TorchCandidate(TimedCandidate):
 
 def warm_torch() -> Any:
     """PyTorch, its GPU's libraries loaded, which takes seconds that no kernel's time limit should count."""
+    free_address_space()
     import torch
 
     torch.backends.cudnn.benchmark = True

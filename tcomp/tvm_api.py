@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ctypes import CDLL, RTLD_GLOBAL, RTLD_LOCAL
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
@@ -68,9 +69,22 @@ _loading = Lock()
 
 
 def load_cuda() -> None:
-    """Load TVM's Python for CUDA, without which it writes no CUDA C."""
+    """Load TVM's Python for CUDA, without which it writes no CUDA C.
+
+    Not its runtime, which it would load where CUDA's own is: with that it compiles what it writes, by other
+    packages and without the headers of tcomp.
+    """
+
+    def refuse(**library: Any) -> CDLL:
+        raise OSError(f"{library['target_name']} is not to be loaded")
+
     with _loading:
-        _load_backend("cuda")
+        backend: Any = import_module("tvm.backend.cuda")
+        load_library, backend.load_lib_ctypes = backend.load_lib_ctypes, refuse
+        try:
+            _load_backend("cuda")
+        finally:
+            backend.load_lib_ctypes = load_library
 
 
 tvm: Any = _tvm

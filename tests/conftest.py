@@ -15,7 +15,19 @@ settings.load_profile("tcomp")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--real-gpu",
+        action="store_true",
+        help="run on the GPU of this machine what else the emulated one runs; such tests are marked gpu",
+    )
     parser.addoption("--seeds", default="0:8", help="those of tests on random kernels, FIRST:END")
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """With `--real-gpu`, what uses a GPU and is not about the emulated one is marked `gpu`."""
+    is_asked = item.config.option.real_gpu and "gpu" in getattr(item, "fixturenames", ())
+    if is_asked and item.get_closest_marker("emulated") is None:
+        item.add_marker(pytest.mark.gpu)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -25,7 +37,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The models that only `-m zoo` runs take many minutes: without it they are deselected."""
+    """The models that only `-m zoo` runs take many minutes: without it they are deselected.
+
+    With `--real-gpu` single instructions come first: what fails there fails in kernels, too.
+    """
+    if config.option.real_gpu:
+        items.sort(key=lambda item: not item.path.stem.endswith(("_instructions", "_copies")))
     if "zoo" in config.option.markexpr:
         return
     zoo = [item for item in items if item.get_closest_marker("zoo") is not None]

@@ -6,6 +6,7 @@ Source: CUDA Driver API reference. The library is loaded on first use, so that a
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Sequence
 from ctypes import POINTER, byref, c_char_p, c_float, c_int, c_size_t, c_uint, c_uint32, c_uint64, c_void_p
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ _LARGE_SHARED = 8
 """CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES."""
 _NON_BLOCKING = 1
 """CU_STREAM_NON_BLOCKING."""
-_MAP_BYTES, _MAP_ALIGNMENT = 128, 64
+_MAP_BYTES, _MAP_ALIGNMENT = 128, 128
 """Of a CUtensorMap."""
 _FROM_256_BYTES = 3
 """CU_TENSOR_MAP_L2_PROMOTION_L2_256B: how much the second-level cache asks memory for at once."""
@@ -80,7 +81,7 @@ class LaunchCall:
 
 
 class Driver:
-    """The driver, with the primary context of one device current in this thread.
+    """The driver, with the primary context of one device current in each thread that calls it.
 
     All methods raise KernelError with the driver's own words when it refuses, and most for what a kernel did
     that was started before. Pointers are integers.
@@ -88,15 +89,20 @@ class Driver:
 
     def __init__(self, library: Any, number: int = 0) -> None:
         self._library = library
+        self._context: c_void_p | None = None
+        self._thread = threading.local()
         self.call("cuInit", 0)
         self.device = c_int()
         self.call("cuDeviceGet", byref(self.device), number)
         context = c_void_p()
         self.call("cuDevicePrimaryCtxRetain", byref(context), self.device)
-        self.call("cuCtxSetCurrent", context)
+        self._context = context
 
     def call(self, function: str, *arguments: object) -> None:
         """Call a function that answers a CUresult."""
+        if self._context is not None and not hasattr(self._thread, "has_context"):
+            self._thread.has_context = True
+            self.call("cuCtxSetCurrent", self._context)
         result = getattr(self._library, function)(*arguments)
         if result != 0:
             text = c_char_p()

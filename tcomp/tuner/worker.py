@@ -123,7 +123,7 @@ class Worker:
 
     def _prepare(self, station: Station[Any], request: Prepare) -> Reply:
         if request.target.gpu is not None:
-            _free_address_space()
+            free_address_space()
         if request.task not in self._tasks:
             try:
                 data = station.data(request.kernel, request.seed)
@@ -192,7 +192,7 @@ def set_up(request: Setup) -> None:
     gc.freeze()  # The collector need not look at hundreds of thousands of imported objects again and again.
 
 
-def _free_address_space() -> None:
+def free_address_space() -> None:
     """Lift the limit of `set_up`: a GPU's driver reserves addresses for all the memory that there is."""
     _, most = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (most, most))

@@ -11,12 +11,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import device_programs
 import pytest
 from shared_folders import SharedFolder
 
-from tcomp.codegen.cuda.cubin import find_compiler
-from tcomp.errors import BuildError
-from tcomp.target.cuda_driver import LIBRARY
+from tcomp.codegen.cuda import jit
+from tcomp.codegen.cuda.cubin import Cubin, compile_cubin, find_compiler
+from tcomp.errors import BuildError, DeviceError
+from tcomp.target.cuda_driver import LIBRARY, driver
 from tcomp.target.parse import parse_target
 from tcomp.target.target import Target
 
@@ -40,15 +42,49 @@ def emulated(shared_folder: SharedFolder) -> Path:
 
 
 @pytest.fixture(scope="module")
-def gpu(emulated: Path) -> Iterator[Target]:
-    """The emulated GPU as a target; the compiler that CUDACXX names makes code for it."""
+def gpu(request: pytest.FixtureRequest) -> Iterator[Target]:
+    """The emulated GPU as a target, with `--real-gpu` that of this machine."""
     with pytest.MonkeyPatch.context() as patch:
-        own_python = str(Path(sys.executable).parent)  # Another's may be a slow script in front.
-        patch.setenv("PATH", own_python, prepend=os.pathsep)
-        patch.setenv("CUDACXX", str(EMULATOR / "nvcc"))
-        patch.setenv("LD_LIBRARY_PATH", str(emulated))
-        patch.setenv("EMULATED_HEADER", str(emulated))
-        yield parse_target("cuda")
+        if request.config.option.real_gpu:
+            card: Target = request.getfixturevalue("card")
+            _compile_for(card, patch)
+            yield card
+        else:
+            _emulate(request.getfixturevalue("emulated"), patch)
+            yield parse_target("cuda")
+
+
+def _emulate(emulated: Path, patch: pytest.MonkeyPatch) -> None:
+    """The compiler that CUDACXX names makes code for the emulated GPU."""
+    own_python = str(Path(sys.executable).parent)  # Another's may be a slow script in front.
+    patch.setenv("PATH", own_python, prepend=os.pathsep)
+    patch.setenv("CUDACXX", str(EMULATOR / "nvcc"))
+    patch.setenv("LD_LIBRARY_PATH", str(emulated))
+    patch.setenv("EMULATED_HEADER", str(emulated))
+
+
+def _compile_for(card: Target, patch: pytest.MonkeyPatch) -> None:
+    """Kernels of older architectures as code for `card`, which the driver would not make of a cubin."""
+
+    def compile_for_card(source: str, arch: str) -> Cubin:
+        if arch.endswith("a") and arch != card.isa:
+            pytest.skip(f"{card.description} has no instructions of {arch}")
+        return compile_cubin(source, card.isa)
+
+    for module in (jit, device_programs):
+        patch.setattr(module, "compile_cubin", compile_for_card)
+
+
+@pytest.fixture(scope="module")
+def card() -> Target:
+    """The GPU of this machine."""
+    try:
+        name = driver().name
+    except DeviceError as error:
+        pytest.skip(str(error))
+    if name == "Emulated GPU":
+        pytest.skip("this process runs on the emulated GPU; run these tests alone: pytest -m gpu")
+    return parse_target("cuda")
 
 
 @pytest.fixture

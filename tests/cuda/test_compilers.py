@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from tcomp.codegen.cuda.cubin import compile_cubin, find_compiler
 from tcomp.codegen.cuda.nvcc import Nvcc
 from tcomp.errors import BuildError
 from tcomp.target.target import Target
+
+pytestmark = pytest.mark.emulated
 
 SCALE = """
 #include <cuda_fp16.h>
@@ -129,6 +132,32 @@ def test_parts_are_of_one_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert found == replace(whole, library=str(whole.library))
         (tmp_path / names[2]).unlink(missing_ok=True)
     nvrtc._loaded.cache_clear()  # pyright: ignore[reportPrivateUsage]
+
+
+def test_halves_of_nvrtc_find_each_other(tmp_path: Path) -> None:
+    """That of CUDA 13.0 opens the other half by its name, and looks nowhere but where the system does."""
+    folder = tmp_path / "cu13" / "lib"
+    header = tmp_path / "cu13" / "include" / "cuda_fp16.h"
+    for path in (folder, header.parent):
+        path.mkdir(parents=True)
+    header.touch()
+    half = "libnvrtc-builtins.so.13.0"
+    sources = {
+        half: "int half;",
+        "libnvrtc.so.13": f"""
+            #include <dlfcn.h>
+            int nvrtcVersion(int *major, int *minor) {{
+              *major = 13, *minor = 0;
+              return dlopen("{half}", RTLD_NOW) == 0 ? 7 : 0;
+            }}
+            const char *nvrtcGetErrorString(int code) {{ return "the other half is missing"; }}""",
+    }
+    for name, source in sources.items():
+        flags = ["-xc", "-shared", "-fPIC", f"-Wl,-soname,{name}", "-", "-o", str(folder / name), "-ldl"]
+        subprocess.run(["gcc", *flags], input=source, text=True, check=True)
+    found = nvrtc._loaded((str(tmp_path),))  # pyright: ignore[reportPrivateUsage]
+    assert found is not None
+    assert found.version == "NVRTC 13.0"
 
 
 def test_without_nvfatbin_nvcc_makes_libraries(

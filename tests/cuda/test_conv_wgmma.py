@@ -65,6 +65,7 @@ def test_stages(knobs: dict[str, int]) -> None:
     assert_computes(KERNELS["many channels"], few, TEMPLATE, {**CHUNKS, **knobs})
 
 
+@pytest.mark.emulated
 @pytest.mark.parametrize(
     ("right", "wrong"),
     [

@@ -11,6 +11,8 @@ from tcomp.relay.op import OPS, FusionKind, Op
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
 
+pytestmark = pytest.mark.emulated
+
 TYPES = ("exp", "add", "cast", "where", "not_equal")
 """Elementwise operators of which every sample counts; the others have the same template and types."""
 CASES = [

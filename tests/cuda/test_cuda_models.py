@@ -28,6 +28,8 @@ from tcomp.target.host import host_target
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
 
+pytestmark = pytest.mark.emulated
+
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}
 
 

@@ -23,6 +23,8 @@ from tcomp.tensor.knobs import Alternatives, Config
 from tcomp.tuner.measure import MeasureOptions, Outcome
 from tcomp.tuner.records import Times
 
+pytestmark = pytest.mark.emulated
+
 PRODUCT = gpu_check.matmul(16, 24, 8, "float32")
 
 

@@ -7,9 +7,11 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from failing_facts import FACTS as FAILING
 from gpu_assembly import disassembled, loop_bodies
@@ -26,6 +28,8 @@ from tcomp.target.target import Gpu, Target
 from tcomp.tensor.gpu import rates as gpu_rates
 from tcomp.tensor.tensor_cores import wgmma_plan
 from tcomp.tensor.tensor_cores.stored_output import Output
+
+pytestmark = pytest.mark.emulated
 
 SLOW_TO_INTERPRET = "wgmma m64n128", "wgmma m64n192", "wgmma m64n256"
 
@@ -116,6 +120,35 @@ def test_a_kernel_that_does_less_is_told(
     assert gpu.gpu is not None
     with pytest.raises(KernelError, match="wrong results of"):
         chosen.measure(gpu_measure.Machine(gpu.gpu, gpu_machine.SMALL))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float8_e4m3fn"])
+def test_sums_of_groups_have_few_bits(dtype: str) -> None:
+    """Of as many steps as a GPU takes, and of each instruction on the way."""
+    numbers = gpu_measure.numbers_of_groups(dtype, 256)
+    assert numbers.any(axis=1).all()
+    sums = numbers.sum(axis=1)
+    assert len(set(sums)) > 1
+    on_the_way = np.abs(numbers.cumsum(axis=1)).max()
+    assert np.abs(sums).max() * gpu_machine.FULL.steps + on_the_way < 1 << 13
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "bits"), gpu_measure.MOST_BITS.items())
+def test_bits_of_sums_are_counted(
+    dtype: str, bits: int, gpu: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert gpu.gpu is not None
+    machine = gpu_measure.Machine(replace(gpu.gpu, arch="sm_90a"), gpu_machine.SMALL)
+    assert machine.sum_bits(dtype) == bits
+    shutil.copytree(gpu_machine.KERNELS, tmp_path / "kernels")
+    monkeypatch.setattr(gpu_machine, "KERNELS", tmp_path / "kernels")
+    path = tmp_path / "kernels" / "multiply_groups.cu"
+    cut = "__int_as_float(__float_as_int(sums[i]) & ~0x3ff)"
+    assert "= sums[i];" in path.read_text()
+    path.write_text(path.read_text().replace("= sums[i];", f"= {cut};"))
+    worse = gpu_measure.Machine(replace(gpu.gpu, arch="sm_90a"), gpu_machine.SMALL)
+    assert worse.sum_bits(dtype) == 14
 
 
 @pytest.mark.slow

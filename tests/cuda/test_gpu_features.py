@@ -17,6 +17,8 @@ from tcomp.tuner.gpu_features import GPU_NAMES, declared_registers
 from tcomp.tuner.measure import MeasureOptions, WorkerPool
 from tcomp.tuner.task import Task
 
+pytestmark = pytest.mark.emulated
+
 TILE = {
     "tile_m": 64, "tile_n": 128, "tile_k": 8, "thread_m": 8, "thread_n": 8,
     "stages": 2, "split": 1, "vector": 4,

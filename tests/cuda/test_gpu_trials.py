@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,8 @@ from tcomp.target.target import TARGETS, Target
 from tcomp.tuner.runner import Measure, Measured, Prepared, Raced, Rounds
 
 torch = pytest.importorskip("torch")
+
+pytestmark = pytest.mark.emulated
 
 
 class Event:
@@ -116,6 +119,27 @@ def test_pytorch_rounds_in_all_its_runs(name: str, cpu_for_cuda: list[bool], tmp
     assert runs
     assert not exact, "the reference"
     assert {*runs, first, second, third, last} == {name == "tf32"}
+
+
+def test_pytorch_may_reserve_addresses(
+    cpu_for_cuda: list[bool], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A GPU's driver takes addresses for all memory that there is, which workers may not without a GPU."""
+    limits: list[int] = []
+    ones = torch.ones
+
+    def noted(*size: int, **options: Any) -> Any:
+        limits.append(resource.getrlimit(resource.RLIMIT_AS)[0])
+        return ones(*size, **options)
+
+    monkeypatch.setattr(torch, "ones", noted)
+    before, most = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 40, most))
+    try:
+        CheckRunner(with_torch=True).open(tmp_path, 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (before, most))
+    assert limits == [most]
 
 
 def test_wrong_numbers_are_told(gpu: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

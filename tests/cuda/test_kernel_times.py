@@ -13,6 +13,8 @@ from tcomp.target.cuda_driver import Driver
 from tcomp.target.target import Target
 from tcomp.tensor.selection import schedule
 
+pytestmark = pytest.mark.emulated
+
 
 def test_nothing_but_launches_between_the_events(gpu: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     """Maps are encoded before, memory is being filled meanwhile, for longer than the calls take."""

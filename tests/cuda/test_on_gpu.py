@@ -16,30 +16,16 @@ from test_wgmma_instructions import copied_as_tf32
 from tcomp import api
 from tcomp.codegen.artifact import compile_graph
 from tcomp.codegen.jit import build_kernel
-from tcomp.errors import DeviceError
 from tcomp.relay.evaluate import evaluate
 from tcomp.relay.op import OPS, Op
 from tcomp.relay.types import rounded_to_tf32
 from tcomp.runtime import load
-from tcomp.target.cuda_driver import driver
-from tcomp.target.parse import parse_target
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tuner.trial_data import compare, is_wrong, trial_data
 
 pytestmark = pytest.mark.gpu
 OPERATORS = [op for op in OPS.values() if makes_kernels(op)]
-
-
-@pytest.fixture(scope="module")
-def card() -> Target:
-    try:
-        name = driver().name
-    except DeviceError as error:
-        pytest.skip(str(error))
-    if name == "Emulated GPU":
-        pytest.skip("this process runs on the emulated GPU; run these tests alone: pytest -m gpu")
-    return parse_target("cuda")
 
 
 @pytest.mark.parametrize("op", OPERATORS, ids=lambda op: op.name)

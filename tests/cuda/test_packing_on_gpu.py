@@ -27,6 +27,8 @@ from tcomp.tensor.knobs import Config
 from tcomp.tensor.selection import schedule
 from tcomp.tensor.winograd.filtering import ERRORS
 
+pytestmark = pytest.mark.emulated
+
 CHANNELS = 24
 ORIGINAL, TRANSFORMED = 9 * CHANNELS**2 * 4, 36 * CHANNELS**2 * 4
 

@@ -60,6 +60,7 @@ def test_pixels_are_copied(
     np.testing.assert_array_equal(copied(map_, at), expected)
 
 
+@pytest.mark.emulated
 @pytest.mark.parametrize(
     ("at", "why"),
     [

@@ -24,6 +24,8 @@ from tcomp.tuner.task import Task
 from tcomp.tuner.trial_data import trial_data
 from tcomp.tvm_api import tvm
 
+pytestmark = pytest.mark.emulated
+
 
 class Here:
     """A session of a server that is this process."""

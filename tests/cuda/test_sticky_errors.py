@@ -1,4 +1,4 @@
-"""A test that breaks the GPU's context fails alone."""
+"""A test that breaks the GPU's context, or hangs, fails alone."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import sticky_errors
 from tcomp.errors import ArtifactError, KernelError
 
 TESTS = """
+import time
 from tcomp.errors import KernelError
 
 broken = []
@@ -24,8 +25,14 @@ def test_breaks():
     broken.append(True)
     raise KernelError("cuCtxSynchronize: an illegal memory access was encountered (CUDA error 700)")
 
-def test_last():
+def test_between():
     assert not broken
+
+def test_hangs():
+    time.sleep(1000)
+
+def test_last():
+    pass
 """
 
 
@@ -34,7 +41,8 @@ def test_those_that_follow_have_a_new_process(tmp_path: Path) -> None:
     pytest.importorskip("xdist")
     (tmp_path / "test_broken.py").write_text(TESTS)
     path = os.pathsep.join([str(Path(sticky_errors.__file__).parent), *sys.path])
-    command = [sys.executable, "-m", "pytest", "-v", "-n", "1", "-p", "sticky_errors", "--rootdir", "."]
+    options = ["-v", "-n", "1", "-p", "sticky_errors", "--test-seconds", "5", "--rootdir", "."]
+    command = [sys.executable, "-m", "pytest", *options]
     done = subprocess.run(
         [*command, "test_broken.py"],
         cwd=tmp_path,
@@ -44,6 +52,8 @@ def test_those_that_follow_have_a_new_process(tmp_path: Path) -> None:
     )
     said = done.stdout
     assert "PASSED test_broken.py::test_first" in said
+    assert "PASSED test_broken.py::test_between" in said
+    assert "FAILED test_broken.py::test_hangs" in said
     assert "PASSED test_broken.py::test_last" in said
     assert "an illegal memory access was encountered" in said
     assert done.returncode == 1

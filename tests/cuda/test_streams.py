@@ -23,6 +23,8 @@ from tcomp.runtime.model import Model
 from tcomp.target.cuda_driver import driver
 from tcomp.target.target import Target
 
+pytestmark = pytest.mark.emulated
+
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}
 NOT_YET = float(np.float32(7))
 

@@ -186,6 +186,7 @@ def test_plain_convolutions() -> None:
     simt_conv.assert_matches(kernel, with_processors(5, "sm_75"), {**SIMT, "streamed": 1})
 
 
+@pytest.mark.emulated
 def test_libraries_give_the_same_bits_in_every_run(gpu: Target, tmp_path: Path) -> None:
     """The second run launches what was recorded; pieces lie where other kernels' tensors were."""
     builder = GraphBuilder()

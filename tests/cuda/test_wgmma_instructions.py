@@ -208,6 +208,7 @@ WRONG = {
 }  # fmt: skip
 
 
+@pytest.mark.emulated
 @pytest.mark.parametrize("name", WRONG)
 def test_what_is_wrong_gives_wrong_numbers(name: str, gpu: Target) -> None:
     arguments, options, expected = product("float16", 128, 0, 1, **WRONG[name])
@@ -230,6 +231,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.emulated
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_hangs_or_is_undefined_is_refused(
     name: str, gpu: Target, capfd: pytest.CaptureFixture[str]
@@ -257,6 +259,7 @@ extern "C" __global__ void kernel(int *out) {{
 """
 
 
+@pytest.mark.emulated
 def test_warps_take_turns(gpu: Target, capfd: pytest.CaptureFixture[str]) -> None:
     options = {"arch": "sm_90a", "threads": 64}
     out = np.zeros(1, "int32")

@@ -22,6 +22,8 @@ from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.selection import template_for
 from tcomp.transform.precision import Precision
 
+pytestmark = pytest.mark.emulated
+
 SHAPE = (256, 512)
 
 

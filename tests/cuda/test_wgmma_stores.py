@@ -95,6 +95,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.emulated
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_undefined_is_refused(name: str, gpu: Target, capfd: pytest.CaptureFixture[str]) -> None:
     parts, reason = REFUSED[name]
@@ -103,6 +104,7 @@ def test_what_is_undefined_is_refused(name: str, gpu: Target, capfd: pytest.Capt
     assert reason in capfd.readouterr().err
 
 
+@pytest.mark.emulated
 def test_what_is_overwritten_too_early_is_stored_wrong(gpu: Target) -> None:
     after = "tcomp_write_two_words(tile + lane * 8, words); tcomp_writes_are_seen(); "
     arguments, options, expected = store(

@@ -13,7 +13,7 @@ typedef void *handle;
 typedef uint64_t address; /* CUdeviceptr */
 
 typedef struct {
-  _Alignas(64) uint64_t opaque[16];
+  _Alignas(128) uint64_t opaque[16];
 } tensor_map; /* CUtensorMap */
 
 /* name in C, name in the library, parameters */

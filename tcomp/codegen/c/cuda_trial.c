@@ -12,7 +12,7 @@
 #define TENSOR 70           /* kTVMFFITensor: what TVM passes within a process; its RPC server passes DLTensors */
 #define TENSOR_HEADER 24    /* bytes of a tensor object before its DLTensor */
 #define MAJOR 75            /* CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR */
-#define MINOR 76
+#define MINOR 76 /* CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR */
 
 typedef struct {
   int32_t type;

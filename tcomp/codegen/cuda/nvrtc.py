@@ -111,8 +111,18 @@ def _loaded(folders: Sequence[str]) -> Nvrtc | None:
             for pattern in ("include/cuda_fp16.h", f"lib/libnvfatbin.so{library.suffix}")
         )
         if headers:
-            return Nvrtc(ctypes.CDLL(str(library)), headers[-1].parent, fatbins[-1] if fatbins else None)
+            return Nvrtc(_opened(library), headers[-1].parent, fatbins[-1] if fatbins else None)
     return None
+
+
+def _opened(library: Path) -> ctypes.CDLL:
+    """NVRTC, which opens its other half by name when it compiles first.
+
+    That of CUDA 13.0 does not look for it beside itself, so it is opened here before.
+    """
+    for half in library.parent.glob("libnvrtc-builtins.so.*"):
+        ctypes.CDLL(str(half))
+    return ctypes.CDLL(str(library))
 
 
 def _release(path: Path) -> str:

@@ -47,6 +47,8 @@ static sigjmp_buf where_kernels_begin;
 static std::set<Function *> functions;  // of modules that are loaded
 static long modules, events, graphs, executables, retained;
 static thread_local std::vector<void *> contexts;  // the current one is the last; of device i it is i + 1
+#define NEEDS_CONTEXT \
+  if (contexts.empty() || contexts.back() == nullptr) return INVALID_CONTEXT
 static long calls_until_refusal = -1;
 
 // The first of a call: waits for its turn; and refuses it where a test asks for that.
@@ -122,7 +124,7 @@ API int cuCtxSetCurrent(void *context) {
 }
 API int cuCtxGetCurrent(void **context) { *context = contexts.empty() ? nullptr : contexts.back(); return OK; }
 API int cuCtxGetDevice(int *device) {
-  if (contexts.empty()) return INVALID_CONTEXT;
+  NEEDS_CONTEXT;
   *device = (int)(uintptr_t)contexts.back() - 1;
   return OK;
 }
@@ -132,12 +134,12 @@ API int cuCtxPushCurrent_v2(void *context) {
   return OK;
 }
 API int cuCtxPopCurrent_v2(void **context) {
-  if (contexts.empty()) return INVALID_CONTEXT;
+  NEEDS_CONTEXT;
   *context = contexts.back();
   contexts.pop_back();
   return OK;
 }
-API int cuCtxSynchronize() { TURN; finish_all(); return waited(); }
+API int cuCtxSynchronize() { TURN; NEEDS_CONTEXT; finish_all(); return waited(); }
 API int cuGetErrorString(int code, const char **text) {
   static const std::map<int, const char *> TEXTS = {{1, "invalid argument"}, {2, "out of memory"},
       {100, "no CUDA-capable device is detected"}, {200, "device kernel image is invalid"}, {201, "invalid device context"},
@@ -151,6 +153,7 @@ API int cuGetErrorString(int code, const char **text) {
 
 API int cuMemAlloc_v2(void **pointer, size_t bytes) {
   REFUSABLE_TURN;
+  NEEDS_CONTEXT;
   if (broken) return ILLEGAL_ADDRESS;
   if (allocated + bytes > (size_t)setting("EMULATED_MEMORY", 4L << 30)) return OUT_OF_MEMORY;
   size_t page = 4096, room = (bytes + 255) / 256 * 256, whole = (room + page - 1) / page * page;
@@ -165,7 +168,7 @@ API int cuMemAlloc_v2(void **pointer, size_t bytes) {
 }
 API int cuMemFree_v2(void *pointer) {
   TURN;
-  if (contexts.empty()) return INVALID_CONTEXT;
+  NEEDS_CONTEXT;
   auto found = buffers.find((uintptr_t)pointer);
   if (found == buffers.end()) return INVALID_VALUE;
   finish_all();
@@ -176,6 +179,7 @@ API int cuMemFree_v2(void *pointer) {
 }
 API int cuMemHostAlloc(void **pointer, size_t bytes, unsigned) {
   REFUSABLE_TURN;
+  NEEDS_CONTEXT;
   if ((*pointer = malloc(bytes)) == nullptr) return OUT_OF_MEMORY;
   memset(*pointer, 0xa5, bytes);
   locked[(uintptr_t)*pointer] = bytes;
@@ -183,16 +187,18 @@ API int cuMemHostAlloc(void **pointer, size_t bytes, unsigned) {
 }
 API int cuMemFreeHost(void *pointer) {
   TURN;
+  NEEDS_CONTEXT;
   if (locked.erase((uintptr_t)pointer) == 0) return INVALID_VALUE;
   finish_all();
   free(pointer);
   return OK;
 }
-API int cuMemcpyHtoD_v2(void *to, const void *from, size_t bytes) { TURN; finish(legacy_stream.last); memcpy(to, from, bytes); return waited(); }
-API int cuMemcpyDtoH_v2(void *to, const void *from, size_t bytes) { TURN; finish(legacy_stream.last); memcpy(to, from, bytes); return waited(); }
+API int cuMemcpyHtoD_v2(void *to, const void *from, size_t bytes) { TURN; NEEDS_CONTEXT; finish(legacy_stream.last); memcpy(to, from, bytes); return waited(); }
+API int cuMemcpyDtoH_v2(void *to, const void *from, size_t bytes) { TURN; NEEDS_CONTEXT; finish(legacy_stream.last); memcpy(to, from, bytes); return waited(); }
 // Pages that are not locked are read at once, and written before the call returns.
 API int cuMemcpyHtoDAsync_v2(void *to, const void *from, size_t bytes, void *stream) {
   REFUSABLE_TURN;
+  NEEDS_CONTEXT;
   std::vector<char> now;
   if (!is_locked(from)) now.assign((const char *)from, (const char *)from + bytes);
   perform(stream, [=] { memcpy(to, now.empty() ? from : now.data(), bytes); });
@@ -200,12 +206,14 @@ API int cuMemcpyHtoDAsync_v2(void *to, const void *from, size_t bytes, void *str
 }
 API int cuMemcpyDtoHAsync_v2(void *to, const void *from, size_t bytes, void *stream) {
   TURN;
+  NEEDS_CONTEXT;
   finish(is_locked(to) ? nullptr : perform(stream, [=] { memcpy(to, from, bytes); }));
   if (is_locked(to)) perform(stream, [=] { memcpy(to, from, bytes); });
   return OK;
 }
 API int cuMemcpyDtoDAsync_v2(void *to, const void *from, size_t bytes, void *stream) {
   TURN;
+  NEEDS_CONTEXT;
   perform(stream, [=] { memmove(to, from, bytes); });
   return OK;
 }
@@ -224,13 +232,14 @@ API int cuPointerGetAttribute(void *value, int which, void *pointer) {
 }
 API int cuMemsetD8Async(void *to, unsigned char value, size_t bytes, void *stream) {
   TURN;
+  NEEDS_CONTEXT;
   perform(stream, [=] { memset(to, value, bytes); });
   return waited();
 }
 
 API int cuModuleLoadData(void **module, const void *image) {
   REFUSABLE_TURN;
-  if (contexts.empty()) return INVALID_CONTEXT;
+  NEEDS_CONTEXT;
   if (broken) return ILLEGAL_ADDRESS;
   const unsigned char *elf = (const unsigned char *)image;
   if (memcmp(elf, "\177ELF", 4) != 0) return INVALID_IMAGE;
@@ -251,7 +260,7 @@ API int cuModuleLoadData(void **module, const void *image) {
 }
 API int cuModuleUnload(void *handle) {
   TURN;
-  if (contexts.empty()) return INVALID_CONTEXT;
+  NEEDS_CONTEXT;
   Module *module = (Module *)handle;
   finish_all();
   for (Function *function : module->functions) functions.erase(function);  // their memory stays, for check_loaded
@@ -289,6 +298,7 @@ API int cuFuncSetAttribute(void *function, int which, int value) {
 API int cuLaunchKernel(void *handle, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                        unsigned shared, void *stream, void **arguments, void **) {
   REFUSABLE_TURN;
+  NEEDS_CONTEXT;
   if (broken) return ILLEGAL_ADDRESS;
   Function *function = (Function *)handle;
   unsigned limit = function->dynamic_shared > 48 << 10 ? function->dynamic_shared : 48 << 10;
@@ -322,7 +332,7 @@ static bool describe(CUtensorMap *made, const CUtensorMap *map, int type, unsign
                      int fill) {
   static const int SIZES[] = {1, 2, 4, 4, 8, 8, 2, 4, 8, 2, 4, 4, 4};
   static const int SWIZZLES[] = {0, 32, 64, 128};
-  if ((uintptr_t)map % 64 || (uintptr_t)address % 16 || type < 0 || type > 12 || rank < 1 || rank > 5 ||
+  if ((uintptr_t)map % 128 || (uintptr_t)address % 16 || type < 0 || type > 12 || rank < 1 || rank > 5 ||
       interleave != 0 || swizzle < 0 || swizzle > 3 || fill != 0)
     return false;
   *made = {EMULATED_TENSOR_MAP, (uint16_t)SIZES[type], (uint8_t)rank, (uint8_t)SWIZZLES[swizzle], (char *)address};
@@ -379,6 +389,7 @@ API int cuTensorMapEncodeIm2col(CUtensorMap *map, int type, unsigned rank, void 
 
 API int cuStreamCreate(void **stream, unsigned) {
   REFUSABLE_TURN;
+  NEEDS_CONTEXT;
   *stream = new Stream;
   streams.insert((Stream *)*stream);
   return OK;
@@ -390,10 +401,10 @@ API int cuStreamDestroy_v2(void *stream) {
   delete (Stream *)stream;
   return OK;
 }
-API int cuStreamSynchronize(void *stream) { REFUSABLE_TURN; finish(stream_of(stream)->last); return waited(); }
+API int cuStreamSynchronize(void *stream) { REFUSABLE_TURN; NEEDS_CONTEXT; finish(stream_of(stream)->last); return waited(); }
 API int cuStreamWaitEvent(void *stream, void *event, unsigned) { TURN; return wait(stream, (Event *)event); }
 API int cuStreamIsCapturing(void *stream, int *status) { TURN; *status = stream_of(stream)->capture != nullptr; return OK; }
-API int cuEventCreate(void **event, unsigned) { REFUSABLE_TURN; *event = new Event; events++; return OK; }
+API int cuEventCreate(void **event, unsigned) { REFUSABLE_TURN; NEEDS_CONTEXT; *event = new Event; events++; return OK; }
 API int cuEventDestroy_v2(void *event) { TURN; finish(((Event *)event)->task); delete (Event *)event; events--; return OK; }
 API int cuEventRecord(void *event, void *stream) { TURN; record((Event *)event, stream); return waited(); }
 API int cuEventSynchronize(void *event) { TURN; finish(((Event *)event)->task); return waited(); }

@@ -4,7 +4,7 @@
 #pragma once
 
 #ifdef __CUDACC_RTC__  // which has no cuda.h
-struct alignas(64) CUtensorMap {
+struct alignas(128) CUtensorMap {
   unsigned long long opaque[16];
 };
 #endif

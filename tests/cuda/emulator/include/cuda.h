@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-struct alignas(64) CUtensorMap {
+struct alignas(128) CUtensorMap {
   uint32_t valid;  // EMULATED_TENSOR_MAP
   uint16_t itemsize;
   uint8_t rank, swizzle;  // bytes of a line within which chunks of 16 bytes are permuted; 0: none
