@@ -33,7 +33,7 @@ from random import Random
 from statistics import geometric_mean
 from typing import Any
 
-from gpu_script import add_json, gpu_here, selected, write_json
+from gpu_script import OutOfTime, add_json, add_seconds, gpu_here, selected, tick_until, write_json
 from gpu_trials import TOLERANCE, TORCH, TRITON, CheckRunner
 from tcomp.errors import BuildError, DeviceError, TcompError
 from tcomp.relay.builder import GraphBuilder
@@ -165,10 +165,6 @@ class Entry:
         )  # fmt: skip
 
 
-class OutOfTime(Exception):
-    """All seconds are over."""
-
-
 def matmul(m: int, n: int, k: int, dtype: str) -> Case:
     kind = "square products" if m == n == k else "products of models"
     return Case(kind, f"matmul {m}x{n}x{k} {dtype}", "matmul", ((m, k), (k, n)), dtype, {})
@@ -227,7 +223,7 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--trials", type=int, default=16, help="random configs of each kernel (default 16)")
-    parser.add_argument("--seconds", type=float, default=420.0, help="end after so long (default 420)")
+    add_seconds(parser, 420)
     parser.add_argument("--select", default="", help="only kernels in whose name this occurs")
     parser.add_argument("--config", type=json.loads, help="JSON: the config to take for the default one")
     which = parser.add_mutually_exclusive_group()
@@ -380,11 +376,7 @@ def check(table: Table, options: MeasureOptions, end: float, trials: int, triton
 
 @contextmanager
 def workers(options: MeasureOptions, end: float) -> Generator[WorkerPool]:
-    def tick() -> None:
-        if time.monotonic() > end:
-            raise OutOfTime
-
-    with WorkerPool(options, tick) as pool:
+    with WorkerPool(options, tick_until(end)) as pool:
         yield pool
 
 
