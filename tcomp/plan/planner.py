@@ -90,7 +90,7 @@ def plan_variants(
         Program(
             name=graph.name,
             inputs=tuple(Tensor(v.name or f"input{i}", v.type) for i, v in enumerate(graph.inputs)),
-            outputs=tuple(Tensor(v.name or f"output{i}", v.type) for i, v in enumerate(graph.outputs)),
+            outputs=tuple(Tensor(n, v.type) for n, v in zip(graph.output_names, graph.outputs, strict=True)),
             kernels=tuple(one.distinct.values()),
             steps=of_variant,
             constants=(*constants.entries, *sources.entries),
