@@ -379,6 +379,7 @@ class _Session:
                 default=state.default,
                 speedup=1.0 / speedup if speedup else 1.0,
                 spread=uncertainty(state.records, task.space.default, state.device.name),
+                reason="" if record is not None or not state.records else state.records[-1].reason,
             )
         )
         return TaskResult(task, record, state.trials, state.skipped)

@@ -241,3 +241,14 @@ def test_kernels_for_cpus_and_for_gpus_are_tuned_together(tmp_path: Path) -> Non
         assert result.record is not None
         assert result.record.isa == result.task.target.isa
         assert result.record.device == f"device of {result.record.isa}"
+
+
+def test_why_no_trial_succeeded_is_told(target: Target, tmp_path: Path) -> None:
+    class Broken(RecordedDevice):
+        def _outcome(self, config: Config) -> Outcome:
+            return Outcome(config, "memory", "out of memory")
+
+    events: list[Event] = []
+    tune([recorded_task(target)], tmp_path / "log", TuneOptions(trials=3), events.append, Broken())
+    (done,) = (e for e in events if isinstance(e, TaskDone))
+    assert (done.seconds, done.reason) == (None, "out of memory")
