@@ -27,10 +27,18 @@ tcomp_status tcomp_cuda_fail(char *text, tcomp_status status, const char *format
 
 tcomp_status tcomp_cuda_refused(char *text, const char *what, int code) {
   tcomp_status status = code == TCOMP_CUDA_OUT_OF_MEMORY ? TCOMP_ERROR_MEMORY : TCOMP_ERROR_RUN;
+  if (status == TCOMP_ERROR_MEMORY)
+    return tcomp_cuda_fail(text, status,
+                           "GPU: %s: %s (CUDA error %d); the model takes %zu bytes for weights and %zu for tensors: end "
+                           "what else takes the GPU's memory, or compile for a smaller batch",
+                           what, tcomp_cuda_words(code), code, (size_t)tcomp_model.weights_bytes,
+                           (size_t)tcomp_model.arena_bytes);
   return tcomp_cuda_fail(text, status, "GPU: %s: %s (CUDA error %d)", what, tcomp_cuda_words(code), code);
 }
 
 /* ---- creation --------------------------------------------------------------------------------------- */
+
+#define NEWEST 90 /* The newest capability that tcomp compiles for, whose PTX newer GPUs run. */
 
 static int runs_on(const tcomp_cuda_image *image, int capability) {
   return image->exact ? image->capability == capability : image->capability <= capability;
@@ -55,9 +63,11 @@ static tcomp_status choose_variant(tcomp_device *device, const tcomp_options *op
     if (device->first_image == device->end_image) return TCOMP_OK; /* nothing but copies */
     if (runs_on(&tcomp_cuda_images[device->first_image], 10 * major + minor)) return TCOMP_OK;
   }
+  int capability = 10 * major + minor;
   return tcomp_cuda_fail(text, TCOMP_ERROR_CPU,
-              "the library has code for %s, and %s has compute capability %d.%d; compile it for cuda:sm_%d%d",
-              tcomp_model.target, name, major, minor, major, minor);
+              "the library has code for %.*s, and %s has compute capability %d.%d; compile it for cuda:sm_%d",
+              (int)strcspn(tcomp_model.target, " "), tcomp_model.target, name, major, minor,
+              capability < NEWEST ? capability : NEWEST);
 }
 
 static tcomp_status load_code(tcomp_device *device, char *text) {
@@ -70,7 +80,8 @@ static tcomp_status load_code(tcomp_device *device, char *text) {
     int code = tcomp_cuda.module_load(&device->modules[i], tcomp_cuda_images[device->first_image + i].data);
     if (code != 0)
       return tcomp_cuda_fail(text, code == TCOMP_CUDA_OUT_OF_MEMORY ? TCOMP_ERROR_MEMORY : TCOMP_ERROR_CPU,
-                  "the driver cannot load the code of the library: %s (CUDA error %d); a newer driver may",
+                  "the driver cannot load the code of the library: %s (CUDA error %d); install a newer driver, or "
+                  "compile the library with an older CUDA",
                   tcomp_cuda_words(code), code);
   }
   for (int32_t i = 0; i < tcomp_cuda_launch_count; i++) {
@@ -126,7 +137,7 @@ static tcomp_status find_device(int *number, char *text) {
   int count = 0, code = tcomp_cuda.init(0);
   if (code == 0) code = tcomp_cuda.device_count(&count);
   if (code != 0 || count == 0)
-    return tcomp_cuda_fail(text, TCOMP_ERROR_CPU, "no GPU here: %s (CUDA error %d)",
+    return tcomp_cuda_fail(text, TCOMP_ERROR_CPU, "no GPU here: %s (CUDA error %d); `nvidia-smi` lists those that the driver knows",
                 code == 0 ? "the driver knows none" : tcomp_cuda_words(code), code);
   if (tcomp_cuda.current(&context) == 0 && context != NULL && tcomp_cuda.current_device(number) == 0) return TCOMP_OK;
   TRY("the first device", tcomp_cuda.device_get(number, 0));
