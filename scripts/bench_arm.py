@@ -25,7 +25,7 @@ from tcomp.target.parse import parse_target
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import ALGORITHM, Config
-from tcomp.tensor.template import template_for
+from tcomp.tensor.selection import template_for
 from tcomp.tuner.task import kernels
 
 TILE_KNOBS = ("tile_rows", "tile_vectors", "tile_height", "tile_width", "oc_blocks")

@@ -36,7 +36,8 @@ from tcomp.target.host import host_target
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Space
-from tcomp.tensor.template import Template, template_for
+from tcomp.tensor.selection import template_for
+from tcomp.tensor.template import Template
 from tcomp.tuner.lookup import Records
 from tcomp.tuner.provenance import device_name
 from tcomp.tvm_api import tvm

@@ -24,7 +24,7 @@ from tcomp.relay.types import TensorType
 from tcomp.target.host import host_target
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.template import template_for
+from tcomp.tensor.selection import template_for
 from tcomp.transform.layout_costs import stored
 
 Shape = tuple[int, ...]

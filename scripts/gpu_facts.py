@@ -29,8 +29,12 @@ from tcomp.codegen.cuda import jit
 from tcomp.plan import streams
 from tcomp.target.cuda_state import gpu_state
 from tcomp.target.target import Gpu, Target
-from tcomp.tensor import attention_plan, gpu_rates, mma_attention_plan, mma_plan, simt_space, wgmma_plan
-from tcomp.tensor.stored_output import Output
+from tcomp.tensor.attention import mma_plan as mma_attention_plan
+from tcomp.tensor.attention import plan as attention_plan
+from tcomp.tensor.gpu import rates as gpu_rates
+from tcomp.tensor.gpu import simt_space
+from tcomp.tensor.tensor_cores import mma_plan, wgmma_plan
+from tcomp.tensor.tensor_cores.stored_output import Output
 from tcomp.tuner.measure import GIB
 from tcomp.tuner.process import Died, WorkerProcess, next_messages
 from tcomp.tuner.runner import Failed

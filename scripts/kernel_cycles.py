@@ -31,7 +31,7 @@ from tcomp.target.target import TARGETS, Target
 from tcomp.tensor.groups import ways_to_sum
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
-from tcomp.tensor.template import template_for
+from tcomp.tensor.selection import template_for
 
 INSTRUCTIONS = {"bfloat16": "vdpbf16ps", "float16": "vfmadd231ph"}
 TABLES = {"znver4": "znver4", "sapphirerapids": "skylake-avx512"}

@@ -26,10 +26,10 @@ from tcomp.codegen.cuda.sass_cycles import SCHEDULERS, LoopCost
 from tcomp.errors import TcompError, UsageError
 from tcomp.relay.builder import GraphBuilder
 from tcomp.target.target import Gpu, Target
-from tcomp.tensor.gpu_rates import resident_blocks
+from tcomp.tensor.gpu.rates import resident_blocks
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import ALGORITHM, Config
-from tcomp.tensor.template import schedule, template_for
+from tcomp.tensor.selection import schedule, template_for
 from tcomp.tuner.lookup import Records
 from tcomp.tuner.task import kernels
 

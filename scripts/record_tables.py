@@ -22,7 +22,7 @@ from tcomp.codegen.jit import build_scheduled
 from tcomp.codegen.kernel_runner import KernelRunner
 from tcomp.errors import TcompError
 from tcomp.tensor.knobs import Alternatives, Space
-from tcomp.tensor.template import schedule
+from tcomp.tensor.selection import schedule
 from tcomp.tuner.features import extract
 from tcomp.tuner.provenance import device_name
 from tcomp.tuner.table import Row, Table, read_tables, write_tables

@@ -24,7 +24,7 @@ from tcomp.codegen.jit import build_scheduled
 from tcomp.codegen.kernel_runner import KernelRunner
 from tcomp.target.host import runs_here
 from tcomp.tensor.knobs import Config
-from tcomp.tensor.template import schedule
+from tcomp.tensor.selection import schedule
 from tcomp.transform.precision import PRECISIONS
 from tcomp.tuner.features import extract
 from tcomp.tuner.measure import MeasureOptions

@@ -15,7 +15,7 @@ from tcomp.target.target import Target
 from tcomp.tensor.groups import ways_to_sum
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
-from tcomp.tensor.template import template_for
+from tcomp.tensor.selection import template_for
 
 ConfigOf = Callable[[Kernel], "Config | None"]
 

@@ -14,6 +14,16 @@ settings.register_profile("tcomp", deadline=None, max_examples=100)
 settings.load_profile("tcomp")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seeds", default="0:8", help="those of tests on random kernels, FIRST:END")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "kernel_seed" in metafunc.fixturenames:
+        first, end = map(int, metafunc.config.getoption("seeds").split(":"))
+        metafunc.parametrize("kernel_seed", range(first, end))
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The models that only `-m zoo` runs take many minutes: without it they are deselected."""
     if "zoo" in config.option.markexpr:

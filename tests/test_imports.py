@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -33,7 +34,17 @@ ALLOWED_SIBLINGS = {
     ("accuracy", "rounding"),
     ("registry", "errors"),
 }
+TENSOR_LAYERS = [
+    {"tensor"},
+    {"cpu", "gpu"},
+    {"tensor_cores"},
+    {"attention", "strassen", "winograd"},
+    {"schedules"},
+]
+"""Packages of `tcomp.tensor` from the bottom up; `tensor` is the folder's own modules."""
+ABOVE_SCHEDULES = {"selection", "common_packing"}
 OPTIONAL_HEAVY = {"onnx", "onnxruntime", "openvino", "torch", "xgboost"}
+TENSOR = ROOT / "tensor"
 FILES = sorted(ROOT.rglob("*.py"))
 
 
@@ -69,6 +80,23 @@ def test_imports_point_downwards(path: Path) -> None:
             continue
         lower = layer_of(parts[1]) < layer_of(area) or (area, parts[1]) in ALLOWED_SIBLINGS
         assert lower, f"{path} imports {name}, which is not below {area}"
+
+
+@pytest.mark.parametrize("path", sorted(TENSOR.rglob("*.py")), ids=lambda p: str(p.relative_to(TENSOR)))
+def test_packages_of_schedules_are_layers(path: Path) -> None:
+    def package_of(parts: Sequence[str]) -> str:
+        return parts[0] if any(parts[0] in layer for layer in TENSOR_LAYERS) else "tensor"
+
+    if path.stem in ABOVE_SCHEDULES:
+        return
+    own = package_of(path.relative_to(TENSOR).parts)
+    level = next(i for i, layer in enumerate(TENSOR_LAYERS) if own in layer)
+    below = set[str]().union(*TENSOR_LAYERS[:level], {own})
+    for name in imports_of(ast.parse(path.read_text())):
+        _, _, module = name.partition("tcomp.tensor.")
+        if module:
+            assert module not in ABOVE_SCHEDULES, f"{path} imports {name}"
+            assert package_of(module.split(".")) in below, f"{path} imports {name}, which is not below {own}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -28,7 +28,7 @@ from tcomp.runtime import load
 from tcomp.target.host import host_target
 from tcomp.target.target import TARGETS
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.template import template_for
+from tcomp.tensor.selection import template_for
 from tcomp.transform.pipeline import optimize
 from tcomp.tuner.lookup import Records
 from tcomp.tuner.records import Check, Record, Times

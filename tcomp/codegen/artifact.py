@@ -53,7 +53,8 @@ from tcomp.target.target import Target
 from tcomp.tensor.amx import has_tiles, uses_tiles
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
-from tcomp.tensor.template import Scheduled, schedule
+from tcomp.tensor.selection import schedule
+from tcomp.tensor.template import Scheduled
 
 Weights = Literal["embed", "separate"]
 Form = Literal["library", "bundle"]

@@ -24,10 +24,10 @@ from tcomp.target.host import CHECKED_FEATURES
 from tcomp.target.target import Target
 from tcomp.target.tiles import TILE_FEATURES
 from tcomp.tensor.blocks import lower_blocks
+from tcomp.tensor.cpu.vectors import compiled_for
 from tcomp.tensor.float8 import as_bits
 from tcomp.tensor.intrinsics import with_instructions
 from tcomp.tensor.reach import check_buffers
-from tcomp.tensor.vectors import compiled_for
 from tcomp.tvm_api import PrimFunc, s_tir, structural_map, structural_walk, tirx, tvm
 
 STACK_BYTES = 16 * 1024

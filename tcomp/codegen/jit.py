@@ -17,7 +17,8 @@ from tcomp.target.host import require_runnable
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
-from tcomp.tensor.template import Scheduled, schedule
+from tcomp.tensor.selection import schedule
+from tcomp.tensor.template import Scheduled
 from tcomp.tvm_api import tvm
 
 ENTRY = "main"

@@ -18,7 +18,14 @@ from tcomp.relay.attributes import integer, one_of
 from tcomp.relay.graph import Attr, Attrs
 from tcomp.relay.op import Cost, FusionKind, Op, Sample, declare
 from tcomp.relay.types import Array, TensorType
-from tcomp.tensor.loops import Buffer, Expression, Statement, extern, loop, sequence
+from tcomp.tensor.loops import (
+    Buffer,
+    Expression,
+    Statement,
+    extern,
+    loop,
+    sequence,
+)
 from tcomp.tvm_api import Tensor, tirx
 
 REDUCTIONS = ("none", "add", "mul", "max", "min")

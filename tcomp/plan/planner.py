@@ -24,7 +24,7 @@ from tcomp.plan.program import (
 from tcomp.plan.streams import branched, choose_streams
 from tcomp.relay.graph import Constant, Graph, Node, Value
 from tcomp.target.target import Gpu
-from tcomp.tensor.gpu_load import Load, copy_load, load_of
+from tcomp.tensor.gpu.load import Load, copy_load, load_of
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.template import Packing
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from tcomp.plan.arena import Lifetime
 from tcomp.plan.order import Task
 from tcomp.plan.program import Turn
-from tcomp.tensor.gpu_load import Load
+from tcomp.tensor.gpu.load import Load
 
 MOST_STREAMS = 4
 WAIT_CYCLES = 1500

@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from math import gcd
 from typing import Any
 
-from tcomp.tensor.loops import Expression, Statement, constant, loops_around, under
+from tcomp.tensor.loops import (
+    Expression,
+    Statement,
+    constant,
+    loops_around,
+    under,
+)
 from tcomp.tvm_api import structural_walk, tirx, tvm
 
 VECTOR_TYPES = ("float32", "float16")

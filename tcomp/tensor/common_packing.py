@@ -7,7 +7,8 @@ from collections.abc import Hashable, Sequence
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
-from tcomp.tensor.template import Packed, PackedBy, template_for
+from tcomp.tensor.selection import template_for
+from tcomp.tensor.template import Packed, PackedBy
 
 
 def common_packing(

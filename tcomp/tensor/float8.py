@@ -14,7 +14,16 @@ from typing import Any
 import numpy as np
 
 from tcomp.relay.types import BITS, FLOAT8, numpy_dtype
-from tcomp.tensor.intrinsics import Expression, Operands, call, dtype_of, lanes_of, register, spread, vector
+from tcomp.tensor.intrinsics import (
+    Expression,
+    Operands,
+    call,
+    dtype_of,
+    lanes_of,
+    register,
+    spread,
+    vector,
+)
 from tcomp.tensor.math import convert
 from tcomp.tvm_api import PrimFunc, structural_mutate, structural_walk, tirx, tvm
 

@@ -53,8 +53,6 @@ from tcomp.tensor.intrinsics import (
     vector,
 )
 from tcomp.tensor.loops import Statement
-from tcomp.tensor.register_tile import SIDE
-from tcomp.tensor.tile_sums import ShortSums
 from tcomp.tvm_api import tirx
 
 ReadElement = Callable[[Expression], tuple[list[Statement], Expression]]
@@ -63,6 +61,18 @@ WORD = "uint32"
 """The element type of a group of several elements."""
 MOST_STEPS = 96
 """Products that one float16 sum takes up before it is added to the float32 sum."""
+SIDE = 2
+"""Rows and columns of a square of sums; see `RegisterTile.squares`."""
+
+
+@dataclass(frozen=True)
+class ShortSums:
+    """Sums in a type of fewer bits, which `widened` into the reduction's own after at most `most_steps`."""
+
+    dtype: str
+    initial: Expression
+    widened: Callable[[Expression], Expression]
+    most_steps: int
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from tcomp.relay.types import BITS, numpy_dtype
-from tcomp.tensor.math import convert, dtype_of
+from tcomp.tensor.math import bits_of_bfloat16, convert, dtype_of
 from tcomp.tvm_api import (
     Tensor,
     structural_key,
@@ -32,6 +32,7 @@ Body = Callable[[Expression], Statement]
 _SERIAL, _PARALLEL, _VECTORIZED, _UNROLLED = 0, 1, 2, 3
 _LOAD = "te.tensor_load"
 _GUARD = "prim.if_then_else"
+_REINTERPRET = "tirx.reinterpret"
 
 
 _LOOPS: ContextVar[tuple[tuple[Any, Expression], ...]] = ContextVar(
@@ -399,6 +400,8 @@ class Elements:
         def on_call(call: Any, mutator: Any) -> Expression:
             if call.op.name == _LOAD:
                 return self.element(call.args[0], [mutator.mutate(i) for i in call.args[1:]])
+            if call.op.name == _REINTERPRET and dtype_of(call.args[0]) == "bfloat16":
+                return bits_of_bfloat16(mutator.mutate(call.args[0]))
             if call.op.name != _GUARD:
                 return mutator.default_mutate(call)
             condition = self._analyzer.simplify(mutator.mutate(call.args[0]))

@@ -13,6 +13,9 @@ from collections.abc import Callable, Sequence
 from math import inf, log, nan, pi
 from typing import Any
 
+import numpy as np
+
+from tcomp.relay.types import numpy_dtype
 from tcomp.tensor import bfloat16
 from tcomp.tensor.intrinsics import call, dtype_of, register
 from tcomp.tvm_api import tirx, tvm
@@ -34,7 +37,7 @@ def convert(x: Expression, dtype: str) -> Expression:
     """x as `dtype`; bfloat16 is widened by a shift of its bits, and rounded to nearest even."""
     source = dtype_of(x)
     if source == "bfloat16" and dtype != "bfloat16":
-        bits = _bits_of(x).astype("uint32")
+        bits = bits_of_bfloat16(x).astype("uint32")
         wide = tirx.reinterpret("float32", tirx.shift_left(bits, tirx.const(16, "uint32")))
         return wide.astype(dtype)
     if dtype != "bfloat16" or source == dtype:
@@ -42,11 +45,17 @@ def convert(x: Expression, dtype: str) -> Expression:
     return tirx.reinterpret("bfloat16", bfloat16.rounded(x.astype("float32")))
 
 
-def _bits_of(x: Expression) -> Expression:
-    """The bits of bfloat16 `x`. Of one that was only just rounded they are what it was made of, since TVM
-    vectorises no reinterpretation of a reinterpretation."""
-    is_made = getattr(getattr(x, "op", None), "name", "") == "tirx.reinterpret"
-    return x.args[0] if is_made else tirx.reinterpret("uint16", x)
+def bits_of_bfloat16(x: Expression) -> Expression:
+    """The bits of `x`. Of one that was only just rounded they are what it was made of, since TVM vectorises
+    no reinterpretation of a reinterpretation; of a choice they are the choice of bits, and of a constant its
+    own, since TVM's legalisation makes both of them float32."""
+    if isinstance(x, tirx.FloatImm):
+        return tirx.const(int(np.array(x.value, numpy_dtype("bfloat16")).view(np.uint16)), "uint16")
+    name = getattr(getattr(x, "op", None), "name", "")
+    if name == "prim.if_then_else":
+        condition, *values = x.args
+        return tirx.if_then_else(condition, *map(bits_of_bfloat16, values))
+    return x.args[0] if name == "tirx.reinterpret" else tirx.reinterpret("uint16", x)
 
 
 def exp(x: Expression) -> Expression:

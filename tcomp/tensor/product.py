@@ -11,8 +11,10 @@ import numpy as np
 
 from tcomp.relay.attributes import flag
 from tcomp.relay.graph import Node
-from tcomp.relay.types import TensorType
+from tcomp.relay.types import ROUNDED, TensorType
 from tcomp.tensor.convolution import accumulator_dtype
+from tcomp.tensor.epilogue import output_axes, placeholder_index
+from tcomp.tensor.kernel import Kernel
 
 Expression = Any
 Index = Sequence[Any]
@@ -111,3 +113,27 @@ def unravel(flat: Expression, shape: Sequence[int]) -> list[Any]:
         quotient = flat if inner == 1 else flat // inner
         index.append(0 if extent == 1 else quotient if prod(shape[:axis]) == 1 else quotient % extent)
     return index
+
+
+def fits(kernel: Kernel) -> bool:
+    """Whether `kernel` is a product of non-empty matrices with elementwise work and transposes after it."""
+    anchor = kernel.anchor
+    if anchor is None or anchor.op != "matmul" or output_axes(kernel) is None:
+        return False
+    return all(prod(v.type.static_shape) > 0 for v in (*anchor.inputs, *anchor.outputs))
+
+
+def constant_right(kernel: Kernel) -> int | None:
+    """The kernel input that is the anchor's constant right operand, if it is one used by nothing else."""
+    assert kernel.anchor is not None
+    value = kernel.anchor.inputs[1]
+    index = placeholder_index(kernel, value)
+    used_once = kernel.body.use_count(value) == 1
+    return index if index in kernel.constant_inputs and used_once else None
+
+
+def factor_dtype(kernel: Kernel) -> str:
+    """The type in which tensor cores multiply the operands of the anchor of `kernel`."""
+    assert kernel.anchor is not None
+    rounded = str(kernel.anchor.attrs.get("multiply_as"))
+    return rounded if rounded in ROUNDED else kernel.anchor.inputs[0].dtype

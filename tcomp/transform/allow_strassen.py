@@ -1,7 +1,7 @@
 """Products that may be computed by Strassen's algorithm, where they gain from it and rounding is let go.
 
 It runs on fused kernels. Errors of that algorithm are as large as those of other rows and columns
-(`tcomp.tensor.strassen`), so that only `--precision fast` asks for it, where 16 bits are no faster.
+(`tcomp.tensor.strassen.nest`), so that only `--precision fast` asks for it, where 16 bits are no faster.
 """
 
 from __future__ import annotations

@@ -32,8 +32,8 @@ from tcomp.relay.attributes import integer, integers
 from tcomp.relay.builder import make_node
 from tcomp.relay.graph import Constant, Graph, Node, Value
 from tcomp.relay.op import OPS, FusionKind
-from tcomp.tensor.conv_chain import ConvChain
-from tcomp.tensor.conv_pool import ConvPool
+from tcomp.tensor.cpu.conv_chain import ConvChain
+from tcomp.tensor.cpu.conv_pool import ConvPool
 from tcomp.transform.pass_ import Pass, declare_pass
 
 _INJECTIVE = (FusionKind.ELEMENTWISE, FusionKind.MOVEMENT)

@@ -25,8 +25,8 @@ from tcomp.target.target import Target
 from tcomp.target.tile_map import LINE_BYTES
 from tcomp.tensor.convolution import Convolution
 from tcomp.tensor.groups import ways_to_sum
-from tcomp.tensor.mma_plan import CHUNK_BYTES
-from tcomp.tensor.wgmma_plan import ARCH
+from tcomp.tensor.tensor_cores.mma_plan import CHUNK_BYTES
+from tcomp.tensor.tensor_cores.wgmma_plan import ARCH
 from tcomp.transform.layout_costs import LayoutCosts, factor_of, reduces_pixels
 from tcomp.transform.min_sum import Factor, minimize
 

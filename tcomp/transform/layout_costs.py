@@ -17,10 +17,10 @@ from tcomp.relay.types import ROUNDED, TensorType, numpy_dtype, stored_as
 from tcomp.target.target import Target
 from tcomp.target.tile_map import LINE_BYTES
 from tcomp.tensor.amx import has_tiles
-from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, memory_cycles
+from tcomp.tensor.gpu.rates import LAUNCH_CYCLES, memory_cycles
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.template import template_for
-from tcomp.tensor.wgmma_plan import ARCH
+from tcomp.tensor.selection import template_for
+from tcomp.tensor.tensor_cores.wgmma_plan import ARCH
 
 BYTES_PER_CYCLE = 16.0
 """Read and written by kernels that only move or map elements, from the second-level or last-level cache."""

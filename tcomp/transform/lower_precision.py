@@ -30,8 +30,8 @@ from tcomp.relay.graph import Constant, Graph, Node, Value
 from tcomp.relay.layouts import channel_block
 from tcomp.relay.op import OPS, FusionKind
 from tcomp.relay.types import TensorType, numpy_dtype
+from tcomp.tensor.cpu.patches import DTYPE, has_patches
 from tcomp.tensor.kernel import anchors_of
-from tcomp.tensor.patches import DTYPE, has_patches
 from tcomp.transform.pass_ import Pass, declare_pass
 
 MOVING_ANCHORS = ("max_pool1d", "max_pool2d", "max_pool3d")
@@ -51,7 +51,7 @@ class LowerPrecision(Pass):
     `keep` names kernels that stay in float32 with everything they read and write, joined by `|`. Convolutions
     whose channels are not blocked gain nothing on CPUs, and are lowered when `plain` says so; attention, but
     for its mask, is when `attention` says so. With `patches`, convolutions that have them
-    (`tcomp.tensor.patches`) round what they read to `dtype`, which is bfloat16.
+    (`tcomp.tensor.cpu.patches`) round what they read to `dtype`, which is bfloat16.
     """
 
     name: ClassVar[str] = "lower-precision"

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from tcomp.errors import UnsupportedError, check_choice
 from tcomp.relay.graph import Graph
 from tcomp.target.target import Target
-from tcomp.tensor.patches import multiplies_patches
+from tcomp.tensor.cpu.patches import multiplies_patches
 from tcomp.transform.allow_strassen import AllowStrassen
 from tcomp.transform.lower_precision import LowerPrecision, is_lowered, product_kernels
 from tcomp.transform.pass_ import Pass

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from tcomp.target.target import Gpu, Target
-from tcomp.tensor.register_tile import FMA_LATENCY
+from tcomp.tensor.cpu.register_tile import FMA_LATENCY
 from tcomp.tuner.features import names_of
 
 BYTES_PER_CYCLE = {"l1_bytes_per_flop": 48.0, "l2_bytes_per_flop": 12.0, "l3_bytes_per_flop": 4.0}

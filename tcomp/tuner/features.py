@@ -17,7 +17,8 @@ from tcomp.relay.types import numpy_dtype
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
-from tcomp.tensor.template import Scheduled, schedule
+from tcomp.tensor.selection import schedule
+from tcomp.tensor.template import Scheduled
 from tcomp.tuner.gpu_features import GPU_NAMES, gpu_features
 from tcomp.tuner.task import Task
 from tcomp.tvm_api import s_tir, structural_walk, tirx, tvm, walk_result

@@ -15,8 +15,8 @@ from typing import Any
 
 from tcomp.relay.types import numpy_dtype
 from tcomp.target.target import Gpu
-from tcomp.tensor.gpu_rates import resident_blocks
-from tcomp.tensor.threads import DYNAMIC_SHARED, grid_and_block, launches_of
+from tcomp.tensor.gpu.rates import resident_blocks
+from tcomp.tensor.gpu.threads import DYNAMIC_SHARED, grid_and_block, launches_of
 from tcomp.tuner.task import Identity
 from tcomp.tvm_api import PrimFunc, structural_walk, tirx
 

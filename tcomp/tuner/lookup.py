@@ -13,7 +13,7 @@ from tcomp.errors import RecordError, ScheduleError
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Space
-from tcomp.tensor.template import template_for
+from tcomp.tensor.selection import template_for
 from tcomp.tuner.provenance import simulated_device
 from tcomp.tuner.records import Problem, Record, config_key, read_log
 

@@ -19,7 +19,7 @@ from tcomp.codegen.toolchain import static_target
 from tcomp.errors import DeviceError
 from tcomp.target.target import Target
 from tcomp.tensor.knobs import Config
-from tcomp.tensor.template import schedule
+from tcomp.tensor.selection import schedule
 from tcomp.tuner.device import IDENTITY, STATE, Identity, State, conditions
 from tcomp.tuner.records import Check, times_of
 from tcomp.tuner.runner import Failed, Measure, Measured, Prepared, Raced, Rounds, Station, ended_by, wrong

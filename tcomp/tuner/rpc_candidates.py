@@ -19,7 +19,8 @@ from tcomp.target.target import Target
 from tcomp.tensor.amx import uses_tiles
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
-from tcomp.tensor.template import Scheduled, schedule
+from tcomp.tensor.selection import schedule
+from tcomp.tensor.template import Scheduled
 from tcomp.tuner.records import Check
 from tcomp.tuner.runner import Prepared
 from tcomp.tuner.timing import TimedCandidate

@@ -25,7 +25,14 @@ from tcomp.relay.parser import parse_graph
 from tcomp.relay.printer import print_graph
 from tcomp.target.target import TARGETS, Target
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.knobs import Alternatives, Choice, Config, KnobValue, Ordered, Space
+from tcomp.tensor.knobs import (
+    Alternatives,
+    Choice,
+    Config,
+    KnobValue,
+    Ordered,
+    Space,
+)
 from tcomp.tuner.features import names_of
 from tcomp.tuner.measure import Job, Outcome, Source
 from tcomp.tuner.records import Check, Times, config_key

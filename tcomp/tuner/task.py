@@ -11,7 +11,8 @@ from tcomp.relay.graph import Graph
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import ALGORITHM, Config, Space
-from tcomp.tensor.template import Cycles, choices_for
+from tcomp.tensor.selection import choices_for
+from tcomp.tensor.template import Cycles
 
 Identity = tuple[str, str]
 """A kernel's key, and the `isa` of a target."""

@@ -25,7 +25,7 @@ from tcomp.runtime.fill import fill
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
-from tcomp.tensor.template import template_for
+from tcomp.tensor.selection import template_for
 from tcomp.tuner.lookup import Records
 from tcomp.tuner.progress import ModelDone, Progress
 from tcomp.tuner.provenance import device_name, now

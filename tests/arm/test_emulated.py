@@ -25,7 +25,7 @@ from tcomp.target.parse import parse_target
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import anchors_of
 from tcomp.tensor.knobs import ALGORITHM
-from tcomp.tensor.template import choices_for
+from tcomp.tensor.selection import choices_for
 from tcomp.tuner.task import kernels
 
 PROGRAM = Path(__file__).with_name("run_library.c")

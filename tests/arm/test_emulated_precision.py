@@ -27,7 +27,7 @@ from tcomp.target.parse import parse_target
 from tcomp.target.target import TARGETS
 from tcomp.tensor.groups import ways_to_sum
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.template import choices_for, template_for
+from tcomp.tensor.selection import choices_for, template_for
 from tcomp.transform.lower_precision import is_lowered, product_kernels
 
 

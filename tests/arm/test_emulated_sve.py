@@ -27,7 +27,7 @@ from tcomp.relay.op import OPS, Op, Sample
 from tcomp.relay.types import Array, numpy_dtype
 from tcomp.target.parse import parse_target
 from tcomp.target.target import Target
-from tcomp.tensor.template import schedule
+from tcomp.tensor.selection import schedule
 
 SVE, NEON = parse_target("neoverse-v1"), parse_target("neoverse-v1-neon")
 SAMPLES = [(op, sample) for op in OPS.values() if makes_kernels(op) for sample in op.samples]

@@ -28,7 +28,7 @@ from tcomp.relay.types import Array
 from tcomp.target.parse import parse_target
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.template import template_for
+from tcomp.tensor.selection import template_for
 
 A76 = parse_target("cortex-a76")
 

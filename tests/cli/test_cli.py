@@ -73,6 +73,20 @@ def test_every_command_is_there() -> None:
     assert all(commands().values())
 
 
+def test_facts_of_named_targets(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["targets", "nvidia/a100", "raspberry-pi-5"]) == 0
+    gpu, cpu = capsys.readouterr().out.split("\n\n")
+    facts = {line[:15].strip(): line[16:] for line in gpu.splitlines()}
+    assert facts["multiprocessors"] == "108"
+    assert facts["shared memory"] == "164 KiB a multiprocessor, 163 KiB a block"
+    assert facts["memory"] == "1555 GB/s"
+    assert facts["plain float32"] == "19.5 TFLOP/s"
+    assert "tf32 156 TFLOP/s" in facts["tensor cores"]
+    assert "L1 64 KiB, L2 512 KiB" in cpu
+    assert main(["targets", "nvidia/a1000"]) == 2
+    assert "did you mean `nvidia/a100`" in capsys.readouterr().err
+
+
 def test_ctrl_c_while_a_command_is_imported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

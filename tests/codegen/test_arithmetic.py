@@ -18,7 +18,7 @@ from tcomp.relay.builder import GraphBuilder
 from tcomp.runtime.elf import RELOCATABLE, SharedLibrary
 from tcomp.target.parse import parse_target
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.template import schedule
+from tcomp.tensor.selection import schedule
 
 NOP = 0xD503201F
 LOOP = """

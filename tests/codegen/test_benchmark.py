@@ -17,7 +17,7 @@ from tcomp.codegen.benchmark import KERNEL, Linker, Options, arguments_of, outpu
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.types import Array
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.template import schedule
+from tcomp.tensor.selection import schedule
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from tcomp.relay.builder import GraphBuilder
 from tcomp.target.parse import parse_target
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.template import schedule
+from tcomp.tensor.selection import schedule
 
 TARGET = parse_target("cortex-a76")
 ASSEMBLY = """

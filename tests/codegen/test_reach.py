@@ -15,11 +15,11 @@ from tcomp.errors import UnsupportedError
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.graph import Graph
 from tcomp.target.parse import parse_target
+from tcomp.tensor.gpu.threads import launch
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.loops import function
 from tcomp.tensor.reach import REACH
-from tcomp.tensor.template import choices_for, schedule
-from tcomp.tensor.threads import launch
+from tcomp.tensor.selection import choices_for, schedule
 from tcomp.tvm_api import tirx
 
 TARGETS = ("llvm", "cortex-a76", "cuda:sm_75", "cuda:sm_80", "cuda:sm_90a")

@@ -15,7 +15,7 @@ from tcomp.relay.graph import Graph
 from tcomp.relay.types import numpy_dtype
 from tcomp.target.parse import parse_target
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.template import template_for
+from tcomp.tensor.selection import template_for
 from tcomp.tuner.rpc_candidates import CpuCandidate
 from tcomp.tuner.runner import Prepared
 from tcomp.tuner.trial_data import trial_data

@@ -7,12 +7,21 @@ a plugin.
 from __future__ import annotations
 
 from tcomp.target.target import Target
+from tcomp.tensor.gpu.threads import spread
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
-from tcomp.tensor.loops import Expression, Statement, buffers_of, constant, function, local, loop, sequence
+from tcomp.tensor.loops import (
+    Expression,
+    Statement,
+    buffers_of,
+    constant,
+    function,
+    local,
+    loop,
+    sequence,
+)
 from tcomp.tensor.lower import placeholders
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
-from tcomp.tensor.threads import spread
 from tcomp.tvm_api import tirx
 
 TAME, FRAGILE = 1019, 1013

@@ -12,8 +12,8 @@ from tcomp.relay.types import Array, numpy_dtype
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
-from tcomp.tensor.stored_output import Output
 from tcomp.tensor.template import TEMPLATES
+from tcomp.tensor.tensor_cores.stored_output import Output
 
 SMALL = {
     "block_rows": 32, "block_columns": 32, "warp_rows": 32, "warp_columns": 16, "depth_chunks": 4,

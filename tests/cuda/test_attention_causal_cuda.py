@@ -12,11 +12,11 @@ from test_attention_wgmma import HOPPER, TURNS
 from test_attention_wgmma import SMALL as GROUP
 
 from tcomp.target.target import TARGETS, Target
-from tcomp.tensor.attention_shape import Blocks
+from tcomp.tensor.attention.mma_operands import MmaAttentionOperands
+from tcomp.tensor.attention.online_softmax import Exponential
+from tcomp.tensor.attention.shape import Blocks
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.loops import constant
-from tcomp.tensor.mma_attention_operands import MmaAttentionOperands
-from tcomp.tensor.online_softmax import Exponential
 from tcomp.tensor.template import TEMPLATES
 
 PLAIN_CASES: dict[str, tuple[Kernel, dict[str, int]]] = {

@@ -11,7 +11,7 @@ from tcomp.relay.evaluate import evaluate
 from tcomp.relay.types import Array, numpy_dtype
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.template import template_for
+from tcomp.tensor.selection import template_for
 
 SMALL = {"tile_m": 32, "tile_n": 32, "thread_m": 4}
 

@@ -15,9 +15,10 @@ from tcomp.relay.evaluate import evaluate
 from tcomp.relay.graph import Value
 from tcomp.runtime import load
 from tcomp.target.target import TARGETS, Target
+from tcomp.tensor.attention.mma_operands import MmaAttentionOperands
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.mma_attention_operands import MmaAttentionOperands
-from tcomp.tensor.template import TEMPLATES, template_for
+from tcomp.tensor.selection import template_for
+from tcomp.tensor.template import TEMPLATES
 
 SMALL = {"tile_m": 32, "tile_n": 32, "warps": 2, "stages": 2}
 TEMPLATE = "attention_mma_cuda"

@@ -13,7 +13,7 @@ from tcomp.codegen.cuda.cubin import Cubin, compile_cubin
 from tcomp.codegen.cuda.device_code import DeviceCode, device_code
 from tcomp.relay.builder import GraphBuilder
 from tcomp.target.target import TARGETS
-from tcomp.tensor.gpu_rates import clock
+from tcomp.tensor.gpu.rates import clock
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.template import TEMPLATES
 

@@ -13,14 +13,14 @@ from test_attention_wgmma import SMALL as GROUP
 
 from tcomp.errors import ScheduleError
 from tcomp.target.target import TARGETS, Target
-from tcomp.tensor.attention_parts import KeyParts
-from tcomp.tensor.gpu_rates import memory_cycles
+from tcomp.tensor.attention.mma_operands import Heads, attention_shape
+from tcomp.tensor.attention.mma_plan import MmaAttentionPlan
+from tcomp.tensor.attention.parts import KeyParts
+from tcomp.tensor.attention.wgmma_operands import TiledAttentionOperands
+from tcomp.tensor.attention.wgmma_plan import WgmmaAttentionPlan
+from tcomp.tensor.gpu.rates import memory_cycles
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.mma_attention_operands import Heads, attention_shape
-from tcomp.tensor.mma_attention_plan import MmaAttentionPlan
 from tcomp.tensor.template import TEMPLATES
-from tcomp.tensor.wgmma_attention_operands import TiledAttentionOperands
-from tcomp.tensor.wgmma_attention_plan import WgmmaAttentionPlan
 
 Case = tuple[Kernel, dict[str, int]]
 PLAIN_CASES: dict[str, Case] = {

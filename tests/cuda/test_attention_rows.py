@@ -10,9 +10,10 @@ from tcomp.codegen.cuda.cubin import compile_cubin
 from tcomp.codegen.cuda.device_code import device_code
 from tcomp.relay.builder import GraphBuilder
 from tcomp.target.target import TARGETS, Target
-from tcomp.tensor.gpu_rates import memory_cycles
+from tcomp.tensor.gpu.rates import memory_cycles
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.template import TEMPLATES, template_for
+from tcomp.tensor.selection import template_for
+from tcomp.tensor.template import TEMPLATES
 
 TEMPLATE = "attention_rows_cuda"
 

@@ -12,10 +12,11 @@ from test_attention_mma import merged, narrow
 
 from tcomp.relay.builder import GraphBuilder
 from tcomp.target.target import TARGETS
+from tcomp.tensor.attention.wgmma_operands import TiledAttentionOperands
+from tcomp.tensor.attention.wgmma_plan import WgmmaAttentionPlan
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.template import TEMPLATES, template_for
-from tcomp.tensor.wgmma_attention_operands import TiledAttentionOperands
-from tcomp.tensor.wgmma_attention_plan import WgmmaAttentionPlan
+from tcomp.tensor.selection import template_for
+from tcomp.tensor.template import TEMPLATES
 
 SMALL = {"consumers": 1, "tile_n": 64, "stages": 2, "turns": 0}
 TURNS = {"consumers": 2, "turns": 1}

@@ -11,11 +11,12 @@ from test_attention_mma_code import BERT, KERNELS, LONG, heads
 from tcomp.codegen.cuda.cubin import Cubin, compile_cubin
 from tcomp.codegen.cuda.device_code import DeviceCode, device_code
 from tcomp.target.target import TARGETS
-from tcomp.tensor.gpu_rates import clock
+from tcomp.tensor.attention.wgmma_operands import TiledAttentionOperands
+from tcomp.tensor.attention.wgmma_plan import WgmmaAttentionPlan
+from tcomp.tensor.gpu.rates import clock
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.template import TEMPLATES, template_for
-from tcomp.tensor.wgmma_attention_operands import TiledAttentionOperands
-from tcomp.tensor.wgmma_attention_plan import WgmmaAttentionPlan
+from tcomp.tensor.selection import template_for
+from tcomp.tensor.template import TEMPLATES
 
 HOPPER = TARGETS["cuda:sm_90a"]
 TEMPLATE = TEMPLATES["attention_wgmma_cuda"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from mma_kernels import matmul
+from mma_kernels import assert_computes, conv, matmul
 
 from tcomp.codegen.cuda.device_code import device_code
 from tcomp.codegen.cuda.jit import build_cuda
@@ -14,7 +14,7 @@ from tcomp.relay.types import numpy_dtype
 from tcomp.target.parse import parse_target
 from tcomp.target.target import TARGETS, Target
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.template import schedule
+from tcomp.tensor.selection import schedule
 
 NUMBERS = (0.0, -0.0, 1.0, 1.00390625, 1.01171875, 3.3895314e38, 3.4e38, np.inf, -np.inf, np.nan, 1e-40, -2.7)
 """Ties to even both ways, what rounds to infinity, denormal numbers."""
@@ -30,6 +30,13 @@ def test_numbers_are_rounded_to_even(gpu: Target) -> None:
     (found,) = build_kernel(kernel, gpu)([x])
     rounded = x.astype(numpy_dtype("bfloat16"))
     np.testing.assert_array_equal(found.astype(np.float32), rounded.astype(np.float32))
+
+
+def test_padding_is_chosen_in_bits(gpu: Target) -> None:
+    """As in kernels that read elements or the padding around them, a thread each."""
+    blocks = {"data_layout": "NCHW8c", "out_layout": "NCHW8c"}
+    kernel = conv((1, 1, 5, 5, 8), (8, 8, 3, 3), dtype="bfloat16", padding=(1, 1, 1, 1), **blocks)
+    assert_computes(kernel, gpu, "direct_cuda", {"threads": 64})
 
 
 def test_code_does_not_grow_with_what_is_rounded() -> None:

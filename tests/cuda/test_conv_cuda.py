@@ -18,7 +18,7 @@ from tcomp.relay.types import numpy_dtype
 from tcomp.target.target import TARGETS, Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
-from tcomp.tensor.template import template_for
+from tcomp.tensor.selection import template_for
 
 TILE: Config = {
     "tile_m": 32, "tile_n": 64, "tile_k": 8, "thread_m": 4, "thread_n": 4,

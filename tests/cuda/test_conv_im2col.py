@@ -19,7 +19,8 @@ from tcomp.relay.evaluate import evaluate
 from tcomp.target.target import TARGETS
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import KnobValue
-from tcomp.tensor.template import TEMPLATES, template_for
+from tcomp.tensor.selection import template_for
+from tcomp.tensor.template import TEMPLATES
 
 TEMPLATE = "conv_wgmma_cuda"
 TILES: dict[str, KnobValue] = {**SMALL, "gathers": 0}

@@ -10,7 +10,8 @@ from tcomp.codegen.cuda.device_code import device_code
 from tcomp.relay.builder import GraphBuilder
 from tcomp.target.target import TARGETS, Target
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.template import TEMPLATES, schedule, template_for
+from tcomp.tensor.selection import schedule, template_for
+from tcomp.tensor.template import TEMPLATES
 
 TEMPLATE = "conv_mma_cuda"
 P = (1, 1, 1, 1)

@@ -17,8 +17,9 @@ from tcomp.codegen.cuda.device_code import device_code
 from tcomp.codegen.cuda.jit import CudaKernelRunner
 from tcomp.errors import ScheduleError
 from tcomp.target.target import TARGETS
-from tcomp.tensor.template import TEMPLATES, schedule, template_for
-from tcomp.tensor.wgmma_plan import WgmmaPlan
+from tcomp.tensor.selection import schedule, template_for
+from tcomp.tensor.template import TEMPLATES
+from tcomp.tensor.tensor_cores.wgmma_plan import WgmmaPlan
 from tcomp.tuner.trial_data import trial_data
 
 TEMPLATE = "conv_wgmma_cuda"

@@ -21,14 +21,14 @@ from tcomp.relay.types import Array
 from tcomp.runtime import load
 from tcomp.target.target import TARGETS, Target
 from tcomp.tensor.common_packing import common_packing
-from tcomp.tensor.gpu_load import load_of
+from tcomp.tensor.gpu.load import load_of
+from tcomp.tensor.gpu.threads import launches_of
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Alternatives, Config, KnobValue
 from tcomp.tensor.schedules.conv_winograd_cuda import WORTH
-from tcomp.tensor.template import schedule, template_for
-from tcomp.tensor.threads import launches_of
-from tcomp.tensor.winograd import ERRORS, Scheme
-from tcomp.tensor.winograd_choice import pixel_tiles
+from tcomp.tensor.selection import schedule, template_for
+from tcomp.tensor.winograd.choice import pixel_tiles
+from tcomp.tensor.winograd.filtering import ERRORS, Scheme
 
 NAME = "conv_winograd_cuda"
 PIXELS = pixel_tiles()

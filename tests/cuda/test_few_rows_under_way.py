@@ -11,11 +11,11 @@ from tcomp.codegen.cuda.cubin import compile_cubin
 from tcomp.codegen.cuda.device_code import device_code
 from tcomp.relay.types import numpy_dtype
 from tcomp.target.target import TARGETS, Gpu
-from tcomp.tensor.few_rows import RowsPlan
+from tcomp.tensor.gpu.few_rows import RowsPlan
+from tcomp.tensor.gpu.threads import grid_and_block, launches_of
+from tcomp.tensor.gpu.warps import WARP
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.template import TEMPLATES
-from tcomp.tensor.threads import grid_and_block, launches_of
-from tcomp.tensor.warps import WARP
 
 TEMPLATE = TEMPLATES["matmul_rows_cuda"]
 LATENCY = 700e-9

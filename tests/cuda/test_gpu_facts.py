@@ -23,8 +23,9 @@ from tcomp.errors import KernelError
 from tcomp.target.cuda import ARCHITECTURES
 from tcomp.target.parse import parse_target
 from tcomp.target.target import Gpu, Target
-from tcomp.tensor import gpu_rates, wgmma_plan
-from tcomp.tensor.stored_output import Output
+from tcomp.tensor.gpu import rates as gpu_rates
+from tcomp.tensor.tensor_cores import wgmma_plan
+from tcomp.tensor.tensor_cores.stored_output import Output
 
 SLOW_TO_INTERPRET = "wgmma m64n128", "wgmma m64n192", "wgmma m64n256"
 

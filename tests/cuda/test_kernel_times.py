@@ -11,7 +11,7 @@ from cuda_kernels import kernel
 from tcomp.codegen.cuda.jit import build_cuda, flush_seconds
 from tcomp.target.cuda_driver import Driver
 from tcomp.target.target import Target
-from tcomp.tensor.template import schedule
+from tcomp.tensor.selection import schedule
 
 
 def test_nothing_but_launches_between_the_events(gpu: Target, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from tcomp.codegen.jit import build_scheduled
 from tcomp.relay.evaluate import evaluate
 from tcomp.target.target import TARGETS
 from tcomp.tensor.template import TEMPLATES
-from tcomp.tensor.wgmma_plan import WgmmaPlan
+from tcomp.tensor.tensor_cores.wgmma_plan import WgmmaPlan
 
 TEMPLATE = "matmul_wgmma_cuda"
 SMALL = {

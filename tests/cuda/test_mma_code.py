@@ -14,8 +14,9 @@ from tcomp.codegen.cuda.device_code import DeviceCode, device_code
 from tcomp.errors import ScheduleError
 from tcomp.target.target import TARGETS
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.mma_plan import MmaPlan, default_plan
-from tcomp.tensor.template import TEMPLATES, schedule, template_for
+from tcomp.tensor.selection import schedule, template_for
+from tcomp.tensor.template import TEMPLATES
+from tcomp.tensor.tensor_cores.mma_plan import MmaPlan, default_plan
 
 ARCHITECTURES = ("sm_80", "sm_90a")
 LARGE = {

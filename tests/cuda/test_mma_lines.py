@@ -14,8 +14,8 @@ from tcomp.codegen.cuda.device_code import DeviceCode, device_code
 from tcomp.errors import ScheduleError
 from tcomp.target.target import TARGETS
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.mma_plan import default_plan
 from tcomp.tensor.template import TEMPLATES
+from tcomp.tensor.tensor_cores.mma_plan import default_plan
 
 TEMPLATE = "matmul_mma_cuda"
 AMPERE = TARGETS["cuda:sm_80"]

@@ -12,7 +12,7 @@ from tcomp.relay.evaluate import evaluate
 from tcomp.target.parse import parse_target
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.template import schedule
+from tcomp.tensor.selection import schedule
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

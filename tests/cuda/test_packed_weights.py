@@ -14,7 +14,8 @@ from tcomp.relay.evaluate import evaluate
 from tcomp.relay.types import FLOAT8, numpy_dtype
 from tcomp.target.target import TARGETS, Target
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.template import TEMPLATES, schedule, template_for
+from tcomp.tensor.selection import schedule, template_for
+from tcomp.tensor.template import TEMPLATES
 
 TEMPLATE = "matmul_packed_cuda"
 
@@ -109,6 +110,21 @@ def test_tensor_cores(kernel: Kernel, knobs: dict[str, int], gpu: Target) -> Non
     (found,) = build_scheduled(kernel, scheduled, gpu)(arrays)
     (expected,) = evaluate(kernel.body, arrays)
     np.testing.assert_allclose(found, expected, rtol=4e-3, atol=2e-3 * np.abs(expected).max())
+
+
+def test_plain_instructions(gpu: Target) -> None:
+    """They load two weights of a column at once, and a pair of scales."""
+    kernel, template = product(2, 4, 224, 4, 32, dtype="float16"), TEMPLATES["matmul_cuda"]
+    config = {
+        "tile_m": 32, "tile_n": 32, "tile_k": 16, "thread_m": 2, "thread_n": 2, "stages": 1, "split": 4,
+        "vector": 4,
+    }  # fmt: skip
+    space = template.space(kernel, gpu)
+    space.check(config)
+    arrays = numbers(kernel)
+    (found,) = build_scheduled(kernel, template.apply(kernel, gpu, space.complete(config)), gpu)(arrays)
+    (expected,) = evaluate(kernel.body, arrays)
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("of", FLOAT8)

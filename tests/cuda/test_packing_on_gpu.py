@@ -24,8 +24,8 @@ from tcomp.target.parse import parse_target
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
-from tcomp.tensor.template import schedule
-from tcomp.tensor.winograd import ERRORS
+from tcomp.tensor.selection import schedule
+from tcomp.tensor.winograd.filtering import ERRORS
 
 CHANNELS = 24
 ORIGINAL, TRANSFORMED = 9 * CHANNELS**2 * 4, 36 * CHANNELS**2 * 4

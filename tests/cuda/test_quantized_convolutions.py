@@ -17,7 +17,7 @@ from tcomp.relay.graph import Graph
 from tcomp.runtime import load
 from tcomp.target.target import TARGETS, Target
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.template import template_for
+from tcomp.tensor.selection import template_for
 
 SHAPE = (2, 3, 11, 9)
 STEP = {"int8": 1 / 24, "uint8": 1 / 24, "float8_e4m3fn": 1 / 8, "float8_e5m2": 1 / 8}

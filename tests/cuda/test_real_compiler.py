@@ -10,7 +10,7 @@ from tcomp.codegen.cuda.nvcc import find_nvcc
 from tcomp.relay.builder import GraphBuilder
 from tcomp.target.parse import parse_target
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.template import schedule
+from tcomp.tensor.selection import schedule
 
 
 @pytest.mark.slow

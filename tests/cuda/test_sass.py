@@ -21,7 +21,7 @@ from tcomp.codegen.cuda.sass import Instruction, Issue, bank_conflicts, read_sas
 from tcomp.codegen.cuda.sass_cycles import LoopCost, Units, latency
 from tcomp.errors import BuildError
 from tcomp.target.target import TARGETS, Gpu
-from tcomp.tensor.template import schedule
+from tcomp.tensor.selection import schedule
 from tcomp.tuner.records import Check, LogWriter, Record, Times
 from tcomp.tuner.task import Task
 

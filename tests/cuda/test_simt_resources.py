@@ -15,16 +15,16 @@ from tcomp.codegen.cuda.sass import read_sass
 from tcomp.codegen.cuda.sass_cycles import LoopCost
 from tcomp.target.target import TARGETS
 from tcomp.tensor.anchored import Anchored
-from tcomp.tensor.block_tile import PAD, BlockTile
+from tcomp.tensor.gpu.block_tile import PAD, BlockTile
+from tcomp.tensor.gpu.matrices import ProductMatrices
+from tcomp.tensor.gpu.operand import Operand
+from tcomp.tensor.gpu.shared_tiles import Factors, SharedTile, TileLoader
+from tcomp.tensor.gpu.threads import shared
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
 from tcomp.tensor.loops import constant
-from tcomp.tensor.matrices import ProductMatrices
-from tcomp.tensor.operand import Operand
 from tcomp.tensor.product import Product
-from tcomp.tensor.shared_tiles import Factors, SharedTile, TileLoader
-from tcomp.tensor.template import schedule, template_for
-from tcomp.tensor.threads import shared
+from tcomp.tensor.selection import schedule, template_for
 from tcomp.tvm_api import tvm
 
 ARCHITECTURES = ("sm_80", "sm_90a")

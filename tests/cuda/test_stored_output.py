@@ -6,12 +6,12 @@ import pytest
 from mma_kernels import conv, in_blocks, matmul
 
 from tcomp.target.target import TARGETS
-from tcomp.tensor.conv_windows import Windows
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.output_tiles import row_output
-from tcomp.tensor.pixel_stores import pixel_output
-from tcomp.tensor.stored_output import Output
 from tcomp.tensor.template import TEMPLATES
+from tcomp.tensor.tensor_cores.conv_windows import Windows
+from tcomp.tensor.tensor_cores.output_tiles import row_output
+from tcomp.tensor.tensor_cores.pixel_stores import pixel_output
+from tcomp.tensor.tensor_cores.stored_output import Output
 
 ROWS, COLUMNS = 64, 64
 

@@ -23,23 +23,24 @@ from tcomp.relay.evaluate import evaluate
 from tcomp.runtime import load
 from tcomp.target.target import TARGETS, Gpu, Target
 from tcomp.tensor.anchored import Anchored
-from tcomp.tensor.gpu_rates import resident_blocks
-from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.knobs import Config
-from tcomp.tensor.matrices import ProductMatrices
-from tcomp.tensor.mma_plan import MmaPlan, default_plan, default_plans
-from tcomp.tensor.product import Product
-from tcomp.tensor.shares import Streams
-from tcomp.tensor.simt_product import SimtProduct
-from tcomp.tensor.simt_space import (
+from tcomp.tensor.gpu.matrices import ProductMatrices
+from tcomp.tensor.gpu.rates import resident_blocks
+from tcomp.tensor.gpu.shares import Streams
+from tcomp.tensor.gpu.simt_product import SimtProduct
+from tcomp.tensor.gpu.simt_space import (
     Problem,
     cycles,
     default_tiles,
     problem_of,
     shares_of,
 )
-from tcomp.tensor.template import TEMPLATES, Scheduled, template_for
-from tcomp.tensor.wgmma_plan import default_wgmma_plan
+from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.knobs import Config
+from tcomp.tensor.product import Product
+from tcomp.tensor.selection import template_for
+from tcomp.tensor.template import TEMPLATES, Scheduled
+from tcomp.tensor.tensor_cores.mma_plan import MmaPlan, default_plan, default_plans
+from tcomp.tensor.tensor_cores.wgmma_plan import default_wgmma_plan
 from tcomp.tuner.features import features_of, names_of
 from tcomp.tuner.task import Task
 

@@ -14,8 +14,9 @@ from tcomp.codegen.cuda.device_code import DeviceCode, device_code
 from tcomp.errors import ScheduleError
 from tcomp.target.target import TARGETS
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.template import TEMPLATES, schedule, template_for
-from tcomp.tensor.wgmma_plan import WgmmaPlan, default_wgmma_plan
+from tcomp.tensor.selection import schedule, template_for
+from tcomp.tensor.template import TEMPLATES
+from tcomp.tensor.tensor_cores.wgmma_plan import WgmmaPlan, default_wgmma_plan
 
 HOPPER = TARGETS["cuda:sm_90a"]
 TEMPLATE = "matmul_wgmma_cuda"

@@ -19,7 +19,7 @@ from tcomp.relay.types import Array
 from tcomp.runtime import load
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.template import template_for
+from tcomp.tensor.selection import template_for
 from tcomp.transform.precision import Precision
 
 SHAPE = (256, 512)

@@ -19,9 +19,9 @@ from tcomp.errors import ScheduleError
 from tcomp.relay.types import Array
 from tcomp.target.target import Target
 from tcomp.target.tile_map import TileMap
-from tcomp.tensor.output_tiles import row_output
-from tcomp.tensor.shares import Streams
-from tcomp.tensor.wgmma_plan import WgmmaPlan, default_wgmma_plan, default_wgmma_plans
+from tcomp.tensor.gpu.shares import Streams
+from tcomp.tensor.tensor_cores.output_tiles import row_output
+from tcomp.tensor.tensor_cores.wgmma_plan import WgmmaPlan, default_wgmma_plan, default_wgmma_plans
 
 # ---- instructions ----
 

@@ -7,9 +7,9 @@ from zoo import MODELS, model_path
 
 from tcomp import api
 from tcomp.target.parse import parse_target
+from tcomp.tensor.gpu.threads import launches_of
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.template import schedule
-from tcomp.tensor.threads import launches_of
+from tcomp.tensor.selection import schedule
 
 LAUNCHES = {
     "resnet50": (77, 68),

@@ -14,8 +14,8 @@ from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.graph import Constant
 from tcomp.relay.types import Array, TensorType
 from tcomp.target.cuda import ARCHITECTURES
+from tcomp.tensor.gpu.threads import launch
 from tcomp.tensor.template import Packing, Scheduled
-from tcomp.tensor.threads import launch
 from tcomp.tvm_api import tirx
 
 ROWS, COLUMNS = 64, 96

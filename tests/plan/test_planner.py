@@ -22,8 +22,8 @@ from tcomp.relay.graph import Graph, Value
 from tcomp.relay.types import Array, TensorType, numpy_dtype
 from tcomp.target.cuda import ARCHITECTURES
 from tcomp.tensor.epilogue import epilogue_operands
+from tcomp.tensor.gpu.threads import launch
 from tcomp.tensor.template import Packing, Scheduled
-from tcomp.tensor.threads import launch
 from tcomp.tvm_api import tirx
 
 

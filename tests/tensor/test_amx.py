@@ -19,10 +19,10 @@ from tcomp.relay.evaluate import evaluate
 from tcomp.relay.types import Array, numpy_dtype
 from tcomp.target.target import TARGETS, Target
 from tcomp.tensor.amx import TILES, TileBlock, blocks
+from tcomp.tensor.cpu.tile_nest import in_pieces
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
-from tcomp.tensor.template import choices_for
-from tcomp.tensor.tile_nest import in_pieces
+from tcomp.tensor.selection import choices_for
 from tcomp.tvm_api import structural_map, tirx, tvm
 
 

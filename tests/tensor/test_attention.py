@@ -15,7 +15,7 @@ from tcomp.relay.types import numpy_dtype
 from tcomp.target.target import TARGETS
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
-from tcomp.tensor.template import template_for
+from tcomp.tensor.selection import template_for
 
 
 def attention(

@@ -17,10 +17,10 @@ from tcomp.codegen.jit import build_kernel
 from tcomp.relay.evaluate import evaluate
 from tcomp.relay.types import Array, numpy_dtype
 from tcomp.target.target import Target
-from tcomp.tensor.attention_shape import Limit, Shape, Walk
+from tcomp.tensor.attention.shape import Limit, Shape, Walk
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
-from tcomp.tensor.template import template_for
+from tcomp.tensor.selection import template_for
 
 EXTENTS = [
     # queries, keys, size, width, keys that the first query sees

@@ -18,7 +18,7 @@ from tcomp.relay.types import Array
 from tcomp.target.target import PRODUCT_FEATURES, TARGETS, Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
-from tcomp.tensor.template import choices_for
+from tcomp.tensor.selection import choices_for
 
 NAME = "attention_pairs_cpu"
 

@@ -15,7 +15,7 @@ from tcomp.target.target import Target
 from tcomp.tensor.common_packing import common_packing
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
-from tcomp.tensor.template import schedule, template_for
+from tcomp.tensor.selection import schedule, template_for
 
 TARGETS = [parse_target(name) for name in ("cortex-a55", "cortex-a76", "x86-64-v3", "x86-64-v4")]
 BLOCK = 16

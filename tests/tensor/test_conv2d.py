@@ -14,7 +14,8 @@ from tcomp.relay.graph import Value
 from tcomp.relay.types import Array, TensorType
 from tcomp.target.target import TARGETS, Target
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.template import TEMPLATES, template_for
+from tcomp.tensor.selection import template_for
+from tcomp.tensor.template import TEMPLATES
 
 
 def conv2d(

@@ -15,10 +15,10 @@ from tcomp.relay.evaluate import evaluate
 from tcomp.relay.graph import Attr, Value
 from tcomp.relay.types import Array
 from tcomp.target.target import TARGETS, Target
-from tcomp.tensor.conv_chain import ConvChain
+from tcomp.tensor.cpu.conv_chain import ConvChain
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
-from tcomp.tensor.template import template_for
+from tcomp.tensor.selection import template_for
 from tcomp.tuner.estimate import estimate
 from tcomp.tuner.features import features_of
 from tcomp.tuner.task import Task

@@ -16,9 +16,9 @@ from tcomp.relay.evaluate import evaluate
 from tcomp.relay.types import Array
 from tcomp.target.target import TARGETS, Target
 from tcomp.tensor.convolution import Convolution
+from tcomp.tensor.cpu.patches import Patches, has_patches
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.patches import Patches, has_patches
-from tcomp.tensor.template import choices_for
+from tcomp.tensor.selection import choices_for
 
 NAME = "conv_patches_amx_cpu"
 

@@ -17,7 +17,7 @@ from tcomp.relay.evaluate import evaluate
 from tcomp.relay.types import Array
 from tcomp.target.target import TARGETS, Target
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.template import choices_for
+from tcomp.tensor.selection import choices_for
 
 NAME = "conv_patches_pairs_cpu"
 OWN = (runnable("bfloat16"), without_instructions("bfloat16"))

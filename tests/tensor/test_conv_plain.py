@@ -12,7 +12,7 @@ from tcomp.relay.op import OPS
 from tcomp.relay.types import TensorType
 from tcomp.target.target import TARGETS, Target
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.template import template_for
+from tcomp.tensor.selection import template_for
 
 TEMPLATES = {
     "conv1d": "conv_plain_cpu",

@@ -16,10 +16,10 @@ from tcomp.relay.evaluate import evaluate
 from tcomp.relay.graph import Attr, Graph, Value
 from tcomp.relay.types import Array
 from tcomp.target.target import TARGETS, Target
-from tcomp.tensor.conv_pool import ConvPool
+from tcomp.tensor.cpu.conv_pool import ConvPool
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
-from tcomp.tensor.template import template_for
+from tcomp.tensor.selection import template_for
 from tcomp.transform.fuse_ops import FuseOps
 
 BLOCK = 8

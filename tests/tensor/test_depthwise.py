@@ -11,7 +11,7 @@ from tcomp.relay.evaluate import evaluate
 from tcomp.relay.graph import Attr
 from tcomp.target.target import TARGETS, Target
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.template import template_for
+from tcomp.tensor.selection import template_for
 
 
 @pytest.fixture(scope="module")

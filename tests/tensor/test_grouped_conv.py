@@ -12,7 +12,7 @@ from tcomp.relay.layouts import to_layout
 from tcomp.target.target import TARGETS
 from tcomp.tensor.convolution import Convolution
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.template import template_for
+from tcomp.tensor.selection import template_for
 
 
 @pytest.mark.parametrize("constant", [True, False])

@@ -14,7 +14,8 @@ from tcomp.relay.graph import Value
 from tcomp.relay.types import Array
 from tcomp.tensor.epilogue import epilogue_operands
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.template import Scheduled, schedule, template_for
+from tcomp.tensor.selection import schedule, template_for
+from tcomp.tensor.template import Scheduled
 
 RESIDUAL = 2
 

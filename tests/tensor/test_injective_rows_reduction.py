@@ -13,7 +13,7 @@ from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.evaluate import evaluate
 from tcomp.relay.graph import Graph, Value
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.template import template_for
+from tcomp.tensor.selection import template_for
 
 
 def graph_of(shapes: list[tuple[int, ...]], make: Callable[..., Value | tuple[Value, ...]]) -> Graph:

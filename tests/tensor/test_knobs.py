@@ -7,7 +7,13 @@ import random
 import pytest
 
 from tcomp.errors import ScheduleError
-from tcomp.tensor.knobs import Alternatives, Choice, Config, Ordered, Space
+from tcomp.tensor.knobs import (
+    Alternatives,
+    Choice,
+    Config,
+    Ordered,
+    Space,
+)
 
 
 def space(default: int) -> Space:

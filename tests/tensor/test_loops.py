@@ -10,7 +10,7 @@ from tcomp.relay.evaluate import evaluate
 from tcomp.target.target import TARGETS
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.loops import TensorMap
-from tcomp.tensor.template import schedule
+from tcomp.tensor.selection import schedule
 from tcomp.tvm_api import te
 
 AVX512 = TARGETS["x86-64-v4"]

@@ -17,7 +17,7 @@ from tcomp.relay.op import OPS
 from tcomp.target.target import TARGETS, Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.math import exp2
-from tcomp.tensor.template import schedule
+from tcomp.tensor.selection import schedule
 from tcomp.tvm_api import structural_map, tvm
 
 SPECIAL = np.array([np.inf, -np.inf, np.nan, 0.0, -0.0, 1e-40, 1e-45, 3e38, -3e38], "float32")

@@ -17,13 +17,13 @@ from tcomp.relay.evaluate import evaluate
 from tcomp.relay.graph import Value
 from tcomp.relay.types import Array, TensorType, numpy_dtype
 from tcomp.target.target import TARGETS
-from tcomp.tensor.gemm import schedule_product
-from tcomp.tensor.gemm_plan import Plan
+from tcomp.tensor.cpu.gemm import schedule_product
+from tcomp.tensor.cpu.gemm_plan import Plan
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
 from tcomp.tensor.product import Product
 from tcomp.tensor.schedules.matmul_cpu import MatmulCpu
-from tcomp.tensor.template import template_for
+from tcomp.tensor.selection import template_for
 
 AVX2 = TARGETS["x86-64-v3"]
 

@@ -16,7 +16,7 @@ from tcomp.target.target import TARGETS, Target
 from tcomp.tensor.common_packing import common_packing
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Space
-from tcomp.tensor.template import schedule, template_for
+from tcomp.tensor.selection import schedule, template_for
 
 AVX2 = TARGETS["x86-64-v3"]
 ALGORITHM = "matmul_depth_cpu"

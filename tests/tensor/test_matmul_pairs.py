@@ -15,11 +15,11 @@ from tcomp.relay.evaluate import evaluate
 from tcomp.relay.graph import Attr, Value
 from tcomp.relay.types import numpy_dtype
 from tcomp.target.target import TARGETS, Target
+from tcomp.tensor.cpu.primitives import cut
 from tcomp.tensor.groups import ways_to_sum
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
-from tcomp.tensor.primitives import cut
-from tcomp.tensor.template import template_for
+from tcomp.tensor.selection import template_for
 
 
 def matmul(

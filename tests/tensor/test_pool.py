@@ -15,7 +15,7 @@ from tcomp.relay.graph import Attr
 from tcomp.relay.types import numpy_dtype
 from tcomp.target.target import TARGETS
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.template import template_for
+from tcomp.tensor.selection import template_for
 
 WINDOWS: list[dict[str, Attr]] = [
     {"kernel": (3, 3), "strides": (2, 2), "padding": (1, 1, 1, 1)},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tcomp.tensor.primitives import Tiles
+from tcomp.tensor.cpu.primitives import Tiles
 
 
 @given(st.integers(1, 200), st.integers(1, 40), st.integers(1, 5))

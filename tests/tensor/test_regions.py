@@ -16,11 +16,11 @@ from tcomp.relay.graph import Value
 from tcomp.relay.types import numpy_dtype
 from tcomp.target.target import TARGETS
 from tcomp.tensor.access import Region
+from tcomp.tensor.cpu.regions import regions
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.loops import TensorMap, buffers_of
 from tcomp.tensor.lower import lower_body, placeholders
-from tcomp.tensor.regions import regions
-from tcomp.tensor.template import schedule
+from tcomp.tensor.selection import schedule
 
 V4 = TARGETS["x86-64-v4"]
 Make = Callable[..., Value]

@@ -7,8 +7,14 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tcomp.tensor.gpu.shares import (
+    Parts,
+    Segment,
+    Shares,
+    Streams,
+    Tiling,
+)
 from tcomp.tensor.loops import Expression, Statement, constant
-from tcomp.tensor.shares import Parts, Segment, Shares, Streams, Tiling
 from tcomp.tvm_api import tirx, tvm
 
 

@@ -21,7 +21,8 @@ from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import ALGORITHM, Config
 from tcomp.tensor.schedules.conv_strassen_cpu import ConvStrassenCpu
 from tcomp.tensor.schedules.matmul_strassen_cpu import MatmulStrassenCpu
-from tcomp.tensor.strassen_plan import (
+from tcomp.tensor.selection import choices_for
+from tcomp.tensor.strassen.plan import (
     SHARED,
     STEPS,
     Kept,
@@ -31,7 +32,7 @@ from tcomp.tensor.strassen_plan import (
     right_operands,
     shares_blocks,
 )
-from tcomp.tensor.template import Template, choices_for
+from tcomp.tensor.template import Template
 
 AVX2 = TARGETS["x86-64-v3"]
 MATMUL, CONV = MatmulStrassenCpu(), ConvStrassenCpu()

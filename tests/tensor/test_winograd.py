@@ -19,9 +19,9 @@ from tcomp.relay.types import Array
 from tcomp.target.target import TARGETS, Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Alternatives, KnobValue
-from tcomp.tensor.template import schedule, template_for
-from tcomp.tensor.winograd import ERRORS, OUTPUTS, Scheme, winograd
-from tcomp.tensor.winograd_choice import pixel_tiles
+from tcomp.tensor.selection import schedule, template_for
+from tcomp.tensor.winograd.choice import pixel_tiles
+from tcomp.tensor.winograd.filtering import ERRORS, OUTPUTS, Scheme, winograd
 
 NAME = "conv_winograd_cpu"
 AXES = [(outputs, stride) for stride, known in OUTPUTS.items() for outputs in known]

@@ -17,7 +17,8 @@ from tcomp.relay.op import OPS
 from tcomp.relay.types import TensorType
 from tcomp.target.target import TARGETS, Target
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.template import Template, template_for
+from tcomp.tensor.selection import template_for
+from tcomp.tensor.template import Template
 from tcomp.transform import layout_costs
 from tcomp.transform.layout import BlockChannels
 from tcomp.transform.layout_choice import choose_layouts

@@ -14,7 +14,7 @@ from tcomp.relay.graph import Attr, Graph, Node, Value
 from tcomp.target.parse import parse_target
 from tcomp.target.target import TARGETS, Target
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.template import template_for
+from tcomp.tensor.selection import template_for
 from tcomp.transform.lower_precision import LowerPrecision, is_lowered, product_kernels
 from tcomp.transform.pipeline import optimize, passes_before_lowering, run_passes
 from tcomp.transform.precision import describe_precision, lowering

@@ -15,7 +15,7 @@ from tcomp.relay.graph import Graph
 from tcomp.relay.types import rounded_to_tf32
 from tcomp.target.target import TARGETS
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.template import template_for
+from tcomp.tensor.selection import template_for
 from tcomp.transform.lower_precision import is_lowered, product_kernels
 from tcomp.transform.pipeline import optimize
 from tcomp.transform.precision import describe_precision

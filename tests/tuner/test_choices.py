@@ -14,7 +14,7 @@ from tcomp.relay.graph import Graph
 from tcomp.target.parse import parse_targets
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
-from tcomp.tensor.template import schedule, template_for
+from tcomp.tensor.selection import schedule, template_for
 from tcomp.tuner.choices import choose_configs, choose_together
 from tcomp.tuner.records import Record, write_log
 from tcomp.tuner.task import kernels

@@ -12,7 +12,13 @@ from recorded import SPACE, features, seconds
 from tcomp.relay.builder import GraphBuilder
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
-from tcomp.tensor.loops import Expression, Statement, constant, function, loop
+from tcomp.tensor.loops import (
+    Expression,
+    Statement,
+    constant,
+    function,
+    loop,
+)
 from tcomp.tensor.template import Scheduled
 from tcomp.tuner.cost_model import FEATURIZED, RANKING, REGRESSION, CostModel, Group, predict, train
 from tcomp.tuner.features import NAMES, extract

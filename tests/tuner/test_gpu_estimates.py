@@ -15,7 +15,8 @@ from gpu_check import Case, attention, conv, matmul
 from simulated_device import SimulatedDevice
 from tcomp.target.parse import parse_target
 from tcomp.tensor.knobs import ALGORITHM, Alternatives, Config
-from tcomp.tensor.template import TEMPLATES, Template, template_for
+from tcomp.tensor.selection import template_for
+from tcomp.tensor.template import TEMPLATES, Template
 from tcomp.tuner.cost_model import CostModel
 from tcomp.tuner.loop import TuneOptions, tune
 from tcomp.tuner.task import Task

@@ -16,10 +16,10 @@ from tcomp.target.target import Target
 from tcomp.target.tile_map import TileMap
 from tcomp.tensor.bfloat16 import ROUNDED
 from tcomp.tensor.float8 import as_bits
+from tcomp.tensor.gpu.threads import DYNAMIC_SHARED, grid_and_block, launches_of
 from tcomp.tensor.intrinsics import dtype_of
 from tcomp.tensor.reach import check_buffers
-from tcomp.tensor.threads import DYNAMIC_SHARED, grid_and_block, launches_of
-from tcomp.tensor.tiles import CLUSTER, TILES, tile_map_of
+from tcomp.tensor.tensor_cores.copy_engine import CLUSTER, TILES, tile_map_of
 from tcomp.tvm_api import (
     PrimFunc,
     global_function,

@@ -25,8 +25,8 @@ from functools import cached_property
 
 from tcomp.codegen.cuda.sass import Instruction, bank_conflicts
 from tcomp.target.target import Gpu
-from tcomp.tensor.gpu_rates import clock, multiply_adds
-from tcomp.tensor.mma_plan import instruction_cycles
+from tcomp.tensor.gpu.rates import clock, multiply_adds
+from tcomp.tensor.tensor_cores.mma_plan import instruction_cycles
 
 SCHEDULERS = 4
 WARM_UP, ITERATIONS = 4, 12

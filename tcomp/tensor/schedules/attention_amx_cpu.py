@@ -1,19 +1,25 @@
-"""Attention of bfloat16 by tile registers, a block of query rows at a time; see `attention_tiles`."""
+"""Attention of bfloat16 by tile registers, a block of query rows at a time; see `attention.amx_tiles`."""
 
 from __future__ import annotations
 
 from math import prod
 
 from tcomp.target.target import Target
-from tcomp.tensor.amx import DTYPE, LANES, ROWS, TileBlock, has_tiles
-from tcomp.tensor.attention_shape import Shape, Walk
-from tcomp.tensor.attention_tiles import PANEL, AttentionTiles, Sizes
+from tcomp.tensor.amx import (
+    DTYPE,
+    LANES,
+    ROWS,
+    TileBlock,
+    has_tiles,
+)
+from tcomp.tensor.attention.amx_tiles import PANEL, AttentionTiles, Sizes
+from tcomp.tensor.attention.shape import Shape, Walk
+from tcomp.tensor.cpu.tile_nest import pieces_for, threads_for
 from tcomp.tensor.groups import ways_to_sum
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
 from tcomp.tensor.schedules.attention_cpu import AttentionCpu
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
-from tcomp.tensor.tile_nest import pieces_for, threads_for
 
 _EXPONENTIAL = 1.5
 """Cycles of an element of softmax, in vectors."""

@@ -1,4 +1,4 @@
-"""Attention on CPUs: softmax(q k^T scale + mask) v, a tile of query rows at a time; see `attention_nest`."""
+"""Attention on CPUs: softmax(q k^T scale + mask) v, a tile of query rows at a time; see `attention.nest`."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import numpy as np
 
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import PARALLEL_FLOPS
-from tcomp.tensor.attention_nest import AttentionNest, Plan
-from tcomp.tensor.attention_operands import UNROLL, AttentionOperands
-from tcomp.tensor.attention_shape import Shape, Walk
+from tcomp.tensor.attention.nest import AttentionNest, Plan
+from tcomp.tensor.attention.operands import UNROLL, AttentionOperands
+from tcomp.tensor.attention.shape import Shape, Walk
+from tcomp.tensor.cpu.lane_factors import rows_fit
+from tcomp.tensor.cpu.primitives import Tiles
+from tcomp.tensor.cpu.register_tile import FMA_LATENCY
 from tcomp.tensor.epilogue import output_axes
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
-from tcomp.tensor.lane_factors import rows_fit
-from tcomp.tensor.primitives import Tiles
-from tcomp.tensor.register_tile import FMA_LATENCY
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
 
 ROW_BUFFER_BYTES = 16 * 1024

@@ -1,19 +1,19 @@
-"""Attention on GPUs by plain instructions; see `tcomp.tensor.simt_attention`."""
+"""Attention on GPUs by plain instructions; see `tcomp.tensor.attention.simt`."""
 
 from __future__ import annotations
 
 from math import ceil, prod
 
 from tcomp.target.target import Gpu, Target
-from tcomp.tensor.attention_parts import DTYPE, SPLITS
-from tcomp.tensor.attention_plan import together
-from tcomp.tensor.attention_shape import Shape, Walk
+from tcomp.tensor.attention.parts import DTYPE, SPLITS
+from tcomp.tensor.attention.plan import together
+from tcomp.tensor.attention.shape import Shape, Walk
+from tcomp.tensor.attention.simt import AttentionTile, SimtAttention
 from tcomp.tensor.epilogue import output_axes
-from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, memory_cycles, multiply_adds, resident_blocks
+from tcomp.tensor.gpu.rates import LAUNCH_CYCLES, memory_cycles, multiply_adds, resident_blocks
+from tcomp.tensor.gpu.simt_space import ARRIVAL_CYCLES, SECOND_LEVEL_BYTES
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Ordered, Space
-from tcomp.tensor.simt_attention import AttentionTile, SimtAttention
-from tcomp.tensor.simt_space import ARRIVAL_CYCLES, SECOND_LEVEL_BYTES
 from tcomp.tensor.template import TEMPLATES, Cycles, Scheduled, Template
 
 ROWS = (32, 64, 128)

@@ -1,19 +1,19 @@
-"""Attention on GPUs' tensor cores; see `tcomp.tensor.mma_attention`."""
+"""Attention on GPUs' tensor cores; see `tcomp.tensor.attention.mma`."""
 
 from __future__ import annotations
 
 from tcomp.target.target import Gpu, Target
-from tcomp.tensor.attention_plan import AttentionShape
+from tcomp.tensor.attention.mma import MmaAttention
+from tcomp.tensor.attention.mma_operands import Heads, MmaAttentionOperands, attention_shape
+from tcomp.tensor.attention.mma_plan import MmaAttentionPlan
+from tcomp.tensor.attention.plan import AttentionShape
 from tcomp.tensor.epilogue import output_axes
-from tcomp.tensor.gpu_rates import memory_cycles
+from tcomp.tensor.gpu.rates import memory_cycles
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Space
-from tcomp.tensor.mma_attention import MmaAttention
-from tcomp.tensor.mma_attention_operands import Heads, MmaAttentionOperands, attention_shape
-from tcomp.tensor.mma_attention_plan import MmaAttentionPlan
-from tcomp.tensor.mma_kernel import multiplies
 from tcomp.tensor.schedules.attention_cuda import AttentionCuda
 from tcomp.tensor.template import TEMPLATES, Cycles, Scheduled, Template
+from tcomp.tensor.tensor_cores.kernel import multiplies
 
 _TYPES = ("float16", "bfloat16")
 """Of queries, keys and values: those whose sums lie in registers as operands do."""

@@ -1,9 +1,9 @@
-"""Attention of bfloat16 on CPUs that multiply pairs, a tile of rows at a time; see `attention_pairs`."""
+"""Attention of bfloat16 on CPUs that multiply pairs, a tile of rows at a time; see `attention.pairs`."""
 
 from __future__ import annotations
 
 from tcomp.target.target import Target
-from tcomp.tensor.attention_pairs import PairedOperands
+from tcomp.tensor.attention.pairs import PairedOperands
 from tcomp.tensor.groups import BFLOAT16_PAIRS, ways_to_sum
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.schedules.attention_cpu import AttentionCpu

@@ -1,16 +1,16 @@
-"""Attention of few queries on GPUs by plain instructions; see `tcomp.tensor.attention_rows`."""
+"""Attention of few queries on GPUs by plain instructions; see `tcomp.tensor.attention.rows`."""
 
 from __future__ import annotations
 
 from tcomp.target.target import Gpu, Target
 from tcomp.tensor.alignment import VECTOR_TYPES
-from tcomp.tensor.attention_plan import together
-from tcomp.tensor.attention_rows import AttentionRows, RowsOperands
-from tcomp.tensor.attention_rows_plan import MOST_ROWS, RowsAttentionPlan
-from tcomp.tensor.gpu_rates import memory_cycles
+from tcomp.tensor.attention.mma_operands import Heads
+from tcomp.tensor.attention.plan import together
+from tcomp.tensor.attention.rows import AttentionRows, RowsOperands
+from tcomp.tensor.attention.rows_plan import MOST_ROWS, RowsAttentionPlan
+from tcomp.tensor.gpu.rates import memory_cycles
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Space
-from tcomp.tensor.mma_attention_operands import Heads
 from tcomp.tensor.schedules.attention_cuda import AttentionCuda
 from tcomp.tensor.template import TEMPLATES, Cycles, Scheduled, Template
 

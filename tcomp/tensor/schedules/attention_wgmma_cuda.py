@@ -1,17 +1,17 @@
-"""Attention on the tensor cores of sm_90a; see `tcomp.tensor.wgmma_attention`."""
+"""Attention on the tensor cores of sm_90a; see `tcomp.tensor.attention.wgmma`."""
 
 from __future__ import annotations
 
 from tcomp.target.target import Gpu, Target
-from tcomp.tensor.gpu_rates import memory_cycles
+from tcomp.tensor.attention.wgmma import WgmmaAttention
+from tcomp.tensor.attention.wgmma_operands import TiledAttentionOperands
+from tcomp.tensor.attention.wgmma_plan import WgmmaAttentionPlan
+from tcomp.tensor.gpu.rates import memory_cycles
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Space
 from tcomp.tensor.schedules.attention_mma_cuda import AttentionMmaCuda, is_narrow_attention
 from tcomp.tensor.template import TEMPLATES, Cycles, Scheduled, Template
-from tcomp.tensor.wgmma_attention import WgmmaAttention
-from tcomp.tensor.wgmma_attention_operands import TiledAttentionOperands
-from tcomp.tensor.wgmma_attention_plan import WgmmaAttentionPlan
-from tcomp.tensor.wgmma_plan import ARCH
+from tcomp.tensor.tensor_cores.wgmma_plan import ARCH
 
 
 class AttentionWgmmaCuda(Template):

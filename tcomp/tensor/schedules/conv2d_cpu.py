@@ -12,9 +12,9 @@ from math import gcd, prod
 
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import Anchored
-from tcomp.tensor.channel_panels import packed_by_blocks
-from tcomp.tensor.convolution import Convolution, WeightPanels, dense_steps
-from tcomp.tensor.direct_convolution import (
+from tcomp.tensor.convolution import Convolution, dense_steps
+from tcomp.tensor.cpu.channel_panels import packed_by_blocks
+from tcomp.tensor.cpu.direct_convolution import (
     DirectProduct,
     PixelTile,
     copy_cycles,
@@ -34,14 +34,15 @@ from tcomp.tensor.direct_convolution import (
     walk_order,
     weight_steps,
 )
+from tcomp.tensor.cpu.register_tile import FMA_LATENCY, Index, Point, RegisterTile
+from tcomp.tensor.cpu.tile_sums import Reduction, passes_nest, tile_nest
+from tcomp.tensor.cpu.weight_panels import WeightPanels
 from tcomp.tensor.epilogue import epilogue_fits, placeholder_index
 from tcomp.tensor.groups import ways_to_sum
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
 from tcomp.tensor.loops import Expression, Statement
-from tcomp.tensor.register_tile import FMA_LATENCY, Index, Point, RegisterTile
 from tcomp.tensor.template import TEMPLATES, PackedBy, Scheduled, Template
-from tcomp.tensor.tile_sums import Reduction, passes_nest, tile_nest
 
 OPERATORS = ("conv1d", "conv2d", "conv3d")
 PREFETCH_STEPS = (0, 4, 8, 16, 32, 64)

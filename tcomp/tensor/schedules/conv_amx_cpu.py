@@ -16,24 +16,38 @@ from math import prod
 from tcomp.target.target import Target
 from tcomp.tensor.amx import DTYPE, LANES, WORD_BYTES, has_tiles
 from tcomp.tensor.anchored import Anchored
-from tcomp.tensor.convolution import Convolution, WeightPanels, dense_steps
-from tcomp.tensor.direct_convolution import (
+from tcomp.tensor.convolution import Convolution, dense_steps
+from tcomp.tensor.cpu.direct_convolution import (
     copy_cycles,
     pixels_of,
     register_tile,
     source_block,
     walk_order,
 )
+from tcomp.tensor.cpu.pixel_blocks import (
+    BlockChoice,
+    PixelBlock,
+    TileConvolution,
+    key_of,
+    pixel_blocks,
+)
+from tcomp.tensor.cpu.register_tile import Index, Point
+from tcomp.tensor.cpu.tile_nest import (
+    BlockWalk,
+    Steps,
+    blocks_cycles,
+    panel_ahead,
+    threads_for,
+    tile_blocks_nest,
+)
+from tcomp.tensor.cpu.weight_panels import WeightPanels
 from tcomp.tensor.epilogue import epilogue_fits, placeholder_index
 from tcomp.tensor.groups import ways_to_sum
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Choice, Config, Knob
 from tcomp.tensor.loops import Expression, Statement
-from tcomp.tensor.pixel_blocks import BlockChoice, PixelBlock, TileConvolution, key_of, pixel_blocks
-from tcomp.tensor.register_tile import Index, Point
 from tcomp.tensor.schedules.conv2d_cpu import OPERATORS, Conv2dDirect, output_index
 from tcomp.tensor.template import TEMPLATES, Scheduled
-from tcomp.tensor.tile_nest import BlockWalk, Steps, blocks_cycles, panel_ahead, threads_for, tile_blocks_nest
 from tcomp.tvm_api import tirx
 
 

@@ -18,10 +18,10 @@ from math import gcd
 
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import Anchored
-from tcomp.tensor.conv_chain import ConvChain
-from tcomp.tensor.convolution import Convolution, WeightPanels
-from tcomp.tensor.depthwise_rows import DepthwiseRows, pack_depthwise, tile_widths
-from tcomp.tensor.direct_convolution import (
+from tcomp.tensor.convolution import Convolution
+from tcomp.tensor.cpu.conv_chain import ConvChain
+from tcomp.tensor.cpu.depthwise_rows import DepthwiseRows, pack_depthwise, tile_widths
+from tcomp.tensor.cpu.direct_convolution import (
     DirectProduct,
     PixelTile,
     direct_cycles,
@@ -32,14 +32,29 @@ from tcomp.tensor.direct_convolution import (
     walk_order,
     weight_steps,
 )
+from tcomp.tensor.cpu.primitives import Tiles
+from tcomp.tensor.cpu.register_tile import Index, Point, RegisterTile
+from tcomp.tensor.cpu.tile_sums import tile_nest
+from tcomp.tensor.cpu.weight_panels import WeightPanels
 from tcomp.tensor.epilogue import epilogue_fits, placeholder_index
 from tcomp.tensor.kernel import Kernel, only_elementwise_between
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
-from tcomp.tensor.loops import Buffer, Expression, Statement, local, loop, sequence
-from tcomp.tensor.primitives import Tiles
-from tcomp.tensor.register_tile import Index, Point, RegisterTile
-from tcomp.tensor.template import TEMPLATES, Packed, PackedBy, Packing, Scheduled, Template
-from tcomp.tensor.tile_sums import tile_nest
+from tcomp.tensor.loops import (
+    Buffer,
+    Expression,
+    Statement,
+    local,
+    loop,
+    sequence,
+)
+from tcomp.tensor.template import (
+    TEMPLATES,
+    Packed,
+    PackedBy,
+    Packing,
+    Scheduled,
+    Template,
+)
 from tcomp.tvm_api import tirx
 
 

@@ -1,18 +1,18 @@
-"""Convolutions on GPUs by plain instructions, as products of matrices; see `tcomp.tensor.simt_product`."""
+"""Convolutions on GPUs by plain instructions, as products of matrices; see `tensor.gpu.simt_product`."""
 
 from __future__ import annotations
 
 from math import prod
 
 from tcomp.target.target import Target
-from tcomp.tensor.block_tile import BlockTile
 from tcomp.tensor.convolution import Convolution
-from tcomp.tensor.convolution_matrices import ConvolutionMatrices
 from tcomp.tensor.epilogue import output_axes
+from tcomp.tensor.gpu.block_tile import BlockTile
+from tcomp.tensor.gpu.convolution_matrices import ConvolutionMatrices
+from tcomp.tensor.gpu.simt_product import SimtProduct
+from tcomp.tensor.gpu.simt_space import Problem, cycles, shares_of, simt_space
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Space
-from tcomp.tensor.simt_product import SimtProduct
-from tcomp.tensor.simt_space import Problem, cycles, shares_of, simt_space
 from tcomp.tensor.template import TEMPLATES, Cycles, Scheduled, Template
 
 OPERATORS = ("conv1d", "conv2d", "conv3d")

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import Anchored
-from tcomp.tensor.conv_windows import Windows, has_windows
-from tcomp.tensor.gpu_rates import memory_cycles
+from tcomp.tensor.gpu.rates import memory_cycles
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Space
 from tcomp.tensor.loops import Statement
-from tcomp.tensor.mma_kernel import factor_dtype, multiplies_by_warps, schedule_mma, stored_in_vectors
-from tcomp.tensor.mma_nest import mma_launch
-from tcomp.tensor.mma_plan import plan_of, plan_space
-from tcomp.tensor.output_tiles import OutputTiles
-from tcomp.tensor.pixel_stores import pixel_output
-from tcomp.tensor.stored_output import Output
+from tcomp.tensor.product import factor_dtype
 from tcomp.tensor.template import TEMPLATES, Cycles, Scheduled, Template
+from tcomp.tensor.tensor_cores.conv_windows import Windows, has_windows
+from tcomp.tensor.tensor_cores.kernel import (
+    multiplies_by_warps,
+    schedule_mma,
+    stored_in_vectors,
+)
+from tcomp.tensor.tensor_cores.mma_nest import mma_launch
+from tcomp.tensor.tensor_cores.mma_plan import plan_of, plan_space
+from tcomp.tensor.tensor_cores.output_tiles import OutputTiles
+from tcomp.tensor.tensor_cores.pixel_stores import pixel_output
+from tcomp.tensor.tensor_cores.stored_output import Output
 
 
 class ConvMmaCuda(Template):

@@ -1,7 +1,7 @@
 """Convolution of few plain channels by tile registers: the first layer of an image network.
 
 The kernel's float32 input is rounded and copied for a strip of output rows at a time, `strip` rows of tiles,
-so that the copy stays in the nearest caches (`tcomp.tensor.patches`). Weights are rounded at compile time.
+so that the copy stays in the nearest caches (`tensor.cpu.patches`). Weights are rounded at compile time.
 A block of tiles is `tile_height x tile_width` pixels by `oc_blocks` channel blocks, as in `conv_amx_cpu`; a
 strip walks them panel by panel (order `weights`) or pixels first. Threads share pieces of whole strips.
 """
@@ -15,18 +15,38 @@ from tcomp.target.target import Target
 from tcomp.tensor.amx import DTYPE, LANES, WORD_BYTES, has_tiles
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.convolution import Convolution
-from tcomp.tensor.direct_convolution import register_tile
+from tcomp.tensor.cpu.direct_convolution import register_tile
+from tcomp.tensor.cpu.patches import Patches, has_patches
+from tcomp.tensor.cpu.pixel_blocks import (
+    BlockChoice,
+    PixelBlock,
+    TileConvolution,
+    key_of,
+    pixel_blocks,
+)
+from tcomp.tensor.cpu.register_tile import Index, Point
+from tcomp.tensor.cpu.tile_nest import (
+    BlockWalk,
+    Steps,
+    blocks_cycles,
+    in_pieces,
+    pieces_for,
+    threads_for,
+)
 from tcomp.tensor.epilogue import epilogue_fits, placeholder_index
 from tcomp.tensor.groups import WORD, ways_to_sum
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Choice, Config, Knob, Ordered
-from tcomp.tensor.loops import Buffer, Expression, Statement, local, loop, sequence
-from tcomp.tensor.patches import Patches, has_patches
-from tcomp.tensor.pixel_blocks import BlockChoice, PixelBlock, TileConvolution, key_of, pixel_blocks
-from tcomp.tensor.register_tile import Index, Point
+from tcomp.tensor.loops import (
+    Buffer,
+    Expression,
+    Statement,
+    local,
+    loop,
+    sequence,
+)
 from tcomp.tensor.schedules.conv2d_cpu import Conv2dDirect, output_index
 from tcomp.tensor.template import TEMPLATES, Scheduled
-from tcomp.tensor.tile_nest import BlockWalk, Steps, blocks_cycles, in_pieces, pieces_for, threads_for
 from tcomp.tvm_api import tirx
 
 STRIPS = (1, 2, 4, 8, 16, 32, 64)

@@ -1,7 +1,7 @@
 """Convolution of few plain channels by products of bfloat16 pairs: the first layer of an image network.
 
 The kernel's float32 input is rounded and copied once into rows of pixels, each of which has its channels in
-pairs side by side (`tcomp.tensor.patches`); weights are rounded at compile time. What follows is direct
+pairs side by side (`tcomp.tensor.cpu.patches`); weights are rounded at compile time. What follows is direct
 convolution of a block of channels, as in `conv2d_cpu`.
 """
 
@@ -13,9 +13,9 @@ from tcomp.relay.types import Array, numpy_dtype
 from tcomp.target.target import Target
 from tcomp.tensor.amx import DTYPE
 from tcomp.tensor.anchored import Anchored
-from tcomp.tensor.channel_panels import packed_by_blocks
-from tcomp.tensor.convolution import Convolution, WeightPanels
-from tcomp.tensor.direct_convolution import (
+from tcomp.tensor.convolution import Convolution
+from tcomp.tensor.cpu.channel_panels import packed_by_blocks
+from tcomp.tensor.cpu.direct_convolution import (
     DirectProduct,
     PixelTile,
     direct_cycles,
@@ -23,15 +23,28 @@ from tcomp.tensor.direct_convolution import (
     pixel_tiles,
     register_tile,
 )
+from tcomp.tensor.cpu.patches import Patches, has_patches, multiplies_patches
+from tcomp.tensor.cpu.register_tile import Index, Point, RegisterTile
+from tcomp.tensor.cpu.weight_panels import WeightPanels
 from tcomp.tensor.epilogue import epilogue_fits, placeholder_index
 from tcomp.tensor.groups import BFLOAT16_PAIRS, WORD, ways_to_sum
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Space
-from tcomp.tensor.loops import Buffer, Expression, Statement, loop, parallel
-from tcomp.tensor.patches import Patches, has_patches, multiplies_patches
-from tcomp.tensor.register_tile import Index, Point, RegisterTile
+from tcomp.tensor.loops import (
+    Buffer,
+    Expression,
+    Statement,
+    loop,
+    parallel,
+)
 from tcomp.tensor.schedules.conv2d_cpu import Conv2dDirect, direct_nest, direct_space, tile_of
-from tcomp.tensor.template import TEMPLATES, PackedBy, Packing, Scheduled, Template
+from tcomp.tensor.template import (
+    TEMPLATES,
+    PackedBy,
+    Packing,
+    Scheduled,
+    Template,
+)
 
 
 class ConvPatchesPairsCpu(Template):

@@ -16,7 +16,10 @@ from tcomp.relay.graph import Node
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.convolution import Convolution, accumulator_dtype
-from tcomp.tensor.direct_convolution import copy_cycles
+from tcomp.tensor.cpu.direct_convolution import copy_cycles
+from tcomp.tensor.cpu.primitives import Tiles
+from tcomp.tensor.cpu.register_tile import FMA_LATENCY, Index, Point, RegisterTile
+from tcomp.tensor.cpu.tile_sums import Reduction, tile_nest
 from tcomp.tensor.epilogue import epilogue_fits
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Ordered, Space
@@ -29,10 +32,7 @@ from tcomp.tensor.loops import (
     sequence,
     vector_loop,
 )
-from tcomp.tensor.primitives import Tiles
-from tcomp.tensor.register_tile import FMA_LATENCY, Index, Point, RegisterTile
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
-from tcomp.tensor.tile_sums import Reduction, tile_nest
 from tcomp.tvm_api import tirx
 
 CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")

@@ -6,7 +6,7 @@
         the maxima of their windows
 
 The ring stays in the second-level cache. A piece computes the rows above its first one for itself. Rows and
-columns outside are read as the nearest ones inside; see `tcomp.tensor.conv_pool`.
+columns outside are read as the nearest ones inside; see `tcomp.tensor.cpu.conv_pool`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from math import gcd
 
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import Anchored
-from tcomp.tensor.channel_panels import packed_by_blocks
-from tcomp.tensor.conv_pool import ConvPool
-from tcomp.tensor.convolution import WeightPanels
-from tcomp.tensor.direct_convolution import (
+from tcomp.tensor.cpu.channel_panels import packed_by_blocks
+from tcomp.tensor.cpu.conv_pool import ConvPool
+from tcomp.tensor.cpu.direct_convolution import (
     DirectProduct,
     PixelTile,
     direct_cycles,
@@ -31,6 +30,9 @@ from tcomp.tensor.direct_convolution import (
     register_tile,
     starts_from_addend,
 )
+from tcomp.tensor.cpu.register_tile import Index
+from tcomp.tensor.cpu.tile_sums import tile_nest
+from tcomp.tensor.cpu.weight_panels import WeightPanels
 from tcomp.tensor.epilogue import epilogue_fits, placeholder_index
 from tcomp.tensor.kernel import Kernel, only_elementwise_between
 from tcomp.tensor.knobs import Config, Space
@@ -44,10 +46,8 @@ from tcomp.tensor.loops import (
     vectorized,
 )
 from tcomp.tensor.math import larger
-from tcomp.tensor.register_tile import Index
 from tcomp.tensor.schedules.conv2d_cpu import direct_reduction, direct_space, tile_of
 from tcomp.tensor.template import TEMPLATES, PackedBy, Scheduled, Template
-from tcomp.tensor.tile_sums import tile_nest
 from tcomp.tvm_api import tirx
 
 

@@ -1,4 +1,4 @@
-"""Pointwise convolutions with constant weights by Strassen's algorithm; see `tcomp.tensor.strassen`.
+"""Pointwise convolutions with constant weights by Strassen's algorithm; see `tcomp.tensor.strassen.nest`.
 
 Rows are the pixels of the output, steps the input channels and columns the output channels, these in blocks.
 """
@@ -12,14 +12,14 @@ import numpy as np
 from tcomp.relay.types import Array
 from tcomp.target.target import Target
 from tcomp.tensor.convolution import Convolution
+from tcomp.tensor.cpu.register_tile import Index
 from tcomp.tensor.epilogue import epilogue_fits, placeholder_index
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.loops import Expression
 from tcomp.tensor.product import unravel
-from tcomp.tensor.register_tile import Index
 from tcomp.tensor.schedules.conv2d_cpu import Conv2dDirect
-from tcomp.tensor.strassen_plan import DTYPE, Shape
-from tcomp.tensor.strassen_template import ConstantProduct, StrassenTemplate
+from tcomp.tensor.strassen.plan import DTYPE, Shape
+from tcomp.tensor.strassen.template import ConstantProduct, StrassenTemplate
 from tcomp.tensor.template import TEMPLATES
 
 

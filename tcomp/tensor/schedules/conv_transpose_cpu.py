@@ -17,15 +17,15 @@ from tcomp.relay.graph import Node
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.convolution import Convolution
+from tcomp.tensor.cpu.primitives import Tiles, vector_tile
+from tcomp.tensor.cpu.register_tile import Index, Point, RegisterTile
+from tcomp.tensor.cpu.tile_sums import Reduction, tile_nest
 from tcomp.tensor.epilogue import epilogue_fits
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Ordered, Space
 from tcomp.tensor.loops import Buffer, Expression, Statement
-from tcomp.tensor.primitives import Tiles, vector_tile
-from tcomp.tensor.register_tile import Index, Point, RegisterTile
 from tcomp.tensor.schedules.conv_plain_cpu import plain_tiles
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
-from tcomp.tensor.tile_sums import Reduction, tile_nest
 from tcomp.tvm_api import tirx
 
 OPERATORS = ("conv1d_transpose", "conv2d_transpose", "conv3d_transpose")

@@ -1,26 +1,22 @@
-"""Convolutions on the tensor cores of sm_90a; see `tcomp.tensor.wgmma_nest`."""
+"""Convolutions on the tensor cores of sm_90a; see `tcomp.tensor.tensor_cores.wgmma_nest`."""
 
 from __future__ import annotations
 
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import Anchored
-from tcomp.tensor.conv_windows import Windows, has_windows
-from tcomp.tensor.gpu_rates import memory_cycles
+from tcomp.tensor.gpu.rates import memory_cycles
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Space
 from tcomp.tensor.loops import Statement
-from tcomp.tensor.mma_kernel import factor_dtype, schedule_mma, stored_in_vectors
-from tcomp.tensor.pixel_stores import PixelTiles, pixel_output
+from tcomp.tensor.product import factor_dtype
 from tcomp.tensor.schedules.conv_mma_cuda import ConvMmaCuda
-from tcomp.tensor.stored_output import Output
 from tcomp.tensor.template import TEMPLATES, Cycles, Scheduled, Template
-from tcomp.tensor.wgmma_nest import wgmma_launch
-from tcomp.tensor.wgmma_plan import (
-    ARCH,
-    most_sums,
-    wgmma_plan_of,
-    wgmma_space,
-)
+from tcomp.tensor.tensor_cores.conv_windows import Windows, has_windows
+from tcomp.tensor.tensor_cores.kernel import schedule_mma, stored_in_vectors
+from tcomp.tensor.tensor_cores.pixel_stores import PixelTiles, pixel_output
+from tcomp.tensor.tensor_cores.stored_output import Output
+from tcomp.tensor.tensor_cores.wgmma_nest import wgmma_launch
+from tcomp.tensor.tensor_cores.wgmma_plan import ARCH, most_sums, wgmma_plan_of, wgmma_space
 
 _BESIDE = 4
 """Operators behind a convolution, as a bias, a residual, relu and a cast, beside which a thread has registers

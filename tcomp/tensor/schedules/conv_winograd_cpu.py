@@ -3,7 +3,7 @@
 The output is cut into tiles of `outputs` rows by `columns` (0: as many) pixels. A group of tiles at a time,
 small enough for the second-level cache: the input patch of every tile is transformed to `positions` values a
 channel, at each position a matrix product over the channels follows, and the products are transformed to
-pixels on which the epilogue works. Weights are transformed when they are packed. See `tcomp.tensor.winograd`.
+pixels on which the epilogue works. Weights are transformed when they are packed. See `winograd.filtering`.
 
 Operands of bfloat16 are widened where they are read: on a CPU that multiplies their pairs faster, this is an
 alternative to products in bfloat16 with fewer, float32 products.
@@ -23,12 +23,16 @@ import numpy as np
 from tcomp.relay.types import Array, TensorType
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import Anchored
-from tcomp.tensor.convolution import Convolution, WeightPanels
-from tcomp.tensor.direct_convolution import PixelTile, together, weight_steps
+from tcomp.tensor.convolution import Convolution
+from tcomp.tensor.cpu.direct_convolution import PixelTile, together, weight_steps
+from tcomp.tensor.cpu.lane_factors import LaneFactors, WeightRows
+from tcomp.tensor.cpu.primitives import Tiles
+from tcomp.tensor.cpu.register_tile import Index, Point, RegisterTile
+from tcomp.tensor.cpu.tile_sums import Reduction, passes_nest, tile_nest
+from tcomp.tensor.cpu.weight_panels import WeightPanels
 from tcomp.tensor.epilogue import epilogue_fits, placeholder_index
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
-from tcomp.tensor.lane_factors import LaneFactors, WeightRows
 from tcomp.tensor.loops import (
     Buffer,
     Expression,
@@ -43,12 +47,15 @@ from tcomp.tensor.loops import (
     vectorized,
 )
 from tcomp.tensor.math import convert
-from tcomp.tensor.primitives import Tiles
-from tcomp.tensor.register_tile import Index, Point, RegisterTile
-from tcomp.tensor.template import TEMPLATES, Packed, PackedBy, Packing, Scheduled, Template
-from tcomp.tensor.tile_sums import Reduction, passes_nest, tile_nest
-from tcomp.tensor.winograd import KERNEL, OUTPUTS, Scheme
-from tcomp.tensor.winograd_choice import (
+from tcomp.tensor.template import (
+    TEMPLATES,
+    Packed,
+    PackedBy,
+    Packing,
+    Scheduled,
+    Template,
+)
+from tcomp.tensor.winograd.choice import (
     COLUMNS,
     PARTS,
     WinogradChoice,
@@ -62,7 +69,8 @@ from tcomp.tensor.winograd_choice import (
     tile_counts,
     winograd_cycles,
 )
-from tcomp.tensor.winograd_transform import transform_inputs, transform_outputs
+from tcomp.tensor.winograd.filtering import KERNEL, OUTPUTS, Scheme
+from tcomp.tensor.winograd.transform import transform_inputs, transform_outputs
 from tcomp.tvm_api import tirx
 
 WORTH = 1.05

@@ -1,4 +1,4 @@
-"""Winograd convolution on GPUs by plain instructions, in float32; see `tcomp.tensor.simt_winograd`."""
+"""Winograd convolution on GPUs by plain instructions, in float32; see `tcomp.tensor.winograd.simt`."""
 
 from __future__ import annotations
 
@@ -8,13 +8,21 @@ from math import prod
 
 from tcomp.target.target import Target
 from tcomp.tensor.convolution import Convolution
-from tcomp.tensor.gemm import constant_right
+from tcomp.tensor.gpu.simt_space import shares_of
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Space
+from tcomp.tensor.product import constant_right
 from tcomp.tensor.schedules.conv_cuda import ConvCuda, fits
-from tcomp.tensor.simt_space import shares_of
-from tcomp.tensor.simt_winograd import PixelTiles, SimtWinograd
-from tcomp.tensor.simt_winograd_space import (
+from tcomp.tensor.template import (
+    TEMPLATES,
+    Cycles,
+    Packed,
+    PackedBy,
+    Scheduled,
+    Template,
+)
+from tcomp.tensor.winograd.simt import PixelTiles, SimtWinograd
+from tcomp.tensor.winograd.simt_space import (
     WinogradProblem,
     WinogradTiles,
     best_of,
@@ -23,7 +31,6 @@ from tcomp.tensor.simt_winograd_space import (
     winograd_cycles,
     winograd_space,
 )
-from tcomp.tensor.template import TEMPLATES, Cycles, Packed, PackedBy, Scheduled, Template
 
 WORTH = 1.1
 """How much faster it must be, by estimate, to be worth more memory for weights: no GPU has timed either."""

@@ -1,4 +1,4 @@
-"""Depthwise convolution in blocked layout on CPUs: see `tcomp.tensor.depthwise_rows`."""
+"""Depthwise convolution in blocked layout on CPUs: see `tcomp.tensor.cpu.depthwise_rows`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from math import gcd, prod
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.convolution import Convolution
-from tcomp.tensor.depthwise_rows import DepthwiseRows, pack_depthwise, tile_widths
-from tcomp.tensor.direct_convolution import starts_from_addend
+from tcomp.tensor.cpu.depthwise_rows import DepthwiseRows, pack_depthwise, tile_widths
+from tcomp.tensor.cpu.direct_convolution import starts_from_addend
+from tcomp.tensor.cpu.primitives import Tiles
 from tcomp.tensor.epilogue import epilogue_fits, placeholder_index
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Ordered, Space
 from tcomp.tensor.loops import Expression, Statement, loop, parallel
-from tcomp.tensor.primitives import Tiles
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
 from tcomp.tvm_api import tirx
 

@@ -17,17 +17,25 @@ from math import prod
 from tcomp.target.target import Gpu, Target
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.convolution import Convolution
-from tcomp.tensor.convolution_matrices import padded
-from tcomp.tensor.gpu_rates import INSTRUCTIONS, LAUNCH_CYCLES, memory_cycles
+from tcomp.tensor.cpu.primitives import Tiles
+from tcomp.tensor.gpu.convolution_matrices import padded
+from tcomp.tensor.gpu.rates import INSTRUCTIONS, LAUNCH_CYCLES, memory_cycles
+from tcomp.tensor.gpu.simt_space import ARRIVAL_CYCLES
+from tcomp.tensor.gpu.threads import digits, spread
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Ordered, Space
-from tcomp.tensor.loops import Buffer, Expression, Statement, constant, local, loops_around, sequence
+from tcomp.tensor.loops import (
+    Buffer,
+    Expression,
+    Statement,
+    constant,
+    local,
+    loops_around,
+    sequence,
+)
 from tcomp.tensor.math import convert
-from tcomp.tensor.primitives import Tiles
 from tcomp.tensor.schedules.conv_cuda import fits_in_blocks
-from tcomp.tensor.simt_space import ARRIVAL_CYCLES
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
-from tcomp.tensor.threads import digits, spread
 from tcomp.tvm_api import Tensor, te, tirx
 
 _SIZES = (1, 2, 4, 8)

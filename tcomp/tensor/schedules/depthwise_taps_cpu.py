@@ -18,6 +18,7 @@ from tcomp.relay.types import Array, TensorType
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import Anchored
 from tcomp.tensor.convolution import Convolution
+from tcomp.tensor.cpu.primitives import Tiles
 from tcomp.tensor.epilogue import epilogue_fits, placeholder_index
 from tcomp.tensor.groups import WORD, int8_lanes_multiply_add
 from tcomp.tensor.kernel import Kernel
@@ -34,7 +35,6 @@ from tcomp.tensor.loops import (
     unrolled,
     vectorized,
 )
-from tcomp.tensor.primitives import Tiles
 from tcomp.tensor.template import TEMPLATES, Packing, Scheduled, Template
 from tcomp.tvm_api import tirx
 

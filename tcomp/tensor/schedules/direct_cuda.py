@@ -7,7 +7,8 @@ from functools import partial
 from math import prod
 
 from tcomp.target.target import Target
-from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, memory_cycles, multiply_adds
+from tcomp.tensor.gpu.rates import LAUNCH_CYCLES, memory_cycles, multiply_adds
+from tcomp.tensor.gpu.threads import digits, spread
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Ordered, Space
 from tcomp.tensor.loops import (
@@ -26,7 +27,6 @@ from tcomp.tensor.loops import (
 from tcomp.tensor.lower import lower_body, placeholders
 from tcomp.tensor.reduction_nest import Reduction, is_reduction
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
-from tcomp.tensor.threads import digits, spread
 from tcomp.tvm_api import Tensor, te, tirx
 
 _SLOWER = 8

@@ -9,6 +9,8 @@ from math import prod
 
 from tcomp.target.target import Target
 from tcomp.tensor.access import Access, Region, access_of, position
+from tcomp.tensor.cpu.regions import regions
+from tcomp.tensor.cpu.square_transpose import transpose_square
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Ordered, Space
 from tcomp.tensor.loops import (
@@ -29,8 +31,6 @@ from tcomp.tensor.loops import (
     vectorized,
 )
 from tcomp.tensor.lower import lower_body, placeholders
-from tcomp.tensor.regions import regions
-from tcomp.tensor.square_transpose import transpose_square
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
 from tcomp.tvm_api import Tensor, tirx
 

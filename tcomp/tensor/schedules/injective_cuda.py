@@ -7,6 +7,7 @@ from math import prod
 from tcomp.target.target import Target
 from tcomp.tensor.access import access_of, whole
 from tcomp.tensor.alignment import VECTOR_TYPES
+from tcomp.tensor.gpu.threads import digits, spread
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Ordered, Space
 from tcomp.tensor.loops import (
@@ -23,7 +24,6 @@ from tcomp.tensor.loops import (
 )
 from tcomp.tensor.lower import lower_body, placeholders
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
-from tcomp.tensor.threads import digits, spread
 from tcomp.tvm_api import Tensor
 
 

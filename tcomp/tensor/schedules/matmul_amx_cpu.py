@@ -11,19 +11,33 @@ from collections.abc import Sequence
 from math import prod
 
 from tcomp.target.target import Target
-from tcomp.tensor.amx import DTYPE, LANES, ROWS, WORD_BYTES, TileBlock, blocks, has_tiles
-from tcomp.tensor.gemm import constant_right, fits
-from tcomp.tensor.grouped_operands import GroupedOperands
+from tcomp.tensor.amx import (
+    DTYPE,
+    LANES,
+    ROWS,
+    WORD_BYTES,
+    TileBlock,
+    blocks,
+    has_tiles,
+)
+from tcomp.tensor.cpu.grouped_operands import GroupedOperands
+from tcomp.tensor.cpu.primitives import Tiles, vector_tile
+from tcomp.tensor.cpu.register_tile import Index, Point, RegisterTile
+from tcomp.tensor.cpu.tile_nest import (
+    BlockWalk,
+    Steps,
+    blocks_cycles,
+    panel_ahead,
+    threads_for,
+    tile_blocks_nest,
+)
 from tcomp.tensor.groups import ways_to_sum
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
 from tcomp.tensor.loops import Expression, Statement
-from tcomp.tensor.primitives import Tiles, vector_tile
-from tcomp.tensor.product import Product
-from tcomp.tensor.register_tile import Index, Point, RegisterTile
+from tcomp.tensor.product import Product, constant_right, fits
 from tcomp.tensor.schedules.matmul_pairs_cpu import MatmulPairsCpu
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
-from tcomp.tensor.tile_nest import BlockWalk, Steps, blocks_cycles, panel_ahead, threads_for, tile_blocks_nest
 from tcomp.tvm_api import tirx
 
 PAIR = 2

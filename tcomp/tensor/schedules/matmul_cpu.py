@@ -1,4 +1,4 @@
-"""Matrix products on CPUs; see `tcomp.tensor.gemm`."""
+"""Matrix products on CPUs; see `tcomp.tensor.cpu.gemm`."""
 
 from __future__ import annotations
 
@@ -8,14 +8,20 @@ from math import log2, prod
 
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import PARALLEL_FLOPS
+from tcomp.tensor.cpu.gemm import schedule_product
+from tcomp.tensor.cpu.gemm_plan import Plan
+from tcomp.tensor.cpu.register_tile import FMA_LATENCY
 from tcomp.tensor.epilogue import placeholder_index
-from tcomp.tensor.gemm import constant_right, fits, schedule_product
-from tcomp.tensor.gemm_plan import Plan
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
-from tcomp.tensor.product import Product
-from tcomp.tensor.register_tile import FMA_LATENCY
-from tcomp.tensor.template import TEMPLATES, Packed, PackedBy, Scheduled, Template
+from tcomp.tensor.product import Product, constant_right, fits
+from tcomp.tensor.template import (
+    TEMPLATES,
+    Packed,
+    PackedBy,
+    Scheduled,
+    Template,
+)
 
 MAX_TILE_ROWS = 30
 TILE_VECTORS = (1, 2, 3, 4, 6, 8)
@@ -40,7 +46,7 @@ PIECES_PER_CORE = 2
 
 
 class MatmulCpu(Template):
-    """One template for plain and batched products; knobs as in `tcomp.tensor.gemm_plan.Plan`."""
+    """One template for plain and batched products; knobs as in `tcomp.tensor.cpu.gemm_plan.Plan`."""
 
     name = "matmul_cpu"
     version = 2

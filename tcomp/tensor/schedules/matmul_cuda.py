@@ -1,17 +1,16 @@
-"""Matrix products on GPUs by plain instructions; see `tcomp.tensor.simt_product`."""
+"""Matrix products on GPUs by plain instructions; see `tcomp.tensor.gpu.simt_product`."""
 
 from __future__ import annotations
 
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import Anchored
-from tcomp.tensor.block_tile import BlockTile
-from tcomp.tensor.gemm import fits
+from tcomp.tensor.gpu.block_tile import BlockTile
+from tcomp.tensor.gpu.matrices import ProductMatrices
+from tcomp.tensor.gpu.simt_product import SimtProduct
+from tcomp.tensor.gpu.simt_space import cycles, problem_of, shares_of, simt_space
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Space
-from tcomp.tensor.matrices import ProductMatrices
-from tcomp.tensor.product import Product
-from tcomp.tensor.simt_product import SimtProduct
-from tcomp.tensor.simt_space import cycles, problem_of, shares_of, simt_space
+from tcomp.tensor.product import Product, fits
 from tcomp.tensor.template import TEMPLATES, Cycles, Scheduled, Template
 
 

@@ -23,8 +23,9 @@ import numpy as np
 from tcomp.relay.types import Array, TensorType
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import PARALLEL_FLOPS, Anchored
+from tcomp.tensor.cpu.primitives import Tiles
+from tcomp.tensor.cpu.register_tile import FMA_LATENCY
 from tcomp.tensor.epilogue import placeholder_index
-from tcomp.tensor.gemm import constant_right, fits
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
 from tcomp.tensor.loops import (
@@ -38,11 +39,16 @@ from tcomp.tensor.loops import (
     unrolled,
     vectorized,
 )
-from tcomp.tensor.primitives import Tiles
-from tcomp.tensor.product import Product
-from tcomp.tensor.register_tile import FMA_LATENCY
+from tcomp.tensor.product import Product, constant_right, fits
 from tcomp.tensor.schedules.matmul_cpu import BLOCKS, MatmulCpu
-from tcomp.tensor.template import TEMPLATES, Packed, PackedBy, Packing, Scheduled, Template
+from tcomp.tensor.template import (
+    TEMPLATES,
+    Packed,
+    PackedBy,
+    Packing,
+    Scheduled,
+    Template,
+)
 from tcomp.tvm_api import te, tirx
 
 MOST_TILE_ROWS = 8

@@ -1,22 +1,22 @@
-"""Matrix products on GPUs' tensor cores; see `tcomp.tensor.mma_nest`."""
+"""Matrix products on GPUs' tensor cores; see `tcomp.tensor.tensor_cores.mma_nest`."""
 
 from __future__ import annotations
 
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import Anchored
-from tcomp.tensor.gpu_rates import memory_cycles
+from tcomp.tensor.gpu.rates import memory_cycles
+from tcomp.tensor.gpu.unpacked_operand import PackedWeights, UnpackedChunks
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Space
 from tcomp.tensor.loops import Statement
-from tcomp.tensor.mma_kernel import multiplies_by_warps, schedule_mma, stored_in_vectors
-from tcomp.tensor.mma_matrices import MmaMatrices, is_product
-from tcomp.tensor.mma_nest import mma_launch
-from tcomp.tensor.mma_operand import MmaOperand
-from tcomp.tensor.mma_plan import MmaPlan, plan_of, plan_space
-from tcomp.tensor.output_tiles import OutputTiles, row_output
 from tcomp.tensor.schedules.matmul_cuda import MatmulCuda
 from tcomp.tensor.template import TEMPLATES, Cycles, Scheduled, Template
-from tcomp.tensor.unpacked_operand import PackedWeights, UnpackedChunks
+from tcomp.tensor.tensor_cores.kernel import multiplies_by_warps, schedule_mma, stored_in_vectors
+from tcomp.tensor.tensor_cores.matrices import MmaMatrices, is_product
+from tcomp.tensor.tensor_cores.mma_nest import mma_launch
+from tcomp.tensor.tensor_cores.mma_operand import MmaOperand
+from tcomp.tensor.tensor_cores.mma_plan import MmaPlan, plan_of, plan_space
+from tcomp.tensor.tensor_cores.output_tiles import OutputTiles, row_output
 
 
 class MatmulMmaCuda(Template):

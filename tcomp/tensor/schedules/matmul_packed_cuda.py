@@ -1,7 +1,7 @@
 """Products of few rows with weights of 4 or 8 bits on GPUs: what is read of memory is what they take there.
 
-The walk is that of `tcomp.tensor.few_rows`, along the depth; a load of a thread is a word of weights, which
-it unpacks in registers. See `tcomp.tensor.unpacked_operand`.
+The walk is that of `tensor.gpu.few_rows`, along the depth; a load of a thread is a word of weights, which
+it unpacks in registers. See `tcomp.tensor.gpu.unpacked_operand`.
 """
 
 from __future__ import annotations
@@ -10,17 +10,16 @@ from math import ceil
 
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import Anchored
-from tcomp.tensor.few_rows import MOST_ROWS, FewRows, RowsPlan
-from tcomp.tensor.gemm import fits
+from tcomp.tensor.gpu.few_rows import MOST_ROWS, FewRows, RowsPlan
+from tcomp.tensor.gpu.matrices import ProductMatrices
+from tcomp.tensor.gpu.simt_space import problem_of
+from tcomp.tensor.gpu.unpacked_operand import REGISTERS, PackedWeights, UnpackedOperand
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Space
-from tcomp.tensor.matrices import ProductMatrices
-from tcomp.tensor.product import Product
+from tcomp.tensor.product import Product, fits
 from tcomp.tensor.schedules.matmul_cuda import MatmulCuda
 from tcomp.tensor.schedules.matmul_rows_cuda import SPLITS, rows_cycles, rows_space
-from tcomp.tensor.simt_space import problem_of
 from tcomp.tensor.template import TEMPLATES, Cycles, Scheduled, Template
-from tcomp.tensor.unpacked_operand import REGISTERS, PackedWeights, UnpackedOperand
 
 _WARPS = 16
 """Of a multiprocessor, which together have enough loads under way."""

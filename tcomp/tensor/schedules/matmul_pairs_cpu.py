@@ -13,22 +13,16 @@ from math import prod
 from tcomp.relay.types import numpy_dtype
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import PARALLEL_FLOPS
-from tcomp.tensor.gemm import constant_right, fits
-from tcomp.tensor.grouped_operands import GroupedOperands
+from tcomp.tensor.cpu.grouped_operands import GroupedOperands
+from tcomp.tensor.cpu.primitives import Tiles, cut, vector_tile
+from tcomp.tensor.cpu.register_tile import FMA_LATENCY, Index, Point, RegisterTile
+from tcomp.tensor.cpu.tile_sums import Reduction, passes_nest, tile_nest
 from tcomp.tensor.groups import GroupSums, ways_to_sum
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Choice, Config, Ordered, Space
-from tcomp.tensor.loops import (
-    Buffer,
-    Expression,
-    Statement,
-    prefetch,
-)
-from tcomp.tensor.primitives import Tiles, cut, vector_tile
-from tcomp.tensor.product import Product
-from tcomp.tensor.register_tile import FMA_LATENCY, Index, Point, RegisterTile
+from tcomp.tensor.loops import Buffer, Expression, Statement, prefetch
+from tcomp.tensor.product import Product, constant_right, fits
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
-from tcomp.tensor.tile_sums import Reduction, passes_nest, tile_nest
 from tcomp.tvm_api import tirx
 
 MAX_TILE_ROWS = 30

@@ -1,4 +1,4 @@
-"""Products of few rows or few columns on GPUs; see `tcomp.tensor.few_rows`."""
+"""Products of few rows or few columns on GPUs; see `tcomp.tensor.gpu.few_rows`."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ from math import ceil, prod
 from tcomp.relay.types import numpy_dtype
 from tcomp.target.target import Gpu, Target
 from tcomp.tensor.anchored import Anchored
-from tcomp.tensor.few_rows import MOST_ROWS, FewRows, RowsPlan
-from tcomp.tensor.gemm import fits
-from tcomp.tensor.gpu_rates import LAUNCH_CYCLES, clock, memory_cycles, multiply_adds
+from tcomp.tensor.gpu.few_rows import MOST_ROWS, FewRows, RowsPlan
+from tcomp.tensor.gpu.matrices import Matrices, ProductMatrices, Transposed
+from tcomp.tensor.gpu.rates import LAUNCH_CYCLES, clock, memory_cycles, multiply_adds
+from tcomp.tensor.gpu.simt_space import Problem, problem_of
+from tcomp.tensor.gpu.unpacked_operand import PackedWeights
+from tcomp.tensor.gpu.warps import WARP
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Ordered, Space
-from tcomp.tensor.matrices import Matrices, ProductMatrices, Transposed
-from tcomp.tensor.product import Product
+from tcomp.tensor.product import Product, fits
 from tcomp.tensor.schedules.matmul_cuda import MatmulCuda
-from tcomp.tensor.simt_space import Problem, problem_of
 from tcomp.tensor.template import TEMPLATES, Cycles, Scheduled, Template
-from tcomp.tensor.unpacked_operand import PackedWeights
-from tcomp.tensor.warps import WARP
 
 WARPS = (1, 2, 4, 8, 16)
 COLUMNS = (1, 2, 4, 8)

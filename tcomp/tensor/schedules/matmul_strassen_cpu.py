@@ -1,4 +1,4 @@
-"""Products with constant weights by Strassen's algorithm; see `tcomp.tensor.strassen`."""
+"""Products with constant weights by Strassen's algorithm; see `tcomp.tensor.strassen.nest`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import numpy as np
 
 from tcomp.relay.types import Array
 from tcomp.target.target import Target
-from tcomp.tensor.gemm import constant_right, fits
+from tcomp.tensor.cpu.register_tile import Index
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.loops import Expression, constant
-from tcomp.tensor.product import Product
-from tcomp.tensor.register_tile import Index
+from tcomp.tensor.product import Product, constant_right, fits
 from tcomp.tensor.schedules.matmul_cpu import MatmulCpu
-from tcomp.tensor.strassen_plan import DTYPE, Shape
-from tcomp.tensor.strassen_template import ConstantProduct, StrassenTemplate
+from tcomp.tensor.strassen.plan import DTYPE, Shape
+from tcomp.tensor.strassen.template import ConstantProduct, StrassenTemplate
 from tcomp.tensor.template import TEMPLATES
 
 

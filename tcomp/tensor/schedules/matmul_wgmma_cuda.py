@@ -1,27 +1,22 @@
-"""Matrix products on the tensor cores of sm_90a; see `tcomp.tensor.wgmma_nest`."""
+"""Matrix products on the tensor cores of sm_90a; see `tcomp.tensor.tensor_cores.wgmma_nest`."""
 
 from __future__ import annotations
 
 from tcomp.target.target import Target
 from tcomp.tensor.anchored import Anchored
-from tcomp.tensor.gpu_rates import memory_cycles
+from tcomp.tensor.gpu.rates import memory_cycles
+from tcomp.tensor.gpu.unpacked_operand import PackedWeights
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Space
 from tcomp.tensor.loops import Statement
-from tcomp.tensor.mma_kernel import schedule_mma, stored_in_vectors
-from tcomp.tensor.mma_matrices import MmaMatrices, is_product
-from tcomp.tensor.output_tiles import OutputTiles, row_output
 from tcomp.tensor.schedules.matmul_cuda import MatmulCuda
-from tcomp.tensor.stored_output import Output
 from tcomp.tensor.template import TEMPLATES, Cycles, Scheduled, Template
-from tcomp.tensor.unpacked_operand import PackedWeights
-from tcomp.tensor.wgmma_nest import wgmma_launch
-from tcomp.tensor.wgmma_plan import (
-    ARCH,
-    most_sums,
-    wgmma_plan_of,
-    wgmma_space,
-)
+from tcomp.tensor.tensor_cores.kernel import schedule_mma, stored_in_vectors
+from tcomp.tensor.tensor_cores.matrices import MmaMatrices, is_product
+from tcomp.tensor.tensor_cores.output_tiles import OutputTiles, row_output
+from tcomp.tensor.tensor_cores.stored_output import Output
+from tcomp.tensor.tensor_cores.wgmma_nest import wgmma_launch
+from tcomp.tensor.tensor_cores.wgmma_plan import ARCH, most_sums, wgmma_plan_of, wgmma_space
 
 
 class MatmulWgmmaCuda(Template):

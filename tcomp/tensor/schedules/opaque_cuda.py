@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from tcomp.target.target import Target
 from tcomp.tensor.blocks import lower_blocks
+from tcomp.tensor.gpu.threads import launch
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Space
 from tcomp.tensor.lower import lower_body, placeholders
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
-from tcomp.tensor.threads import launch
 from tcomp.tvm_api import PrimFunc, s_tir, te, tirx, tvm
 
 

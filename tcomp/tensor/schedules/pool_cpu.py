@@ -15,6 +15,7 @@ from tcomp.relay.graph import Node
 from tcomp.relay.layouts import channel_block
 from tcomp.target.target import Target
 from tcomp.tensor.convolution import accumulator_dtype
+from tcomp.tensor.cpu.pool_windows import pool_window
 from tcomp.tensor.epilogue import epilogue_fits
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Ordered, Space
@@ -36,7 +37,6 @@ from tcomp.tensor.loops import (
 )
 from tcomp.tensor.lower import lower_body, placeholders
 from tcomp.tensor.math import convert, larger
-from tcomp.tensor.pool_windows import pool_window
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
 from tcomp.tvm_api import Tensor, te, tirx
 

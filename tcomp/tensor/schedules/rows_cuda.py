@@ -8,6 +8,8 @@ from functools import cached_property
 from math import prod
 
 from tcomp.target.target import Target
+from tcomp.tensor.gpu.threads import digits, launch, shared, synchronize
+from tcomp.tensor.gpu.warps import WARP, combine_lanes
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config, Ordered, Space
 from tcomp.tensor.loops import (
@@ -29,8 +31,6 @@ from tcomp.tensor.reduction_nest import Reduction, is_reduction, operands, stage
 from tcomp.tensor.row_space import Index, RowSpace
 from tcomp.tensor.schedules.rows_cpu import reduction_space
 from tcomp.tensor.template import TEMPLATES, Scheduled, Template
-from tcomp.tensor.threads import digits, launch, shared, synchronize
-from tcomp.tensor.warps import WARP, combine_lanes
 from tcomp.tvm_api import Tensor, tirx
 
 _BLOCK_THREADS = 256

@@ -14,7 +14,7 @@ from tcomp.errors import UsageError
 from tcomp.target.host import require_runnable
 from tcomp.target.target import Target
 from tcomp.tensor.knobs import Config
-from tcomp.tensor.template import schedule
+from tcomp.tensor.selection import schedule
 from tcomp.tuner.provenance import device_name
 from tcomp.tuner.records import Check
 from tcomp.tuner.runner import (

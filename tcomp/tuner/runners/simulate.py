@@ -37,7 +37,7 @@ from tcomp.relay.types import FLOATS
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
-from tcomp.tensor.template import schedule
+from tcomp.tensor.selection import schedule
 from tcomp.tuner.provenance import simulated_device
 from tcomp.tuner.records import Check, Times
 from tcomp.tuner.runner import (

@@ -23,6 +23,7 @@ struct alignas(4) __half2 {
   __half2(__half x, __half y) : x(x), y(y) {}
 };
 using half2 = __half2;
+inline half2 make_half2(__half x, __half y) { return {x, y}; }
 #define EMULATED_HALF(OP)                                                                                 \
   inline __half operator OP(__half a, __half b) { return __half((float)a OP (float)b); }
 EMULATED_HALF(+)
