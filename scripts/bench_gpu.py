@@ -3,7 +3,7 @@
     python scripts/models.py resnet50 bert_base
     tcomp tune models/resnet50.onnx --target cuda --precision fast --log resnet50.jsonl
     python scripts/bench_gpu.py resnet50 bert_base --log resnet50.jsonl
-    python scripts/bench_gpu.py resnet50 --precisions float16 --json results.json
+    python scripts/bench_gpu.py resnet50 --precisions float16 --seconds 300 --json results.json
 
 PyTorch runs the same graph (`torch_graph.py`), with normalisations, attention and merged products as
 tcomp's passes leave them, eagerly and by `torch.compile` in the mode `max-autotune`, which takes Triton's,
@@ -12,25 +12,33 @@ float16 and tcomp's `--precision fast`; images lie as channels-last there. In ea
 a change of clocks meets all; columns are medians of ratios to `torch.compile` in the same rounds (below 1 is
 faster) and their quartiles. Inputs and outputs stay in the GPU's memory. Errors are relative to the largest
 number of an output, the worst of all outputs, against the graph in PyTorch in float32.
+
+Each model in each precision has a process of its own: what breaks off costs its own row. First tcomp and
+PyTorch's eager mode are timed, then all beside `torch.compile`, which may search for minutes; either is
+printed, and with `--json FILE` written, when it is there. After `--seconds` nothing goes on. Ctrl-C and
+SIGTERM print what there is. Ends with status 1 when something failed, 130 when it was interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from bench_cpu import random_inputs, ratio_cell, ratios
-from gpu_script import add_json, gpu_here, write_json
+from gpu_script import OutOfTime, add_json, add_seconds, gpu_here, tick_until, write_json
 from models import MODELS, ROOT
 from tcomp.codegen.artifact import compile_graph
 from tcomp.frontend.onnx import import_onnx
@@ -43,11 +51,19 @@ from tcomp.transform.layout import BlockChannels
 from tcomp.transform.pipeline import optimize, passes_before_lowering, run_passes
 from tcomp.transform.precision import Precision
 from tcomp.tuner.choices import choose_configs
+from tcomp.tuner.process import Died, WorkerProcess, next_messages
+from tcomp.tuner.runner import Failed
+from tcomp.tuner.worker import one_line, serve
 from torch_graph import TorchGraph
 
 PRECISIONS: Mapping[str, Precision] = {"float32": "exact", "tf32": "tf32", "float16": "fast"}
 REFERENCE = "torch.compile"
+STAGES = 2
+"""Of `bench`."""
+MEMORY_BYTES = 64 << 30
+"""Physical, of the process of a model."""
 Run = Callable[[], Sequence[torch.Tensor]]
+Result = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -172,38 +188,110 @@ def bench(
     rounds: int,
     number: int,
     mode: str,
-) -> dict[str, Any]:
-    """Times in seconds of each in every round, and errors."""
+) -> Iterator[Result]:
+    """Times in seconds of each in every round, and errors: first without the compiler, then with it."""
     expected = expected_outputs(case, target, device)
     with tempfile.TemporaryDirectory() as folder:
         ours, records = tcomp_runs(case, target, device, logs, Path(folder))
-        runs = torch_runs(case, target, device, mode) | ours
-        errors = {name: worst_error(run, expected) for name, run in runs.items()}
-        times: dict[str, list[float]] = {name: [] for name in runs}
-        for run in runs.values():  # PyTorch records its graphs in the second and third run.
-            seconds_of(run, device, 3)
-        for _ in range(rounds):
-            for name, run in runs.items():
-                times[name].append(seconds_of(run, device, number))
-    return {"model": case.name, "precision": case.precision,
-            "records": records, "times": times, "errors": errors}  # fmt: skip
+        theirs = torch_runs(case, target, device, mode)
+        compiled = {REFERENCE: theirs.pop(REFERENCE)}
+        for runs in (theirs | ours, theirs | compiled | ours):
+            errors = {name: worst_error(run, expected) for name, run in runs.items()}
+            times: dict[str, list[float]] = {name: [] for name in runs}
+            for run in runs.values():  # PyTorch records its graphs in the second and third run.
+                seconds_of(run, device, 3)
+            for _ in range(rounds):
+                for name, run in runs.items():
+                    times[name].append(seconds_of(run, device, number))
+            yield {"model": case.name, "precision": case.precision,
+                   "records": records, "times": times, "errors": errors}  # fmt: skip
 
 
-def table(results: Sequence[Mapping[str, Any]]) -> str:
-    """One row a model and precision; below it the geometric mean of each row's last ratio, tuned if it is."""
+@dataclass(frozen=True)
+class Request:
+    """A model in a precision, and how it is timed; asked again for the next stage."""
+
+    model: str
+    precision: str
+    logs: Sequence[Path]
+    rounds: int
+    number: int
+    mode: str
+
+    def stages(self) -> Iterator[Result]:
+        case, device = case_of(self.model, self.precision), torch.device("cuda")
+        yield from bench(case, gpu_here(), device, self.logs, self.rounds, self.number, self.mode)
+
+
+def work(stages_of: Callable[[Request], Iterator[Result]] = Request.stages) -> None:
+    """What the process of a request runs: it answers with the next stage each time that it is asked."""
+    begun: list[Iterator[Result]] = []
+
+    def answer(request: dict[str, Any]) -> Result | Failed:
+        try:
+            if not begun:
+                begun.append(stages_of(Request(**request)))
+            return next(begun[0])
+        except Exception as error:
+            return Failed("run_error", one_line(error))
+
+    serve(answer)
+
+
+def measure(
+    requests: Sequence[Request], end: float, changed: Callable[[Result], None], entry: str = "bench_gpu.work"
+) -> list[str]:
+    """`changed` with both stages of each of `requests` as they come; what failed, a line each.
+
+    Raises OutOfTime at `end`, by the monotonic clock.
+    """
+    problems: list[str] = []
+    for request in requests:
+        what = f"{request.model}, {request.precision}"
+        process = WorkerProcess(None, os.cpu_count() or 1, MEMORY_BYTES, entry)
+        try:
+            for _ in range(STAGES):
+                # Not as the class, which is another in the module that a script is.
+                process.send(asdict(request), "timing it", inf)
+                ((_, message),) = next_messages([process], tick_until(end))
+                if isinstance(message, Died | Failed):
+                    problems.append(f"{what}: {message.status}: {message.reason}")
+                    print(problems[-1], flush=True)
+                    break
+                changed(cast(Result, message))
+        finally:
+            process.stop()
+    return problems
+
+
+def table(results: Sequence[Result]) -> str:
+    """One row a model and precision; below it the geometric mean of each row's last ratio, tuned if it is.
+
+    Times stand in rows that have nothing of the compiler.
+    """
     columns = ("torch", "untuned", "tuned")
     head = ["model", "precision", f"{REFERENCE} (error)", *columns, "records"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     best: list[float] = []
     for result in results:
-        errors = {name: f"{error:.1e}" for name, error in result["errors"].items()}
-        microseconds = statistics.median(result["times"][REFERENCE]) * 1e6
-        cells = [result["model"], result["precision"], f"{microseconds:.0f} us ({errors[REFERENCE]})"]
-        cells += [ratio_cell(result, name, REFERENCE, f"; {errors.get(name)}") for name in columns]
-        last = [name for name in columns if name in result["times"]][-1]
-        best.append(statistics.median(ratios(result, last, REFERENCE)))
+        cells = [result["model"], result["precision"], time_cell(result, REFERENCE)]
+        if REFERENCE in result["times"]:
+            errors = {name: f"; {error:.1e}" for name, error in result["errors"].items()}
+            cells += [ratio_cell(result, name, REFERENCE, errors.get(name, "")) for name in columns]
+            last = [name for name in columns if name in result["times"]][-1]
+            best.append(statistics.median(ratios(result, last, REFERENCE)))
+        else:
+            cells += [time_cell(result, name) for name in columns]
         lines.append("| " + " | ".join([*cells, result["records"]]) + " |")
-    return "\n".join([*lines, "", f"tcomp's geometric mean: {statistics.geometric_mean(best):.2f}"])
+    mean = f"{statistics.geometric_mean(best):.2f}" if best else f"none, as {REFERENCE} has no times"
+    return "\n".join([*lines, "", f"tcomp's geometric mean: {mean}"])
+
+
+def time_cell(result: Result, name: str) -> str:
+    """The median, and the error; a dash for what did not run."""
+    if name not in result["times"]:
+        return "-"
+    return f"{statistics.median(result['times'][name]) * 1e6:.0f} us ({result['errors'][name]:.1e})"
 
 
 def parse() -> argparse.Namespace:
@@ -216,24 +304,40 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--number", type=int, default=20, help="runs in one turn")
     parser.add_argument("--mode", default="max-autotune", help="of torch.compile")
+    add_seconds(parser, 600)
     add_json(parser)
     return parser.parse_args()
 
 
 def main() -> int:
     options = parse()
-    target, device = gpu_here(), torch.device("cuda")
-    results = []
-    for name in options.models:
-        for precision in options.precisions:
-            case = case_of(name, precision)
-            logs = options.log or [ROOT / "tuning_logs"]
-            results.append(bench(case, target, device, logs, options.rounds, options.number, options.mode))
-            write_json(options.json, results)
-            print(f"{name}, {precision}: done", file=sys.stderr)
-            torch.compiler.reset()
-    print(f"{target.description}, torch {torch.__version__}, numpy {np.__version__}\n\n{table(results)}")
-    return 0
+    end, target = time.monotonic() + options.seconds, gpu_here()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    logs = options.log or [ROOT / "tuning_logs"]
+    requests = [
+        Request(name, precision, logs, options.rounds, options.number, options.mode)
+        for name in options.models
+        for precision in options.precisions
+    ]
+    results: dict[tuple[str, str], Result] = {}
+
+    def changed(result: Result) -> None:
+        results[result["model"], result["precision"]] = result
+        write_json(options.json, list(results.values()))
+        times = ", ".join(f"{name} {time_cell(result, name)}" for name in result["times"])
+        print(f"{result['model']}, {result['precision']}: {times}", flush=True)
+
+    status = 0
+    try:
+        status = int(bool(measure(requests, end, changed)))
+    except OutOfTime:
+        print("out of time")
+    except KeyboardInterrupt:
+        print("interrupted")
+        status = 130
+    said = f"{target.description}, torch {torch.__version__}, numpy {np.__version__}"
+    print(f"\n{said}\n\n{table(list(results.values()))}")
+    return status
 
 
 if __name__ == "__main__":

@@ -5,10 +5,10 @@ table of kernels, in passes, of which each makes the rows better: the default co
 beside PyTorch, which calls cuBLAS, cuDNN and FlashAttention, where it is installed; the best of `--trials`
 random legal configs, or of as many as its share of the time allows, beside both; with `--triton` the kernel
 which PyTorch's compiler finds among Triton's. A row also has what the best is of the card's peak for the
-type, and the algorithms of the default and, where it has another, of the best. Below, for each kind of kernel
-the geometric mean of the ratios of PyTorch's time to the best, beside what it should be. Operations are
-counted as those of direct convolution. Times are medians by CUDA events with the L2 cache cold, those beside
-PyTorch's in turns, random data.
+type, the algorithms of the default and, where it has another, of the best, and which PyTorch ran in what
+precision. Below, for each kind of kernel the geometric mean of the ratios of PyTorch's time to the best,
+beside what it should be. Operations are counted as those of direct convolution. Times are medians by CUDA
+events with the L2 cache cold, those beside PyTorch's in turns, random data.
 
 Kernels run in processes of the tuner's kind: one that breaks off, hangs or computes wrong numbers is named
 in its row, with its config, and costs no other; `--select NAME --config JSON` runs it again. After
@@ -34,7 +34,7 @@ from random import Random
 from statistics import geometric_mean
 from typing import Any
 
-from gpu_script import add_json, gpu_here, selected, write_json
+from gpu_script import OutOfTime, add_json, add_seconds, gpu_here, selected, tick_until, write_json
 from gpu_trials import TOLERANCE, TORCH, TRITON, CheckRunner
 from tcomp.errors import BuildError, DeviceError, TcompError
 from tcomp.relay.builder import GraphBuilder
@@ -109,7 +109,8 @@ class Row:
     """Seconds of a case; None where there is nothing yet, or never will be because of `problems`.
 
     `configs` had right numbers; `algorithms` are the templates of the default and the best of them.
-    `conditions` are what the default takes of a multiprocessor, and the clock while it ran.
+    `conditions` are what the default takes of a multiprocessor, and the clock while it ran; `torch_as` says
+    which PyTorch ran, and in what precision.
     """
 
     kind: str
@@ -125,11 +126,13 @@ class Row:
     best_config: Config | None = None
     conditions: Mapping[str, str] = field(default_factory=dict[str, str])
     problems: tuple[Problem, ...] = ()
+    torch_as: str = ""
 
 
 @dataclass
 class Entry:
-    """What is known of a case. `raced`: seconds of `default`, `best`, `torch`, in turns, and of `triton`."""
+    """What is known of a case. `raced`: seconds of `default`, `best`, `torch`, in turns, and of `triton`.
+    `torch_as`: as `Row.torch_as`."""
 
     case: Case
     task: Task
@@ -137,6 +140,7 @@ class Entry:
     outcomes: list[Outcome] = field(default_factory=list[Outcome])
     raced: dict[str, float] = field(default_factory=dict[str, float])
     problems: list[Problem] = field(default_factory=list[Problem])
+    torch_as: str = ""
     passed: set[str] = field(default_factory=set[str])
     """The passes that it had."""
 
@@ -164,11 +168,8 @@ class Entry:
             case.kind, case.name, default, seconds, self.raced.get("torch"), self.raced.get("triton"),
             rate / 1e12, rate / peak if peak else 0.0, len(self.right), tuple(dict.fromkeys(algorithms)),
             winner if seconds else None, first.conditions if first is not None else {}, tuple(self.problems),
+            self.torch_as,
         )  # fmt: skip
-
-
-class OutOfTime(Exception):
-    """All seconds are over."""
 
 
 def matmul(m: int, n: int, k: int, dtype: str) -> Case:
@@ -229,7 +230,7 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--trials", type=int, default=16, help="random configs of each kernel (default 16)")
-    parser.add_argument("--seconds", type=float, default=420.0, help="end after so long (default 420)")
+    add_seconds(parser, 420)
     parser.add_argument("--select", default="", help="only kernels in whose name this occurs")
     parser.add_argument("--config", type=json.loads, help="JSON: the config to take for the default one")
     which = parser.add_mutually_exclusive_group()
@@ -384,11 +385,7 @@ def check(table: Table, options: MeasureOptions, end: float, trials: int, triton
 
 @contextmanager
 def workers(options: MeasureOptions, end: float) -> Generator[WorkerPool]:
-    def tick() -> None:
-        if time.monotonic() > end:
-            raise OutOfTime
-
-    with WorkerPool(options, tick) as pool:
+    with WorkerPool(options, tick_until(end)) as pool:
         yield pool
 
 
@@ -446,7 +443,9 @@ def race(entry: Entry, pool: WorkerPool, with_torch: bool) -> None:
         last, reason = outcomes[-1], f"{outcomes[-1].reason}, in turns of {' and '.join(runs)}"
         entry.problems.append(Problem(last.config, last.status, reason))
         return
-    entry.raced |= {name: outcome.median for name, outcome in zip(runs, outcomes, strict=True)}
+    for name, outcome in zip(runs, outcomes, strict=True):
+        entry.raced[name] = outcome.median
+        entry.torch_as = outcome.conditions.get("torch", entry.torch_as)
 
 
 def measured(pool: WorkerPool, entry: Entry, configs: Sequence[Config]) -> list[Outcome]:
@@ -470,7 +469,7 @@ def line(row: Row) -> str:
 
     ratio = f"{row.torch / row.best:.2f}" if row.torch and row.best else "-"
     times = " ".join(f"{text(s):>10}" for s in (row.default, row.best, row.torch, row.triton))
-    said = ", ".join(row.algorithms)
+    said = "; ".join(filter(None, [", ".join(row.algorithms), row.torch_as]))
     problems = [f"\n    {problem}" for problem in row.problems]
     return (
         f"{row.name:44} {times} {ratio:>6} {row.teraflops:8.1f} {row.of_peak:5.0%} {said}{''.join(problems)}"

@@ -24,7 +24,7 @@ from functools import cache
 from types import ModuleType
 
 from gpu_measure import ALONG, MOST_BITS, Machine, machine
-from gpu_script import add_json, gpu_here, selected, write_json
+from gpu_script import OutOfTime, add_json, add_seconds, gpu_here, selected, tick_until, write_json
 from tcomp.codegen.cuda import jit
 from tcomp.plan import streams
 from tcomp.target.cuda_state import gpu_state
@@ -192,10 +192,6 @@ FACTS: tuple[Fact, ...] = (
 )  # fmt: skip
 
 
-class OutOfTime(Exception):
-    """All seconds are over."""
-
-
 def row_of(fact: Fact, gpu: Gpu, measured: float | None, problem: str = "") -> Row:
     assumed, where = (fact.assumed.value(gpu), fact.assumed.where) if fact.assumed is not None else (None, "")
     found = None if measured is None else measured * fact.scale
@@ -211,16 +207,12 @@ def measure(
     Raises OutOfTime at `end`, by the monotonic clock.
     """
 
-    def tick() -> None:
-        if time.monotonic() > end:
-            raise OutOfTime
-
     process: WorkerProcess | None = None
     try:
         for fact in facts:
             process = process or WorkerProcess(None, 1, MEMORY_BYTES, entry)
             process.send((fact.name, small), f"measuring {fact.name}", limit)
-            ((_, message),) = next_messages([process], tick)
+            ((_, message),) = next_messages([process], tick_until(end))
             if isinstance(message, float):
                 changed(row_of(fact, gpu, message))
                 continue
@@ -277,7 +269,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seconds", type=float, default=180.0, help="end after so long (default 180)")
+    add_seconds(parser, 180)
     parser.add_argument("--select", default="", help="only facts in whose name this occurs")
     parser.add_argument("--small", action="store_true", help="do as little as possible; times mean nothing")
     add_json(parser)

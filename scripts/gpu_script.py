@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -24,6 +25,10 @@ class Named(Protocol):
 Chosen = TypeVar("Chosen", bound=Named)
 
 
+class OutOfTime(Exception):
+    """All seconds are over."""
+
+
 def gpu_here() -> Target:
     """The GPU of this machine; ends the program with a line that says what is missing where there is none."""
     try:
@@ -38,6 +43,23 @@ def selected(every: Iterable[Chosen], part: str) -> list[Chosen]:
     if not found:
         raise SystemExit(f"nothing has `{part}` in its name; leave --select away to see all names")
     return found
+
+
+def add_seconds(parser: argparse.ArgumentParser, default: float) -> None:
+    """The option `--seconds`, after which nothing goes on."""
+    parser.add_argument(
+        "--seconds", type=float, default=default, help=f"end after so long (default {default:g})"
+    )
+
+
+def tick_until(end: float) -> Callable[[], None]:
+    """What raises OutOfTime when it is called after the moment `end`, by the monotonic clock."""
+
+    def tick() -> None:
+        if time.monotonic() > end:
+            raise OutOfTime
+
+    return tick
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

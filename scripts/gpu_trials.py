@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from tcomp.target.cuda_state import gpu_state
 from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
 from tcomp.tuner.records import Check
-from tcomp.tuner.runner import Failed, Measure, Measured, Prepared
+from tcomp.tuner.runner import Failed, Measure, Measured, Prepared, Raced, Rounds
 from tcomp.tuner.runners.local import LocalCandidate, LocalRunner
 from tcomp.tuner.timing import TimedCandidate, TimingStation
 from tcomp.tuner.trial_data import TrialData
@@ -76,9 +76,13 @@ class _CheckStation(TimingStation[TimedCandidate]):
 
     def measure(self, candidate: TimedCandidate, request: Measure) -> Measured | Failed:
         measured = super().measure(candidate, request)
-        if isinstance(measured, Measured) and isinstance(candidate, _KernelCandidate):
-            return Measured(measured.seconds, measured.check, candidate.conditions())
-        return measured
+        return measured if isinstance(measured, Failed) else _with_conditions(measured, candidate)
+
+    def race(self, candidates: Sequence[TimedCandidate], request: Rounds) -> Raced | Failed:
+        raced = super().race(candidates, request)
+        if isinstance(raced, Failed):
+            return raced
+        return Raced(tuple(map(_with_conditions, raced.results, candidates)))
 
     def conditions(self) -> Mapping[str, str]:
         return gpu_state()
@@ -92,6 +96,12 @@ class _CheckStation(TimingStation[TimedCandidate]):
             with _rounding(self._torch, to_tf32=False):
                 self._expected = prepared.key, exact().cpu().numpy()
         return self._expected[1]
+
+
+def _with_conditions(measured: Measured, candidate: TimedCandidate) -> Measured:
+    """Those of the candidate beside those of the device."""
+    assert isinstance(candidate, _KernelCandidate | _TorchCandidate)
+    return replace(measured, conditions={**measured.conditions, **candidate.conditions()})
 
 
 class _KernelCandidate(LocalCandidate):
@@ -111,13 +121,20 @@ class _TorchCandidate(TimedCandidate):
 
     def __init__(self, torch: Any, prepared: Prepared, expected: Callable[[], Array], compiled: bool) -> None:
         self._torch, self._expected = torch, expected
-        self._to_tf32 = dtype_of(prepared.kernel) == "tf32"
+        self._dtype = dtype_of(prepared.kernel)
+        self._to_tf32 = self._dtype == "tf32"
         tensors = _tensors(torch, prepared, wide=False)
         self._run = in_torch(prepared.kernel, tensors)
         if compiled:
             with _rounding(torch, self._to_tf32):
                 self._run = _triton(torch, prepared.kernel, tensors)
         self._result: Any = None
+
+    def conditions(self) -> Mapping[str, str]:
+        """`torch`: its version, the type of its tensors, and what it may round them to."""
+        dtype = "float32" if self._to_tf32 else self._dtype
+        rounds = " rounded to tf32" if self._to_tf32 else " without tf32" if dtype == "float32" else ""
+        return {"torch": f"PyTorch {self._torch.__version__} in {dtype}{rounds}"}
 
     def run(self) -> None:
         with self._torch.no_grad(), _rounding(self._torch, self._to_tf32):

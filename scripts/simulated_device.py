@@ -54,9 +54,9 @@ class SimulatedDevice:
 
     def seconds(self, task: Task, config: Config) -> float:
         """The time of a config, always the same."""
-        estimated = next(t for t in self.tasks if t.key == task.key).estimated(config)
+        estimated = next(t for t in self.tasks if t.key == task.key).estimated([config])
         assert estimated is not None
-        return estimated / _CLOCK * exp(self.error * self._luck(task, config))
+        return estimated[0] / _CLOCK * exp(self.error * self._luck(task, config))
 
     def _luck(self, task: Task, config: Config) -> float:
         full = task.space.complete(config)

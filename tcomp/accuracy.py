@@ -115,8 +115,8 @@ def lower_within(
     while True:
         found = zip(*outputs_of(graph), strict=True)  # of each output in all runs, whose median counts
         errors = {
-            v.name: median(relative_error(a, e) for a in several)
-            for v, several, e in zip(exact.outputs, found, expected, strict=True)
+            name: median(relative_error(a, e) for a in several)
+            for name, several, e in zip(exact.output_names, found, expected, strict=True)
         }
         if graph is exact or all(e <= allowed for e in errors.values()):
             if not runs:

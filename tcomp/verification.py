@@ -112,7 +112,8 @@ def verify_model(
         path = Path(folder) / "model.so"
         compile_graph(optimized, target, path, config_of)
         actual = load(path)(*arrays.values())
-    excess = {v.name: tolerance.excess(a, e) for v, a, e in zip(graph.outputs, actual, expected, strict=True)}
+    names = graph.output_names
+    excess = {n: tolerance.excess(a, e) for n, a, e in zip(names, actual, expected, strict=True)}
     outcome = Verification(reference, excess)
     if outcome.passed:
         return outcome

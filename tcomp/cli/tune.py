@@ -193,7 +193,9 @@ class _Text:
 
     def _done(self, event: TaskDone) -> None:
         if event.seconds is None:
-            self._line(f"{event.label}: no trial succeeded")
+            self._line(
+                f"{event.label}: no trial succeeded" + (f"; the last: {event.reason}" if event.reason else "")
+            )
             return
         self._line(
             f"{event.label} x{event.weight}: {event.seconds * 1e6:.1f} us, {event.speedup:.2f}x the default"

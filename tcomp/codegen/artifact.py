@@ -185,6 +185,11 @@ def compile_benchmark(
     `graph` and `config_of` are as in `compile_graph`, and so are the errors.
     """
     _check_static(graph)
+    if target.gpu is not None:
+        raise BuildError(
+            f"a static program is for CPUs, not for `{target.name}`; compile a library and time it by "
+            "`tcomp bench FILE.so`"
+        )
     target = static_target(target)
     toolchain = find_static_toolchain(target)
     (program,) = programs = plan_variants(graph, [_schedule_all(graph, target, config_of)])

@@ -67,13 +67,7 @@ def plan_variants(
     order = choose_order(tasks, sizes).order if streams is None else streams.order
     spans, owners = lifetimes(tasks, order, sizes)
     arena = place(spans if streams is None else branched(spans, owners, tasks, streams))
-    places = {
-        owner: Place("arena", at)
-        for owner, at in zip(owners, arena.offsets, strict=True)
-        if owner is not None
-    }
-    places |= {buffers.numbers[base]: Place("output", index=i) for base, i in buffers.direct.items()}
-    places |= {buffers.numbers[value]: Place("input", index=i) for i, value in enumerate(graph.inputs)}
+    places = _places(graph, buffers, dict(zip(owners, arena.offsets, strict=True)))
     scratch = {
         span.first: at for owner, span, at in zip(owners, spans, arena.offsets, strict=True) if owner is None
     }
@@ -90,7 +84,7 @@ def plan_variants(
         Program(
             name=graph.name,
             inputs=tuple(Tensor(v.name or f"input{i}", v.type) for i, v in enumerate(graph.inputs)),
-            outputs=tuple(Tensor(v.name or f"output{i}", v.type) for i, v in enumerate(graph.outputs)),
+            outputs=tuple(Tensor(n, v.type) for n, v in zip(graph.output_names, graph.outputs, strict=True)),
             kernels=tuple(one.distinct.values()),
             steps=of_variant,
             constants=(*constants.entries, *sources.entries),
@@ -104,6 +98,13 @@ def plan_variants(
         )
         for one, of_variant, of_device, packing in zip(kernels, steps, packed, packings, strict=True)
     )
+
+
+def _places(graph: Graph, buffers: Buffers, offsets: Mapping[int | None, int]) -> dict[int, Place]:
+    """Where each buffer is, by number; `offsets` are those in the arena, None standing for scratch."""
+    places = {owner: Place("arena", at) for owner, at in offsets.items() if owner is not None}
+    places |= {buffers.numbers[base]: Place("output", index=i) for base, i in buffers.direct.items()}
+    return places | {buffers.numbers[value]: Place("input", index=i) for i, value in enumerate(graph.inputs)}
 
 
 def _loads(jobs: Sequence[Job], variants: Sequence[_Kernels], gpus: Sequence[Gpu]) -> list[Load]:

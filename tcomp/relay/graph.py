@@ -112,6 +112,11 @@ class Graph:
         return tuple(dict.fromkeys(v for v in used if isinstance(v, Constant)))
 
     @property
+    def output_names(self) -> tuple[str, ...]:
+        """Those of the outputs; `output0`, `output1`, ... by their places of what has none."""
+        return tuple(v.name or f"output{i}" for i, v in enumerate(self.outputs))
+
+    @property
     def is_static(self) -> bool:
         values = [*self.inputs, *(v for n in self.nodes for v in n.outputs)]
         return all(v.type.is_static for v in values)

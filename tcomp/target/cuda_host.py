@@ -28,7 +28,7 @@ def gpu_target() -> Target:
     if known is None:
         raise TargetError(
             f"{found.name} has compute capability {major}.{minor} ({arch}); known are "
-            f"{', '.join(ARCHITECTURES)}"
+            f"{', '.join(ARCHITECTURES)}; newer GPUs run what is compiled for `cuda:sm_90`"
         )
     processors = found.attribute(Attribute.PROCESSORS)
     gpu = replace(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
@@ -95,7 +96,8 @@ def _from_tag(tag: str) -> Target:
 
 
 def _unknown(what: str, name: str, known: list[str]) -> TargetError:
-    near = get_close_matches(name, known, n=3)
+    # `h100` of `nvidia/h100` first.
+    near = [one for one in known if name in re.split("[/:]", one)] or get_close_matches(name, known, n=3)
     hint = f"did you mean {', '.join(f'`{n}`' for n in near)}?" if near else f"one of {', '.join(known)}"
     return TargetError(f"unknown {what} `{name}`; {hint}")
 

@@ -17,7 +17,6 @@ DRIVER_SWIZZLES = {0: 0, LINE_BYTES: 3}
 """CUtensorMapSwizzle by bytes of a line."""
 MOST_RANK = 5
 """Axes of a map."""
-LONGEST_BOX = 256
 
 
 @dataclass(frozen=True)

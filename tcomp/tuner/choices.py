@@ -40,7 +40,7 @@ class Choices:
             f"{self.tuned} kernels tuned, {self.default} with nothing to choose, {len(self.missing)} default"
         )
         for devices, how in (
-            (self.elsewhere, "tuned on another CPU"),
+            (self.elsewhere, "tuned on another device"),
             (self.simulated, "not measured but estimated"),
         ):
             if devices:

@@ -1,7 +1,8 @@
 """The learned cost model: XGBoost, over features of the scheduled TIR and over knobs.
 
-Two models share the work. One across all tasks sees how the features of `features.py`, which mean the same
-in every template, differ from those of the task's default config: it starts from the model that ships
+Two models share the work. One across all tasks whose features have the same names (all for CPUs, all for
+GPUs) sees how the features of `features.py`, which mean the same in every template, differ from those of the
+task's default config: for CPUs it starts from the model that ships
 (`pretrained.ubj`, made by `scripts/train_cost_model.py`), learns from the other tasks of the session, and
 ranks a few candidates of a task that has few trials of its own. It predicts logarithms of times, which
 carries over to new tasks better than a ranking objective. One a task ranks by the knobs alone: it scores
@@ -26,10 +27,10 @@ from tcomp.relay.types import Array
 from tcomp.target.target import Target
 from tcomp.tensor.knobs import Config
 from tcomp.tuner.estimate import estimate
-from tcomp.tuner.features import features_of, names_of
+from tcomp.tuner.features import NAMES, features_of, names_of
 from tcomp.tuner.gpu_features import Registers
 from tcomp.tuner.records import config_key
-from tcomp.tuner.task import Task
+from tcomp.tuner.task import Identity, Task
 
 ENOUGH_OWN_TRIALS = 12
 ENOUGH_SHARED_TRIALS = 24
@@ -75,14 +76,14 @@ class _Trials:
     @property
     def group(self) -> Group:
         """All of them by knobs."""
-        return Group(_knobs(self.task, self.configs), self.seconds, _cycles(self.task, self.configs))
+        return Group(_knobs(self.task, self.configs), self.seconds, self.task.estimated(self.configs))
 
 
 class CostModel:
     """Learns from every trial it is told; predicts for one task at a time.
 
-    `pretrained` is a booster over `relative_features`, or None to start from nothing. `breathe` is called
-    before everything that takes milliseconds.
+    `pretrained` is a booster over `relative_features` of those named `NAMES`, where tasks that have others
+    start from nothing, as all do with None. `breathe` is called before everything that takes milliseconds.
     """
 
     def __init__(
@@ -96,20 +97,20 @@ class CostModel:
         self._features_of = features
         self._pretrained = pretrained
         self._breathe = breathe
-        self._features: dict[tuple[str, str], Features] = {}
+        self._features: dict[tuple[Identity, str], Features] = {}
         self._registers = Registers()
-        self._trials: dict[str, _Trials] = {}
-        self._boosters: dict[str, tuple[int, Any]] = {}
+        self._trials: dict[Identity, _Trials] = {}
+        self._boosters: dict[tuple[str, ...], tuple[int, Any]] = {}
 
     def tell(
         self, task: Task, config: Config, seconds: float, conditions: Mapping[str, str] | None = None
     ) -> None:
         """`config` of `task` took `seconds`, infinite when it failed, under `conditions` as in records."""
-        key = task.key, config_key(config)
+        key = task.identity, config_key(config)
         self._registers.tell(key, conditions or {})
         if key in self._features:
             self._registers.learn(key, self._features[key])
-        trials = self._trials.setdefault(task.key, _Trials(task))
+        trials = self._trials.setdefault(task.identity, _Trials(task))
         trials.configs.append(config)
         trials.seconds.append(seconds)
         if isfinite(seconds) and len(trials.shared) < SHARED_TRIALS_PER_TASK:
@@ -123,7 +124,7 @@ class CostModel:
 
     def is_promising(self, task: Task, config: Config) -> bool:
         """Whether a config is worth a build, by its estimated time beside that of the best so far."""
-        trials = self._trials.get(task.key)
+        trials = self._trials.get(task.identity)
         if trials is None or trials.best[1] is None:
             return True
         mine, best = (self._estimated(task, c) for c in (config, trials.best[1]))
@@ -131,17 +132,19 @@ class CostModel:
 
     def _estimated(self, task: Task, config: Config) -> float:
         """Cycles by the arithmetic of the task's templates, or else by features."""
-        cycles = task.estimated(config)
-        return estimate(self._known(task, config), task.target) if cycles is None else cycles
+        cycles = task.estimated([config])
+        return estimate(self._known(task, config), task.target) if cycles is None else cycles[0]
 
     def score(self, task: Task, configs: Sequence[Config]) -> list[float]:
         """Higher is better, equal where too little is known."""
         if not configs:
             return []
-        cycles = _cycles(task, configs)
+        cycles = task.estimated(configs)
         if self.knows(task):
-            own = self._trials[task.key]
-            booster = self._booster(task.key, len(own.seconds), lambda: self._train([own.group], RANKING))
+            own = self._trials[task.identity]
+            booster = self._booster(
+                task.identity, len(own.seconds), lambda: self._train([own.group], RANKING)
+            )
             return predict(booster, _knobs(task, configs), cycles)
         booster = self._shared_booster(task)
         if booster is None:
@@ -154,27 +157,31 @@ class CostModel:
 
     def knows(self, task: Task) -> bool:
         """Whether the task has trials enough for a model of its own, by knobs alone."""
-        own = self._trials.get(task.key)
+        own = self._trials.get(task.identity)
         return own is not None and sum(map(isfinite, own.seconds)) >= ENOUGH_OWN_TRIALS
 
     def _shared_booster(self, task: Task) -> Any | None:
-        """The model across tasks: the shipped one, with the session's trials of other tasks on top."""
-        others = [t for t in self._trials.values() if len(t.shared) > 1 and t.task.key != task.key]
+        """The model across tasks that have the same features: the shipped one, with the session's trials of
+        the others on top."""
+        names = names_of(task.target)
+        start = self._pretrained if names == NAMES else None
+        alike = [t for t in self._trials.values() if names_of(t.task.target) == names]
+        others = [t for t in alike if len(t.shared) > 1 and t.task.identity != task.identity]
         known = sum(len(t.shared) for t in others)
         if known < ENOUGH_SHARED_TRIALS:
-            return self._pretrained
-        rounds = _ROUNDS if self._pretrained is None else _ROUNDS_ON_TOP
+            return start
+        rounds = _ROUNDS if start is None else _ROUNDS_ON_TOP
 
         def trained() -> Any:
             groups = [self._shared_group(t) for t in others]
-            return self._train(groups, REGRESSION, rounds, self._pretrained)
+            return self._train(groups, REGRESSION, rounds, start)
 
-        return self._booster("", known, trained)
+        return self._booster(names, known, trained)
 
     def _shared_group(self, trials: _Trials) -> Group:
         configs, seconds = zip(*trials.shared, strict=True)
         rows = [self._relative(trials.task, config) for config in configs]
-        return Group(rows, seconds, _cycles(trials.task, configs))
+        return Group(rows, seconds, trials.task.estimated(configs))
 
     def _relative(self, task: Task, config: Config) -> Features:
         default = self._known(task, task.space.default)
@@ -182,7 +189,7 @@ class CostModel:
 
     def _known(self, task: Task, config: Config) -> Features:
         """Features of a config; unknown numbers where its template refuses it after all."""
-        key = task.key, config_key(config)
+        key = task.identity, config_key(config)
         if key not in self._features:
             self._breathe()
             try:
@@ -198,8 +205,8 @@ class CostModel:
     ) -> Any:
         return train(groups, {**parameters, "seed": self._seed}, rounds, start)
 
-    def _booster(self, name: str, size: int, trained: Callable[[], Any]) -> Any:
-        """The model called `name`, trained again when the number of its rows is not `size`."""
+    def _booster(self, name: tuple[str, ...], size: int, trained: Callable[[], Any]) -> Any:
+        """The model of a task or of features, of these names, trained again when its rows are not `size`."""
         trained_on, booster = self._boosters.get(name, (0, None))
         if trained_on != size:
             self._breathe()
@@ -267,12 +274,6 @@ def predict(booster: Any, rows: Sequence[Features], cycles: Sequence[float] | No
 
 def _knobs(task: Task, configs: Sequence[Config]) -> list[Features]:
     return [task.space.encode(config) for config in configs]
-
-
-def _cycles(task: Task, configs: Sequence[Config]) -> list[float] | None:
-    if task.cycles is None:
-        return None
-    return [task.cycles(task.space.complete(config)) for config in configs]
 
 
 def _expected(group: Group, grades: Array) -> Array:

@@ -17,6 +17,7 @@ from tcomp.relay.types import numpy_dtype
 from tcomp.target.target import Gpu
 from tcomp.tensor.gpu.rates import resident_blocks
 from tcomp.tensor.gpu.threads import DYNAMIC_SHARED, grid_and_block, launches_of
+from tcomp.tuner.task import Identity
 from tcomp.tvm_api import PrimFunc, structural_walk, tirx
 
 GPU_NAMES = ("blocks", "block_threads", "shared_bytes", "registers", "warps_at_once", "waves")
@@ -27,6 +28,8 @@ REGISTERS = "registers"
 _EXCESS = 24.0
 """Registers beyond those of arrays where nothing is known: addresses, counters, what is loaded."""
 _BLOCKS, _THREADS, _SHARED, _REGISTERS = range(4)
+Key = tuple[Identity, str]
+"""A task, and the key of a config."""
 
 
 def gpu_features(function: PrimFunc, gpu: Gpu) -> tuple[float, ...]:
@@ -52,27 +55,27 @@ def declared_registers(features: Sequence[float]) -> float:
 class Registers:
     """What the compiler said of configs that were built, by task and config, and what to expect of others."""
 
-    _built: dict[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
-    _excess: dict[str, list[float]] = field(default_factory=dict[str, "list[float]"])
+    _built: dict[Key, int] = field(default_factory=dict[Key, int])
+    _excess: dict[Identity, list[float]] = field(default_factory=dict[Identity, "list[float]"])
 
-    def tell(self, key: tuple[str, str], conditions: Mapping[str, str]) -> None:
+    def tell(self, key: Key, conditions: Mapping[str, str]) -> None:
         """`conditions` are those of the trial of the config `key`."""
         if REGISTERS in conditions:
             self._built[key] = max(map(int, conditions[REGISTERS].split(",")))
 
-    def learn(self, key: tuple[str, str], features: Sequence[float]) -> None:
+    def learn(self, key: Key, features: Sequence[float]) -> None:
         """`features` of the config `key` are known now, and may not be a number where it has no schedule."""
         if key in self._built and not isnan(features[-1]):
             excess = self._built[key] - declared_registers(features)
             self._excess.setdefault(key[0], []).append(excess)
 
-    def complete(self, key: tuple[str, str], features: Sequence[float], gpu: Gpu) -> tuple[float, ...]:
+    def complete(self, key: Key, features: Sequence[float], gpu: Gpu) -> tuple[float, ...]:
         """`features` of the config `key` with the compiler's number of registers, or that to expect."""
         found = self._built.get(key)
         expected = declared_registers(features) + self._expected_excess(key[0])
         return with_registers(features, expected if found is None else found, gpu)
 
-    def _expected_excess(self, task: str) -> float:
+    def _expected_excess(self, task: Identity) -> float:
         of_task = self._excess.get(task) or [e for found in self._excess.values() for e in found]
         return median(of_task) if of_task else _EXCESS
 

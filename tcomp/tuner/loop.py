@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
-from typing import Any
 
 from tcomp.errors import Interrupted, RecordError
 from tcomp.tensor.knobs import Config
@@ -30,6 +29,7 @@ from tcomp.tuner.progress import (
 )
 from tcomp.tuner.provenance import now, tool_versions
 from tcomp.tuner.records import LogContents, LogWriter, Phase, Record, config_key, read_log
+from tcomp.tuner.runner import Device
 from tcomp.tuner.scheduler import TaskState, choose
 from tcomp.tuner.search.strategy import STRATEGIES
 from tcomp.tuner.task import Task
@@ -104,7 +104,7 @@ def tune(
         pool = WorkerPool(options.measure, interrupts.check)  # Starts no process before it is used.
         gc.freeze()  # As in workers: the collector need not look at what is imported again and again.
         try:
-            costs = model or CostModel(options.seed, pretrained=_pretrained(tasks), breathe=pool.breathe)
+            costs = model or CostModel(options.seed, pretrained=shipped_model(), breathe=pool.breathe)
             session = _Session(tasks, options, writer, measurer or pool, costs, count, interrupts)
             session.resume(known, priors)
             return session.run()
@@ -115,11 +115,6 @@ def tune(
         finally:
             gc.unfreeze()
             pool.close()
-
-
-def _pretrained(tasks: Sequence[Task]) -> Any | None:
-    """What the cost model begins with: what ships was trained on CPUs."""
-    return None if any(task.target.gpu is not None for task in tasks) else shipped_model()
 
 
 def _read_known(log: Path) -> LogContents:
@@ -154,14 +149,15 @@ class _Session:
         self.options = options
         self.writer = writer
         self.measurer = measurer
-        self.device = measurer.connect([t.target for t in tasks])
+        targets = {task.target.isa: task.target for task in tasks}
+        self._devices = {isa: measurer.connect([target]) for isa, target in targets.items()}
         self.report = report
         self.interrupts = interrupts
         self.started = time.monotonic()
         self.done = 0
         self.model = model
         self.states = [self._state(i, task) for i, task in enumerate(tasks)]
-        self._by_task = {(s.task.key, s.task.target.isa): s for s in self.states}
+        self._by_task = {s.task.identity: s for s in self.states}
         self.known = 0
         self._warned = set[str]()
         self._queue = deque[Job]()
@@ -169,18 +165,18 @@ class _Session:
     def _state(self, index: int, task: Task) -> TaskState:
         make = STRATEGIES[self.options.strategy]
         strategy = make(task.space, self.options.seed + index, self.model.guide(task))
-        return TaskState(index, task, strategy)
+        return TaskState(index, task, self._devices[task.target.isa], strategy)
 
     def resume(self, known: LogContents, priors: Sequence[Record]) -> None:
         """Take over the trials that this session would make itself; others and `priors` are tried first."""
         elsewhere: dict[int, list[Record]] = {s.index: [] for s in self.states}
         candidates = [(r, False) for r in priors]
-        candidates += [(r, self._is_own(r)) for r in known.records]
-        for record, is_own in candidates:
+        candidates += [(r, True) for r in known.records]
+        for record, is_known in candidates:
             state = self._state_of(record)
             if state is None or record.status == "lost":
                 continue
-            if not is_own:
+            if not (is_known and self._is_own(record, state.device)):
                 elsewhere[state.index].append(record)
                 continue
             state.records.append(record)
@@ -201,7 +197,8 @@ class _Session:
                 sum(len(s.priors) for s in self.states),
             )
         )
-        self._warn(self.device.conditions)
+        for device in self._devices.values():
+            self._warn(device.conditions)
 
     def _warn(self, conditions: Mapping[str, str]) -> None:
         """Say why times are doubtful, each reason once."""
@@ -210,8 +207,8 @@ class _Session:
             self._warned.add(reason)
             self.report(DoubtfulTimes(reason))
 
-    def _is_own(self, record: Record) -> bool:
-        device, threads = self.device, self.options.measure.threads
+    def _is_own(self, record: Record, device: Device) -> bool:
+        threads = self.options.measure.threads
         return (record.device, record.simulated, record.threads) == (device.name, device.simulated, threads)
 
     def _state_of(self, record: Record) -> TaskState | None:
@@ -223,7 +220,7 @@ class _Session:
 
     def run(self) -> list[TaskResult]:
         for job, outcome in self.measurer.run(self._next_job):
-            state = self._by_task[job.task.key, job.task.target.isa]
+            state = self._by_task[job.task.identity]
             if isinstance(outcome, Outcome):
                 self._record_trial(state, outcome)
                 state.end_trial()
@@ -308,7 +305,7 @@ class _Session:
             op=task.label,
             target=task.target.name,
             isa=task.target.isa,
-            device=self.device.name,
+            device=state.device.name,
             threads=options.threads,
             template=task.template_of(outcome.config),
             config=dict(outcome.config),
@@ -322,7 +319,7 @@ class _Session:
             seed=options.seed,
             versions=tool_versions(task.target),
             time=now(),
-            simulated=self.device.simulated,
+            simulated=state.device.simulated,
             conditions=dict(outcome.conditions),
         )
         self.writer.append(record)
@@ -369,7 +366,7 @@ class _Session:
             outcomes = self.measurer.race(task, [task.space.default, *configs])
             for outcome in outcomes:
                 self._write(state, outcome, "final", outcomes[0].seconds and outcomes[0].median)
-        record = best_record(state.records, task.space.default, self.device.name)
+        record = best_record(state.records, task.space.default, state.device.name)
         speedup = record.relative if record is not None else None
         self.report(
             TaskDone(
@@ -381,7 +378,8 @@ class _Session:
                 seconds=record.median if record is not None else None,
                 default=state.default,
                 speedup=1.0 / speedup if speedup else 1.0,
-                spread=uncertainty(state.records, task.space.default, self.device.name),
+                spread=uncertainty(state.records, task.space.default, state.device.name),
+                reason="" if record is not None or not state.records else state.records[-1].reason,
             )
         )
         return TaskResult(task, record, state.trials, state.skipped)
@@ -391,9 +389,9 @@ class _Session:
 
         None where times are estimates: a race would repeat them.
         """
-        if self.device.simulated:
+        if state.device.simulated:
             return []
-        best = best_record(state.records, state.task.space.default, self.device.name)
+        best = best_record(state.records, state.task.space.default, state.device.name)
         if state.default is None or state.skipped or best is None:
             return []
         bar = (best.relative or 1.0) if best.phase != "trial" else 1.0

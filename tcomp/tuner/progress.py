@@ -81,7 +81,8 @@ class TaskDone:
     """The outcome of a task after its best configs were raced against the default.
 
     `speedup` is the default's time over the best's in the race, 1.0 when the default stays. `spread` is
-    there when it stays because measurements spread too wide to tell a faster config from luck.
+    there when it stays because measurements spread too wide to tell a faster config from luck. `reason` is
+    why the last trial failed, where none succeeded.
     """
 
     task: int
@@ -93,6 +94,7 @@ class TaskDone:
     default: float | None
     speedup: float
     spread: float | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True)

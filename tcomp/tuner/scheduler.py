@@ -13,6 +13,7 @@ from math import inf
 
 from tcomp.tensor.knobs import Config
 from tcomp.tuner.records import Record, config_key
+from tcomp.tuner.runner import Device
 from tcomp.tuner.search.strategy import Strategy
 from tcomp.tuner.task import Task
 
@@ -24,10 +25,11 @@ IMPROVED = 0.99
 
 @dataclass
 class TaskState:
-    """One task while it is tuned. `priors` are configs to try first, known to be good elsewhere."""
+    """One task while it is tuned. `priors` are configs to try first, known to be good on other devices."""
 
     index: int
     task: Task
+    device: Device
     strategy: Strategy
     records: list[Record] = field(default_factory=list[Record])
     priors: list[Config] = field(default_factory=list[Config])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -13,6 +13,9 @@ from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import ALGORITHM, Config, Space
 from tcomp.tensor.selection import choices_for
 from tcomp.tensor.template import Cycles
+
+Identity = tuple[str, str]
+"""A kernel's key, and the `isa` of a target."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,9 +48,15 @@ class Task:
         """The id of the template that schedules `config`."""
         return self.algorithms.get(str(config.get(ALGORITHM)), self.template)
 
-    def estimated(self, config: Config) -> float | None:
-        """Cycles of `config` by the templates' arithmetic."""
-        return None if self.cycles is None else self.cycles(self.space.complete(config))
+    def estimated(self, configs: Sequence[Config]) -> list[float] | None:
+        """Cycles of each of `configs` by the templates' arithmetic, if they have one."""
+        cycles = self.cycles
+        return None if cycles is None else [cycles(self.space.complete(config)) for config in configs]
+
+    @property
+    def identity(self) -> Identity:
+        """What tells it from all other tasks: the kernel, and what the code is for."""
+        return self.key, self.target.isa
 
     @property
     def key(self) -> str:

@@ -209,6 +209,13 @@ def test_tune_says_that_measurements_spread_too_wide_to_decide() -> None:
     assert "spread by 30%, too wide to tell a faster config from luck; the default stays" in stream.getvalue()
 
 
+def test_tune_says_why_no_trial_succeeded() -> None:
+    stream = io.StringIO()
+    done = TaskDone(0, "conv2d", "key", 1, {}, None, None, 1.0, reason="out of memory")
+    reporter(as_json=False, stream=stream)(done)
+    assert stream.getvalue() == "conv2d: no trial succeeded; the last: out of memory\n"
+
+
 def test_symbolic_model_asks_for_shapes(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

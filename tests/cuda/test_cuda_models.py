@@ -16,7 +16,7 @@ from tcomp.cli import main
 from tcomp.codegen.artifact import compile_graph
 from tcomp.codegen.jit import build_kernel
 from tcomp.codegen.toolchain import native_toolchain
-from tcomp.errors import BuildError, InputError, TcompError
+from tcomp.errors import BuildError, InputError, TargetError, TcompError
 from tcomp.plan.planner import distinct_kernels
 from tcomp.relay.builder import GraphBuilder
 from tcomp.relay.evaluate import evaluate
@@ -24,6 +24,7 @@ from tcomp.relay.graph import Graph, Value
 from tcomp.relay.types import Array, numpy_dtype
 from tcomp.runtime import load
 from tcomp.target.cuda_driver import driver
+from tcomp.target.cuda_host import gpu_target
 from tcomp.target.host import host_target
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
@@ -117,9 +118,17 @@ def test_tunes_on_the_gpu_here(gpu: Target, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("variable", "value", "said"),
     [
-        ("EMULATED_DEVICES", "0", "no GPU here: no CUDA-capable device is detected"),
-        ("EMULATED_CAPABILITY", "75", "Emulated GPU has compute capability 7.5; compile it for cuda:sm_75"),
-        ("EMULATED_MEMORY", "8192", "GPU: memory for .*: out of memory"),
+        ("EMULATED_DEVICES", "0", "no GPU here: no CUDA-capable device is detected .*; `nvidia-smi`"),
+        (
+            "EMULATED_CAPABILITY",
+            "75",
+            "code for cuda:sm_80, and Emulated GPU has compute capability 7.5; compile it for cuda:sm_75$",
+        ),
+        (
+            "EMULATED_MEMORY",
+            "8192",
+            r"GPU: memory for .*: out of memory .* takes \d+ bytes for weights and \d+ for tensors: end",
+        ),
     ],
 )
 def test_says_what_is_wrong_when_it_is_loaded(
@@ -279,11 +288,23 @@ def test_refuses_other_forms(gpu: Target, tmp_path: Path) -> None:
         compile_graph(graph, gpu, tmp_path / "bundle", form="bundle")
     with pytest.raises(BuildError, match="no other form"):
         compile_graph(graph, gpu, tmp_path / "model.o", runtime="freestanding")
+    with pytest.raises(
+        BuildError, match=r"a static program is for CPUs, not for `cuda:sm_80`; .*bench FILE.so"
+    ):
+        api.compile_benchmark(network(), tmp_path / "bench", gpu)
 
 
 def test_finds_the_gpu_here(gpu: Target) -> None:
     assert gpu.gpu is not None
     assert (gpu.name, gpu.gpu.arch, gpu.description) == ("cuda:sm_80", "sm_80", driver().name)
+
+
+def test_gpus_that_are_newer_than_all_known_ones_are_named(
+    gpu: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMULATED_CAPABILITY", "121")
+    with pytest.raises(TargetError, match=r"12\.1 \(sm_121\); known are .*compiled for `cuda:sm_90`"):
+        gpu_target()
 
 
 def products() -> Graph:

@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 from fragile_template import FRAGILE, TAME
@@ -20,8 +22,9 @@ from gpu_trials import CheckRunner
 from tcomp.errors import BuildError
 from tcomp.target.target import Target
 from tcomp.tensor.knobs import Alternatives, Config
-from tcomp.tuner.measure import MeasureOptions, Outcome
+from tcomp.tuner.measure import MeasureOptions, Outcome, WorkerPool
 from tcomp.tuner.records import Times
+from tcomp.tuner.task import Task
 
 pytestmark = pytest.mark.emulated
 
@@ -202,6 +205,18 @@ def test_a_race_decides_which_is_best(gpu: Target) -> None:
     entry.raced["best"] = 1e-6
     assert (entry.row.best, entry.row.best_config) == (1e-6, other)
     assert " 5.00 " in gpu_check.line(entry.row)
+
+
+def test_rows_say_in_what_precision_pytorch_ran(gpu: Target) -> None:
+    class Pool:
+        def race(self, task: Task, configs: Sequence[Config]) -> list[Outcome]:
+            times, said = Times(2e-6, 2e-6, 0.0, 1), {"torch": "PyTorch 2.9 in float32 rounded to tf32"}
+            return [Outcome(config, "ok", "", times, None, said) for config in configs]
+
+    entry = gpu_check.entry_of(PRODUCT, gpu)
+    gpu_check.race(entry, cast(WorkerPool, Pool()), with_torch=True)
+    assert (entry.row.torch, entry.row.torch_as) == (2e-6, "PyTorch 2.9 in float32 rounded to tf32")
+    assert gpu_check.line(entry.row).endswith("; PyTorch 2.9 in float32 rounded to tf32")
 
 
 def test_algorithms_are_those_of_the_default_and_the_best(gpu: Target) -> None:

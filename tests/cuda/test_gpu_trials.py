@@ -73,6 +73,8 @@ CASES = {
     "causal": gpu_check.attention(2, 16, 16, "float32", causal=True),
 }
 
+PRECISIONS = {"tf32": "float32 rounded to tf32", "bfloat16": "bfloat16"}
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
@@ -97,6 +99,9 @@ def test_races_in_turns(name: str, gpu: Target, cpu_for_cuda: list[bool], tmp_pa
     assert theirs.seconds.median > 0
     assert theirs.check is not None
     assert theirs.check.max_error < 0.02
+    precision = PRECISIONS.get(name, "float32 without tf32")
+    assert theirs.conditions["torch"] == f"PyTorch {torch.__version__} in {precision}"
+    assert "torch" not in ours.conditions
     (expected,) = gpu_trials.reference(kernel, data.inputs)
     exact = station._reference(prepared)  # pyright: ignore
     np.testing.assert_allclose(exact, expected, rtol=1e-4, atol=1e-4)

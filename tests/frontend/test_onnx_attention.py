@@ -99,6 +99,21 @@ def test_numbers_and_kernels(name: str) -> None:
     assert (node.attrs["causal"], node.inputs[1].shape) == (causal, keys)
 
 
+def test_only_queries_that_see_no_key_are_zeros() -> None:
+    """What is no number stays that where a key is seen."""
+    proto = model(mask=(5, 5), mask_type=TensorProto.BOOL)
+    rng = np.random.default_rng(0)
+    graph = import_onnx(proto)
+    arrays = {v.name: rng.standard_normal(v.type.static_shape).astype(np.float32) for v in graph.inputs}
+    arrays["mask"] = np.tri(5, 5, -1, dtype=np.bool_)
+    arrays["q"][0, 0, :2] = np.nan
+    (wanted,) = ReferenceEvaluator(proto).run(None, arrays)
+    (found,) = evaluate(graph, arrays)
+    assert not found[:, :, 0].any()
+    assert np.isnan(found[0, 0, 1]).all()
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+
+
 def test_lengths_known_later() -> None:
     """Extents are symbols until shapes are given, the limit of causal attention too."""
     graph = import_onnx(model(rows="new", keys="new", past="past", is_causal=1))

@@ -123,6 +123,8 @@ def test_one_target_where_only_one_is_possible():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("h100", "unknown target `h100`; did you mean `nvidia/h100`[?]$"),
+        ("sm_80", "unknown target `sm_80`; did you mean `cuda:sm_80`[?]$"),
         ("znver44", "unknown target `znver44`; did you mean `znver4`"),
         ("nothing-like-it", "one of llvm, "),
         ("{", "not valid JSON"),

@@ -123,3 +123,18 @@ def test_tiles_go_down_a_group_and_across() -> None:
     ]  # fmt: skip
     assert place(8) == (1, 0, 0)
     assert tiling.tiles == 16
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 30), st.integers(1, 50))
+def test_pieces_are_counted_without_a_look_at_each_tile(divided: int, steps: int, sharers: int) -> None:
+    streams = Streams(divided, steps, divided, sharers)
+    starts = range(0, divided * steps, steps)
+    of_tiles = (len({step // streams.share for step in range(s, s + steps)}) for s in starts)
+    assert streams.kept == sum(count for count in of_tiles if count > 1)
+
+
+def test_pieces_of_very_many_tiles() -> None:
+    """More than could be looked at: each of two blocks takes all but half a tile of half of them."""
+    tiles = 2 * 10**18 + 1
+    assert Streams(tiles, 4, tiles, 2).kept == 2

@@ -50,9 +50,9 @@ def test_every_config_of_a_product_has_an_estimate(case: Case) -> None:
         default = cycles(space.complete(space.default))
         others = [cycles(space.complete(space.random(random))) for _ in range(50)]
         assert 0 < default <= 1.1 * min(others), name
-    default = task.estimated(task.space.default)
-    assert default is not None
-    assert default >= template.estimate(case.kernel, H100)
+    estimated = task.estimated([task.space.default])
+    assert estimated is not None
+    assert estimated[0] >= template.estimate(case.kernel, H100)
 
 
 def test_every_template_beside_others_estimates() -> None:
@@ -87,10 +87,9 @@ def test_models_learn_where_estimates_are_wrong() -> None:
     assert isinstance(space, Alternatives)
     model = CostModel(features=no_features)
     assert space.preferred == "matmul_wgmma_cuda"
-    for _ in range(20):
-        config = space.random(random)
-        slower = 4.0 if config.get(ALGORITHM) == space.preferred else 1.0
-        model.tell(task, config, slower * (task.estimated(config) or 0.0))
+    configs = [space.random(random) for _ in range(20)]
+    for config, cycles in zip(configs, task.estimated(configs) or (), strict=True):
+        model.tell(task, config, cycles * (4.0 if config.get(ALGORITHM) == space.preferred else 1.0))
     mma = space.join("matmul_mma_cuda", space.spaces["matmul_mma_cuda"].default)
     assert model.knows(task)
     own, other = model.score(task, [space.default, mma])

@@ -13,19 +13,16 @@ from fake_template import fake_graph, fake_kernel
 from recorded import SPACE, RecordedDevice, features, seconds
 
 from tcomp.errors import Interrupted, RecordError
+from tcomp.target.parse import parse_target
 from tcomp.target.target import Target
-from tcomp.tensor.knobs import (
-    ALGORITHM,
-    Alternatives,
-    Config,
-    Ordered,
-    Space,
-)
-from tcomp.tuner.cost_model import CostModel
+from tcomp.tensor.knobs import ALGORITHM, Alternatives, Config, Ordered, Space
+from tcomp.tuner.cost_model import CostModel, shipped_model
+from tcomp.tuner.features import NAMES, names_of
 from tcomp.tuner.loop import TuneOptions, tune
 from tcomp.tuner.measure import MeasureOptions, Outcome
 from tcomp.tuner.progress import BudgetTooSmall, Event, TaskDone, TrialDone, TuningStarted, to_json
 from tcomp.tuner.records import config_key, read_log, write_log
+from tcomp.tuner.runner import Device
 from tcomp.tuner.search.strategy import STRATEGIES
 from tcomp.tuner.task import Task, tasks
 
@@ -219,3 +216,39 @@ def test_algorithms_with_knobs_of_their_own_are_searched_together(target: Target
             search.tell(config, 2e-3 if ALGORITHM in config else seconds(config))
     assert len({config_key(c) for c in asked}) == 48
     assert {"rows" in c for c in asked} == {True, False}
+
+
+def test_kernels_for_cpus_and_for_gpus_are_tuned_together(tmp_path: Path) -> None:
+    """A kernel is a task on each; features of the two have different lengths, and their times are no measure
+    of each other. What was measured is each one's own device's, also for a session that goes on."""
+
+    class Both(RecordedDevice):
+        def connect(self, targets: Sequence[Target]) -> Device:
+            (one,) = targets
+            return Device(f"device of {one.isa}")
+
+    def seen(task: Task, config: Config) -> tuple[float, ...]:
+        return (*features(task, config), *(0.0 for _ in names_of(task.target)[len(NAMES) :]))
+
+    targets = parse_target("x86-64-v3"), parse_target("cuda:sm_80")
+    tasks = [Task(fake_kernel(size), t, "fake@1", SPACE) for size in (64, 128, 256) for t in targets]
+    log = tmp_path / "log"
+    for trials, device in ((240, Both()), (300, Both())):
+        model = CostModel(features=seen, pretrained=shipped_model())
+        results = tune(tasks, log, TuneOptions(trials=trials, batch=4), measurer=device, model=model)
+    assert len(device.measured) == 60
+    for result in results:
+        assert result.record is not None
+        assert result.record.isa == result.task.target.isa
+        assert result.record.device == f"device of {result.record.isa}"
+
+
+def test_why_no_trial_succeeded_is_told(target: Target, tmp_path: Path) -> None:
+    class Broken(RecordedDevice):
+        def _outcome(self, config: Config) -> Outcome:
+            return Outcome(config, "memory", "out of memory")
+
+    events: list[Event] = []
+    tune([recorded_task(target)], tmp_path / "log", TuneOptions(trials=3), events.append, Broken())
+    (done,) = (e for e in events if isinstance(e, TaskDone))
+    assert (done.seconds, done.reason) == (None, "out of memory")

@@ -14,6 +14,12 @@
 
 tcomp_status tcomp_cuda_refused(char *text, const char *what, int code) {
   tcomp_status status = code == TCOMP_CUDA_OUT_OF_MEMORY ? TCOMP_ERROR_MEMORY : TCOMP_ERROR_RUN;
+  if (status == TCOMP_ERROR_MEMORY)
+    return tcomp_fail(text, status,
+                      "GPU: %s: %s (CUDA error %d); the model takes %zu bytes for weights and %zu for tensors: end "
+                      "what else takes the GPU's memory, or compile for a smaller batch",
+                      what, tcomp_cuda_words(code), code, (size_t)tcomp_model.weights_bytes,
+                      (size_t)tcomp_model.arena_bytes);
   return tcomp_fail(text, status, "GPU: %s: %s (CUDA error %d)", what, tcomp_cuda_words(code), code);
 }
 

@@ -10,6 +10,7 @@
 
 #define MAJOR 75 /* CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR */
 #define MINOR 76
+#define NEWEST 90 /* The newest capability that tcomp compiles for, whose PTX newer GPUs run. */
 
 /* ---- which device, which code ----------------------------------------------------------------------- */
 
@@ -23,7 +24,7 @@ static tcomp_status find_device(int *number, char *text) {
   int count = 0, code = tcomp_cuda.init(0);
   if (code == 0) code = tcomp_cuda.device_count(&count);
   if (code != 0 || count == 0)
-    return tcomp_fail(text, TCOMP_ERROR_CPU, "no GPU here: %s (CUDA error %d)",
+    return tcomp_fail(text, TCOMP_ERROR_CPU, "no GPU here: %s (CUDA error %d); `nvidia-smi` lists those that the driver knows",
                       code == 0 ? "the driver knows none" : tcomp_cuda_words(code), code);
   if (tcomp_cuda_current_device(number)) return TCOMP_OK;
   TRY("the first device", tcomp_cuda.device_get(number, 0));
@@ -47,9 +48,11 @@ static tcomp_status choose_variant(tcomp_placed *placed, const tcomp_options *op
     if (first == tcomp_cuda_variant_images[i + 1]) return TCOMP_OK; /* nothing but copies */
     if (runs_on(&tcomp_cuda_images[first], 10 * major + minor)) return TCOMP_OK;
   }
+  int capability = 10 * major + minor;
   return tcomp_fail(text, TCOMP_ERROR_CPU,
-                    "the library has code for %s, and %s has compute capability %d.%d; compile it for cuda:sm_%d%d",
-                    tcomp_model.target, name, major, minor, major, minor);
+                    "the library has code for %.*s, and %s has compute capability %d.%d; compile it for cuda:sm_%d",
+                    (int)strcspn(tcomp_model.target, " "), tcomp_model.target, name, major, minor,
+                    capability < NEWEST ? capability : NEWEST);
 }
 
 /* ---- code ------------------------------------------------------------------------------------------- */
@@ -58,7 +61,8 @@ static tcomp_status load_module(handle *module, const tcomp_cuda_image *image, c
   int code = tcomp_cuda.module_load(module, image->data);
   if (code == 0) return TCOMP_OK;
   return tcomp_fail(text, code == TCOMP_CUDA_OUT_OF_MEMORY ? TCOMP_ERROR_MEMORY : TCOMP_ERROR_CPU,
-                    "the driver cannot load the code of the library: %s (CUDA error %d); a newer driver may",
+                    "the driver cannot load the code of the library: %s (CUDA error %d); install a newer driver, or "
+                    "compile the library with an older CUDA",
                     tcomp_cuda_words(code), code);
 }
 

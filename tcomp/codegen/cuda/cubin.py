@@ -20,6 +20,12 @@ _SHARED = re.compile(r"(\d+) bytes smem")
 _SLOW = re.compile(r"\(C75\d\d\) [^\n]*")
 """Of products of warp groups that wait for each other."""
 
+_UNKNOWN = re.compile("gpu.architecture", re.IGNORECASE)
+"""In what compilers say of an architecture that they do not know."""
+_OTHER_RELEASE = (
+    "; name another architecture, or take another CUDA: sm_70 needs release 12, others work with 13"
+)
+
 
 @dataclass(frozen=True)
 class Resources:
@@ -60,7 +66,8 @@ def compile_cubin(source: str, arch: str, portable: bool = False) -> Cubin:
 def _compiled(compiler: Nvcc | Nvrtc, source: str, arch: str, portable: bool) -> Cubin:
     image, said = compiler.compile(source, arch, portable)
     if image is None:
-        raise BuildError(f"{compiler.name} for {arch} failed: {_complaint(said)}")
+        remedy = _OTHER_RELEASE if _UNKNOWN.search(said) else ""
+        raise BuildError(f"{compiler.name} for {arch} failed: {_complaint(said)}{remedy}")
     return Cubin(image, _resources(said), tuple(_SLOW.findall(said)))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from itertools import product
 from typing import ClassVar, TypeVar
 
@@ -90,8 +91,7 @@ class AttentionPlan(ABC):
 
         Keys are in parts only where blocks are too few otherwise, and where that pays.
         """
-        plans = (p for p in cls.fitting(shape, gpu) if p.split == 1 or p.blocks < gpu.processors)
-        return min(plans, key=lambda plan: (plan.price * plan.cycles(gpu), plan.burden))
+        return _default(cls, shape, gpu)
 
     @classmethod
     def space(cls, shape: AttentionShape, gpu: Gpu) -> Space:
@@ -198,6 +198,12 @@ class AttentionPlan(ABC):
 
 
 Plan = TypeVar("Plan", bound=AttentionPlan)
+
+
+@lru_cache(maxsize=256)
+def _default(kind: type[Plan], shape: AttentionShape, gpu: Gpu) -> Plan:
+    plans = (p for p in kind.fitting(shape, gpu) if p.split == 1 or p.blocks < gpu.processors)
+    return min(plans, key=lambda plan: (plan.price * plan.cycles(gpu), plan.burden))
 
 
 def together(*units: float) -> float:

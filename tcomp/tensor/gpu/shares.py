@@ -179,12 +179,10 @@ class Streams:
     @property
     def kept(self) -> int:
         ends_of_both = (self.divided * self.steps - 1) // lcm(self.share, self.steps)
-        segments = self.sharers + self.divided - 1 - ends_of_both
-        whole = sum(map(self._has_one_sharer, range(self.divided))) if self.share >= self.steps else 0
-        return segments - whole
-
-    def _has_one_sharer(self, tile: int) -> bool:
-        return tile * self.steps // self.share == ((tile + 1) * self.steps - 1) // self.share
+        cuts = self.sharers - 1 - ends_of_both  # Ends of shares inside of tiles.
+        if self.share >= self.steps:  # A tile has one cut at most.
+            return 2 * cuts
+        return self.divided + cuts
 
     def _bounds(self, block: Expression) -> tuple[Expression, Expression]:
         """Where a block's share begins and ends in the row of all steps."""

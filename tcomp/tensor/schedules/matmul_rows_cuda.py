@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import product
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product as combinations
 from math import ceil, prod
 
 from tcomp.relay.types import numpy_dtype
@@ -48,13 +50,15 @@ class MatmulRowsCuda(Template):
     def space(self, kernel: Kernel, target: Target) -> Space:
         gpu = target.gpu
         assert gpu is not None
-        return rows_space(_default(kernel, gpu), lambda plan: _complaint(kernel, gpu, plan))
+        problem = _FewRows.of(kernel)
+        return rows_space(default_plan(problem, gpu), lambda plan: problem.complaint(plan, gpu))
 
     def cycles(self, kernel: Kernel, target: Target) -> Cycles:
         """By memory, which needs enough loads under way, or by multiply-adds and loads of the few rows."""
         gpu = target.gpu
         assert gpu is not None
-        return lambda config: _cycles(kernel, gpu, RowsPlan.of(config))
+        problem = _FewRows.of(kernel)
+        return lambda config: problem.cycles(RowsPlan.of(config), gpu)
 
     def apply(self, kernel: Kernel, target: Target, config: Config) -> Scheduled:
         assert kernel.anchor is not None
@@ -71,39 +75,63 @@ def rows_space(best: RowsPlan, complaint: Callable[[RowsPlan], str | None]) -> S
     return Space(knobs, lambda config: complaint(RowsPlan.of(config)))
 
 
-def _default(kernel: Kernel, gpu: Gpu) -> RowsPlan:
+@dataclass(frozen=True)
+class _FewRows:
+    """A product, and how its large operand lies in memory."""
+
+    product: Problem
+    in_depth: bool
+    """Whether neighbours of the large operand are those in the depth, if it lies as it is read."""
+    itemsize: int
+    """Bytes of an element of it."""
+
+    @staticmethod
+    def of(kernel: Kernel) -> _FewRows:
+        assert kernel.anchor is not None
+        anchor = Product.of(kernel.anchor)
+        few = anchor.rows <= anchor.columns
+        large = kernel.anchor.inputs[1 if few else 0]
+        in_depth = anchor.transpose_right if few else not anchor.transpose_left
+        return _FewRows(problem_of(kernel), in_depth, numpy_dtype(large.dtype).itemsize)
+
+    @property
+    def rows(self) -> int:
+        return min(self.product.rows, self.product.columns)
+
+    def lanes(self, plan: RowsPlan) -> int:
+        """Neighbours in the depth that a load gets."""
+        return plan.vector if self.in_depth else 1
+
+    def complaint(self, plan: RowsPlan, gpu: Gpu) -> str | None:
+        """Why no block can be like this, or None."""
+        depth, itemsize = self.product.depth, self.product.itemsize
+        return plan.reason(gpu, self.rows, depth, itemsize, self.lanes(plan), in_depth=self.in_depth)
+
+    def cycles(self, plan: RowsPlan, gpu: Gpu) -> float:
+        """Estimated."""
+        product, rows, lanes = self.product, self.rows, self.lanes(plan)
+        columns = max(product.rows, product.columns)
+        of_block = plan.columns * (plan.warps if self.in_depth else WARP)
+        blocks = prod(product.batch) * ceil(columns / of_block) * plan.split
+        registers = plan.registers(rows, product.itemsize, lanes)
+        shared_bytes = 0 if self.in_depth else plan.shared_bytes(rows, product.itemsize)
+        under_way = plan.under_way(gpu, blocks, registers, shared_bytes, lanes * self.itemsize)
+        # Multiply-adds, and loads of both factors. What is loaded beyond the depth takes as long.
+        instructions = rows * (1 + 1 / plan.columns) + 1 / (lanes if self.in_depth else plan.columns)
+        step = plan.split * plan.step(lanes, self.in_depth)
+        made = ceil(product.depth / step) * step / product.depth
+        return rows_cycles(product, gpu, plan, blocks, instructions * made, int(under_way / made))
+
+
+@lru_cache(maxsize=256)
+def default_plan(problem: _FewRows, gpu: Gpu) -> RowsPlan:
     """The plan of least estimated cycles; of equal ones that of the fewest loads at once."""
     plans = (
         RowsPlan(warps, columns, VECTORS[-1], unroll, split)
-        for split, unroll, columns, warps in product(SPLITS, UNROLLS, COLUMNS[:3], (8, 4))
+        for split, unroll, columns, warps in combinations(SPLITS, UNROLLS, COLUMNS[:3], (8, 4))
     )
-    legal = [plan for plan in plans if _complaint(kernel, gpu, plan) is None]
-    return min(legal, key=lambda plan: _cycles(kernel, gpu, plan))
-
-
-def _complaint(kernel: Kernel, gpu: Gpu, plan: RowsPlan) -> str | None:
-    problem, in_depth = problem_of(kernel), _in_depth(kernel)
-    rows, lanes = min(problem.rows, problem.columns), plan.vector if in_depth else 1
-    return plan.reason(gpu, rows, problem.depth, problem.itemsize, lanes, in_depth=in_depth)
-
-
-def _cycles(kernel: Kernel, gpu: Gpu, plan: RowsPlan) -> float:
-    assert kernel.anchor is not None
-    problem, in_depth = problem_of(kernel), _in_depth(kernel)
-    rows, columns = sorted((problem.rows, problem.columns))
-    large = kernel.anchor.inputs[1 if problem.rows <= problem.columns else 0]
-    lanes = plan.vector if in_depth else 1
-    blocks = prod(problem.batch) * ceil(columns / (plan.columns * (plan.warps if in_depth else WARP)))
-    blocks *= plan.split
-    registers = plan.registers(rows, problem.itemsize, lanes)
-    shared_bytes = 0 if in_depth else plan.shared_bytes(rows, problem.itemsize)
-    of_column = lanes * numpy_dtype(large.dtype).itemsize
-    under_way = plan.under_way(gpu, blocks, registers, shared_bytes, of_column)
-    # Multiply-adds, and loads of both factors. What is loaded beyond the depth takes as long.
-    instructions = rows * (1 + 1 / plan.columns) + 1 / (lanes if in_depth else plan.columns)
-    step = plan.split * plan.step(lanes, in_depth)
-    made = ceil(problem.depth / step) * step / problem.depth
-    return rows_cycles(problem, gpu, plan, blocks, instructions * made, int(under_way / made))
+    legal = [plan for plan in plans if problem.complaint(plan, gpu) is None]
+    return min(legal, key=lambda plan: problem.cycles(plan, gpu))
 
 
 def rows_cycles(
@@ -121,13 +149,6 @@ def rows_cycles(
     elements = prod(problem.batch) * columns * problem.depth
     issue = instructions * elements / (gpu.processors * multiply_adds(gpu, problem.itemsize))
     return max(memory, issue) / busy + latency + LAUNCH_CYCLES * (1 if plan.split == 1 else 2)
-
-
-def _in_depth(kernel: Kernel) -> bool:
-    """Whether neighbours of the large operand are those in the depth, if it lies in memory as it is read."""
-    assert kernel.anchor is not None
-    anchor = Product.of(kernel.anchor)
-    return anchor.transpose_right if anchor.rows <= anchor.columns else not anchor.transpose_left
 
 
 TEMPLATES.register(MatmulRowsCuda.name, MatmulRowsCuda())

@@ -140,7 +140,11 @@ def _mask(ctx: Context, mask: Value | None, dtype: str, keys: Dim) -> Value | No
 
 
 def _without_blind_rows(ctx: Context, result: Value, mask: Value, rows: Dim, keys: Dim, causal: Dim) -> Value:
-    """Zeros for queries that see no key, of which softmax would make what is no number."""
+    """Zeros for queries that see no key, of which softmax would make what is no number.
+
+    The mask decides, as ONNX says: with the attribute `zero_nan` of `attention` queries that are no numbers
+    themselves would be zeros too.
+    """
     if causal != 0:
         if not (isinstance(rows, int) and isinstance(keys, int) and isinstance(causal, int)):
             raise UnsupportedError(f"beside a mask, causal attention has static shapes; {SHAPE_REMEDY}")
