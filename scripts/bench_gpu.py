@@ -239,13 +239,16 @@ def work(stages_of: Callable[[Request], Iterator[Result]] = Request.stages) -> N
 
 
 def measure(
-    requests: Sequence[Request], end: float, changed: Callable[[Result], None], entry: str = "bench_gpu.work"
-) -> list[str]:
-    """`changed` with both stages of each of `requests` as they come; what failed, a line each.
+    requests: Sequence[Request],
+    end: float,
+    changed: Callable[[Result], None],
+    failed: Callable[[str], None],
+    entry: str = "bench_gpu.work",
+) -> None:
+    """`changed` with both stages of each of `requests` as they come, `failed` with a line of what did.
 
     Raises OutOfTime at `end`, by the monotonic clock.
     """
-    problems: list[str] = []
     for request in requests:
         what = f"{request.model}, {request.precision}"
         process = WorkerProcess(None, os.cpu_count() or 1, MEMORY_BYTES, entry)
@@ -255,13 +258,11 @@ def measure(
                 process.send(asdict(request), "timing it", inf)
                 ((_, message),) = next_messages([process], tick_until(end))
                 if isinstance(message, Died | Failed):
-                    problems.append(f"{what}: {message.status}: {message.reason}")
-                    print(problems[-1], flush=True)
+                    failed(f"{what}: {message.status}: {message.reason}")
                     break
                 changed(cast(Result, message))
         finally:
             process.stop()
-    return problems
 
 
 def table(results: Sequence[Result]) -> str:
@@ -327,17 +328,23 @@ def main() -> int:
         times = ", ".join(f"{name} {time_cell(result, name)}" for name in result["times"])
         print(f"{result['model']}, {result['precision']}: {times}", flush=True)
 
-    status = 0
+    problems: list[str] = []
+
+    def failed(problem: str) -> None:
+        problems.append(problem)
+        print(problem, flush=True)
+
+    stopped = 0
     try:
-        status = int(bool(measure(requests, end, changed)))
+        measure(requests, end, changed, failed)
     except OutOfTime:
         print("out of time")
     except KeyboardInterrupt:
         print("interrupted")
-        status = 130
+        stopped = 130
     said = f"{target.description}, torch {torch.__version__}, numpy {np.__version__}"
     print(f"\n{said}\n\n{table(list(results.values()))}")
-    return status
+    return stopped or int(bool(problems))
 
 
 if __name__ == "__main__":

@@ -90,7 +90,8 @@ class Row:
 
 def constant(module: ModuleType, name: str) -> Assumed:
     """A number that a module of tcomp has."""
-    return Assumed(f"{module.__name__.rpartition('.')[2]}.{name}", lambda gpu: getattr(module, name))
+    place = ".".join(module.__name__.split(".")[-2:])
+    return Assumed(f"{place}.{name}", lambda gpu: getattr(module, name))
 
 
 def of_gpu(field: str) -> Assumed:
@@ -109,7 +110,9 @@ def of_warps(dtype: str) -> Fact:
         f"mma.sync m16n8, {dtype}",
         "cycles",
         lambda m: m.multiply(dtype),
-        Assumed("mma_plan.instruction_cycles", lambda gpu: mma_plan.instruction_cycles(dtype, gpu)),
+        Assumed(
+            "tensor_cores.mma_plan.instruction_cycles", lambda gpu: mma_plan.instruction_cycles(dtype, gpu)
+        ),
         applies=lambda gpu: dtype in gpu.flops and gpu.capability >= mma_plan.CAPABILITIES[dtype],
     )
 
@@ -120,7 +123,9 @@ def of_groups(dtype: str, columns: int, of_registers: bool = False) -> Fact:
         f"wgmma m64n{columns}, {dtype}{', left one in registers' if of_registers else ''}",
         "cycles",
         lambda m: m.multiply_groups(dtype, columns, of_registers),
-        Assumed("wgmma_plan.WgmmaPlan.cycles", lambda gpu: group_cycles(gpu, dtype, columns, rows)),
+        Assumed(
+            "tensor_cores.wgmma_plan.WgmmaPlan.cycles", lambda gpu: group_cycles(gpu, dtype, columns, rows)
+        ),
         applies=has_groups,
     )
 
@@ -129,11 +134,11 @@ def has_groups(gpu: Gpu) -> bool:
     return gpu.arch == wgmma_plan.ARCH
 
 
-CLOCK = Assumed("gpu_rates.clock", gpu_rates.clock)
+CLOCK = Assumed("gpu.rates.clock", gpu_rates.clock)
 CACHE, SHARED = constant(gpu_rates, "CACHE_BYTES"), constant(gpu_rates, "SHARED_BYTES")
 LAUNCH = constant(gpu_rates, "LAUNCH_CYCLES")
 EXPONENTIALS = Assumed(
-    "attention_plan.EXPONENTIAL_CYCLES",
+    "attention.plan.EXPONENTIAL_CYCLES",
     lambda gpu: Gpu.warp * mma_attention_plan.SCHEDULERS / attention_plan.EXPONENTIAL_CYCLES,
 )
 CHUNK = constant(wgmma_plan, "_CHUNK_CYCLES")
@@ -149,7 +154,7 @@ FACTS: tuple[Fact, ...] = (
     Fact("clock, plain instructions", "MHz", Machine.clock, CLOCK, 1e-6),
     Fact("clock, tensor cores", "MHz", Machine.clock_of_groups, CLOCK, 1e-6, has_groups),
     Fact("float32 multiply-adds", "a cycle", Machine.multiply_adds,
-         Assumed("gpu_rates.multiply_adds", lambda gpu: gpu_rates.multiply_adds(gpu, 4))),
+         Assumed("gpu.rates.multiply_adds", lambda gpu: gpu_rates.multiply_adds(gpu, 4))),
     Fact("exponentials", "a cycle", Machine.exponentials, EXPONENTIALS),
     Fact("integer shifts and logic", "a cycle", Machine.integers, INTEGERS, applies=has_groups),
     *(of_warps(dtype) for dtype in ("float16", "bfloat16", "tf32", "int8", "float8_e4m3fn")),
@@ -174,10 +179,10 @@ FACTS: tuple[Fact, ...] = (
     Fact("a load from memory", "cycles", lambda m: m.load_latency(far=True)),
     Fact("a tile loaded, stored, waited for", "cycles", Machine.arrival,
          constant(simt_space, "ARRIVAL_CYCLES")),
-    Fact("a tile by the copy engine", "cycles", Machine.copy_latency, constant(wgmma_plan, "_LATENCY"),
+    Fact("a tile by the copy engine", "cycles", Machine.copy_latency, constant(mma_plan, "COPY_CYCLES"),
          applies=has_groups),
     Fact("a tile by the copy engine, from memory", "cycles", lambda m: m.copy_latency(far=True),
-         constant(wgmma_plan, "_LATENCY"), applies=has_groups),
+         constant(mma_plan, "COPY_CYCLES"), applies=has_groups),
     Fact("the end of a step", "cycles", Machine.barrier, constant(mma_plan, "_STEP_CYCLES")),
     Fact("the end of a step, barrier in memory", "cycles", Machine.barrier_in_memory,
          constant(wgmma_plan, "_STEP_CYCLES"), applies=has_groups),

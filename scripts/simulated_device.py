@@ -54,7 +54,7 @@ class SimulatedDevice:
 
     def seconds(self, task: Task, config: Config) -> float:
         """The time of a config, always the same."""
-        estimated = next(t for t in self.tasks if t.key == task.key).estimated([config])
+        estimated = next(t for t in self.tasks if t.identity == task.identity).estimated([config])
         assert estimated is not None
         return estimated[0] / _CLOCK * exp(self.error * self._luck(task, config))
 

@@ -154,14 +154,15 @@ def test_what_fails_costs_its_own_row_and_the_end_nothing_that_was_found() -> No
     found: list[bench_gpu.Result] = []
     requests = [request_for(name) for name in ("breaks off", "ends", "works")]
     entry = "test_bench_gpu.fragile_work"
-    problems = bench_gpu.measure(requests, time.monotonic() + 600, found.append, entry)
+    problems: list[str] = []
+    bench_gpu.measure(requests, time.monotonic() + 600, found.append, problems.append, entry)
     assert [len(r["times"]) for r in found] == [2, 2, 2, 3]
     assert problems[0] == "breaks off, float16: run_error: KernelError: an illegal memory access"
     assert problems[1].startswith("ends, float16: crash: killed by SIGABRT")
     assert len(problems) == 2
     end = time.monotonic() + 30
     with pytest.raises(OutOfTime):
-        bench_gpu.measure([request_for("searches")], end, found.append, entry)
+        bench_gpu.measure([request_for("searches")], end, found.append, problems.append, entry)
     assert 0 <= time.monotonic() - end < 5
     assert [len(r["times"]) for r in found] == [2, 2, 2, 3, 2]
 
@@ -170,21 +171,25 @@ def test_all_that_was_found_is_written_and_printed_at_the_end(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     def measure(
-        requests: Sequence[bench_gpu.Request], end: float, changed: Callable[[bench_gpu.Result], None]
-    ) -> list[str]:
+        requests: Sequence[bench_gpu.Request],
+        end: float,
+        changed: Callable[[bench_gpu.Result], None],
+        failed: Callable[[str], None],
+    ) -> None:
         assert [(r.model, r.precision) for r in requests] == [
             ("resnet50", "float16"),
             ("resnet50", "float32"),
         ]
         assert 0 < end - time.monotonic() <= 40
         changed(result_of("resnet50", "torch", "untuned"))
+        failed("resnet50, float32: crash")
         raise OutOfTime
 
     monkeypatch.setattr(bench_gpu, "gpu_here", lambda: TARGETS["cuda:sm_80"])
     monkeypatch.setattr(bench_gpu, "measure", measure)
     file = tmp_path / "found.json"
     monkeypatch.setattr(sys, "argv", ["bench_gpu.py", "resnet50", "--seconds", "40", "--json", str(file)])
-    assert bench_gpu.main() == 0
+    assert bench_gpu.main() == 1
     assert json.loads(file.read_text()) == [result_of("resnet50", "torch", "untuned")]
     said = capsys.readouterr().out
     assert said.startswith("resnet50, float16: torch 2 us (1.0e-03), untuned 2 us")

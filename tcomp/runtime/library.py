@@ -60,6 +60,7 @@ class COptions(ctypes.Structure):
         ("cancelled", ctypes.c_void_p),
         ("cancelled_user", ctypes.c_void_p),
         ("variant", ctypes.c_char_p),
+        *((("reserved", ctypes.c_int32),) if ctypes.sizeof(ctypes.c_void_p) == 4 else ()),
         ("share_with", ctypes.c_void_p),
     )
 

@@ -81,7 +81,7 @@ class LaunchCall:
 
 
 class Driver:
-    """The driver, with the primary context of one device current in each thread that calls it.
+    """The driver. Threads without a current context get the primary one of the device.
 
     All methods raise KernelError with the driver's own words when it refuses, and most for what a kernel did
     that was started before. Pointers are integers.
@@ -101,8 +101,14 @@ class Driver:
     def call(self, function: str, *arguments: object) -> None:
         """Call a function that answers a CUresult."""
         if self._context is not None and not hasattr(self._thread, "has_context"):
+            current = c_void_p()
+            self._checked("cuCtxGetCurrent", byref(current))
+            if not current.value:
+                self._checked("cuCtxSetCurrent", self._context)
             self._thread.has_context = True
-            self.call("cuCtxSetCurrent", self._context)
+        self._checked(function, *arguments)
+
+    def _checked(self, function: str, *arguments: object) -> None:
         result = getattr(self._library, function)(*arguments)
         if result != 0:
             text = c_char_p()

@@ -18,7 +18,7 @@ from tcomp.tuner.process import Died, WorkerProcess, available_cores, messages_w
 from tcomp.tuner.records import Check, Status, Times
 from tcomp.tuner.runner import Device, Failed, Measure, Measured, Raced, Rounds, Runner
 from tcomp.tuner.runners.local import LocalRunner
-from tcomp.tuner.task import Task
+from tcomp.tuner.task import Identity, Task
 from tcomp.tuner.worker import Build, Built, Lost, Prepare, Race, Ready, Setup
 
 GIB = 1024**3
@@ -123,7 +123,7 @@ class WorkerPool:
         self._waiting = deque[Job]()
         self._running: dict[WorkerProcess, Job] = {}
         self._ended = deque[tuple[Job, Outcome | TaskError]]()
-        self._best: dict[str, float] = {}
+        self._best: dict[Identity, float] = {}
         self._losses = 0
         is_here, several = self.options.runner.is_here, self.options.threads > 1
         # With several threads a kernel needs all the cores, so workers are not bound to one.
@@ -200,11 +200,12 @@ class WorkerPool:
             self._ended.append(ended)
             job, outcome = ended
             if isinstance(outcome, TaskError):
-                hopeless = [j for j in self._waiting if j.task.key == job.task.key]
+                hopeless = [j for j in self._waiting if j.task.identity == job.task.identity]
                 self._waiting = deque(j for j in self._waiting if j not in hopeless)
                 self._ended += [(j, outcome) for j in hopeless]
             else:
-                self._best[job.task.key] = min(self._best.get(job.task.key, job.best), outcome.median)
+                task = job.task.identity
+                self._best[task] = min(self._best.get(task, job.best), outcome.median)
 
     def measure(self, task: Task, configs: Sequence[Config]) -> Iterator[Outcome]:
         """An outcome for each config, in any order.
@@ -230,7 +231,7 @@ class WorkerPool:
         limit = self.options.trial_seconds
         try:
             seconds = limit * (1 + len(configs)) + self.options.runner.overhead_seconds
-            process.send(Race(task.key, tuple(configs), Rounds(limit)), "racing", seconds)
+            process.send(Race(task.identity, tuple(configs), Rounds(limit)), "racing", seconds)
             ((_, message),) = next_messages([process], self._tick)
             if isinstance(message, Raced):
                 process.stage, self._losses = "idle", 0
@@ -263,10 +264,10 @@ class WorkerPool:
 
     def _build(self, process: WorkerProcess, job: Job) -> None:
         """The next step towards a built `job`."""
-        if process.prepared != job.task.key:
+        if process.prepared != job.task.identity:
             self._prepare(process, job.task)
         else:
-            process.send(Build(job.task.key, job.config), "building", self.options.trial_seconds)
+            process.send(Build(job.task.identity, job.config), "building", self.options.trial_seconds)
 
     def _start(self) -> WorkerProcess:
         core = self._cores[len(self._processes) % len(self._cores)]
@@ -284,14 +285,14 @@ class WorkerPool:
         return process
 
     def _prepare(self, process: WorkerProcess, task: Task) -> None:
-        request = Prepare(task.key, task.kernel, task.target, self.options.seed)
+        request = Prepare(task.identity, task.kernel, task.target, self.options.seed)
         process.send(request, "preparing", self.options.start_seconds)
-        process.prepared = task.key
+        process.prepared = task.identity
 
     def _prepared(self, task: Task) -> WorkerProcess:
         """A process that holds the data of `task`, waiting for it."""
         process = self._processes[0] if self._processes else self._start()
-        while process.stage != "idle" or process.prepared != task.key:
+        while process.stage != "idle" or process.prepared != task.identity:
             if process.stage == "idle":
                 self._prepare(process, task)
             ((_, message),) = next_messages([process], self._tick)
@@ -310,7 +311,7 @@ class WorkerPool:
                 return
             free -= 1
             job = self._running[process]
-            known = self._best.get(job.task.key, job.best)
+            known = self._best.get(job.task.identity, job.best)
             seconds = limit + self.options.runner.overhead_seconds
             request = Measure(limit, self.options.abandon_factor * known, best=known)
             process.send(request, "measuring", seconds)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tcomp.tuner.records import Status
+from tcomp.tuner.task import Identity
 from tcomp.tuner.worker import OUT_OF_MEMORY
 
 _COMMAND = (
@@ -50,7 +51,7 @@ class WorkerProcess:
         self.core = core
         self.memory_limit = memory_limit
         self.stage = "starting"
-        self.prepared = ""
+        self.prepared: Identity | None = None
         self._limit = self._deadline = float("inf")
         self._messages = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `stop`)
         self._folder = tempfile.TemporaryDirectory(prefix="tcomp-worker-")

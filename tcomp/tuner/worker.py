@@ -25,6 +25,7 @@ from tcomp.tensor.kernel import Kernel
 from tcomp.tensor.knobs import Config
 from tcomp.tuner.records import Status
 from tcomp.tuner.runner import Failed, Measure, Measured, Prepared, Raced, Rounds, Runner, Station
+from tcomp.tuner.task import Identity
 
 _KEPT_BYTES = 256 << 20
 """Data of tasks that a worker keeps, so that turning to one again costs nothing."""
@@ -51,7 +52,7 @@ class Setup:
 class Prepare:
     """Make inputs and reference outputs of a kernel ready under the name `task`."""
 
-    task: str
+    task: Identity
     kernel: Kernel
     target: Target
     seed: int
@@ -61,7 +62,7 @@ class Prepare:
 class Build:
     """Schedule and compile the prepared `task` with `config`."""
 
-    task: str
+    task: Identity
     config: Config
 
 
@@ -69,7 +70,7 @@ class Build:
 class Race:
     """Build all `configs` of a prepared task and time them in turns."""
 
-    task: str
+    task: Identity
     configs: tuple[Config, ...]
     rounds: Rounds
 
@@ -99,7 +100,7 @@ class Worker:
     """Answers requests one after the other."""
 
     def __init__(self) -> None:
-        self._tasks: OrderedDict[str, Prepared] = OrderedDict()
+        self._tasks: OrderedDict[Identity, Prepared] = OrderedDict()
         self._station: Station[Any] | None = None
         self._built: Any = None
 
@@ -129,7 +130,7 @@ class Worker:
                 data = station.data(request.kernel, request.seed)
             except Exception as error:
                 return _failed("run_error", error)
-            self._tasks[request.task] = Prepared(request.task, request.kernel, request.target, data)
+            self._tasks[request.task] = Prepared(request.kernel.key, request.kernel, request.target, data)
             while len(self._tasks) > 1 and sum(t.data.nbytes for t in self._tasks.values()) > _KEPT_BYTES:
                 self._tasks.popitem(last=False)
         self._tasks.move_to_end(request.task)

@@ -124,6 +124,8 @@ def test_tunes_on_the_gpu_here(gpu: Target, tmp_path: Path) -> None:
             "75",
             "code for cuda:sm_80, and Emulated GPU has compute capability 7.5; compile it for cuda:sm_75$",
         ),
+        ("EMULATED_CAPABILITY", "72", "capability 7.2; compile it for cuda:sm_70$"),
+        ("EMULATED_CAPABILITY", "61", "capability 6.1, and tcomp makes code for 7.0 and newer: take another"),
         (
             "EMULATED_MEMORY",
             "8192",

@@ -37,7 +37,7 @@ SLOW_TO_INTERPRET = "wgmma m64n128", "wgmma m64n192", "wgmma m64n256"
 def test_assumptions_are_those_of_the_modules(monkeypatch: pytest.MonkeyPatch) -> None:
     (fact,) = (fact for fact in FACTS if fact.name == "second-level cache, copy engine")
     assert fact.assumed is not None
-    assert fact.assumed.where == "gpu_rates.CACHE_BYTES"
+    assert fact.assumed.where == "gpu.rates.CACHE_BYTES"
     monkeypatch.setattr(gpu_rates, "CACHE_BYTES", 5)
     assert gpu_facts.row_of(fact, ARCHITECTURES["sm_90a"], 6.0).ratio == 1.2
 
@@ -188,11 +188,11 @@ def test_prints_and_writes(
     assert gpu_facts.main() == 0
     (fact,) = json.loads(file.read_text())
     assert fact["name"] == "float32 multiply-adds"
-    assert fact["where"] == "gpu_rates.multiply_adds"
+    assert fact["where"] == "gpu.rates.multiply_adds"
     assert fact["assumed"] == 64
     said = capsys.readouterr().out
     assert "off by more than 20%:" in said
-    assert said.count("gpu_rates.multiply_adds") == 2
+    assert said.count("gpu.rates.multiply_adds") == 2
 
 
 def test_what_is_far_off_comes_last_by_its_distance() -> None:

@@ -8,7 +8,13 @@ from pathlib import Path
 
 import pytest
 
-FILES = ("test_pixel_copies.py", "test_on_gpu.py", "test_matmul_wgmma.py", "test_rpc_gpu.py")
+FILES = (
+    "test_pixel_copies.py",
+    "test_on_gpu.py",
+    "test_matmul_wgmma.py",
+    "test_rpc_gpu.py",
+    "test_sharing_on_gpu.py",
+)
 
 
 def chosen(*options: str) -> list[str]:
@@ -26,4 +32,5 @@ def test_what_the_emulated_gpu_runs_is_chosen_for_a_real_one() -> None:
     assert set(alone) < set(with_others)
     assert with_others[0].startswith("test_pixel_copies.py::test_pixels_are_copied")
     assert "test_matmul_wgmma.py::test_numbers[two blocks share columns]" in with_others
-    assert not any("engine_cannot_do" in name or "test_rpc_gpu" in name for name in with_others)
+    about_emulation = ("engine_cannot_do", "test_rpc_gpu", "test_sharing_on_gpu")
+    assert not any(part in name for part in about_emulation for name in with_others)

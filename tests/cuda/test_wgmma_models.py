@@ -19,6 +19,7 @@ from tcomp.relay.types import Array
 from tcomp.runtime import load
 from tcomp.target.target import Target
 from tcomp.tensor.kernel import Kernel
+from tcomp.tensor.knobs import Alternatives, Config
 from tcomp.tensor.selection import template_for
 from tcomp.transform.precision import Precision
 
@@ -43,12 +44,13 @@ def data(seed: int) -> Array:
 
 @pytest.fixture(scope="module")
 def library(gpu: Target, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    graph = api.optimize(layers(), HOPPER)
-    for kernel in (Kernel.of(node) for node in graph.nodes if node.op == "fused"):
-        template = template_for(kernel, HOPPER)
-        assert template.id_of(template.space(kernel, HOPPER).default).startswith(TEMPLATE)
+    def by_groups(kernel: Kernel) -> Config:
+        space = template_for(kernel, HOPPER).space(kernel, HOPPER)
+        assert isinstance(space, Alternatives)
+        return space.join(TEMPLATE, space.spaces[TEMPLATE].default)
+
     output = tmp_path_factory.mktemp("library") / "layers.so"
-    compile_graph(graph, HOPPER, output)
+    compile_graph(api.optimize(layers(), HOPPER), HOPPER, output, by_groups)
     return output
 
 

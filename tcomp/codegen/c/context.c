@@ -89,6 +89,9 @@ static char *allocate_arena(const tcomp_options *options) {
   return memory;
 }
 
+_Static_assert(offsetof(tcomp_options, share_with) % _Alignof(tcomp_options) == 0,
+               "a field of a new version lies behind all bytes of the version before");
+
 /* Copies the caller's options, which an older or a newer header made smaller or larger. */
 static tcomp_status take_options(const tcomp_options *given, tcomp_options *options) {
   size_t bytes = given->struct_bytes, known = bytes < sizeof *options ? bytes : sizeof *options;

@@ -10,7 +10,13 @@
 
 #define MAJOR 75 /* CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR */
 #define MINOR 76
-#define NEWEST 90 /* The newest capability that tcomp compiles for, whose PTX newer GPUs run. */
+#define INVALID_IMAGE 200   /* CUDA_ERROR_INVALID_IMAGE */
+#define NO_BINARY 209       /* CUDA_ERROR_NO_BINARY_FOR_GPU */
+#define INVALID_PTX 218     /* CUDA_ERROR_INVALID_PTX */
+#define UNSUPPORTED_PTX 222 /* CUDA_ERROR_UNSUPPORTED_PTX_VERSION */
+
+/* The capabilities that tcomp compiles for, ascending. Newer GPUs run PTX of the last. */
+static const int CAPABILITIES[] = {70, 75, 80, 86, 87, 89, 90};
 
 /* ---- which device, which code ----------------------------------------------------------------------- */
 
@@ -48,19 +54,31 @@ static tcomp_status choose_variant(tcomp_placed *placed, const tcomp_options *op
     if (first == tcomp_cuda_variant_images[i + 1]) return TCOMP_OK; /* nothing but copies */
     if (runs_on(&tcomp_cuda_images[first], 10 * major + minor)) return TCOMP_OK;
   }
-  int capability = 10 * major + minor;
+  int nearest = 0;
+  for (size_t i = 0; i < sizeof CAPABILITIES / sizeof *CAPABILITIES; i++)
+    if (CAPABILITIES[i] <= 10 * major + minor) nearest = CAPABILITIES[i];
+  if (nearest == 0)
+    return tcomp_fail(text, TCOMP_ERROR_CPU,
+                      "%s has compute capability %d.%d, and tcomp makes code for %d.%d and newer: take another GPU",
+                      name, major, minor, CAPABILITIES[0] / 10, CAPABILITIES[0] % 10);
   return tcomp_fail(text, TCOMP_ERROR_CPU,
                     "the library has code for %.*s, and %s has compute capability %d.%d; compile it for cuda:sm_%d",
                     (int)strcspn(tcomp_model.target, " "), tcomp_model.target, name, major, minor,
-                    capability < NEWEST ? capability : NEWEST);
+                    nearest);
 }
 
 /* ---- code ------------------------------------------------------------------------------------------- */
 
+/* Whether the driver means what it was given, and not the state of the device. */
+static int is_unknown_code(int code) {
+  return code == INVALID_IMAGE || code == NO_BINARY || code == INVALID_PTX || code == UNSUPPORTED_PTX;
+}
+
 static tcomp_status load_module(handle *module, const tcomp_cuda_image *image, char *text) {
   int code = tcomp_cuda.module_load(module, image->data);
   if (code == 0) return TCOMP_OK;
-  return tcomp_fail(text, code == TCOMP_CUDA_OUT_OF_MEMORY ? TCOMP_ERROR_MEMORY : TCOMP_ERROR_CPU,
+  if (!is_unknown_code(code)) return tcomp_cuda_refused(text, "loading the code", code);
+  return tcomp_fail(text, TCOMP_ERROR_CPU,
                     "the driver cannot load the code of the library: %s (CUDA error %d); install a newer driver, or "
                     "compile the library with an older CUDA",
                     tcomp_cuda_words(code), code);

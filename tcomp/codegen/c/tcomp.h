@@ -111,6 +111,9 @@ typedef struct {
 
   /* Of a library for several kinds of CPU: the name of the code to run; default: the best for these CPUs. */
   const char *variant;
+#if UINTPTR_MAX == UINT32_MAX
+  int32_t reserved; /* 0: version 3 ended with bytes that nobody sets */
+#endif
 
   /* Version 4. A context of this library whose weights the new one has too, instead of its own, and on a GPU its
    * code and its device. It may run meanwhile, and be destroyed once tcomp_create has returned: what is shared
