@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-DOCS = Path(__file__).parent.parent / "docs"
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+LINKED = [ROOT / "README.md", ROOT / "tuning_logs" / "README.md", *sorted(DOCS.rglob("*.md"))]
 RECIPES = sorted((DOCS / "recipes").glob("*.md"))
 BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -58,3 +60,17 @@ def test_there_are_four_recipes() -> None:
         "add-a-target",
         "add-an-operator",
     ]
+
+
+def anchors_of(page: Path) -> set[str]:
+    """The names that GitHub gives the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", LINKED, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for file, _, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)(#?)([^)\s]*)\)", page.read_text()):
+        target = page.parent / file if file else page
+        assert target.exists(), f"{page.name} links {file}"
+        assert not anchor or anchor in anchors_of(target), f"{page.name} links {file}#{anchor}"

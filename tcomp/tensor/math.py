@@ -55,6 +55,8 @@ def bits_of_bfloat16(x: Expression) -> Expression:
     if name == "prim.if_then_else":
         condition, *values = x.args
         return tirx.if_then_else(condition, *map(bits_of_bfloat16, values))
+    if isinstance(x, tirx.Select):
+        return tirx.Select(x.condition, bits_of_bfloat16(x.true_value), bits_of_bfloat16(x.false_value))
     return x.args[0] if name == "tirx.reinterpret" else tirx.reinterpret("uint16", x)
 
 

@@ -1,9 +1,9 @@
 """Steps of a block that multiplies by tensor cores: a ring of stages in shared memory, pieces in registers.
 
 A step is one straight piece of code, without a branch around what the last steps do not need: copies have a
-condition each, and the wait, barrier and first load of the next step are there for the last one too, whose
-pieces nothing multiplies. So the compiler can put copies and loads between products, of which each takes it
-one slot of several; it cannot move them over a branch.
+condition each (chunks that are computed stand in a branch), and the wait, barrier and first load of the next
+step are there for the last one too, whose pieces nothing multiplies. So the compiler can put copies and loads
+between products, of which each takes it one slot of several; it cannot move them over a branch.
 """
 
 from __future__ import annotations
