@@ -470,8 +470,3 @@ def buffers_of(tensors: Sequence[Tensor], prefix: str) -> list[Buffer]:
 def function(parameters: Sequence[Buffer], body: Statement) -> Any:
     """The function of `parameters` that runs `body`; no two of them overlap."""
     return tirx.PrimFunc(list(parameters), body).with_attrs({"tirx.noalias": True})
-
-
-def is_computed(tensor: Tensor) -> bool:
-    """Whether `tensor` has an element expression: it is neither an input nor an opaque result."""
-    return isinstance(tensor.op, te.ComputeOp)
